@@ -1,0 +1,60 @@
+# `make demo` and `make test` do all the set-up themselves; a stamp in the environment keeps the next call from
+# installing again until pyproject.toml or constraints.txt changes.
+#
+#   VENV=DIR         the virtual environment, made if it is not there
+#   PYTHON=PROGRAM   what makes it (3.11 or newer)
+#   PIP_FLAGS=...    more options for pip, e.g. an index with CPU builds of torch
+#   PYTEST_FLAGS=... more options for pytest
+
+VENV ?= .venv
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+
+# Editable, so that the stamp stays true while the code changes. Every install is held by the same tested versions.
+INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test quality style build clean
+
+help:
+	@echo "make demo | test | quality | style | build | clean"
+
+demo: $(VENV)/.installed-demo
+	$(VENV)/bin/hf-adaptive-lr finetune --task text
+	$(VENV)/bin/hf-adaptive-lr finetune --task image
+
+test: $(VENV)/.installed-demo-test
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+quality: $(VENV)/.installed-demo-test-quality
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+style: $(VENV)/.installed-demo-test-quality
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+build: $(VENV)/.installed-build
+	$(VENV)/bin/python -m build --outdir dist .
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
+	find hf_adaptive_lr tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Quality needs the other extras too: mypy reads the types of the packages that the code imports.
+$(VENV)/.installed-demo: EXTRAS = demo
+$(VENV)/.installed-demo-test: EXTRAS = demo,test
+$(VENV)/.installed-demo-test-quality: EXTRAS = demo,test,quality
+$(VENV)/.installed-demo $(VENV)/.installed-demo-test $(VENV)/.installed-demo-test-quality: \
+		pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e ".[$(EXTRAS)]"
+	touch $@
+
+$(VENV)/.installed-build: constraints.txt | $(VENV)/bin/python
+	$(INSTALL) build
+	touch $@

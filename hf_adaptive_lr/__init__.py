@@ -1,0 +1,60 @@
+"""Adaptive and learned learning rates for transformers and Accelerate.
+
+The names below load on first use, so `import hf_adaptive_lr` pulls in neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "AutoController": "auto",
+    "ControlledLR": "scheduler",
+    "Controller": "controller",
+    "Observation": "observation",
+    "Outcome": "observation",
+    "AdaptiveLRCallback": "callback",
+    "AdaptiveLRMixin": "trainer",
+    "AdaptiveLRSeq2SeqTrainer": "trainer",
+    "AdaptiveLRTrainer": "trainer",
+    "AdaptiveLRTrainingArguments": "arguments",
+    "Constant": "controllers",
+    "Cosine": "controllers",
+    "Hypergradient": "controllers",
+    "Linear": "controllers",
+    "Plateau": "controllers",
+    "Replay": "controllers",
+    "WarmupStableDecay": "controllers",
+}
+
+__all__ = sorted(_HOMES)
+
+if TYPE_CHECKING:
+    from .arguments import AdaptiveLRTrainingArguments as AdaptiveLRTrainingArguments
+    from .auto import AutoController as AutoController
+    from .callback import AdaptiveLRCallback as AdaptiveLRCallback
+    from .controller import Controller as Controller
+    from .controllers import Constant as Constant
+    from .controllers import Cosine as Cosine
+    from .controllers import Hypergradient as Hypergradient
+    from .controllers import Linear as Linear
+    from .controllers import Plateau as Plateau
+    from .controllers import Replay as Replay
+    from .controllers import WarmupStableDecay as WarmupStableDecay
+    from .observation import Observation as Observation
+    from .observation import Outcome as Outcome
+    from .scheduler import ControlledLR as ControlledLR
+    from .trainer import AdaptiveLRMixin as AdaptiveLRMixin
+    from .trainer import AdaptiveLRSeq2SeqTrainer as AdaptiveLRSeq2SeqTrainer
+    from .trainer import AdaptiveLRTrainer as AdaptiveLRTrainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_adaptive_lr' has no attribute '{name}'; it has: {', '.join(__all__)}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,102 @@
+"""TrainingArguments with the settings of the learning-rate controller, for HfArgumentParser, YAML and HPO."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from .auto import AutoController
+from .controller import Controller
+from .hub import configure
+
+
+@dataclass
+class AdaptiveLRTrainingArguments(TrainingArguments):
+    """TrainingArguments plus the controller's settings, all searchable by `hyperparameter_search`.
+
+    `learning_rate` is the base learning rate, `warmup_steps` ramps the controller's answer up, `lr_scheduler_type` is
+    not used. Each field's help says what it means; ranges are checked when training begins, by [`ControlledLR`].
+
+    Example:
+        >>> AdaptiveLRTrainingArguments(output_dir="out", controller="cosine").controller
+        'cosine'
+    """
+
+    controller: str = field(
+        default="hypergradient",
+        metadata={"help": "Learning-rate controller: a known name, or a folder with config.json."},
+    )
+    # `dict | str | None` and not a parametrised dict: HfArgumentParser reads it as a JSON string.
+    controller_kwargs: dict | str | None = field(  # type: ignore[type-arg]
+        default=None,
+        metadata={"help": "Config fields of the controller to change, as JSON, for example '{\"beta\": 0.02}'."},
+    )
+    controller_every: int | None = field(
+        default=None, metadata={"help": "Updates from one decision to the next, at least 1 (default 1)."}
+    )
+    controller_decisions: int | None = field(
+        default=None, metadata={"help": "Instead of controller_every: decisions per run, at least 1."}
+    )
+    controller_min_factor: float | None = field(
+        default=None, metadata={"help": "Smallest factor of the learning rate that the controller may choose."}
+    )
+    controller_max_factor: float | None = field(
+        default=None, metadata={"help": "Largest factor of the learning rate that the controller may choose."}
+    )
+    controller_min_lr: float = field(
+        default=1e-8, metadata={"help": "Smallest learning rate, whatever the controller says."}
+    )
+    controller_max_lr: float = field(
+        default=10.0, metadata={"help": "Largest learning rate, whatever the controller says."}
+    )
+    controller_split: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share of the training set, in (0, 0.5], held out for a controller that needs evaluation losses "
+            "and was "
+            "given no controller_dataset. The eval_dataset is never used for it."
+        },
+    )
+    controller_eval_steps: int | None = field(
+        default=None,
+        metadata={"help": "Updates between evaluations on the controller's data (default: a twentieth of the run)."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        if isinstance(self.controller_kwargs, str):
+            try:
+                self.controller_kwargs = json.loads(self.controller_kwargs)
+            except ValueError as error:
+                raise ValueError(f"controller_kwargs={self.controller_kwargs!r} is not valid JSON: {error}") from error
+        if not 0 < self.controller_split <= 0.5:
+            raise ValueError(f"controller_split={self.controller_split} is outside (0, 0.5]; 0.1 holds out a tenth")
+        if self.controller_eval_steps is not None and self.controller_eval_steps < 1:
+            raise ValueError(f"controller_eval_steps={self.controller_eval_steps} must be at least 1, or None")
+
+    def make_controller(self) -> Controller:
+        """The controller that `controller` and `controller_kwargs` describe.
+
+        Raises:
+            ValueError: an unknown name, or a key or value that its config does not have.
+        """
+        changes: dict[str, Any] = dict(self.controller_kwargs) if isinstance(self.controller_kwargs, dict) else {}
+        return configure(AutoController.from_pretrained(self.controller), changes)
+
+    def scheduler_settings(self, num_training_steps: int) -> dict[str, Any]:
+        """The keyword arguments of [`ControlledLR`] that these arguments set, for a run of this many updates."""
+        return {
+            "total_steps": num_training_steps,
+            "every": self.controller_every,
+            "decisions": self.controller_decisions,
+            "warmup_steps": self.get_warmup_steps(num_training_steps),
+            "min_factor": self.controller_min_factor,
+            "max_factor": self.controller_max_factor,
+            "min_lr": self.controller_min_lr,
+            "max_lr": self.controller_max_lr,
+            "max_grad_norm": self.max_grad_norm or 0.0,
+            "seed": self.seed,
+        }

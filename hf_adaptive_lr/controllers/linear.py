@@ -1,0 +1,47 @@
+"""Linear decay to zero, the strongest simple baseline (Defazio et al. 2023, arXiv:2310.07831). Open loop.
+
+At update t of T: factor = final + (1 - final) * (T - t) / T. With `warmup_steps=0` and `final_factor=0` it equals
+transformers' `linear` schedule bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..controller import Controller, State, check_range
+from ..observation import Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Controller):
+    """Linear decay from the base LR.
+
+    Args:
+        final_factor: factor that the line reaches after the last update, in [0, 1].
+
+    Raises:
+        ValueError: `final_factor` out of range.
+
+    Example:
+        >>> Linear(final_factor=0.1).config()
+        {'final_factor': 0.1}
+    """
+
+    controller_type = "linear"
+    needs_horizon = True
+
+    final_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "final_factor", self.final_factor, 0.0, 1.0, hint="0 decays to zero, 1 is constant")
+
+    def decide(
+        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, State]:
+        """Factor of `batch_shape` for update `obs.step` of `obs.total_steps`."""
+        del params
+        return self.final_factor + (1 - self.final_factor) * obs.remaining, state

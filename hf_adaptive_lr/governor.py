@@ -1,0 +1,310 @@
+"""From answers to learning rates: cadence, bounds, warm-up, hold on non-finite input, cooldown.
+
+The governor owns the run state. It knows no optimizer and no device: plain Python and 0-d CPU tensors, so a run can be
+simulated and checkpointed without a model. [`ControlledLR`] measures and writes; the governor decides when to ask the
+controller and what to make of its answer.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .controller import Controller
+from .decision import Decision, Settings
+from .observation import OPTIONAL_FIELDS, Observation, Outcome
+
+STATE_FORMAT = 1
+
+
+class Governor:
+    """Asks the controller when a decision is due and turns its answer into learning rates; holds the run state.
+
+    Args:
+        controller: who decides.
+        base_lrs: learning rate of each parameter group as the user set it; at least one must be positive.
+        settings: cadence, bounds and warm-up.
+
+    Raises:
+        ValueError: settings out of range, no positive base LR, or a base LR outside `[min_lr, max_lr]`.
+
+    Example:
+        >>> from hf_adaptive_lr.controllers import CONTROLLERS
+        >>> governor = Governor(CONTROLLERS["linear"](), [1.0], Settings(total_steps=4))
+        >>> [governor.advance({}).lr[0] for _ in range(4)]
+        [1.0, 0.75, 0.5, 0.25]
+    """
+
+    def __init__(self, controller: Controller, base_lrs: Sequence[float], settings: Settings) -> None:
+        settings.check(controller)
+        self.controller, self.settings = controller, settings
+        self.base_lrs = [float(lr) for lr in base_lrs]
+        self._check_base_lrs()
+        self.total_steps = settings.total_steps
+        self.every = settings.every or 1
+        if settings.decisions is not None and settings.total_steps is not None:
+            self.every = max(1, math.ceil(settings.total_steps / settings.decisions))
+        self.updates = 0
+        self.held = 0
+        self._cooldown: tuple[int, int] | None = None  # (first update, length)
+        self._answer = list(self.base_lrs)
+        self._state = controller.init(n_groups=len(self.base_lrs), seed=settings.seed)
+        self._identity = _identity(controller)
+
+    def _check_base_lrs(self) -> None:
+        low, high = self.settings.min_lr, self.settings.max_lr
+        reference = next((lr for lr in self.base_lrs if lr > 0), None)
+        if reference is None or min(self.base_lrs) < 0 or not all(math.isfinite(lr) for lr in self.base_lrs):
+            raise ValueError(
+                f"base learning rates {self.base_lrs}: all must be finite and >= 0, and one above 0; set lr="
+            )
+        if not low <= reference <= high:
+            raise ValueError(f"learning rate {reference} is outside [min_lr={low}, max_lr={high}]; change one of them")
+        if self.controller.answers == "lr" and self.base_lrs[0] == 0:
+            raise ValueError(
+                "group 0 has learning rate 0 and the controller answers with its learning rate; give it one > 0"
+            )
+
+    # --- one update ---------------------------------------------------------------------------------------------
+
+    def due(self, update: int | None = None) -> bool:
+        """Whether the controller is asked at this update (default: the one about to be applied)."""
+        t = self.updates if update is None else update
+        return self._cooldown is None and t % self.every == 0
+
+    def advance(self, fields: Mapping[str, float]) -> Decision:
+        """Learning rates of the update about to be applied; afterwards that update counts as done.
+
+        Args:
+            fields: the measured optional fields, all that the controller needs if a decision is due, else ignored.
+        """
+        decision = self.decide(fields)
+        self.updates += 1
+        return decision
+
+    def decide(self, fields: Mapping[str, float]) -> Decision:
+        """Like `advance`, but the update does not count yet (it may still be skipped)."""
+        t = self.updates
+        if not self.due():
+            return self._applied(t, "between" if self._cooldown is None else "cooldown")
+        bad = next((name for name, v in fields.items() if not _usable(name, v)), None)
+        if bad is not None:
+            return self._hold(t, f"{bad} is {fields[bad]}", fields)
+        with torch.no_grad():
+            answer, state = self.controller.decide(self._observation(fields), self._state)
+        values = [float(v) for v in answer.detach().reshape(-1).tolist()]
+        if len(values) not in (1, len(self.base_lrs)):
+            raise ValueError(
+                f"'{self.controller.controller_type}' answered with shape {tuple(answer.shape)}; a run with "
+                f"{len(self.base_lrs)} parameter groups takes () or ({len(self.base_lrs)},)"
+            )
+        if not all(math.isfinite(v) for v in values):
+            return self._hold(t, f"answer is {values[0] if len(values) == 1 else values}", fields)
+        self._state = state
+        self._answer, detail = self._bound(values)
+        return self._applied(
+            t,
+            "bounded" if detail else "decision",
+            proposed=values[0],
+            bounded=self._answer[0],
+            observation=dict(fields),
+            detail=detail,
+        )
+
+    def learn(self, outcome: Outcome) -> None:
+        """Let a controller that learns inside the run see what the update did; a non-finite outcome is not shown."""
+        values = [
+            v
+            for v in (outcome.loss_before, outcome.loss_after, outcome.loss_other, outcome.meta_inner)
+            if v is not None
+        ]
+        if all(bool(torch.isfinite(v).all()) for v in values):
+            self._state = self.controller.learn(outcome, self._state)
+        else:
+            self._warn_held(f"outcome of update {outcome.step} is not finite")
+
+    def _observation(self, fields: Mapping[str, float]) -> Observation:
+        tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in fields.items()}
+        return Observation(
+            step=self.updates,
+            total_steps=self.total_steps,
+            lr=torch.tensor(self._answer[0], dtype=torch.float64),
+            base_lr=torch.tensor(self.base_lrs[0], dtype=torch.float64),
+            **tensors,
+        )
+
+    def _bound(self, values: list[float]) -> tuple[list[float], str]:
+        if self.controller.answers == "lr":
+            base = self.base_lrs[0]
+            ratios = [lr / base for lr in self.base_lrs]
+            return self._bound_lrs([values[0]] if len(values) == 1 else values, ratios)
+        clamped = [_clamp(v, self.settings.min_factor, self.settings.max_factor) for v in values]
+        at = "factor bound" if clamped != values else ""
+        if len(clamped) > 1:
+            lrs, detail = self._bound_lrs([f * b for f, b in zip(clamped, self.base_lrs, strict=True)], [1.0])
+            return lrs, at or detail
+        reference = next(lr for lr in self.base_lrs if lr > 0)
+        target = _clamp(reference * clamped[0], self.settings.min_lr, self.settings.max_lr)
+        factor, detail = clamped[0], at
+        if target != reference * clamped[0]:
+            factor, detail = target / reference, at or "lr bound"
+        return [lr * factor for lr in self.base_lrs], detail
+
+    def _bound_lrs(self, lrs: list[float], ratios: list[float]) -> tuple[list[float], str]:
+        low, high = self.settings.min_lr, self.settings.max_lr
+        kept = [0.0 if base == 0 else _clamp(lr, low, high) for lr, base in zip(lrs, self.base_lrs, strict=False)]
+        detail = (
+            ""
+            if all(k == lr or base == 0 for k, lr, base in zip(kept, lrs, self.base_lrs, strict=False))
+            else "lr bound"
+        )
+        return ([kept[0] * ratio for ratio in ratios] if len(lrs) == 1 else kept), detail
+
+    def _hold(self, step: int, detail: str, fields: Mapping[str, float]) -> Decision:
+        self._warn_held(f"update {step}: {detail}")
+        return self._applied(step, "held", observation=dict(fields), detail=detail)
+
+    def _warn_held(self, detail: str) -> None:
+        self.held += 1
+        if self.held == 1:
+            warnings.warn(
+                f"learning rate held: {detail} (said once; the trace lists every time)", UserWarning, stacklevel=4
+            )
+
+    def _applied(self, step: int, reason: str, **details: Any) -> Decision:
+        ramp = self._ramp(step)
+        lrs = self._answer
+        if ramp != 1.0:
+            lrs = [max(lr * ramp, min(lr, self.settings.min_lr)) for lr in lrs]
+        return Decision(step=step, lr=tuple(lrs), reason=reason, ramp=ramp, **details)
+
+    def _ramp(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / self.settings.warmup_steps) if self.settings.warmup_steps else 1.0
+        if self._cooldown is None:
+            return warm
+        first, length = self._cooldown
+        return warm * max(0.0, (length - (step - first)) / length)
+
+    def add_group(self, lr: float) -> None:
+        """A parameter group joined the optimizer: it takes the factor that is in force for group 0."""
+        base = self.base_lrs[0]
+        self.base_lrs.append(lr)
+        self._answer.append(lr * (self._answer[0] / base if base > 0 else 1.0))
+
+    # --- horizon ------------------------------------------------------------------------------------------------
+
+    def extend(self, steps: int) -> None:
+        """Make the run `steps` updates longer; a cooldown under way ends and the controller takes over again."""
+        _whole("extend", steps)
+        if self.total_steps is None:
+            raise ValueError(f"extend({steps}): this run has no total_steps, so there is nothing to extend")
+        self.total_steps, self._cooldown = self.total_steps + steps, None
+
+    def cooldown(self, steps: int) -> None:
+        """From the next update on, decay the learning rate now in force linearly to zero within `steps` updates."""
+        _whole("cooldown", steps)
+        self._cooldown, self.total_steps = (self.updates, steps), self.updates + steps
+
+    def simulate(
+        self, steps: int, observe: Callable[[int, float], Mapping[str, float]] | None = None
+    ) -> list[Decision]:
+        """The next `steps` decisions on a copy of the run; see [`ControlledLR.simulate`]."""
+        twin, out = copy.deepcopy(self), []
+        lr = twin._answer[0]
+        for _ in range(steps):
+            fields = dict(observe(twin.updates, lr)) if observe is not None else {}
+            unmeasured = twin.controller.needs & OPTIONAL_FIELDS.keys() - fields.keys() if twin.due() else set()
+            if unmeasured:
+                raise ValueError(
+                    f"'{twin.controller.controller_type}' needs {sorted(unmeasured)}; pass observe=, which gives them"
+                )
+            out.append(twin.advance(fields))
+            lr = out[-1].lr[0]
+        return out
+
+    # --- checkpoint ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs: plain numbers, strings, lists and CPU tensors."""
+        return {
+            "format": STATE_FORMAT,
+            **self._identity,
+            "declared_total_steps": self.settings.total_steps,
+            "total_steps": self.total_steps,
+            "every": self.every,
+            "updates": self.updates,
+            "held": self.held,
+            "cooldown": None if self._cooldown is None else list(self._cooldown),
+            "base_lrs": list(self.base_lrs),
+            "answer": list(self._answer),
+            "controller_state": {
+                k: v.detach().cpu().clone() if isinstance(v, Tensor) else v for k, v in self._state.items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue a run; a state of another scheduler or controller is refused before anything changes.
+
+        A horizon that `extend` or `cooldown` set comes back with the state; another `total_steps` in the constructor
+        than the saved run had is a new wish and wins.
+        """
+        if "controller_type" not in state or "answer" not in state:
+            raise ValueError(
+                "this state was not saved by ControlledLR (another scheduler wrote it); resume with that scheduler, "
+                "or start "
+                "a new run from the saved weights"
+            )
+        if state["format"] > STATE_FORMAT:
+            raise ValueError(
+                f"this state has format {state['format']}, newer than this library reads ({STATE_FORMAT}); upgrade"
+            )
+        for key, mine in self._identity.items():
+            if state[key] != mine:
+                raise ValueError(
+                    f"this state was saved with {key}={state[key]}, this scheduler has {mine}; resume with the same"
+                )
+        if len(state["base_lrs"]) != len(self.base_lrs):
+            raise ValueError(
+                f"this state has {len(state['base_lrs'])} parameter groups, the optimizer has {len(self.base_lrs)}"
+            )
+        self.base_lrs, self._answer = list(state["base_lrs"]), list(state["answer"])
+        self.updates, self.held = state["updates"], state["held"]
+        self._state = dict(state["controller_state"])
+        if state["declared_total_steps"] == self.settings.total_steps:
+            self.total_steps, self.every = state["total_steps"], state["every"]
+            self._cooldown = None if state["cooldown"] is None else (state["cooldown"][0], state["cooldown"][1])
+
+
+def _identity(controller: Controller) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(controller.params.items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
+    return {
+        "controller_type": controller.controller_type,
+        "config": json.dumps(controller.config(), sort_keys=True),
+        "params_sha256": digest.hexdigest() if controller.params else "",
+    }
+
+
+def _usable(name: str, value: float) -> bool:
+    neutral = OPTIONAL_FIELDS[name].neutral
+    return math.isfinite(value) or (math.isnan(value) and neutral is not None and math.isnan(neutral))
+
+
+def _clamp(value: float, low: float | None, high: float | None) -> float:
+    if low is not None and value < low:
+        return low
+    return high if high is not None and value > high else value
+
+
+def _whole(name: str, steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"{name}({steps!r}): pass a whole number of updates, at least 1")

@@ -1,0 +1,274 @@
+"""What one live run measures for its controller: losses that were reported, gradients that stand in `param.grad`.
+
+Everything stays a device tensor until a decision is due; then all fields go through one exchange between ranks and one
+copy to the host. A field that this door to the training loop cannot measure exactly is refused before the first
+update.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.optim import Optimizer
+
+from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome
+from .ranks import average_over_ranks, refuse_sharded, world_size
+from .sensors import GainProbe, loss_scale, measure_grad_norm, measure_previous_update, remember_direction
+from .tap import ReplayPoint
+
+_REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
+_SCALED = frozenset({"loss", "grad_norm", "gain_ratio", "loss_before", "loss_after"})
+
+
+class Measurer:
+    """Collects and measures the fields that a controller needs; see [`ControlledLR`] for the arguments.
+
+    Args:
+        optimizer: the raw optimizer.
+        needs: field names of the controller.
+        model: unwrapped module, for sensors that repeat a forward pass.
+        max_grad_norm: clipping in force, 0 for none, None for unknown.
+        group: process group of the exchange.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        needs: frozenset[str],
+        model: nn.Module | None,
+        max_grad_norm: float | None,
+        group: ProcessGroup | None,
+    ) -> None:
+        unmeasured = sorted(needs & {"loss_other", "meta_inner"})
+        if unmeasured:
+            raise ValueError(
+                f"the controller needs {unmeasured[0]}, which ControlledLR cannot measure; use its own trainer"
+            )
+        if needs & _REPLAYED and model is None:
+            raise ValueError(
+                f"the controller needs {sorted(needs & _REPLAYED)[0]}, for which a forward pass is repeated; pass "
+                f"model=, the "
+                "unwrapped module"
+            )
+        self.optimizer, self.needs, self.model = optimizer, needs, model
+        self.max_grad_norm, self.group = max_grad_norm, group
+        self.in_step = False
+        self._checked = False
+        self._eval_loss = math.nan
+        self._gain_ratio = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was reported for the update that is not going to happen, or has happened."""
+        self._losses: list[Tensor] = []
+        self._auto = False  # whether the last loss came from the forward hook
+        self._scaled_by_items = False
+        self._grad_norm: Tensor | None = None
+        self._replay: Callable[[], Tensor] | None = None
+        self._point: ReplayPoint | None = None
+        self._probe: GainProbe | None = None
+        self.in_step = False
+
+    # --- reported from outside ----------------------------------------------------------------------------------
+
+    def before_forward(self, replay: Callable[[], Tensor] | None, *, keep: bool) -> None:
+        """A micro-batch begins; a window whose gradients are gone was skipped, and so are its losses."""
+        if self.in_step:
+            return
+        if self._losses and all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
+            self.clear()
+        if keep:
+            self._replay, self._point = replay, ReplayPoint(self._first_param().device)
+
+    def after_forward(self, loss: Tensor, kwargs: Mapping[str, Any]) -> None:
+        """The forward hook saw this loss."""
+        if self.in_step:
+            return
+        self._scaled_by_items |= kwargs.get("num_items_in_batch") is not None
+        self._losses.append(loss.detach())
+        self._auto = True
+
+    def observe(
+        self,
+        *,
+        loss: Tensor | float | None,
+        grad_norm: Tensor | float | None,
+        eval_loss: Tensor | float | None,
+        closure: Callable[[], Tensor] | None,
+    ) -> None:
+        """See [`ControlledLR.observe`]."""
+        checked = {"loss": loss, "grad_norm": grad_norm, "eval_loss": eval_loss}
+        tensors = {name: self._scalar(name, value) for name, value in checked.items() if value is not None}
+        if "loss" in tensors:
+            if self._auto:  # the caller knows better than the hook
+                self._losses.pop()
+                self._scaled_by_items = False
+            self._losses.append(tensors["loss"])
+            self._auto = False
+        self._grad_norm = tensors.get("grad_norm", self._grad_norm)
+        self._replay = closure or self._replay
+        if "eval_loss" in tensors:
+            self._eval_loss = float(tensors["eval_loss"])
+            if math.isnan(self._eval_loss):
+                warnings.warn("an evaluation loss of NaN was ignored", UserWarning, stacklevel=3)
+
+    def _scalar(self, name: str, value: Tensor | float) -> Tensor:
+        tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        if tensor.numel() != 1:
+            raise ValueError(f"observe({name}=...) takes one number, got shape {tuple(tensor.shape)}; pass its mean")
+        return tensor.reshape(())
+
+    def _first_param(self) -> Tensor:
+        params = (p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad)
+        first: Tensor = next(params)
+        return first
+
+    # --- the door -----------------------------------------------------------------------------------------------
+
+    def check_door(self) -> None:
+        """Refuse, before the first update of this process, what cannot be measured exactly here.
+
+        Raises:
+            ValueError: names the field, why it cannot be measured, and the door that can.
+        """
+        if self._checked:
+            return
+        gradient_fields = {n for n in self.needs if n in OPTIONAL_FIELDS and OPTIONAL_FIELDS[n].reads_gradients}
+        if self._grad_norm is not None:
+            gradient_fields.discard("grad_norm")
+        refuse_sharded(self.optimizer, gradient_fields | (self.needs & {"update_ratio"}))
+        if "loss" in self.needs and not self._losses:
+            raise ValueError(
+                "the controller needs the loss of every update and none was observed: the model returns none (label "
+                "smoothing, "
+                "compute_loss_func, a plain module) or nobody calls observe(loss=...). Use AdaptiveLRTrainer, or call "
+                "observe"
+            )
+        if self.needs & {"grad_norm", "gain_ratio"} and self._grad_norm is None and self.max_grad_norm != 0:
+            raise ValueError(
+                f"the controller needs {sorted(self.needs & {'grad_norm', 'gain_ratio'})[0]} from before clipping, "
+                f"and clipping "
+                "cannot be seen from here. Use AdaptiveLRTrainer, or observe(grad_norm=...) with what clip_grad_norm_ "
+                "returns, "
+                "or say max_grad_norm=0 if nothing clips"
+            )
+        if self.needs & _REPLAYED and (self._replay is None or self._point is None):
+            raise ValueError(
+                f"the controller needs {sorted(self.needs & _REPLAYED)[0]}, for which the last micro-batch is "
+                f"computed again; "
+                "call before_forward() ahead of it and observe(loss=..., closure=...) after it, or use "
+                "AdaptiveLRTrainer"
+            )
+        inflated = self._scaled_by_items and (len(self._losses) > 1 or world_size(self.group) > 1)
+        if inflated and self.needs & _SCALED:
+            raise ValueError(
+                f"the controller needs {sorted(self.needs & _SCALED)[0]}, and Trainer passes num_items_in_batch to "
+                f"the model: with "
+                "accumulation or several processes most heads then return inflated losses and gradients. Use "
+                "AdaptiveLRTrainer, "
+                "or set trainer.model_accepts_loss_kwargs = False"
+            )
+        self._checked = True
+
+    # --- the decision -------------------------------------------------------------------------------------------
+
+    def fields(self, update: int, last_lrs: Sequence[float]) -> dict[str, float]:
+        """All fields that the controller needs, as Python floats; equal bits on all ranks.
+
+        Args:
+            update: index of the update about to be applied.
+            last_lrs: learning rates of the previous update.
+        """
+        wanted = self.needs & OPTIONAL_FIELDS.keys()
+        if not wanted:
+            return {}
+        values: dict[str, Tensor] = {}
+        if "loss" in wanted:
+            if not self._losses:
+                raise RuntimeError(
+                    f"no loss was observed for update {update}; call observe(loss=...) before optimizer.step()"
+                )
+            values["loss"] = torch.stack([loss.double() for loss in self._losses]).mean()
+        if "grad_norm" in wanted:
+            values["grad_norm"] = self._grad_norm if self._grad_norm is not None else measure_grad_norm(self.optimizer)
+        if wanted & {"alignment", "update_ratio"}:
+            values |= measure_previous_update(self.optimizer, last_lrs, wanted)
+        if "eval_loss" in wanted:
+            values["eval_loss"] = torch.tensor(self._eval_loss, dtype=torch.float64)
+            self._eval_loss = math.nan
+        names = sorted(values)
+        means = dict(zip(names, self._exchange([values[n] for n in names], [update, *last_lrs]), strict=True))
+        if "gain_ratio" in wanted:
+            means["gain_ratio"] = self._gain_ratio
+        return means
+
+    def _exchange(self, values: list[Tensor], agreed: Sequence[float]) -> list[float]:
+        if not values:
+            return []
+        device = self._first_param().device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        packed = torch.stack([v.to(device, dtype, non_blocking=True) for v in values])
+        return average_over_ranks(packed, torch.tensor(agreed, dtype=dtype), self.group)
+
+    # --- after the update ---------------------------------------------------------------------------------------
+
+    def start_gain(self) -> None:
+        """Before the update: keep the weights, to know how far they moved."""
+        self._probe = GainProbe(self.optimizer)
+
+    def outcome(self, update: int) -> Outcome | None:
+        """What the update did to the loss of its last micro-batch, or None if the controller does not ask."""
+        wanted = self.needs & OUTCOME_FIELDS.keys()
+        if not wanted:
+            return None
+        before, after = self._exchange([self._losses[-1], self._loss_again()], [update])
+        numbers = {"loss_before": before, "loss_after": after}
+        return Outcome(step=update, **{n: torch.tensor(numbers[n], dtype=torch.float64) for n in sorted(wanted)})
+
+    def finish(self, *, gain: bool, direction: bool) -> None:
+        """After the update: measure the gain ratio, keep the direction, then forget the batch.
+
+        Args:
+            gain: whether the next decision reads the gain ratio.
+            direction: whether a decision is due at the next update.
+        """
+        if gain and self._probe is not None:
+            self._gain_ratio = self._measure_gain(self._probe)
+        if direction and self.needs & {"alignment", "update_ratio"}:
+            remember_direction(self.optimizer)
+        self.clear()
+
+    def _loss_again(self) -> Tensor:
+        if self._replay is None or self._point is None or self.model is None:
+            raise RuntimeError(
+                "a forward pass has to be repeated and none was recorded; call before_forward() ahead of each one"
+            )
+        return self._point.run(self._replay, self.model)
+
+    def _measure_gain(self, probe: GainProbe) -> float:
+        gained = self._losses[-1].double() - self._loss_again().double()
+        scale = loss_scale(self.optimizer)
+        if self.max_grad_norm and self._grad_norm is not None:
+            # torch.nn.utils.clip_grad_norm_ multiplies by this factor
+            scale = scale * (self.max_grad_norm / (self._grad_norm.double() + 1e-6)).clamp(max=1.0)
+        gain, promised = self._exchange([gained, probe.promised(scale)], [])
+        if abs(promised) < 1e-30:
+            return OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
+        return gain / promised
+
+    # --- checkpoint ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, float]:
+        """What a decision after a checkpoint needs from before it; averaged over ranks already where ranks differ."""
+        return {"eval_loss": self._eval_loss, "gain_ratio": self._gain_ratio}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.clear()
+        self._eval_loss, self._gain_ratio = float(state["eval_loss"]), float(state["gain_ratio"])

@@ -1,0 +1,189 @@
+"""What a controller may see: one update of a training run, in fixed units.
+
+[`Observation`] is what `Controller.decide` reads *before* update `t` is applied; [`Outcome`] is what
+`Controller.learn` reads *after* it. Both serve one live run (0-d tensors) and hundreds of vectorised runs (a leading
+batch dimension), so feature code exists once. Only the optional fields that a controller names in `needs` are
+measured; the rest are None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """Unit, range and moment of measurement of one field of [`Observation`] or [`Outcome`].
+
+    Args:
+        unit: physical unit, or "1" for a pure number.
+        low: smallest finite value.
+        high: largest finite value.
+        neutral: value when there is nothing to measure yet (`None`: such a decision cannot happen).
+        measured: when, and over what, it is measured.
+        reads_gradients: whether the sensor reads `param.grad`, so that sharded gradients must be refused.
+    """
+
+    unit: str
+    low: float
+    high: float
+    neutral: float | None
+    measured: str
+    reads_gradients: bool = False
+
+
+_INF = float("inf")
+_NAN = float("nan")
+
+OPTIONAL_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
+    {
+        "loss": FieldSpec(
+            "loss", -_INF, _INF, None, "before update t: mean over its micro-batches (equal weights) and all ranks"
+        ),
+        "eval_loss": FieldSpec(
+            "loss", -_INF, _INF, _NAN, "latest evaluation since the last decision; NaN when there was none"
+        ),
+        "grad_norm": FieldSpec(
+            "loss / weight",
+            0.0,
+            _INF,
+            None,
+            "L2 norm of the gradient of batch t over all groups, before clipping",
+            True,
+        ),
+        "alignment": FieldSpec(
+            "1", -1.0, 1.0, 0.0, "cosine of gradient t and the descent direction of update t-1, all groups", True
+        ),
+        "update_ratio": FieldSpec(
+            "1",
+            0.0,
+            _INF,
+            0.0,
+            "norm of update t-1 (decoupled decay left out) over the norm of the weights before update t",
+        ),
+        "gain_ratio": FieldSpec(
+            "1",
+            -_INF,
+            _INF,
+            1.0,
+            "update t-1: loss decrease on its own batch over the decrease the gradient promised",
+            True,
+        ),
+    }
+)
+"""The optional fields of [`Observation`], by name."""
+
+OUTCOME_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
+    {
+        "loss_before": FieldSpec("loss", -_INF, _INF, None, "last micro-batch of update t, at the weights before it"),
+        "loss_after": FieldSpec("loss", -_INF, _INF, None, "the same micro-batch and dropout mask, after update t"),
+        "loss_other": FieldSpec("loss", -_INF, _INF, None, "another training batch, after update t"),
+        "meta_inner": FieldSpec(
+            "loss / lr", -_INF, _INF, None, "inner product of the meta-gradient and the direction"
+        ),
+    }
+)
+"""The fields of [`Outcome`], by name."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is known just before update `step` is applied.
+
+    Tensors have the shape of the controller's `batch_shape`: 0-d (float64, CPU) in a live run, `(runs,)` in vectorised
+    meta-training. Fields that the controller does not name in `needs` are None.
+
+    Args:
+        step: 0-based index of the update about to be applied; int, or an integer tensor of `batch_shape`.
+        total_steps: number of updates of the whole run, or None when unknown.
+        lr: learning rate of group 0 in force, after bounds, without the warm-up ramp; the base LR at the first update.
+        base_lr: learning rate of group 0 that the user asked for.
+        loss: training loss of batch `step` in nats (or the model's unit), before the update.
+        eval_loss: newest loss on the controller's own held-out data since the last decision, NaN if there is none.
+        grad_norm: L2 norm of the gradient over all parameter groups, before clipping, at least 0.
+        alignment: cosine in [-1, 1] between the gradient and the direction of the previous update; 0 at the first.
+            Positive: a longer previous step would have lowered this batch's loss.
+        update_ratio: norm of the previous update over the norm of the weights, at least 0; 0 at the first update.
+        gain_ratio: (L(w[t-1]) - L(w[t])) on batch t-1 over -g . (w[t] - w[t-1]); 1 at the first update. Near 1 the
+            loss is locally linear, near 0.5 the step is about optimal for a quadratic, below 0 it overshot.
+
+    Example:
+        >>> import torch
+        >>> Observation(step=3, total_steps=10, lr=torch.tensor(0.1), base_lr=torch.tensor(0.2)).loss is None
+        True
+    """
+
+    step: int | Tensor
+    total_steps: int | Tensor | None
+    lr: Tensor
+    base_lr: Tensor
+    loss: Tensor | None = None
+    eval_loss: Tensor | None = None
+    grad_norm: Tensor | None = None
+    alignment: Tensor | None = None
+    update_ratio: Tensor | None = None
+    gain_ratio: Tensor | None = None
+
+    @property
+    def progress(self) -> Tensor:
+        """Share of the run that is done before this update: step / total_steps, of `batch_shape`; 0 at the first."""
+        return self._of_total(self.step)
+
+    @property
+    def remaining(self) -> Tensor:
+        """Share of the run that is left, this update included: 1 at the first, 1 / total_steps at the last, then 0."""
+        return self._of_total((self.total_steps if self.total_steps is not None else 0) - self.step).clamp_min(0)
+
+    def _of_total(self, count: int | Tensor) -> Tensor:
+        if self.total_steps is None:
+            raise ValueError("this run has no total_steps; pass total_steps= or use a controller without a horizon")
+        total = torch.as_tensor(self.total_steps, dtype=self.lr.dtype, device=self.lr.device)
+        return (torch.as_tensor(count, dtype=self.lr.dtype, device=self.lr.device) / total).expand(self.lr.shape)
+
+    def require(self, name: str) -> Tensor:
+        """The optional field `name`, or a ValueError that says how to get it measured.
+
+        Args:
+            name: one of [`OPTIONAL_FIELDS`].
+
+        Returns:
+            The field's tensor, of `batch_shape`.
+
+        Raises:
+            ValueError: the field was not measured.
+        """
+        value: Tensor | None = getattr(self, name)
+        if value is None:
+            raise ValueError(
+                f"this observation has no '{name}'; name it in the controller's needs to have it measured"
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What update `step` did, for controllers that learn inside the run (`Controller.learn`).
+
+    Args:
+        step: 0-based index of the update that was applied.
+        loss_before: loss of the last micro-batch at the weights before the update, of `batch_shape`.
+        loss_after: loss of the same micro-batch, same dropout mask, after the update.
+        loss_other: loss of another training batch after the update (Xu et al. 2017, the actor's batch).
+        meta_inner: inner product of the meta-gradient and the update direction (Shu et al. 2020).
+
+    Example:
+        >>> import torch
+        >>> Outcome(step=0, loss_before=torch.tensor(2.0), loss_after=torch.tensor(1.5)).loss_other is None
+        True
+    """
+
+    step: int | Tensor
+    loss_before: Tensor | None = None
+    loss_after: Tensor | None = None
+    loss_other: Tensor | None = None
+    meta_inner: Tensor | None = None

@@ -1,0 +1,97 @@
+"""Many processes, one learning rate: the packed exchange of a decision, and the refusal of sharded gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+
+def world_size(group: dist.ProcessGroup | None) -> int:
+    """Number of processes that must agree; 1 without torch.distributed."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def average_over_ranks(values: Tensor, agreed: Tensor, group: dist.ProcessGroup | None) -> list[float]:
+    """Mean of every value over all ranks, and the proof that the ranks agreed so far; one collective, one host read.
+
+    All ranks gather all values and add them up in rank order, so every rank gets the same bits.
+
+    Args:
+        values: 1-d tensor of what this rank measured.
+        agreed: 1-d tensor of what must be equal on all ranks (update count, learning rates in force).
+        group: process group, None for the default one.
+
+    Returns:
+        The means, as Python floats.
+
+    Raises:
+        RuntimeError: `agreed` differs between ranks, that is, they have drifted apart.
+    """
+    if world_size(group) == 1:
+        return [float(v) for v in values.tolist()]
+    packed = torch.cat((values, agreed.to(values.device, values.dtype)))
+    rows = [torch.empty_like(packed) for _ in range(world_size(group))]
+    dist.all_gather(rows, packed, group=group)
+    table: list[list[float]] = torch.stack(rows).tolist()
+    check_agreement([row[len(values) :] for row in table])
+    return mean_of_rows([row[: len(values)] for row in table])
+
+
+def mean_of_rows(rows: list[list[float]]) -> list[float]:
+    """Column means, added in rank order."""
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def check_agreement(rows: list[list[float]]) -> None:
+    """Refuse to go on when ranks hold different update counts or learning rates.
+
+    Raises:
+        RuntimeError: names both ranks and their values.
+    """
+    for rank, row in enumerate(rows):
+        if row != rows[0]:
+            raise RuntimeError(
+                f"ranks have drifted apart: (updates, learning rates) are {rows[0]} on rank 0 and {row} on rank "
+                f"{rank}; "
+                "every rank must step the same optimizer updates under the same controller and seed"
+            )
+
+
+def refuse_sharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
+    """Refuse to measure gradient fields on gradients of which this rank holds only a part.
+
+    Args:
+        optimizer: the raw optimizer.
+        fields: the fields that would be read from `param.grad` or from the optimizer's state.
+
+    Raises:
+        ValueError: parameters are sharded by FSDP, `fully_shard` or DeepSpeed and `fields` is not empty.
+    """
+    names = sorted(fields)
+    if not names:
+        return
+    sharder = _sharder(optimizer)
+    if sharder is not None:
+        raise ValueError(
+            f"the controller needs {' and '.join(names)}, and {sharder} leaves each rank only a part of the "
+            f"gradients: the number "
+            "would be wrong. Use a controller that needs only the loss, or train under DDP"
+        )
+
+
+def _sharder(optimizer: Optimizer) -> str | None:
+    if type(optimizer).__module__.split(".")[0] == "deepspeed":
+        return "DeepSpeed"
+    params: list[Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(hasattr(p, "ds_id") for p in params):
+        return "DeepSpeed"
+    if any(hasattr(p, "placements") for p in params):
+        return "fully_shard (DTensor parameters)"
+    if any(getattr(p, "_is_flat_param", False) for p in params):
+        return "FSDP (flat parameters)"
+    return None

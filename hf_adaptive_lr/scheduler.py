@@ -1,0 +1,360 @@
+"""ControlledLR: the scheduler that puts a controller in charge, and the only code that writes a learning rate."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.hooks import RemovableHandle
+
+from .auto import resolve_controller
+from .controller import Controller
+from .decision import Decision, Settings
+from .governor import Governor
+from .measure import Measurer
+from .observation import OUTCOME_FIELDS
+from .sensors import check_readable
+from .tap import ForwardTap
+
+_FREE_OF_LR = ("Prodigy", "DAdapt", "ScheduleFree")
+
+
+class ControlledLR(LRScheduler):
+    """A learning-rate scheduler whose value is decided by a [`Controller`], in the same step that it is used in.
+
+    The decision for update t is taken in the optimizer's step pre-hook, when the loss and gradient of batch t are
+    known. The hooks fire only for updates that really happen, so accumulated and skipped steps are right by
+    construction, and `step()` changes nothing, so calling it too often (Accelerate calls it once per process) does no
+    harm.
+
+    Args:
+        optimizer: any torch optimizer, raw or prepared by Accelerate. Its `lr` values are the base learning rates.
+        controller: a [`Controller`], or the name of one.
+        model: the unwrapped module. With it a forward hook calls `observe` for every training micro-batch whose output
+            carries a `loss`, and sensors that repeat a forward pass can work.
+        hook: False keeps `model` for the sensors but leaves `observe` to the caller.
+        total_steps: number of updates of the run, None when unknown (controllers that need it refuse).
+        every: updates from one decision to the next (default 1).
+        decisions: alternatively, decisions per run; needs `total_steps`.
+        warmup_steps: linear ramp over the first updates, on top of the controller's answer.
+        min_factor: smallest factor of the base LR, for controllers that answer with a factor.
+        max_factor: largest factor.
+        min_lr: smallest learning rate, of the first group with a positive one.
+        max_lr: largest learning rate.
+        max_grad_norm: the clipping threshold in force, 0 for none, None when the caller does not say. Needed only by
+            controllers that read gradient magnitudes; with a threshold, pass the pre-clip norm to `observe`.
+        seed: seed of the controller's own draws; the same on all ranks.
+        process_group: ranks that decide together, None for the default group.
+        trace_size: number of updates that `trace` keeps.
+
+    Raises:
+        TypeError: the optimizer or controller is of another type.
+        ValueError: a setting out of range, or an optimizer whose state the controller needs and nobody can read.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> scheduler = ControlledLR(optimizer, "cosine", total_steps=4)
+        >>> for _ in range(2):
+        ...     loss = model(torch.ones(1, 2)).square().mean(); loss.backward()
+        ...     scheduler.observe(loss=loss); optimizer.step(); scheduler.step(); optimizer.zero_grad()
+        >>> [round(lr, 4) for lr in scheduler.lr_history()]
+        [0.1, 0.0854]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        controller: Controller | str,
+        *,
+        model: nn.Module | None = None,
+        hook: bool = True,
+        total_steps: int | None = None,
+        every: int | None = None,
+        decisions: int | None = None,
+        warmup_steps: int = 0,
+        min_factor: float | None = None,
+        max_factor: float | None = None,
+        min_lr: float = 1e-8,
+        max_lr: float = 10.0,
+        max_grad_norm: float | None = None,
+        seed: int = 0,
+        process_group: ProcessGroup | None = None,
+        trace_size: int = 10_000,
+    ) -> None:
+        # LRScheduler.__init__ is left out on purpose: it would patch optimizer.step and write learning rates by
+        # itself.
+        self.optimizer = _raw(optimizer)
+        self.controller = resolve_controller(controller)
+        check_readable(self.optimizer, self.controller.needs)
+        settings = Settings(
+            total_steps=total_steps,
+            every=every,
+            decisions=decisions,
+            warmup_steps=warmup_steps,
+            min_factor=min_factor,
+            max_factor=max_factor,
+            min_lr=min_lr,
+            max_lr=max_lr,
+            seed=seed,
+        )
+        self.governor = Governor(self.controller, _base_lrs(self.optimizer), settings)
+        self._measure = Measurer(self.optimizer, self.controller.needs, model, max_grad_norm, process_group)
+        self.trace: deque[Decision] = deque(maxlen=trace_size)
+        self.listeners: list[Callable[[Decision], None]] = []
+        self.last_epoch, self._step_count = 0, 0
+        self._last_lr: list[float | Tensor] = list(self.governor.base_lrs)
+        self._decision: Decision | None = None
+        self._updates_at_step = 0
+        self._handles: list[RemovableHandle] = []
+        _warn_if_free_of_lr(self.optimizer)
+        self._tap = ForwardTap(model, self) if model is not None and hook else None
+        self._attach()
+
+    # --- what callers do ----------------------------------------------------------------------------------------
+
+    def observe(
+        self,
+        *,
+        loss: Tensor | float | None = None,
+        grad_norm: Tensor | float | None = None,
+        eval_loss: Tensor | float | None = None,
+        closure: Callable[[], Tensor] | None = None,
+    ) -> None:
+        """Tell the controller what was measured; call it once per micro-batch, before `optimizer.step()`.
+
+        Nothing is copied to the host here.
+
+        Args:
+            loss: unscaled mean loss of the micro-batch (not divided by accumulation steps), 0-d.
+            grad_norm: L2 norm of the accumulated gradient before clipping, 0-d.
+            eval_loss: a new loss on the controller's own held-out data.
+            closure: recomputes this micro-batch's loss without gradients; for controllers that need `gain_ratio` or an
+                [`Outcome`]. Call `before_forward()` ahead of the forward pass then.
+
+        Raises:
+            ValueError: `loss`, `grad_norm` or `eval_loss` is not a single number.
+        """
+        self._measure.observe(loss=loss, grad_norm=grad_norm, eval_loss=eval_loss, closure=closure)
+
+    def before_forward(self, replay: Callable[[], Tensor] | None = None) -> None:
+        """Tell that a training micro-batch's forward pass is about to begin; the forward hook does it by itself.
+
+        Args:
+            replay: recomputes the micro-batch's loss; may also be given later, to `observe`.
+        """
+        t = self.governor.updates
+        outcome_due = bool(self.controller.needs & OUTCOME_FIELDS.keys()) and self.governor.due(t)
+        self._measure.before_forward(replay, keep=outcome_due or self._gain_due(t))
+
+    def after_forward(self, loss: Tensor, kwargs: Mapping[str, Any]) -> None:
+        """Called by the forward hook with the micro-batch's loss."""
+        self._measure.after_forward(loss, kwargs)
+
+    def step(self, epoch: int | None = None) -> None:
+        """Changes no learning rate (the optimizer's hooks do); drops the losses of an update that was skipped."""
+        del epoch
+        self._step_count += 1
+        if self._updates_at_step == self.governor.updates:
+            self._measure.clear()
+        self._updates_at_step = self.governor.updates
+
+    def get_last_lr(self) -> list[float | Tensor]:
+        """Learning rate of every parameter group at the last update, as applied; the base LR before the first."""
+        return list(self._last_lr)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Same as `get_last_lr`."""
+        return self.get_last_lr()
+
+    def lr_history(self) -> list[float]:
+        """Learning rate of group 0 at every update in the trace."""
+        return [decision.lr[0] for decision in self.trace]
+
+    def log_values(self) -> dict[str, float]:
+        """What a logger should see of the last update: factor, counts and the last observation, as `adaptive_lr/*`."""
+        base = next(lr for lr in self.governor.base_lrs if lr > 0)
+        index = self.governor.base_lrs.index(base)
+        values = {
+            "adaptive_lr/factor": float(self._last_lr[index]) / base,
+            "adaptive_lr/held": float(self.governor.held),
+        }
+        decided = next((d for d in reversed(self.trace) if d.observation), None)
+        if decided is not None and decided.observation is not None:
+            values |= {f"adaptive_lr/{name}": value for name, value in decided.observation.items()}
+        return values
+
+    @property
+    def updates(self) -> int:
+        """Number of updates that were really applied."""
+        return self.governor.updates
+
+    def extend(self, steps: int) -> None:
+        """Make the run `steps` updates longer than planned; see [`Governor.extend`]."""
+        self.governor.extend(steps)
+
+    def cooldown(self, steps: int) -> None:
+        """Decay the learning rate now in force linearly to zero within `steps` updates, starting with the next one."""
+        self.governor.cooldown(steps)
+
+    def simulate(
+        self, steps: int, observe: Callable[[int, float], Mapping[str, float]] | None = None
+    ) -> list[Decision]:
+        """The next `steps` decisions as they would be, without touching the run.
+
+        Args:
+            steps: number of updates.
+            observe: called with (update, learning rate in force); returns the optional fields for that update, for
+                controllers that need any.
+
+        Returns:
+            One [`Decision`] per update.
+
+        Raises:
+            ValueError: the controller needs a field that `observe` does not give.
+        """
+        return self.governor.simulate(steps, observe)
+
+    def close(self) -> None:
+        """Take all hooks off the optimizer and the model; the learning rates stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self._tap is not None:
+            self._tap.close()
+        self._measure.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and CPU tensors; `torch.load(..., weights_only=True)` reads it back."""
+        return {
+            **self.governor.state_dict(),
+            **self._measure.state_dict(),
+            "last_lr": [float(lr) for lr in self._last_lr],
+            "last_epoch": self.last_epoch,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue a saved run, bit for bit.
+
+        Raises:
+            ValueError: another scheduler, controller, config or set of weights wrote it; nothing was changed then.
+        """
+        self.governor.load_state_dict(state_dict)
+        self._measure.load_state_dict(state_dict)
+        self._last_lr = list(state_dict["last_lr"])
+        self.last_epoch = state_dict["last_epoch"]
+        self._updates_at_step = self.governor.updates
+
+    # --- what the optimizer's hooks do --------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        previous = getattr(self.optimizer, "_adaptive_lr", None)
+        if previous is not None and previous() is not None:
+            previous().close()  # two writers on one optimizer would overrule each other
+        self.optimizer._adaptive_lr = weakref.ref(self)  # type: ignore[attr-defined]
+        self._handles = [
+            self.optimizer.register_step_pre_hook(self._pre_step),
+            self.optimizer.register_step_post_hook(self._post_step),
+        ]
+
+    def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        self._decision = None
+        if _overflowed(optimizer):
+            return
+        self._add_new_groups()
+        self._measure.in_step = True  # a closure given to optimizer.step must not be taken for a micro-batch
+        t = self.governor.updates
+        # The door is checked at the first update of this process, due or not: a refusal must come before it.
+        self._measure.check_door()
+        due = self.governor.due()
+        fields = self._measure.fields(t, [float(lr) for lr in self._last_lr]) if due else {}
+        self._decision = self.governor.decide(fields)
+        _write(optimizer, self._decision.lr)
+        if self._gain_due(t):
+            self._measure.start_gain()
+
+    def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del optimizer, args, kwargs
+        decision, self._decision = self._decision, None
+        if decision is None:  # the update was skipped inside a fused step
+            self._measure.clear()
+            return
+        t = self.governor.updates
+        self.governor.updates = self.last_epoch = t + 1
+        self._last_lr = list(decision.lr)
+        if decision.reason in ("decision", "bounded"):
+            outcome = self._measure.outcome(t)
+            if outcome is not None:
+                self.governor.learn(outcome)
+        self._measure.finish(gain=self._gain_due(t), direction=self.governor.due(t + 1))
+        self.trace.append(decision)
+        for listener in self.listeners:
+            listener(decision)
+
+    def _gain_due(self, t: int) -> bool:
+        return "gain_ratio" in self.controller.needs and self.governor.due(t + 1)
+
+    def _add_new_groups(self) -> None:
+        groups, known = self.optimizer.param_groups, len(self.governor.base_lrs)
+        if len(groups) < known:
+            raise RuntimeError(
+                f"the optimizer had {known} parameter groups and now has {len(groups)}; build a new ControlledLR"
+            )
+        for group in groups[known:]:
+            lr = float(group.setdefault("initial_lr", group["lr"]))
+            self.governor.add_group(lr)
+            self._last_lr.append(lr)
+
+
+def _raw(optimizer: Optimizer) -> Optimizer:
+    # Accelerate's wrapper has no step hooks and replaces step; the optimizer inside has both.
+    inner = getattr(optimizer, "optimizer", None)
+    while isinstance(inner, Optimizer):
+        optimizer, inner = inner, getattr(inner, "optimizer", None)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    return optimizer
+
+
+def _base_lrs(optimizer: Optimizer) -> list[float]:
+    for group in optimizer.param_groups:
+        lr = group["lr"]
+        group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
+    return [float(group["initial_lr"]) for group in optimizer.param_groups]
+
+
+def _write(optimizer: Optimizer, lrs: tuple[float, ...]) -> None:
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)  # in place, so that a compiled or captured step sees it
+        else:
+            group["lr"] = lr
+
+
+def _overflowed(optimizer: Optimizer) -> bool:
+    # A fused optimizer under a gradient scaler is called even when the update will be skipped inside the kernel.
+    # Reading the flag is the one host sync that plain scaler.step() pays as well.
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and math.isfinite(found.item()) and bool(found.item() > 0)
+
+
+def _warn_if_free_of_lr(optimizer: Optimizer) -> None:
+    names = [cls.__name__ for cls in type(optimizer).__mro__]
+    if any(mark in name for name in names for mark in _FREE_OF_LR):
+        warnings.warn(
+            f"{type(optimizer).__name__} sets its own step size and takes lr as a multiplier only; a controller on "
+            f"top of it "
+            "steers that multiplier. A constant schedule is what its authors advise.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,291 @@
+"""The arithmetic behind the gradient fields of an [`Observation`].
+
+Two kinds of functions. The *formulas* (`adam_direction`, `sgd_direction`, `inner`, `cosine`) work on any tensors with
+an optional leading batch dimension; vectorised meta-training calls them. The *readers* (`measure_alignment`, ...)
+apply them to one live optimizer, through its own state, without a copy of the gradients where the optimizer keeps one
+already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+
+PREVIOUS_DIRECTION = "adaptive_lr_direction"
+"""Key in `optimizer.state[p]` of the previous direction, for SGD without a buffer that holds it. It lives there so
+that it is checkpointed and moved between devices with the rest of the optimizer's state."""
+
+_CHUNK = 1 << 16
+"""Elements per pass on the CPU: the temporaries stay in the cache, so each state tensor is read from memory once."""
+
+
+# --- formulas: any leading batch dimension -----------------------------------------------------------------------
+
+
+def adam_direction(
+    exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor | float, *, betas: tuple[float, float], eps: float
+) -> Tensor:
+    """Descent direction of Adam and AdamW (Kingma & Ba 2015, Algorithm 1), without decoupled weight decay.
+
+    Args:
+        exp_avg: first moment m, any shape.
+        exp_avg_sq: second moment v, same shape.
+        step: number of updates that went into the moments, at least 1; scalar, or broadcastable to `exp_avg`.
+        betas: decay rates of the moments.
+        eps: added to the root of the corrected second moment.
+
+    Returns:
+        d such that the update was `w -= lr * d`, same shape as `exp_avg`.
+
+    Example:
+        >>> g = torch.tensor([0.3, -2.0])  # after one update from zero moments the direction is the sign of g
+        >>> adam_direction(0.1 * g, 0.001 * g * g, 1, betas=(0.9, 0.999), eps=0.0)
+        tensor([ 1.0000, -1.0000])
+    """
+    corrected = (exp_avg_sq / (1 - betas[1] ** step)).sqrt() + eps
+    return exp_avg / (1 - betas[0] ** step) / corrected
+
+
+def sgd_direction(
+    grad: Tensor, momentum_buffer: Tensor | None, *, momentum: float = 0.0, nesterov: bool = False
+) -> Tensor:
+    """Descent direction of SGD as torch defines it: the gradient, the buffer, or gradient + momentum * buffer.
+
+    Args:
+        grad: gradient including coupled weight decay.
+        momentum_buffer: buffer *after* this update, or None when momentum is 0.
+        momentum: momentum factor.
+        nesterov: Nesterov momentum.
+
+    Returns:
+        d such that the update was `w -= lr * d`.
+    """
+    if momentum_buffer is None or momentum == 0.0:
+        return grad
+    return grad + momentum * momentum_buffer if nesterov else momentum_buffer
+
+
+def inner(left: Iterable[Tensor], right: Iterable[Tensor], batch_ndim: int = 0) -> Tensor:
+    """Inner product over all tensors of two lists, in float64, one value per run.
+
+    Args:
+        left: tensors of shape `batch_shape + parameter shape`.
+        right: tensors of the same shapes.
+        batch_ndim: number of leading batch dimensions that are kept.
+
+    Returns:
+        Tensor of `batch_shape`.
+    """
+    parts = [(a * b).flatten(batch_ndim).sum(-1, dtype=torch.float64) for a, b in zip(left, right, strict=True)]
+    if not parts:
+        raise ValueError("no tensors to measure: no parameter has a gradient")
+    return torch.stack(parts).sum(0)
+
+
+def cosine(dot: Tensor, left_sq: Tensor, right_sq: Tensor) -> Tensor:
+    """Cosine from an inner product and two squared norms, in [-1, 1]; 0 where a norm is 0."""
+    norms = (left_sq * right_sq).sqrt()
+    return torch.where(norms > 0, dot / norms.clamp_min(torch.finfo(norms.dtype).tiny), torch.zeros_like(dot)).clamp(
+        -1, 1
+    )
+
+
+# --- readers: one live optimizer ---------------------------------------------------------------------------------
+
+
+def check_readable(optimizer: Optimizer, needs: frozenset[str]) -> None:
+    """Refuse, by name, an optimizer whose state cannot be read when the controller needs it.
+
+    Raises:
+        ValueError: `alignment` or `update_ratio` is needed and the optimizer is not SGD, Adam or AdamW.
+    """
+    wanted = sorted(needs & {"alignment", "update_ratio"})
+    if wanted and not isinstance(optimizer, SGD | Adam):
+        raise ValueError(
+            f"the controller needs {' and '.join(wanted)}, read from the optimizer's state, and "
+            f"{type(optimizer).__name__} "
+            "is not one whose state is known (SGD, Adam, AdamW); use one of these, or a controller that does not need "
+            "it"
+        )
+
+
+class _Term(NamedTuple):
+    """One parameter's previous direction, still as state: direction = scale * numerator / (sqrt(square) + shift)."""
+
+    group: int
+    param: Tensor
+    numerator: Tensor
+    square: Tensor | None
+    scale: Any
+    shift: Any
+
+
+def _terms(optimizer: Optimizer) -> Iterator[_Term]:
+    for index, group in enumerate(optimizer.param_groups):
+        for p in group["params"]:
+            state = optimizer.state.get(p)
+            if not state:
+                continue
+            if isinstance(optimizer, Adam):
+                if "exp_avg" in state:
+                    yield _adam_term(index, p, state, group)
+                continue
+            key = PREVIOUS_DIRECTION if needs_copy(group) else "momentum_buffer"
+            if state.get(key) is not None:
+                yield _Term(index, p, state[key], None, -1.0 if group["maximize"] else 1.0, 0.0)
+
+
+def _adam_term(index: int, p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> _Term:
+    beta1, beta2 = (float(b) for b in group["betas"])
+    step = state["step"]
+    # A step counter on the GPU stays a tensor: reading it would be a host sync.
+    step = step.item() if step.device.type == "cpu" else step
+    root2 = (1 - beta2**step) ** 0.5
+    square = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+    scale = (-1.0 if group["maximize"] else 1.0) * root2 / (1 - beta1**step)
+    return _Term(index, p, state["exp_avg"], square, scale, group["eps"] * root2)
+
+
+def needs_copy(group: dict[str, Any]) -> bool:
+    """Whether this SGD group's state does not hold the direction of its last update (no momentum, or Nesterov)."""
+    return bool(group["momentum"] == 0.0 or group["nesterov"])
+
+
+@torch.no_grad()
+def remember_direction(optimizer: Optimizer) -> None:
+    """Right after an update, keep its direction where SGD's state does not hold it; other optimizers need nothing.
+
+    Call it in the step post-hook, while the gradients are still there. Coupled weight decay belongs to the direction,
+    but the weights it was taken from are gone by then; they follow from the weights after the update.
+    """
+    if not isinstance(optimizer, SGD):
+        return
+    for group in (g for g in optimizer.param_groups if needs_copy(g)):
+        for p in (p for p in group["params"] if p.grad is not None):
+            state = optimizer.state[p]
+            direction = _sgd_last_direction(p, p.grad, state.get("momentum_buffer"), group)
+            if PREVIOUS_DIRECTION in state:
+                state[PREVIOUS_DIRECTION].copy_(direction)
+            else:
+                state[PREVIOUS_DIRECTION] = direction.clone(memory_format=torch.preserve_format)
+
+
+def _sgd_last_direction(p: Tensor, grad: Tensor, buffer: Tensor | None, group: dict[str, Any]) -> Tensor:
+    lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
+    if group["maximize"]:
+        grad = -grad
+    if decay:
+        # g' = g + decay * w[t-1] and w[t-1] = w[t] + lr * d, solved for g' (d = g' + momentum * buffer).
+        ahead = p if buffer is None else p.add(buffer * (lr * momentum))
+        grad = (grad + decay * ahead) / (1 - lr * decay)
+    return sgd_direction(grad, buffer, momentum=momentum, nesterov=group["nesterov"])
+
+
+def _chunks(tensors: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Flat float32 pieces of equally shaped tensors; whole tensors where flat views do not exist or do not pay."""
+    if tensors[0].device.type == "cpu" and all(t.is_contiguous() for t in tensors):
+        pieces = [torch.split(t.view(-1), _CHUNK) for t in tensors]
+    else:
+        pieces = [(t.reshape(-1),) for t in tensors]
+    for parts in zip(*pieces, strict=True):
+        yield tuple(x if x.dtype == torch.float32 else x.float() for x in parts)
+
+
+def _term_sums(term: _Term) -> Tensor:
+    """(g . d, d . d, g . g) of one parameter, float64; g is taken as zero where there is no gradient."""
+    grad = term.param.grad
+    if grad is not None and grad.is_sparse:
+        raise ValueError(
+            "a sparse gradient cannot be compared with the previous update; use sparse=False in the embedding"
+        )
+    tensors = [term.numerator] if term.square is None else [term.numerator, term.square]
+    sums: list[Tensor] = []
+    for parts in _chunks(tensors if grad is None else [*tensors, grad]):
+        d = parts[0] if term.square is None else torch.div(parts[0], parts[1].sqrt().add_(term.shift))
+        d_sq = torch.dot(d, d)
+        if grad is None:
+            sums += (torch.zeros_like(d_sq), d_sq, torch.zeros_like(d_sq))
+        else:
+            sums += (torch.dot(parts[-1], d), d_sq, torch.dot(parts[-1], parts[-1]))
+    dot, d_sq, g_sq = torch.stack(sums).view(-1, 3).double().sum(0).unbind()
+    return torch.stack((dot * term.scale, d_sq * term.scale**2, g_sq))
+
+
+@torch.no_grad()
+def measure_previous_update(optimizer: Optimizer, lrs: Sequence[float], needs: frozenset[str]) -> dict[str, Tensor]:
+    """`alignment` and `update_ratio` of the gradients now in `param.grad` and the previous update, in one pass.
+
+    Args:
+        optimizer: SGD, Adam or AdamW (see [`check_readable`]); foreach and fused keep the same state.
+        lrs: learning rate that the previous update used, one per parameter group.
+        needs: which of the two to measure.
+
+    Returns:
+        0-d float64 tensors in a dict; neutral values before the first update. No host sync.
+
+        Clipping, loss scaling and accumulation multiply the whole gradient, so the alignment does not see them.
+    """
+    terms = list(_terms(optimizer))
+    out: dict[str, Tensor] = {}
+    if not terms:
+        return {name: torch.zeros((), dtype=torch.float64) for name in needs & {"alignment", "update_ratio"}}
+    sums = torch.stack([_term_sums(term) for term in terms])
+    if "alignment" in needs:
+        dot, d_sq, g_sq = sums.sum(0).unbind()
+        out["alignment"] = cosine(dot, d_sq, g_sq)
+    if "update_ratio" in needs:
+        lr_sq = torch.tensor([lrs[t.group] ** 2 for t in terms], dtype=torch.float64).to(
+            sums.device, non_blocking=True
+        )
+        weights = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        weight_norm = torch.nn.utils.get_total_norm(weights).double()
+        out["update_ratio"] = (lr_sq * sums[:, 1]).sum().sqrt() / weight_norm.clamp_min(
+            torch.finfo(torch.float32).tiny
+        )
+    return out
+
+
+@torch.no_grad()
+def measure_grad_norm(optimizer: Optimizer) -> Tensor:
+    """L2 norm of the gradients now in `param.grad`, over all groups; 0-d tensor on their device, no host sync.
+
+    It is the pre-clip norm only where nothing has clipped them; the scheduler refuses to call it where it cannot know.
+    """
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return torch.nn.utils.get_total_norm(grads) / loss_scale(optimizer)
+
+
+def loss_scale(optimizer: Optimizer) -> Tensor | float:
+    """Factor that is still in the gradients: a fused optimizer under a gradient scaler unscales inside its step."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return scale.double() if isinstance(scale, Tensor) else 1.0
+
+
+class GainProbe:
+    """Weights before one update, to measure the decrease of the loss that the gradient promised for it.
+
+    The copy costs the memory of the trained weights and exists only from the pre-step to the post-step hook of the
+    update before a decision.
+
+    Args:
+        optimizer: its parameters are copied.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.before = [p.detach().clone() for p in self.params]
+
+    @torch.no_grad()
+    def promised(self, clip_scale: Tensor | float) -> Tensor:
+        """-g . (w[t] - w[t-1]) with the gradient as it was before clipping; 0-d float64 tensor, no host sync.
+
+        Args:
+            clip_scale: factor in (0, 1] that clipping applied to the gradients.
+        """
+        moved = (p - before for p, before in zip(self.params, self.before, strict=True))
+        grads = (p.grad for p in self.params if p.grad is not None)
+        return -inner(grads, moved) / clip_scale

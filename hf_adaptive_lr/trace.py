@@ -1,0 +1,65 @@
+"""The learning rate of every update, as a file that survives a crash and a resume: one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+from .decision import Decision
+from .hub import replace_file
+
+
+class TraceWriter:
+    """Appends every applied [`Decision`] to a JSON-lines file.
+
+    At the first decision of a run it keeps what the file says of earlier updates and drops the rest, so that a run
+    resumed from a checkpoint continues exactly there, and a new run starts a new file.
+
+    Args:
+        path: file, usually `lr_trace.jsonl` in the output folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def __call__(self, decision: Decision) -> None:
+        """Write one line and hand it to the operating system."""
+        if self._file is None:
+            self._file = self._open_at(decision.step)
+        self._file.write(json.dumps(decision.as_dict()) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; a later decision opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open_at(self, step: int) -> IO[str]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_trace(self.path) if row["step"] < step] if step > 0 else []
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        replace_file(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+        return self.path.open("a", encoding="utf-8")
+
+
+def read_trace(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a trace file; a line cut short by a crash is left out, a missing file is empty.
+
+    Args:
+        path: file written by [`TraceWriter`].
+
+    Returns:
+        One dict per update: `step`, `lr`, `reason` and, at decisions, `proposed`, `bounded`, `observation`.
+    """
+    rows: list[dict[str, Any]] = []
+    if not path.is_file():
+        return rows
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

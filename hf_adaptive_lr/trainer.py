@@ -1,0 +1,219 @@
+"""AdaptiveLRTrainer: a Trainer whose learning rate is decided by a controller.
+
+The mixin measures what a scheduler alone cannot see (the true loss of an update, the gradient norm before clipping)
+and hands it over at the moment the optimizer steps. It composes with any Trainer subclass:
+`class Mine(AdaptiveLRMixin, SFTTrainer)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+from transformers import Seq2SeqTrainer, Trainer
+
+from .auto import resolve_controller
+from .controller import Controller
+from .held_out import hold_out
+from .scheduler import ControlledLR
+from .tap import frozen_generators
+from .trace import TraceWriter
+
+if TYPE_CHECKING:
+    _Trainer = Trainer
+else:
+    _Trainer = object  # at run time the mixin composes with any Trainer subclass
+
+TRACE_NAME = "lr_trace.jsonl"
+
+# Heads whose loss really is normalised by num_items_in_batch; most classification heads accept the argument and ignore
+# it, and then loss and gradients come out multiplied by accumulation steps x processes.
+_TOKEN_WEIGHTED = ("ForCausalLM", "ForConditionalGeneration", "ForMaskedLM")
+
+
+class AdaptiveLRMixin(_Trainer):
+    """Put before a Trainer class: `class MyTrainer(AdaptiveLRMixin, Trainer)`.
+
+    Args:
+        controller: a [`Controller`] or the name of one; by default the one that `args` names
+            ([`AdaptiveLRTrainingArguments`]).
+        controller_dataset: data on which a controller that needs `eval_loss` is shown the loss; by default a seeded
+            tenth of the training set (`controller_split`), which is then not trained on. Never the `eval_dataset`.
+
+    The other arguments are the Trainer's own. Every update's learning rate is written to `lr_trace.jsonl` in the
+    output folder, and `log_history` and the reporters receive `adaptive_lr/*` values.
+
+    Raises:
+        ValueError: no controller, a scheduler passed beside it, DeepSpeed, or settings out of range.
+    """
+
+    args: Any  # TrainingArguments, with or without the controller's fields
+    train_dataset: Any
+    lr_scheduler: Any
+    _created_lr_scheduler: bool
+
+    def __init__(
+        self,
+        *args: Any,
+        controller: Controller | str | None = None,
+        controller_dataset: Dataset[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("optimizers", (None, None))[1] is not None:
+            raise ValueError(
+                "AdaptiveLRTrainer makes its own scheduler; pass controller=, or give optimizers=(optimizer, "
+                "ControlledLR(...)) "
+                "to a plain Trainer"
+            )
+        self._controller = None if controller is None else resolve_controller(controller)
+        self.controller_dataset = controller_dataset
+        self.controller_data: str | None = None
+        super().__init__(*args, **kwargs)
+        if self._controller is None and not hasattr(self.args, "make_controller"):
+            raise ValueError("no controller: pass controller=, or args=AdaptiveLRTrainingArguments(controller=...)")
+        self._trace_writer: TraceWriter | None = None
+        self._prepare_controller_data()
+        if getattr(self._inner_model(), "loss_type", None) not in _TOKEN_WEIGHTED:
+            self.model_accepts_loss_kwargs = False
+
+    @property
+    def controller(self) -> Controller:
+        """The controller that decides, or will decide at the next `train()`."""
+        made: Controller = self._controller if self._controller is not None else self.args.make_controller()
+        return made
+
+    def _inner_model(self) -> nn.Module:
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        base = getattr(model, "get_base_model", None)  # PEFT
+        return base() if callable(base) else model
+
+    def _prepare_controller_data(self) -> None:
+        if "eval_loss" not in self.controller.needs:
+            self.controller_data = None
+        elif self.controller_dataset is not None:
+            self.controller_data = "controller_dataset"
+        else:
+            share = getattr(self.args, "controller_split", 0.1)
+            self.train_dataset, self.controller_dataset = hold_out(self.train_dataset, share, self.args.seed)
+            self.controller_data = f"seeded split of the training set ({share:g})"
+
+    # --- what Trainer calls -------------------------------------------------------------------------------------
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> ControlledLR:
+        """Build the [`ControlledLR`]; `train()` calls it once per run."""
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "DeepSpeed steps the optimizer inside backward, before the loss and gradient norm are known; train "
+                "under DDP"
+            )
+        if self.lr_scheduler is not None:
+            existing: ControlledLR = self.lr_scheduler
+            return existing
+        controller = self.controller
+        if "eval_loss" in controller.needs and self.controller_dataset is None:
+            raise ValueError(
+                f"'{controller.controller_type}' needs evaluation losses; pass controller_dataset= to the trainer"
+            )
+        target = optimizer if optimizer is not None else self.optimizer
+        assert target is not None  # Trainer makes the optimizer first
+        scheduler = ControlledLR(
+            target,
+            controller,
+            model=self.accelerator.unwrap_model(self.model),
+            hook=False,
+            **self._scheduler_settings(num_training_steps),
+        )
+        if self.is_world_process_zero():
+            if self._trace_writer is not None:
+                self._trace_writer.close()
+            self._trace_writer = TraceWriter(Path(self.args.output_dir) / TRACE_NAME)
+            scheduler.listeners.append(self._trace_writer)
+        self.lr_scheduler, self._created_lr_scheduler = scheduler, True
+        self._eval_every = getattr(self.args, "controller_eval_steps", None) or max(1, num_training_steps // 20)
+        return scheduler
+
+    def _scheduler_settings(self, num_training_steps: int) -> dict[str, Any]:
+        if hasattr(self.args, "scheduler_settings"):
+            settings: dict[str, Any] = self.args.scheduler_settings(num_training_steps)
+            return settings
+        return {
+            "total_steps": num_training_steps,
+            "warmup_steps": self.args.get_warmup_steps(num_training_steps),
+            "max_grad_norm": self.args.max_grad_norm or 0.0,
+            "seed": self.args.seed,
+        }
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch; its loss is kept for the controller, on the device."""
+        scheduler = self.lr_scheduler
+        scheduler.before_forward(self._replay(dict(inputs), num_items_in_batch))
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        # Trainer returns each micro-batch's share of the update's loss; its mean loss is that times the number of
+        # shares.
+        scheduler.observe(loss=loss * self.current_gradient_accumulation_steps)
+        return loss
+
+    def _replay(self, inputs: dict[str, Any], num_items_in_batch: Any) -> Callable[[], Tensor]:
+        # A loss that is normalised over the whole update is the micro-batch's share of it; the others are its mean.
+        scaled = (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or bool(self.compute_loss_func)
+        share = self.current_gradient_accumulation_steps if scaled else 1
+        return lambda: self._loss(self._prepare_inputs(dict(inputs)), num_items_in_batch) * share
+
+    def _loss(self, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        # DDP's wrapper would start a collective; alone, the compiled module gives the same bits as the training pass.
+        alone = self.accelerator.num_processes == 1
+        model = self.model_wrapped if alone else self.accelerator.unwrap_model(self.model)
+        loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        return (loss if isinstance(loss, Tensor) else loss[0]).mean()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        self.lr_scheduler.observe(grad_norm=norm)
+        if "eval_loss" in self.lr_scheduler.controller.needs and self.lr_scheduler.updates % self._eval_every == 0:
+            self.lr_scheduler.observe(eval_loss=self._controller_loss(model))
+        return norm
+
+    @torch.no_grad()
+    def _controller_loss(self, model: nn.Module) -> float:
+        """Mean loss per example on the controller's data; draws no random number that training would have drawn."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        with frozen_generators(self.args.device):
+            model.eval()
+            for inputs in self.get_eval_dataloader(self.controller_dataset):
+                inputs = self._prepare_inputs(inputs)
+                rows = next(v for v in inputs.values() if isinstance(v, Tensor)).shape[0]
+                loss = self._loss(inputs)
+                total += torch.stack(
+                    (loss.double() * rows, torch.tensor(rows, dtype=torch.float64, device=loss.device))
+                )
+            model.train()
+        summed = self.accelerator.reduce(total, reduction="sum")
+        return float(summed[0] / summed[1])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the controller's values to training logs, for `log_history` and every reporter."""
+        scheduler = self.lr_scheduler
+        if "learning_rate" in logs and isinstance(scheduler, ControlledLR):
+            logs |= scheduler.log_values()
+        super().log(logs, start_time)
+
+
+class AdaptiveLRTrainer(AdaptiveLRMixin, Trainer):
+    """`transformers.Trainer` with a learning-rate controller; see [`AdaptiveLRMixin`] for the two extra arguments.
+
+    Example:
+        ```python
+        trainer = AdaptiveLRTrainer(model=model, args=args, train_dataset=train, controller="hypergradient")
+        trainer.train()
+        trainer.lr_scheduler.trace[-1].reason
+        ```
+    """
+
+
+class AdaptiveLRSeq2SeqTrainer(AdaptiveLRMixin, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` with a learning-rate controller; see [`AdaptiveLRMixin`]."""
