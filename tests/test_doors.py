@@ -1,0 +1,132 @@
+"""One controller, five doors, one trace: bit-equal learning rates and weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Trainer
+
+from hf_adaptive_lr import Hypergradient, Linear
+from tests import doors
+from tests.controllers_for_tests import Everything, LossOnly, NormOnly, Recurrent
+
+UNCLIPPED = [Linear(), Hypergradient(), LossOnly(), Recurrent(), Everything()]
+CLIPPED = [Linear(), Hypergradient(), LossOnly(), Recurrent()]
+
+
+def _ids(controllers: list) -> list[str]:
+    return [c.controller_type for c in controllers]
+
+
+@pytest.mark.parametrize("controller", UNCLIPPED, ids=_ids(UNCLIPPED))
+def test_all_doors_agree_without_clipping(controller, tmp_path) -> None:
+    _, (lrs, weights) = doors.subclassed(controller, tmp_path)
+    others = {
+        "optimizers=": doors.passed_to_trainer(controller, tmp_path)[1],
+        "callback": doors.called_back(controller, tmp_path)[1],
+        "accelerate": doors.accelerated(controller),
+        "plain, hook": doors.plain(controller),
+        "plain, observe": doors.plain(controller, hook=False),
+    }
+    assert len(lrs) == doors.STEPS
+    assert len(set(lrs)) > 1
+    for door, (other_lrs, other_weights) in others.items():
+        assert other_lrs == lrs, door
+        assert torch.equal(other_weights, weights), door
+
+
+@pytest.mark.parametrize("controller", CLIPPED, ids=_ids(CLIPPED))
+def test_all_doors_agree_with_clipping_when_the_norm_is_not_needed(controller, tmp_path) -> None:
+    clip = 0.1
+    _, (lrs, weights) = doors.subclassed(controller, tmp_path, max_grad_norm=clip)
+    others = {
+        "optimizers=": doors.passed_to_trainer(controller, tmp_path, max_grad_norm=clip)[1],
+        "callback": doors.called_back(controller, tmp_path, max_grad_norm=clip)[1],
+        "accelerate": doors.accelerated(controller, clip=clip),
+        "plain": doors.plain(controller, clip=clip),
+    }
+    for door, (other_lrs, other_weights) in others.items():
+        assert other_lrs == lrs, door
+        assert torch.equal(other_weights, weights), door
+
+
+def test_doors_that_see_the_norm_agree_with_clipping(tmp_path) -> None:
+    controller, clip = Everything(), 0.1
+    _, (lrs, weights) = doors.subclassed(controller, tmp_path, max_grad_norm=clip)
+    for other_lrs, other_weights in (doors.accelerated(controller, clip=clip), doors.plain(controller, clip=clip)):
+        assert other_lrs == lrs
+        assert torch.equal(other_weights, weights)
+
+
+@pytest.mark.parametrize("door", [doors.passed_to_trainer, doors.called_back])
+@pytest.mark.parametrize("controller", [NormOnly(), Everything()], ids=["norm", "everything"])
+def test_doors_that_cannot_see_the_norm_refuse_before_the_first_update(door, controller, tmp_path) -> None:
+    with pytest.raises(ValueError, match="before clipping.*AdaptiveLRTrainer"):
+        door(controller, tmp_path, max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize("door", [doors.passed_to_trainer, doors.called_back])
+def test_a_loss_hidden_by_label_smoothing_is_refused(door, tmp_path) -> None:
+    with pytest.raises(ValueError, match="none was observed.*AdaptiveLRTrainer"):
+        door(LossOnly(), tmp_path, label_smoothing_factor=0.1)
+
+
+def test_the_subclass_sees_the_smoothed_loss(tmp_path) -> None:
+    trainer, _ = doors.subclassed(LossOnly(), tmp_path, label_smoothing_factor=0.1)
+    seen = [d.observation["loss"] for d in trainer.lr_scheduler.trace]
+    logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert seen == pytest.approx(logged)
+
+
+@pytest.mark.parametrize("door", [doors.passed_to_trainer, doors.called_back])
+def test_losses_inflated_by_accumulation_are_refused(door, tmp_path) -> None:
+    with pytest.raises(ValueError, match="num_items_in_batch.*AdaptiveLRTrainer"):
+        door(LossOnly(), tmp_path, gradient_accumulation_steps=2)
+
+
+@pytest.mark.parametrize("door", [doors.subclassed, doors.passed_to_trainer, doors.called_back])
+def test_the_logged_learning_rate_is_the_applied_one(door, tmp_path) -> None:
+    trainer, (lrs, _) = door(Hypergradient(), tmp_path)
+    assert [row["learning_rate"] for row in trainer.state.log_history if "loss" in row] == lrs
+
+
+def test_controllers_values_reach_the_log_and_the_reporters(tmp_path) -> None:
+    from transformers import TrainerCallback
+
+    class Reporter(TrainerCallback):
+        seen: list[dict] = []
+
+        def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+            self.seen.append(dict(logs))
+
+    from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments
+    from tests.tiny import Tokens, bert
+
+    args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments)
+    trainer = AdaptiveLRTrainer(
+        model=bert(), args=args, train_dataset=Tokens(), controller=Hypergradient(), callbacks=[Reporter()]
+    )
+    trainer.train()
+    for rows in (trainer.state.log_history, Reporter.seen):
+        rows = [row for row in rows if "loss" in row]
+        factors = [row["adaptive_lr/factor"] for row in rows]
+        assert factors == [lr / doors.LR for lr in trainer.lr_scheduler.lr_history()]
+        assert all(-1 <= row["adaptive_lr/alignment"] <= 1 for row in rows)
+
+
+def test_linear_equals_the_native_schedule_bit_for_bit(tmp_path) -> None:
+    from tests.tiny import Tokens, bert
+
+    model = bert()
+    args = doors.arguments(tmp_path, lr_scheduler_type="linear", max_grad_norm=1.0)
+    native = Trainer(model=model, args=args, train_dataset=Tokens())
+    native.train()
+    _, (lrs, weights) = doors.subclassed(Linear(), tmp_path, max_grad_norm=1.0)
+    assert [row["learning_rate"] for row in native.state.log_history if "loss" in row] == lrs
+    assert torch.equal(doors._flat(model), weights)
+
+
+def test_a_native_schedule_that_is_not_constant_warns_once(tmp_path) -> None:
+    with pytest.warns(UserWarning, match="overruled by AdaptiveLRCallback") as caught:
+        doors.called_back(Hypergradient(), tmp_path, lr_scheduler_type="linear")
+    assert len(caught) == 1
