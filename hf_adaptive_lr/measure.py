@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome
 from .ranks import average_over_ranks, refuse_sharded, world_size
-from .sensors import GainProbe, loss_scale, measure_grad_norm, measure_previous_update, remember_direction
+from .sensors import GainProbe, measure_grad_norm, measure_previous_update, remember_direction
 from .tap import ReplayPoint
 
 _REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
@@ -255,10 +255,11 @@ class Measurer:
 
     def _measure_gain(self, probe: GainProbe) -> float:
         gained = self._losses[-1].double() - self._loss_again().double()
-        scale = loss_scale(self.optimizer)
+        # A fused step has unscaled the gradients in place by now; clipping still is in them.
+        scale: Tensor | float = 1.0
         if self.max_grad_norm and self._grad_norm is not None:
             # torch.nn.utils.clip_grad_norm_ multiplies by this factor
-            scale = scale * (self.max_grad_norm / (self._grad_norm.double() + 1e-6)).clamp(max=1.0)
+            scale = (self.max_grad_norm / (self._grad_norm.double() + 1e-6)).clamp(max=1.0)
         gain, promised = self._exchange([gained, probe.promised(scale)], [])
         if abs(promised) < 1e-30:
             return OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Seq2SeqTrainer, Trainer
 
 from .auto import resolve_controller
@@ -176,20 +176,26 @@ class AdaptiveLRMixin(_Trainer):
 
     @torch.no_grad()
     def _controller_loss(self, model: nn.Module) -> float:
-        """Mean loss per example on the controller's data; draws no random number that training would have drawn."""
+        """Mean loss per example on the controller's data, equal on all ranks; draws no random number of training's."""
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with frozen_generators(self.args.device):
             model.eval()
-            for inputs in self.get_eval_dataloader(self.controller_dataset):
+            for inputs in self._controller_batches():
                 inputs = self._prepare_inputs(inputs)
                 rows = next(v for v in inputs.values() if isinstance(v, Tensor)).shape[0]
-                loss = self._loss(inputs)
-                total += torch.stack(
-                    (loss.double() * rows, torch.tensor(rows, dtype=torch.float64, device=loss.device))
-                )
+                loss = self._loss(inputs).double()
+                total += torch.stack((loss * rows, torch.full_like(loss, rows)))
             model.train()
         summed = self.accelerator.reduce(total, reduction="sum")
         return float(summed[0] / summed[1])
+
+    def _controller_batches(self) -> DataLoader[Any]:
+        # Each example once: ranks with fewer batches must not be padded with copies.
+        even, self.accelerator.even_batches = self.accelerator.even_batches, False
+        try:
+            return self.get_eval_dataloader(self.controller_dataset)
+        finally:
+            self.accelerator.even_batches = even
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the controller's values to training logs, for `log_history` and every reporter."""

@@ -1,0 +1,181 @@
+"""Two real processes (gloo): one learning rate, one set of weights, and loud failure when the ranks drift apart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate import debug_launcher
+from accelerate.state import AcceleratorState, GradientState
+
+from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Hypergradient, Plateau
+from hf_adaptive_lr import ranks
+from tests import doors
+from tests.controllers_for_tests import Everything, LossOnly, Recurrent
+from tests.tiny import Tokens, batches, bert, flat, mlp
+
+CONTROLLERS = [Hypergradient(), Recurrent(), Everything(), Plateau(metric="eval_loss", window=2)]
+IDS = [c.controller_type for c in CONTROLLERS]
+
+
+def _launch(function: Callable[..., None], *args: object) -> None:
+    debug_launcher(_fresh, args=(function, *args), num_processes=2)
+
+
+def _fresh(function: Callable[..., None], *args: object) -> None:
+    # A forked process inherits the one-process state of Accelerate that earlier tests left in the parent.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    function(*args)
+
+
+def _train(controller, folder: Path, per_device: int, **changes) -> AdaptiveLRTrainer:
+    args = doors.arguments(
+        folder, AdaptiveLRTrainingArguments, per_device_train_batch_size=per_device, max_grad_norm=0.1, **changes
+    )
+    trainer = AdaptiveLRTrainer(model=bert(dropout=0.0), args=args, train_dataset=Tokens(107), controller=controller)
+    trainer.train()
+    return trainer
+
+
+def _save(path: Path, lrs: list[float], model: torch.nn.Module) -> None:
+    rank = dist.get_rank() if dist.is_initialized() else "alone"
+    torch.save({"lrs": lrs, "weights": flat(model)}, path / f"{rank}.pt")
+
+
+def _trainer_on_a_rank(controller, folder: Path, changes: dict) -> None:
+    torch.set_num_threads(1)
+    trainer = _train(controller, folder, 8, **changes)
+    _save(folder, trainer.lr_scheduler.lr_history(), trainer.accelerator.unwrap_model(trainer.model))
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
+@pytest.mark.parametrize("controller", CONTROLLERS, ids=IDS)
+def test_trainer_on_two_processes(controller, optim, tmp_path) -> None:
+    changes = {"optim": optim, "learning_rate": 0.05 if optim == "sgd" else 1e-3}
+    _launch(_trainer_on_a_rank, controller, tmp_path, changes)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert len(first["lrs"]) == doors.STEPS
+    assert first["lrs"] == second["lrs"]
+    assert torch.equal(first["weights"], second["weights"])
+
+    alone = _train(controller, tmp_path / "alone", 16, **changes)
+    # Float32 sums in another order; Adam divides by the root of tiny second moments and magnifies that.
+    tolerance = 1e-5 if optim == "sgd" else 1e-3
+    assert alone.lr_scheduler.lr_history() == pytest.approx(first["lrs"], rel=tolerance)
+    assert torch.allclose(flat(alone.model), first["weights"], atol=tolerance)
+
+
+def _accelerate_on_a_rank(controller, folder: Path) -> None:
+    torch.set_num_threads(1)
+    lrs, weights = doors.accelerated(controller)
+    torch.save({"lrs": lrs, "weights": weights}, folder / f"{dist.get_rank()}.pt")
+
+
+def test_accelerate_steps_the_scheduler_twice_and_it_does_no_harm(tmp_path) -> None:
+    _launch(_accelerate_on_a_rank, Recurrent(), tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert len(first["lrs"]) == doors.STEPS
+    assert first["lrs"] == second["lrs"]
+    assert torch.equal(first["weights"], second["weights"])
+
+
+def _broken_reduction(folder: Path) -> None:
+    torch.set_num_threads(1)
+    ranks.mean_of_rows = lambda rows: rows[dist.get_rank()]
+    with pytest.raises(RuntimeError, match="ranks have drifted apart"):
+        doors.accelerated(LossOnly())
+    (folder / f"noticed-{dist.get_rank()}").touch()
+
+
+def test_a_broken_reduction_is_noticed_at_the_next_decision(tmp_path) -> None:
+    _launch(_broken_reduction, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["noticed-0", "noticed-1"]
+
+
+def _loss_of_one_rank_is_nan(folder: Path) -> None:
+    torch.set_num_threads(1)
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = ControlledLR(optimizer, LossOnly())
+    for step, (x, y) in enumerate(batches(4)):
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        bad = step == 2 and dist.get_rank() == 1
+        with pytest.warns(UserWarning, match="held") if step == 2 else _nothing():
+            scheduler.observe(loss=float("nan") if bad else loss)
+            optimizer.step()
+        optimizer.zero_grad()
+    torch.save([d.as_dict() for d in scheduler.trace], folder / f"{dist.get_rank()}.pt")
+
+
+def _nothing():
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def test_a_nan_on_one_rank_holds_the_rate_on_both(tmp_path) -> None:
+    _launch(_loss_of_one_rank_is_nan, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert [row["lr"] for row in first] == [row["lr"] for row in second]
+    assert [row["reason"] for row in first] == ["decision", "decision", "held", "decision"]
+    assert first[2]["lr"] == first[1]["lr"]
+
+
+def _sharded(folder: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    model = mlp()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    x, y = batches(1)[0]
+
+    def update(controller) -> ControlledLR:
+        scheduler = ControlledLR(optimizer, controller, max_grad_norm=0)
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        scheduler.observe(loss=loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        return scheduler
+
+    weights = [p.to_local().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match="alignment.*fully_shard.*part of the gradients"):
+        update(Hypergradient())
+    assert all(torch.equal(p.to_local(), w) for p, w in zip(model.parameters(), weights, strict=True))
+    optimizer.zero_grad()
+    assert update(LossOnly()).updates == 1
+    (folder / f"refused-{dist.get_rank()}").touch()
+
+
+def test_sharded_gradients_are_refused_and_losses_are_not(tmp_path) -> None:
+    _launch(_sharded, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_check_knows_deepspeed_by_its_marks() -> None:
+    """A unit test of the check only: DeepSpeed itself needs a GPU build that is not installed here."""
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    ranks.refuse_sharded(optimizer, {"alignment"})
+    parameter.ds_id = 0  # what ZeRO-3 puts on every parameter
+    with pytest.raises(ValueError, match="DeepSpeed"):
+        ranks.refuse_sharded(optimizer, {"alignment"})
+    ranks.refuse_sharded(optimizer, set())
+    owner = type("DeepSpeedZeroOptimizer", (torch.optim.SGD,), {"__module__": "deepspeed.runtime.zero.stage_1_and_2"})
+    with pytest.raises(ValueError, match="DeepSpeed"):
+        ranks.refuse_sharded(owner([torch.nn.Parameter(torch.zeros(2))], lr=0.1), {"grad_norm"})
+
+
+@pytest.fixture(autouse=True)
+def _no_group_left_behind():
+    yield
+    assert not dist.is_initialized()
+    assert "RANK" not in os.environ
