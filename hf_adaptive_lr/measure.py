@@ -19,10 +19,17 @@ from torch.optim import Optimizer
 
 from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome
 from .ranks import average_over_ranks, refuse_sharded, world_size
-from .sensors import GainProbe, measure_grad_norm, measure_previous_update, remember_direction
+from .sensors import (
+    GainProbe,
+    forget_direction,
+    measure_grad_norm,
+    measure_previous_update,
+    remember_direction,
+)
 from .tap import ReplayPoint
 
 _REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
+_NEUTRAL_GAIN = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
 _SCALED = frozenset({"loss", "grad_norm", "gain_ratio", "loss_before", "loss_after"})
 
 
@@ -61,7 +68,8 @@ class Measurer:
         self.in_step = False
         self._checked = False
         self._eval_loss = math.nan
-        self._gain_ratio = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
+        self._gain_ratio = _NEUTRAL_GAIN
+        self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
         self.clear()
 
     def clear(self) -> None:
@@ -72,6 +80,7 @@ class Measurer:
         self._grad_norm: Tensor | None = None
         self._replay: Callable[[], Tensor] | None = None
         self._point: ReplayPoint | None = None
+        self._announced = self._repeatable = False
         self._probe: GainProbe | None = None
         self.in_step = False
 
@@ -83,6 +92,7 @@ class Measurer:
             return
         if self._losses and all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
             self.clear()
+        self._announced, self._repeatable = True, replay is not None
         if keep:
             self._replay, self._point = replay, ReplayPoint(self._first_param().device)
 
@@ -112,7 +122,8 @@ class Measurer:
             self._losses.append(tensors["loss"])
             self._auto = False
         self._grad_norm = tensors.get("grad_norm", self._grad_norm)
-        self._replay = closure or self._replay
+        if closure is not None:
+            self._replay, self._repeatable = closure, True
         if "eval_loss" in tensors:
             self._eval_loss = float(tensors["eval_loss"])
             if math.isnan(self._eval_loss):
@@ -150,29 +161,25 @@ class Measurer:
                 "compute_loss_func, a plain module) or nobody calls observe(loss=...). Use AdaptiveLRTrainer, or call "
                 "observe"
             )
-        if self.needs & {"grad_norm", "gain_ratio"} and self._grad_norm is None and self.max_grad_norm != 0:
+        magnitudes = sorted(self.needs & {"grad_norm", "gain_ratio"})
+        if magnitudes and self._grad_norm is None and self.max_grad_norm != 0:
             raise ValueError(
-                f"the controller needs {sorted(self.needs & {'grad_norm', 'gain_ratio'})[0]} from before clipping, "
-                f"and clipping "
-                "cannot be seen from here. Use AdaptiveLRTrainer, or observe(grad_norm=...) with what clip_grad_norm_ "
-                "returns, "
+                f"the controller needs {magnitudes[0]} from before clipping, and clipping cannot be seen from here. Use "
+                "AdaptiveLRTrainer, or observe(grad_norm=...) with what clip_grad_norm_ returns and say max_grad_norm=, "
                 "or say max_grad_norm=0 if nothing clips"
             )
-        if self.needs & _REPLAYED and (self._replay is None or self._point is None):
+        repeated = sorted(self.needs & _REPLAYED)
+        if repeated and not (self._announced and self._repeatable):
             raise ValueError(
-                f"the controller needs {sorted(self.needs & _REPLAYED)[0]}, for which the last micro-batch is "
-                f"computed again; "
-                "call before_forward() ahead of it and observe(loss=..., closure=...) after it, or use "
-                "AdaptiveLRTrainer"
+                f"the controller needs {repeated[0]}, for which the last micro-batch is computed again; call "
+                "before_forward() ahead of it and observe(loss=..., closure=...) after it, or use AdaptiveLRTrainer"
             )
-        inflated = self._scaled_by_items and (len(self._losses) > 1 or world_size(self.group) > 1)
-        if inflated and self.needs & _SCALED:
+        scaled = sorted(self.needs & _SCALED)
+        if scaled and self._scaled_by_items and (len(self._losses) > 1 or world_size(self.group) > 1):
             raise ValueError(
-                f"the controller needs {sorted(self.needs & _SCALED)[0]}, and Trainer passes num_items_in_batch to "
-                f"the model: with "
-                "accumulation or several processes most heads then return inflated losses and gradients. Use "
-                "AdaptiveLRTrainer, "
-                "or set trainer.model_accepts_loss_kwargs = False"
+                f"the controller needs {scaled[0]}, and Trainer passes num_items_in_batch to the model: with accumulation "
+                "or several processes most heads then return inflated losses and gradients. Use AdaptiveLRTrainer, or "
+                "set trainer.model_accepts_loss_kwargs = False"
             )
         self._checked = True
 
@@ -188,6 +195,9 @@ class Measurer:
         wanted = self.needs & OPTIONAL_FIELDS.keys()
         if not wanted:
             return {}
+        if self._prepared_for != update:  # a decision that nobody could foresee, after extend() for instance
+            self._gain_ratio = _NEUTRAL_GAIN
+            forget_direction(self.optimizer)
         values: dict[str, Tensor] = {}
         if "loss" in wanted:
             if not self._losses:
@@ -220,9 +230,13 @@ class Measurer:
 
     # --- after the update ---------------------------------------------------------------------------------------
 
-    def start_gain(self) -> None:
-        """Before the update: keep the weights, to know how far they moved."""
-        self._probe = GainProbe(self.optimizer)
+    def before_last_update_of_interval(self, update: int) -> None:
+        """A decision is due after this update: keep what it will want to know of it."""
+        self._prepared_for = update + 1
+        if self.needs & {"alignment", "update_ratio"}:
+            remember_direction(self.optimizer)
+        if "gain_ratio" in self.needs:
+            self._probe = GainProbe(self.optimizer)
 
     def outcome(self, update: int) -> Outcome | None:
         """What the update did to the loss of its last micro-batch, or None if the controller does not ask."""
@@ -233,17 +247,10 @@ class Measurer:
         numbers = {"loss_before": before, "loss_after": after}
         return Outcome(step=update, **{n: torch.tensor(numbers[n], dtype=torch.float64) for n in sorted(wanted)})
 
-    def finish(self, *, gain: bool, direction: bool) -> None:
-        """After the update: measure the gain ratio, keep the direction, then forget the batch.
-
-        Args:
-            gain: whether the next decision reads the gain ratio.
-            direction: whether a decision is due at the next update.
-        """
-        if gain and self._probe is not None:
+    def finish(self) -> None:
+        """After the update: measure the gain ratio if the next decision reads it, then forget the batch."""
+        if self._probe is not None:
             self._gain_ratio = self._measure_gain(self._probe)
-        if direction and self.needs & {"alignment", "update_ratio"}:
-            remember_direction(self.optimizer)
         self.clear()
 
     def _loss_again(self) -> Tensor:
@@ -255,23 +262,27 @@ class Measurer:
 
     def _measure_gain(self, probe: GainProbe) -> float:
         gained = self._losses[-1].double() - self._loss_again().double()
-        # A fused step has unscaled the gradients in place by now; clipping still is in them.
         scale: Tensor | float = 1.0
         if self.max_grad_norm and self._grad_norm is not None:
             # torch.nn.utils.clip_grad_norm_ multiplies by this factor
             scale = (self.max_grad_norm / (self._grad_norm.double() + 1e-6)).clamp(max=1.0)
         gain, promised = self._exchange([gained, probe.promised(scale)], [])
         if abs(promised) < 1e-30:
-            return OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
+            return _NEUTRAL_GAIN
         return gain / promised
 
     # --- checkpoint ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, float]:
         """What a decision after a checkpoint needs from before it; averaged over ranks already where ranks differ."""
-        return {"eval_loss": self._eval_loss, "gain_ratio": self._gain_ratio}
+        return {
+            "eval_loss": self._eval_loss,
+            "gain_ratio": self._gain_ratio,
+            "prepared_for": self._prepared_for,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.clear()
         self._eval_loss, self._gain_ratio = float(state["eval_loss"]), float(state["gain_ratio"])
+        self._prepared_for = int(state["prepared_for"])

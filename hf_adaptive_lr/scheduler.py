@@ -154,7 +154,8 @@ class ControlledLR(LRScheduler):
         """
         t = self.governor.updates
         outcome_due = bool(self.controller.needs & OUTCOME_FIELDS.keys()) and self.governor.due(t)
-        self._measure.before_forward(replay, keep=outcome_due or self._gain_due(t))
+        gain_due = "gain_ratio" in self.controller.needs and self.governor.due(t + 1)
+        self._measure.before_forward(replay, keep=outcome_due or gain_due)
 
     def after_forward(self, loss: Tensor, kwargs: Mapping[str, Any]) -> None:
         """Called by the forward hook with the micro-batch's loss."""
@@ -280,8 +281,8 @@ class ControlledLR(LRScheduler):
         fields = self._measure.fields(t, [float(lr) for lr in self._last_lr]) if due else {}
         self._decision = self.governor.decide(fields)
         _write(optimizer, self._decision.lr)
-        if self._gain_due(t):
-            self._measure.start_gain()
+        if self.governor.due(t + 1):
+            self._measure.before_last_update_of_interval(t)
 
     def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del optimizer, args, kwargs
@@ -296,13 +297,10 @@ class ControlledLR(LRScheduler):
             outcome = self._measure.outcome(t)
             if outcome is not None:
                 self.governor.learn(outcome)
-        self._measure.finish(gain=self._gain_due(t), direction=self.governor.due(t + 1))
+        self._measure.finish()
         self.trace.append(decision)
         for listener in self.listeners:
             listener(decision)
-
-    def _gain_due(self, t: int) -> bool:
-        return "gain_ratio" in self.controller.needs and self.governor.due(t + 1)
 
     def _add_new_groups(self) -> None:
         groups, known = self.optimizer.param_groups, len(self.governor.base_lrs)

@@ -157,32 +157,46 @@ def needs_copy(group: dict[str, Any]) -> bool:
 
 @torch.no_grad()
 def remember_direction(optimizer: Optimizer) -> None:
-    """Right after an update, keep its direction where SGD's state does not hold it; other optimizers need nothing.
+    """Right before an update, keep the direction it will take where SGD's state will not hold it; others need nothing.
 
-    Call it in the step post-hook, while the gradients are still there. Coupled weight decay belongs to the direction,
-    but the weights it was taken from are gone by then; they follow from the weights after the update.
+    Before and not after, because some steps (foreach with Nesterov momentum) change the gradients in place.
+
+    Raises:
+        ValueError: a sparse gradient.
     """
     if not isinstance(optimizer, SGD):
         return
     for group in (g for g in optimizer.param_groups if needs_copy(g)):
         for p in (p for p in group["params"] if p.grad is not None):
             state = optimizer.state[p]
-            direction = _sgd_last_direction(p, p.grad, state.get("momentum_buffer"), group)
+            direction = _sgd_next_direction(p, _dense(p.grad), state.get("momentum_buffer"), group)
             if PREVIOUS_DIRECTION in state:
                 state[PREVIOUS_DIRECTION].copy_(direction)
             else:
                 state[PREVIOUS_DIRECTION] = direction.clone(memory_format=torch.preserve_format)
 
 
-def _sgd_last_direction(p: Tensor, grad: Tensor, buffer: Tensor | None, group: dict[str, Any]) -> Tensor:
-    lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
+def forget_direction(optimizer: Optimizer) -> None:
+    """Drop directions that `remember_direction` kept; the next measurement is neutral where they are needed."""
+    for state in optimizer.state.values():
+        state.pop(PREVIOUS_DIRECTION, None)
+
+
+def _sgd_next_direction(p: Tensor, grad: Tensor, buffer: Tensor | None, group: dict[str, Any]) -> Tensor:
+    momentum = group["momentum"]
     if group["maximize"]:
         grad = -grad
-    if decay:
-        # g' = g + decay * w[t-1] and w[t-1] = w[t] + lr * d, solved for g' (d = g' + momentum * buffer).
-        ahead = p if buffer is None else p.add(buffer * (lr * momentum))
-        grad = (grad + decay * ahead) / (1 - lr * decay)
+    if group["weight_decay"]:
+        grad = grad.add(p, alpha=group["weight_decay"])
+    if momentum:
+        buffer = grad if buffer is None else buffer * momentum + grad * (1 - group["dampening"])
     return sgd_direction(grad, buffer, momentum=momentum, nesterov=group["nesterov"])
+
+
+def _dense(grad: Tensor) -> Tensor:
+    if grad.is_sparse:
+        raise ValueError("a sparse gradient cannot be compared with other updates; use sparse=False in the embedding")
+    return grad
 
 
 def _chunks(tensors: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -197,11 +211,7 @@ def _chunks(tensors: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
 
 def _term_sums(term: _Term) -> Tensor:
     """(g . d, d . d, g . g) of one parameter, float64; g is taken as zero where there is no gradient."""
-    grad = term.param.grad
-    if grad is not None and grad.is_sparse:
-        raise ValueError(
-            "a sparse gradient cannot be compared with the previous update; use sparse=False in the embedding"
-        )
+    grad = None if term.param.grad is None else _dense(term.param.grad)
     tensors = [term.numerator] if term.square is None else [term.numerator, term.square]
     sums: list[Tensor] = []
     for parts in _chunks(tensors if grad is None else [*tensors, grad]):
@@ -273,18 +283,19 @@ def loss_scale(optimizer: Optimizer) -> Tensor | float:
 
 
 class GainProbe:
-    """Weights before one update, to measure the decrease of the loss that the gradient promised for it.
+    """Weights and gradients before one update, to measure the decrease of the loss that the gradient promised for it.
 
-    The copy costs the memory of the trained weights and exists only from the pre-step to the post-step hook of the
-    update before a decision.
+    The copies cost twice the memory of the trained weights and exist only from the pre-step to the post-step hook of
+    the update before a decision. The gradients are copied too because some steps change them in place.
 
     Args:
         optimizer: its parameters are copied.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.before = [p.detach().clone() for p in self.params]
+        self._scale = loss_scale(optimizer)
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._kept = [(p, p.detach().clone(), _dense(p.grad).clone()) for p in params]
 
     @torch.no_grad()
     def promised(self, clip_scale: Tensor | float) -> Tensor:
@@ -293,6 +304,5 @@ class GainProbe:
         Args:
             clip_scale: factor in (0, 1] that clipping applied to the gradients.
         """
-        moved = (p - before for p, before in zip(self.params, self.before, strict=True))
-        grads = (p.grad for p in self.params if p.grad is not None)
-        return -inner(grads, moved) / clip_scale
+        moved = (p - before for p, before, _ in self._kept)
+        return -inner((grad for _, _, grad in self._kept), moved) / (clip_scale * self._scale)

@@ -101,11 +101,13 @@ def accelerated(controller: Controller, *, clip: float = 0.0, accumulation: int 
     return inner.lr_history(), _flat(model)
 
 
-def plain(controller: Controller, *, clip: float = 0.0, hook: bool = True) -> Result:
+def plain(controller: Controller, *, clip: float = 0.0, hook: bool = True, every: int = 1) -> Result:
     set_seed(3)
     model = bert()
     optimizer = optimizer_for(model)
-    scheduler = ControlledLR(optimizer, controller, model=model, hook=hook, total_steps=STEPS, max_grad_norm=clip)
+    scheduler = ControlledLR(
+        optimizer, controller, model=model, hook=hook, total_steps=STEPS, max_grad_norm=clip, every=every
+    )
     set_seed(3)
     model.train()
     while scheduler.updates < STEPS:

@@ -50,6 +50,16 @@ def test_all_doors_agree_with_clipping_when_the_norm_is_not_needed(controller, t
         assert torch.equal(other_weights, weights), door
 
 
+@pytest.mark.parametrize("every", [2, 4])
+def test_sparse_decisions_agree(every, tmp_path) -> None:
+    _, (lrs, weights) = doors.subclassed(Everything(), tmp_path, controller_every=every)
+    assert len(set(lrs)) == -(-doors.STEPS // every)
+    for hook in (True, False):
+        other_lrs, other_weights = doors.plain(Everything(), hook=hook, every=every)
+        assert other_lrs == lrs
+        assert torch.equal(other_weights, weights)
+
+
 def test_doors_that_see_the_norm_agree_with_clipping(tmp_path) -> None:
     controller, clip = Everything(), 0.1
     _, (lrs, weights) = doors.subclassed(controller, tmp_path, max_grad_norm=clip)

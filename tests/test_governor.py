@@ -1,0 +1,272 @@
+"""Cadence, bounds, warm-up, hold, horizon: from answers to learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_adaptive_lr import (
+    Constant,
+    ControlledLR,
+    Controller,
+    Cosine,
+    Linear,
+    Observation,
+    Plateau,
+    Replay,
+    WarmupStableDecay,
+)
+from hf_adaptive_lr.decision import Settings
+from hf_adaptive_lr.governor import Governor
+from tests.controllers_for_tests import LossOnly, Recurrent
+from tests.tiny import batches, mlp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Says(Controller):
+    """Answers what it is told to."""
+
+    controller_type = "says"
+    answer: tuple[float, ...] = (1.0,)
+
+    def decide(self, obs: Observation, state: dict, params: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict]:
+        values = torch.tensor(self.answer, dtype=torch.float64)
+        return (values[0] if len(values) == 1 else values), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaysLR(Says):
+    """The same as a learning rate."""
+
+    controller_type = "says_lr"
+    answers = "lr"
+
+
+def _lrs(controller: Controller, base: list[float], steps: int = 1, **settings) -> list[tuple[float, ...]]:
+    governor = Governor(controller, base, Settings(**settings))
+    return [governor.advance({}).lr for _ in range(steps)]
+
+
+# --- bounds ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("controller", "base", "settings", "expected"),
+    [
+        (Says(answer=(0.5,)), [1.0, 3.0], {}, (0.5, 1.5)),
+        (Says(answer=(9.0,)), [1.0, 3.0], {"max_factor": 2.0}, (2.0, 6.0)),
+        (Says(answer=(0.1,)), [1.0, 3.0], {"min_factor": 0.5}, (0.5, 1.5)),
+        (Says(answer=(-3.0,)), [1.0, 3.0], {}, (1e-8, 3e-8)),
+        (Says(answer=(1e9,)), [1.0, 3.0], {}, (10.0, 30.0)),
+        (Says(answer=(1e9,)), [0.0, 2.0], {}, (0.0, 10.0)),
+        (Says(answer=(1e9, 0.5)), [1.0, 3.0], {}, (10.0, 1.5)),
+        (Says(answer=(0.5, 0.5)), [0.0, 3.0], {}, (0.0, 1.5)),
+        (SaysLR(answer=(0.5,)), [1.0, 3.0], {}, (0.5, 1.5)),
+        (SaysLR(answer=(99.0,)), [1.0, 3.0], {"max_lr": 2.0}, (2.0, 6.0)),
+        (SaysLR(answer=(0.5, 0.25)), [1.0, 3.0], {}, (0.5, 0.25)),
+        (SaysLR(answer=(0.0,)), [1.0, 0.0], {}, (1e-8, 0.0)),
+    ],
+)
+def test_answers_are_bounded_and_groups_keep_their_ratio(controller, base, settings, expected) -> None:
+    assert _lrs(controller, base, **settings)[0] == pytest.approx(expected)
+
+
+def test_the_trace_says_what_was_proposed_bounded_and_applied() -> None:
+    governor = Governor(Says(answer=(50.0,)), [1.0], Settings(warmup_steps=4))
+    row = governor.advance({}).as_dict()
+    assert row == {
+        "step": 0,
+        "lr": 2.5,
+        "reason": "bounded",
+        "ramp": 0.25,
+        "proposed": 50.0,
+        "bounded": 10.0,
+        "detail": "lr bound",
+    }
+
+
+def test_bounds_leave_no_memory() -> None:
+    """A factor that was cut off must not go on growing unseen and delay the way down."""
+    from hf_adaptive_lr import Hypergradient
+
+    governor = Governor(Hypergradient(beta=0.5), [1.0], Settings(max_factor=2.0))
+    up = [governor.advance({"alignment": 1.0}).lr[0] for _ in range(20)]
+    assert up[-1] == 2.0
+    assert governor.advance({"alignment": -1.0}).lr[0] == 1.0
+
+
+# --- cadence and ramps ----------------------------------------------------------------------------------------------------
+
+
+def test_cadence() -> None:
+    assert [lr[0] for lr in _lrs(Linear(), [1.0], 6, total_steps=6, every=3)] == pytest.approx([1.0] * 3 + [0.5] * 3)
+    governor = Governor(Linear(), [1.0], Settings(total_steps=10, decisions=4))
+    reasons = [governor.advance({}).reason for _ in range(10)]
+    assert governor.every == 3
+    assert reasons == ["decision", "between", "between"] * 3 + ["decision"]
+
+
+def test_warmup_ramps_every_controller() -> None:
+    assert [lr[0] for lr in _lrs(Constant(), [1.0], 5, warmup_steps=4)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert min(lr[0] for lr in _lrs(Constant(), [1e-7], 2, warmup_steps=1000)) == 1e-8
+
+
+@pytest.mark.parametrize(
+    ("controller", "expected"),
+    [
+        (Linear(), [1.0, 0.75, 0.5, 0.25]),
+        (Linear(final_factor=0.5), [1.0, 0.875, 0.75, 0.625]),
+        (Cosine(), [(1 + math.cos(math.pi * t / 4)) / 2 for t in range(4)]),
+        (WarmupStableDecay(decay_fraction=0.5), [1.0, 1.0, 1.0, 0.5]),
+        (Replay(progress=(0.0, 0.5), factors=(1.0, 3.0)), [1.0, 2.0, 3.0, 3.0]),
+        (Replay(), [1.0] * 4),
+    ],
+    ids=lambda c: getattr(c, "controller_type", ""),
+)
+def test_open_loop_schedules(controller, expected) -> None:
+    assert [lr[0] for lr in _lrs(controller, [1.0], 4, total_steps=4)] == pytest.approx(expected)
+
+
+def test_after_the_planned_end_the_rate_stays_positive() -> None:
+    assert [lr[0] for lr in _lrs(Linear(), [1.0], 4, total_steps=2)] == [1.0, 0.5, 1e-8, 1e-8]
+
+
+# --- hold --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_input_holds_the_rate_and_is_said_once(bad) -> None:
+    governor = Governor(Recurrent(), [1.0], Settings())
+    before = [governor.advance({"loss": 1.0}) for _ in range(3)][-1]
+    count = governor.state_dict()["controller_state"]["count"]
+    with pytest.warns(UserWarning, match="learning rate held: update 3: loss is") as caught:
+        held = [governor.advance({"loss": bad}) for _ in range(4)]
+    assert len(caught) == 1
+    assert {d.lr for d in held} == {before.lr}
+    assert {d.reason for d in held} == {"held"}
+    assert governor.held == 4
+    assert governor.state_dict()["controller_state"]["count"] == count
+    assert governor.advance({"loss": 1.0}).reason == "decision"
+
+
+def test_a_non_finite_answer_holds_too() -> None:
+    with pytest.warns(UserWarning, match="answer is nan"):
+        assert _lrs(Says(answer=(math.nan,)), [1.0]) == [(1.0,)]
+
+
+def test_no_new_evaluation_is_no_reason_to_hold() -> None:
+    governor = Governor(Plateau(metric="eval_loss", window=2), [1.0], Settings())
+    assert governor.advance({"eval_loss": math.nan}).reason == "decision"
+
+
+# --- horizon -------------------------------------------------------------------------------------------------------------------
+
+
+def test_extend_and_cooldown() -> None:
+    governor = Governor(Linear(), [1.0], Settings(total_steps=4))
+    assert [governor.advance({}).lr[0] for _ in range(2)] == [1.0, 0.75]
+    governor.extend(4)
+    assert governor.advance({}).lr[0] == 0.75
+    governor.cooldown(3)
+    down = [governor.advance({}) for _ in range(4)]
+    assert [d.lr[0] for d in down] == pytest.approx([0.75, 0.5, 0.25, 1e-8])
+    assert {d.reason for d in down} == {"cooldown"}
+    governor.extend(2)
+    assert governor.advance({}).reason == "decision"
+
+
+def test_an_unknown_horizon() -> None:
+    governor = Governor(Constant(), [1.0], Settings())
+    with pytest.raises(ValueError, match="no total_steps"):
+        governor.extend(3)
+    governor.cooldown(2)
+    assert [governor.advance({}).lr[0] for _ in range(2)] == [1.0, 0.5]
+    for controller in (Linear(), Cosine(), WarmupStableDecay(), Replay()):
+        with pytest.raises(ValueError, match="length of the run; pass total_steps="):
+            Governor(controller, [1.0], Settings())
+
+
+@pytest.mark.parametrize("call", ["extend", "cooldown"])
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True, None])
+def test_horizon_changes_take_whole_numbers(call, steps) -> None:
+    with pytest.raises(ValueError, match=f"{call}.*whole number of updates"):
+        getattr(Governor(Constant(), [1.0], Settings(total_steps=3)), call)(steps)
+
+
+def test_simulate_touches_nothing() -> None:
+    optimizer = torch.optim.SGD(mlp().parameters(), lr=1.0)
+    scheduler = ControlledLR(optimizer, Recurrent(), total_steps=5)
+    before = str(scheduler.state_dict())
+    rows = scheduler.simulate(5, lambda update, lr: {"loss": 1.0 / (update + 1)})
+    assert [d.step for d in rows] == list(range(5))
+    assert rows[0].lr[0] != rows[-1].lr[0]
+    assert str(scheduler.state_dict()) == before
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    with pytest.raises(ValueError, match=r"needs \['loss'\]; pass observe="):
+        scheduler.simulate(1)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"every": 0}, "every=0 is outside"),
+        ({"every": 1.5}, "every must be a whole number"),
+        ({"total_steps": -3}, "total_steps=-3 is outside"),
+        ({"decisions": 3}, "needs the length of the run"),
+        ({"every": 2, "decisions": 3, "total_steps": 9}, "exclude each other"),
+        ({"warmup_steps": -1}, "warmup_steps=-1"),
+        ({"min_lr": 1.0, "max_lr": 0.1}, "min_lr=1.0 is above max_lr=0.1"),
+        ({"min_factor": 2.0, "max_factor": 1.0}, "min_factor=2.0 is above"),
+        ({"min_lr": math.nan}, "min_lr=nan is outside"),
+        ({"max_factor": -1.0}, "max_factor=-1.0 is outside"),
+        ({"max_lr": 0.5}, "learning rate 1.0 is outside .*max_lr=0.5"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_the_optimizer_is_touched(settings, message) -> None:
+    optimizer = torch.optim.SGD(mlp().parameters(), lr=1.0)
+    with pytest.raises((ValueError, TypeError), match=message):
+        ControlledLR(optimizer, Constant(), **settings)
+    assert not optimizer._optimizer_step_pre_hooks
+    assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_other_bad_input_is_refused_with_the_way_out() -> None:
+    optimizer = torch.optim.SGD(mlp().parameters(), lr=1.0)
+    with pytest.raises(TypeError, match="optimizer must be"):
+        ControlledLR("adam", Constant())
+    with pytest.raises(TypeError, match="a class needs parentheses"):
+        ControlledLR(optimizer, Constant)
+    with pytest.raises(ValueError, match="did you mean linear"):
+        ControlledLR(optimizer, "liner")
+    with pytest.raises(ValueError, match="pass min_lr and max_lr"):
+        ControlledLR(optimizer, SaysLR(), max_factor=2.0)
+    with pytest.raises(ValueError, match="one above 0"):
+        ControlledLR(torch.optim.SGD(mlp().parameters(), lr=0.0), Constant())
+    with pytest.raises(ValueError, match="group 0 has learning rate 0"):
+        Governor(SaysLR(), [0.0, 1.0], Settings())
+    with pytest.raises(ValueError, match=r"answered with shape \(3,\)"):
+        _lrs(Says(answer=(1.0, 1.0, 1.0)), [1.0, 1.0])
+    scheduler = ControlledLR(optimizer, LossOnly())
+    with pytest.raises(ValueError, match=r"observe\(loss=...\) takes one number, got shape \(2,\)"):
+        scheduler.observe(loss=torch.ones(2))
+
+
+def test_a_loss_that_nobody_reported_is_refused_before_the_update() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scheduler = ControlledLR(optimizer, LossOnly())
+    before = [p.clone() for p in model.parameters()]
+    x, y = batches(1)[0]
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    with pytest.raises(ValueError, match="none was observed"):
+        optimizer.step()
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert scheduler.updates == 0

@@ -1,0 +1,217 @@
+"""Every field against a direct computation in float64, on live optimizers and with a batch dimension."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from hf_adaptive_lr import ControlledLR, Hypergradient
+from hf_adaptive_lr.sensors import adam_direction, cosine, inner, measure_previous_update, sgd_direction
+from tests.controllers_for_tests import Everything, Watcher
+from tests.tiny import batches, mlp
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "sgd decay": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.1, weight_decay=0.1),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "nesterov foreach": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, foreach=True),
+    "sgd fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+    "sgd maximize": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1, maximize=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.0),
+    "adamw foreach": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.0, foreach=True),
+    "adamw fused": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.0, fused=True),
+    "adamw amsgrad": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.0, amsgrad=True),
+    "adam maximize": lambda p: torch.optim.Adam(p, lr=0.01, maximize=True),
+}
+
+
+def _vector(tensors) -> torch.Tensor:
+    return torch.cat([t.detach().flatten().double() for t in tensors])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_previous_update_and_norm_against_a_direct_computation(name) -> None:
+    model = mlp()
+    model[3].weight = torch.nn.Parameter(model[3].weight.detach().T.contiguous().T)  # not contiguous
+    optimizer = OPTIMIZERS[name](model.parameters())
+    fields = ("alignment", "update_ratio", "grad_norm")
+    scheduler = ControlledLR(optimizer, Watcher(fields=fields), max_grad_norm=0)
+    moved = None
+    for step, (x, y) in enumerate(batches(5)):
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        gradient, weights = _vector(p.grad for p in model.parameters()), _vector(model.parameters())
+        if optimizer.param_groups[0]["maximize"]:
+            gradient = -gradient
+        optimizer.step()
+        seen = scheduler.trace[-1].observation
+        assert seen["grad_norm"] == pytest.approx(float(gradient.norm()), rel=1e-5)
+        if step == 0:
+            assert seen["alignment"] == 0.0
+            assert seen["update_ratio"] == 0.0
+        else:
+            # w[t] - w[t-1] = -lr d, so the cosine with d is the one with the negative move.
+            expected = -(gradient @ moved) / gradient.norm() / moved.norm()
+            assert seen["alignment"] == pytest.approx(float(expected), abs=2e-4)
+            assert seen["update_ratio"] == pytest.approx(float(moved.norm() / weights.norm()), rel=2e-4)
+        moved = _vector(model.parameters()) - weights
+        optimizer.zero_grad()
+
+
+def test_half_precision_weights_are_measured_in_single_precision() -> None:
+    model = mlp().to(torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for x, y in batches(2):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x.bfloat16()), y).backward()
+        out = measure_previous_update(optimizer, [0.01], frozenset({"alignment"}))
+        optimizer.step()
+    assert out["alignment"].dtype == torch.float64
+    assert 0 < abs(float(out["alignment"])) <= 1
+
+
+@pytest.mark.parametrize("lr", [0.05, 0.1, 0.4, 1.5])
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_gain_ratio_of_a_quadratic_is_known(lr, clip) -> None:
+    """f = h w^2 / 2: one step of length a gains a g^2 - h a^2 g^2 / 2 of the promised a g^2, so the ratio is 1 - h a / 2."""
+    h = 2.0
+    weight = torch.nn.Parameter(torch.tensor([3.0], dtype=torch.float64))
+    holder = torch.nn.ParameterList([weight])
+    optimizer = torch.optim.SGD([weight], lr=lr)
+    scheduler = ControlledLR(optimizer, Watcher(fields=("gain_ratio",)), model=holder, hook=False, max_grad_norm=clip)
+    scales = []
+    for _ in range(3):
+        scheduler.before_forward()
+        loss = h * weight.square().sum() / 2
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_([weight], clip) if clip else weight.grad.norm()
+        scales.append(min(1.0, clip / float(norm)) if clip else 1.0)
+        scheduler.observe(loss=loss, grad_norm=norm, closure=lambda: h * weight.square().sum() / 2)
+        optimizer.step()
+        optimizer.zero_grad()
+    seen = [d.observation["gain_ratio"] for d in scheduler.trace]
+    assert seen[0] == 1.0
+    assert seen[1:] == pytest.approx([1 - h * lr * scale / 2 for scale in scales[:2]], rel=1e-5)
+
+
+def test_alignment_is_the_normalised_hypergradient() -> None:
+    """d f(w - lr d) / d lr by autograd is -g . d: what the multiplicative rule follows (Baydin et al. 2018, eq. 3)."""
+    model = mlp().double().eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    (x0, y0), (x1, y1), (x2, y2) = batches(3)
+    for x, y in ((x0, y0), (x1, y1)):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x.double()), y).backward()
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        optimizer.step()
+    direction = {n: (before[n] - p.detach()) / 0.1 for n, p in model.named_parameters()}
+    rate = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    moved = {n: before[n] - rate * direction[n] for n in before}
+    loss = torch.nn.functional.cross_entropy(torch.func.functional_call(model, moved, (x2.double(),)), y2)
+    hypergradient = torch.autograd.grad(loss, rate)[0]
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(model(x2.double()), y2).backward()
+    norms = _vector(p.grad for p in model.parameters()).norm() * _vector(direction.values()).norm()
+    out = measure_previous_update(optimizer, [0.1], frozenset({"alignment"}))
+    assert float(out["alignment"]) == pytest.approx(float(-hypergradient / norms), rel=1e-5)
+
+
+def test_formulas_with_a_batch_dimension_equal_their_columns() -> None:
+    runs = 5
+    grads = [torch.randn(runs, 3, 4), torch.randn(runs, 7)]
+    moments = [torch.randn_like(g) for g in grads], [torch.rand_like(g) for g in grads]
+    steps = torch.arange(1, runs + 1)
+
+    def alignment(g, m, v, step, batch_ndim):
+        step = step.view(-1, *[1] * 0) if batch_ndim == 0 else step
+        d = [
+            adam_direction(
+                a, b, step.view(-1, *[1] * (a.ndim - 1)) if batch_ndim else step, betas=(0.9, 0.999), eps=1e-8
+            )
+            for a, b in zip(m, v, strict=True)
+        ]
+        return cosine(inner(g, d, batch_ndim), inner(d, d, batch_ndim), inner(g, g, batch_ndim))
+
+    batched = alignment(grads, *moments, steps, 1)
+    assert batched.shape == (runs,)
+    for run in range(runs):
+        alone = alignment([g[run] for g in grads], *([t[run] for t in m] for m in moments), steps[run], 0)
+        assert float(alone) == pytest.approx(float(batched[run]), rel=1e-6)
+    assert torch.equal(sgd_direction(grads[0], None), grads[0])
+
+
+@pytest.mark.parametrize("cls", [torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam])
+def test_other_optimizers_work_without_their_state_and_are_refused_by_name_with_it(cls) -> None:
+    model = mlp()
+    optimizer = cls(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=f"alignment.*{cls.__name__}"):
+        ControlledLR(optimizer, Hypergradient())
+    scheduler = ControlledLR(optimizer, "linear", total_steps=2)
+    for x, y in batches(2):
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    assert scheduler.lr_history() == [0.1, 0.05]
+
+
+def test_a_sparse_gradient_is_refused() -> None:
+    table = torch.nn.Embedding(5, 2, sparse=True)
+    optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+    ControlledLR(optimizer, Hypergradient())
+    table(torch.tensor([1])).sum().backward()
+    before = table.weight.detach().clone()
+    with pytest.raises(ValueError, match="sparse"):
+        optimizer.step()
+    assert torch.equal(table.weight, before)
+
+
+def _free_of_lr() -> list:
+    import prodigyopt
+    import schedulefree
+
+    named_like_it = type("DAdaptAdam", (torch.optim.SGD,), {})
+    return [prodigyopt.Prodigy, schedulefree.AdamWScheduleFree, named_like_it]
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_optimizers_that_set_their_own_step_size_warn_once(index) -> None:
+    model = mlp()
+    optimizer = _free_of_lr()[index](model.parameters(), lr=1.0)
+    with pytest.warns(UserWarning, match=f"{type(optimizer).__name__} sets its own step size") as caught:
+        scheduler = ControlledLR(optimizer, "linear", total_steps=2)
+    assert len(caught) == 1
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # prodigyopt 1.1.2 calls a deprecated overload
+        torch.nn.functional.cross_entropy(model(batches(1)[0][0]), batches(1)[0][1]).backward()
+        optimizer.step()
+    assert scheduler.updates == 1
+
+
+def test_fields_that_need_a_model_say_so() -> None:
+    optimizer = torch.optim.SGD(mlp().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="gain_ratio.*pass model="):
+        ControlledLR(optimizer, Everything())
+
+
+def test_an_unforeseen_decision_reads_nothing_stale() -> None:
+    """`extend` ends a cooldown, during which no direction was kept: the next decision must not compare with an old one."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = ControlledLR(optimizer, Hypergradient(), total_steps=10)
+    for step, (x, y) in enumerate(batches(8)):
+        if step == 2:
+            scheduler.cooldown(5)
+        if step == 5:
+            scheduler.extend(5)
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    seen = [d.observation and d.observation["alignment"] for d in scheduler.trace]
+    assert seen[2:5] == [None, None, None]
+    assert seen[5] == 0.0
+    assert seen[1] != 0.0
+    assert seen[6] != 0.0
