@@ -164,8 +164,10 @@ class Measurer:
         magnitudes = sorted(self.needs & {"grad_norm", "gain_ratio"})
         if magnitudes and self._grad_norm is None and self.max_grad_norm != 0:
             raise ValueError(
-                f"the controller needs {magnitudes[0]} from before clipping, and clipping cannot be seen from here. Use "
-                "AdaptiveLRTrainer, or observe(grad_norm=...) with what clip_grad_norm_ returns and say max_grad_norm=, "
+                f"the controller needs {magnitudes[0]} from before clipping, and clipping cannot be seen from here. "
+                f"Use "
+                "AdaptiveLRTrainer, or observe(grad_norm=...) with what clip_grad_norm_ returns and say "
+                "max_grad_norm=, "
                 "or say max_grad_norm=0 if nothing clips"
             )
         repeated = sorted(self.needs & _REPLAYED)
@@ -177,7 +179,8 @@ class Measurer:
         scaled = sorted(self.needs & _SCALED)
         if scaled and self._scaled_by_items and (len(self._losses) > 1 or world_size(self.group) > 1):
             raise ValueError(
-                f"the controller needs {scaled[0]}, and Trainer passes num_items_in_batch to the model: with accumulation "
+                f"the controller needs {scaled[0]}, and Trainer passes num_items_in_batch to the model: with "
+                f"accumulation "
                 "or several processes most heads then return inflated losses and gradients. Use AdaptiveLRTrainer, or "
                 "set trainer.model_accepts_loss_kwargs = False"
             )

@@ -25,7 +25,7 @@ class TraceWriter:
         self._started = False
 
     def __call__(self, decision: Decision) -> None:
-        """Append one line; the file is opened each time (about 30 microseconds), so nothing stays open or unwritten."""
+        """Append one line; the file is opened each time (about 30 us), so that nothing stays open or unwritten."""
         if not self._started:
             self._start_at(decision.step)
         with self.path.open("a", encoding="utf-8") as file:

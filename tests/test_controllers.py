@@ -33,7 +33,7 @@ def _column(obs: Observation, run: int) -> Observation:
     return dataclasses.replace(obs, **pick)
 
 
-# --- the contract ----------------------------------------------------------------------------------------------------
+# --- the contract ---
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -88,7 +88,8 @@ def test_needs_name_known_fields() -> None:
         type("Odd", (Controller,), {"needs": frozenset({"mood"})})()
 
 
-# --- strict files ------------------------------------------------------------------------------------------------------
+# --- strict files
+# ------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,7 +201,8 @@ def test_config_values_out_of_range_are_refused(make, message) -> None:
         make()
 
 
-# --- plateau: none of the known defects of metric-driven schedulers ----------------------------------------------------------
+# --- plateau: none of the known defects of metric-driven schedulers
+# ----------------------------------------------------------
 
 
 def _factors(controller: Plateau, losses: list[float], base: float = 1.0) -> list[float]:

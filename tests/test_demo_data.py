@@ -76,7 +76,7 @@ def images(split):
     return {image.tobytes() for image in split["image"]}
 
 
-# --- the text set ---------------------------------------------------------------------------------------------------
+# --- the text set ---
 
 
 def test_text_is_downloaded_once_cleaned_and_cached(cache, shelf, monkeypatch):
@@ -146,7 +146,7 @@ def test_the_real_text_set(cache):
     assert sum(about) > 0.1 * len(about)
 
 
-# --- the image set --------------------------------------------------------------------------------------------------
+# --- the image set ---
 
 
 def test_fashion_mnist_is_read_where_the_variable_points(tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_without_any_image_set_the_message_has_the_command(no_fashion_mnist, mon
         demo_image()
 
 
-# --- the text model -------------------------------------------------------------------------------------------------
+# --- the text model ---
 
 
 def test_text_model_is_the_pinned_one():
@@ -235,7 +235,7 @@ def test_text_model_with_other_weights_is_refused_without_running_its_code(tmp_p
         demo_text_model()
 
 
-# --- the order ------------------------------------------------------------------------------------------------------
+# --- the order ---
 
 
 def test_every_prefix_of_the_order_keeps_the_class_shares():

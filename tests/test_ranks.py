@@ -12,8 +12,7 @@ import torch.distributed as dist
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState, GradientState
 
-from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Hypergradient, Plateau
-from hf_adaptive_lr import ranks
+from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Hypergradient, Plateau, ranks
 from tests import doors
 from tests.controllers_for_tests import Everything, LossOnly, Recurrent
 from tests.tiny import Tokens, batches, bert, flat, mlp

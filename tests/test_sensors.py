@@ -76,7 +76,7 @@ def test_half_precision_weights_are_measured_in_single_precision() -> None:
 @pytest.mark.parametrize("lr", [0.05, 0.1, 0.4, 1.5])
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_gain_ratio_of_a_quadratic_is_known(lr, clip) -> None:
-    """f = h w^2 / 2: one step of length a gains a g^2 - h a^2 g^2 / 2 of the promised a g^2, so the ratio is 1 - h a / 2."""
+    """f = h w^2 / 2: a step of length a gains a g^2 - h a^2 g^2 / 2 of the promised a g^2: 1 - h a / 2."""
     h = 2.0
     weight = torch.nn.Parameter(torch.tensor([3.0], dtype=torch.float64))
     holder = torch.nn.ParameterList([weight])
@@ -198,7 +198,7 @@ def test_fields_that_need_a_model_say_so() -> None:
 
 
 def test_an_unforeseen_decision_reads_nothing_stale() -> None:
-    """`extend` ends a cooldown, during which no direction was kept: the next decision must not compare with an old one."""
+    """`extend` ends a cooldown, during which no direction was kept."""
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = ControlledLR(optimizer, Hypergradient(), total_steps=10)

@@ -23,7 +23,7 @@ def _loss(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> t
     return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-# --- accumulation ----------------------------------------------------------------------------------------------------
+# --- accumulation ---
 
 
 @pytest.mark.parametrize("make", [bert, vit], ids=["head ignores num_items", "head honours num_items"])
@@ -92,7 +92,8 @@ def test_accelerate_decides_once_per_update_and_in_the_last_partial_window(accum
     assert [d.observation["loss"] for d in inner.trace] == pytest.approx(expected, rel=1e-6)
 
 
-# --- skipped updates ---------------------------------------------------------------------------------------------------
+# --- skipped updates
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -158,7 +159,8 @@ def test_losses_of_a_skipped_window_are_dropped_without_scheduler_step() -> None
     assert scheduler.trace[-1].observation["loss"] == pytest.approx(float(loss.detach()))
 
 
-# --- precision, groups, tensors ------------------------------------------------------------------------------------------
+# --- precision, groups, tensors
+# ------------------------------------------------------------------------------------------
 
 
 def test_bfloat16_autocast_through_trainer(tmp_path) -> None:
@@ -196,7 +198,7 @@ def test_groups_keep_their_ratios_whatever_the_answer() -> None:
 def test_replaced_and_added_groups_are_found() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model[0].parameters(), lr=1.0, momentum=0.9)
-    scheduler = ControlledLR(optimizer, Linear(), total_steps=4)
+    ControlledLR(optimizer, Linear(), total_steps=4)
 
     def update() -> list[float]:
         _loss(model, batches(1)[0]).backward()
@@ -264,7 +266,8 @@ def test_lora_through_peft(tmp_path) -> None:
     assert scheduler.updates == doors.STEPS
 
 
-# --- the hook on the model ----------------------------------------------------------------------------------------------
+# --- the hook on the model
+# ----------------------------------------------------------------------------------------------
 
 
 def _hooked(folder) -> tuple[Trainer, ControlledLR]:
