@@ -161,10 +161,10 @@ class Measurer:
                 "compute_loss_func, a plain module) or nobody calls observe(loss=...). Use AdaptiveLRTrainer, or call "
                 "observe"
             )
-        magnitudes = sorted(self.needs & {"grad_norm", "gain_ratio"})
-        if magnitudes and self._grad_norm is None and self.max_grad_norm != 0:
+        unseen = self._hidden_by_clipping()
+        if unseen:
             raise ValueError(
-                f"the controller needs {magnitudes[0]} from before clipping, and clipping cannot be seen from here. "
+                f"the controller needs {unseen} from before clipping, and clipping cannot be seen from here. "
                 f"Use "
                 "AdaptiveLRTrainer, or observe(grad_norm=...) with what clip_grad_norm_ returns and say "
                 "max_grad_norm=, "
@@ -185,6 +185,15 @@ class Measurer:
                 "set trainer.model_accepts_loss_kwargs = False"
             )
         self._checked = True
+
+    def _hidden_by_clipping(self) -> str | None:
+        if self.max_grad_norm == 0:
+            return None
+        if "grad_norm" in self.needs and self._grad_norm is None:
+            return "grad_norm"
+        # The gain ratio divides clipping out again, for which both numbers are needed.
+        known = self.max_grad_norm is not None and self._grad_norm is not None
+        return "gain_ratio" if "gain_ratio" in self.needs and not known else None
 
     # --- the decision -------------------------------------------------------------------------------------------
 
@@ -215,10 +224,16 @@ class Measurer:
         if wanted & {"alignment", "update_ratio"}:
             values |= measure_previous_update(self.optimizer, last_lrs, wanted)
         if "eval_loss" in wanted:
-            values["eval_loss"] = torch.tensor(self._eval_loss, dtype=torch.float64)
+            # Perhaps only some ranks evaluated: averaged over those that did.
+            fresh = 0.0 if math.isnan(self._eval_loss) else 1.0
+            values["eval_count"] = torch.tensor(fresh, dtype=torch.float64)
+            values["eval_loss"] = torch.tensor(self._eval_loss if fresh else 0.0, dtype=torch.float64)
             self._eval_loss = math.nan
         names = sorted(values)
         means = dict(zip(names, self._exchange([values[n] for n in names], [update, *last_lrs]), strict=True))
+        if "eval_loss" in wanted:
+            count = means.pop("eval_count")
+            means["eval_loss"] = means["eval_loss"] / count if count else math.nan
         if "gain_ratio" in wanted:
             means["gain_ratio"] = self._gain_ratio
         return means

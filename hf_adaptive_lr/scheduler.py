@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,10 +20,9 @@ from .decision import Decision, Settings
 from .governor import Governor
 from .measure import Measurer
 from .observation import OUTCOME_FIELDS
+from .param_groups import base_lrs, overflowed, raw, warn_if_free_of_lr
 from .sensors import check_readable
 from .tap import ForwardTap
-
-_FREE_OF_LR = ("Prodigy", "DAdapt", "ScheduleFree")
 
 
 class ControlledLR(LRScheduler):
@@ -93,7 +91,7 @@ class ControlledLR(LRScheduler):
     ) -> None:
         # LRScheduler.__init__ is left out on purpose: it would patch optimizer.step and write learning rates by
         # itself.
-        self.optimizer = _raw(optimizer)
+        self.optimizer = raw(optimizer)
         self.controller = resolve_controller(controller)
         check_readable(self.optimizer, self.controller.needs)
         settings = Settings(
@@ -107,7 +105,7 @@ class ControlledLR(LRScheduler):
             max_lr=max_lr,
             seed=seed,
         )
-        self.governor = Governor(self.controller, _base_lrs(self.optimizer), settings)
+        self.governor = Governor(self.controller, base_lrs(self.optimizer), settings)
         self._measure = Measurer(self.optimizer, self.controller.needs, model, max_grad_norm, process_group)
         self.trace: deque[Decision] = deque(maxlen=trace_size)
         self.listeners: list[Callable[[Decision], None]] = []
@@ -116,7 +114,7 @@ class ControlledLR(LRScheduler):
         self._decision: Decision | None = None
         self._updates_at_step = 0
         self._handles: list[RemovableHandle] = []
-        _warn_if_free_of_lr(self.optimizer)
+        warn_if_free_of_lr(self.optimizer)
         self._tap = ForwardTap(model, self) if model is not None and hook else None
         self._attach()
 
@@ -191,7 +189,9 @@ class ControlledLR(LRScheduler):
         }
         decided = next((d for d in reversed(self.trace) if d.observation), None)
         if decided is not None and decided.observation is not None:
-            values |= {f"adaptive_lr/{name}": value for name, value in decided.observation.items()}
+            values |= {
+                f"adaptive_lr/{name}": value for name, value in decided.observation.items() if math.isfinite(value)
+            }
         return values
 
     @property
@@ -270,7 +270,7 @@ class ControlledLR(LRScheduler):
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         self._decision = None
-        if _overflowed(optimizer):
+        if overflowed(optimizer):
             return
         self._add_new_groups()
         self._measure.in_step = True  # a closure given to optimizer.step must not be taken for a micro-batch
@@ -314,45 +314,9 @@ class ControlledLR(LRScheduler):
             self._last_lr.append(lr)
 
 
-def _raw(optimizer: Optimizer) -> Optimizer:
-    # Accelerate's wrapper has no step hooks and replaces step; the optimizer inside has both.
-    inner = getattr(optimizer, "optimizer", None)
-    while isinstance(inner, Optimizer):
-        optimizer, inner = inner, getattr(inner, "optimizer", None)
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    return optimizer
-
-
-def _base_lrs(optimizer: Optimizer) -> list[float]:
-    for group in optimizer.param_groups:
-        lr = group["lr"]
-        group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
-    return [float(group["initial_lr"]) for group in optimizer.param_groups]
-
-
 def _write(optimizer: Optimizer, lrs: tuple[float, ...]) -> None:
     for group, lr in zip(optimizer.param_groups, lrs, strict=True):
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr)  # in place, so that a compiled or captured step sees it
         else:
             group["lr"] = lr
-
-
-def _overflowed(optimizer: Optimizer) -> bool:
-    # A fused optimizer under a gradient scaler is called even when the update will be skipped inside the kernel.
-    # Reading the flag is the one host sync that plain scaler.step() pays as well.
-    found = getattr(optimizer, "found_inf", None)
-    return isinstance(found, Tensor) and math.isfinite(found.item()) and bool(found.item() > 0)
-
-
-def _warn_if_free_of_lr(optimizer: Optimizer) -> None:
-    names = [cls.__name__ for cls in type(optimizer).__mro__]
-    if any(mark in name for name in names for mark in _FREE_OF_LR):
-        warnings.warn(
-            f"{type(optimizer).__name__} sets its own step size and takes lr as a multiplier only; a controller on "
-            f"top of it "
-            "steers that multiplier. A constant schedule is what its authors advise.",
-            UserWarning,
-            stacklevel=3,
-        )

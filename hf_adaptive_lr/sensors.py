@@ -43,8 +43,8 @@ def adam_direction(
 
     Example:
         >>> g = torch.tensor([0.3, -2.0])  # after one update from zero moments the direction is the sign of g
-        >>> adam_direction(0.1 * g, 0.001 * g * g, 1, betas=(0.9, 0.999), eps=0.0)
-        tensor([ 1.0000, -1.0000])
+        >>> adam_direction(0.1 * g, 0.001 * g * g, 1, betas=(0.9, 0.999), eps=0.0).tolist()
+        [1.0, -1.0]
     """
     corrected = (exp_avg_sq / (1 - betas[1] ** step)).sqrt() + eps
     return exp_avg / (1 - betas[0] ** step) / corrected

@@ -25,6 +25,8 @@ def test_docstring_examples(name, tmp_path, monkeypatch) -> None:
     assert result.failed == 0
 
 
+# The quickstart names no device; on a machine without a GPU torch says that memory will not be pinned.
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 def test_the_quickstart_of_the_readme_runs(tmp_path, monkeypatch) -> None:
     from tests.tiny import Tokens, bert
 

@@ -15,7 +15,7 @@ PACKAGE = Path(hf_adaptive_lr.__file__).parent
 
 # Lower floors first; a module may import its own floor and those below. Folders stand for all their modules.
 FLOORS = [
-    {"observation", "sensors", "ranks", "tap"},
+    {"observation", "sensors", "ranks", "tap", "param_groups"},
     {"controller", "hub"},
     {
         "controllers",
@@ -29,7 +29,18 @@ FLOORS = [
         "held_out",
         "guard",
     },
-    {"arguments", "callback", "trainer", "finetune", "finetune_data", "finetune_model", "demo_data", "meta"},
+    {
+        "arguments",
+        "callback",
+        "trainer",
+        "finetune",
+        "finetune_data",
+        "finetune_model",
+        "finetune_config",
+        "finetune_report",
+        "demo_data",
+        "meta",
+    },
     {"bench", "cli"},
 ]
 HOME_OF_TRANSFORMERS = {"arguments", "callback", "trainer", "finetune", "finetune_data", "finetune_model", "bench"}

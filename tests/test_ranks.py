@@ -112,6 +112,27 @@ def _loss_of_one_rank_is_nan(folder: Path) -> None:
     torch.save([d.as_dict() for d in scheduler.trace], folder / f"{dist.get_rank()}.pt")
 
 
+def _evaluates_on_one_rank(folder: Path) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = ControlledLR(optimizer, Plateau(metric="eval_loss", window=2))
+    for step, (x, y) in enumerate(batches(3)):
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        if step == 1 and dist.get_rank() == 0:
+            scheduler.observe(eval_loss=0.75)
+        optimizer.step()
+    torch.save([d.observation["eval_loss"] for d in scheduler.trace], folder / f"{dist.get_rank()}.pt")
+
+
+def test_an_evaluation_on_one_rank_reaches_all(tmp_path) -> None:
+    _launch(_evaluates_on_one_rank, tmp_path)
+    for rank in (0, 1):
+        seen = torch.load(tmp_path / f"{rank}.pt")
+        assert seen[1] == 0.75
+        assert seen[0] != seen[0]
+        assert seen[2] != seen[2]
+
+
 def _nothing():
     import contextlib
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import Trainer, TrainerCallback
 
 from hf_adaptive_lr import AdaptiveLRCallback, AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Plateau
@@ -192,3 +193,33 @@ def test_a_state_of_another_config_is_refused() -> None:
 
     with pytest.raises(ValueError, match="config"):
         build(3).load_state_dict(build(4).state_dict())
+
+
+def test_accelerate_resumes_exactly_through_save_state(tmp_path) -> None:
+    def build() -> tuple:
+        accelerator = Accelerator(cpu=True)
+        model = bert()
+        optimizer = doors.optimizer_for(model)
+        scheduler = ControlledLR(optimizer, Everything(), model=model, total_steps=UPDATES, max_grad_norm=0)
+        return (accelerator, scheduler, *accelerator.prepare(model, optimizer, scheduler))
+
+    def run(parts: tuple, first: int, last: int) -> None:
+        accelerator, _, model, optimizer, prepared = parts
+        model.train()
+        for step in range(first, last):
+            rows = [Tokens(96)[i] for i in range(8 * step, 8 * step + 8)]
+            batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+            accelerator.backward(model(**batch).loss)
+            optimizer.step()
+            prepared.step()
+            optimizer.zero_grad()
+
+    whole = build()
+    run(whole, 0, 5)
+    whole[0].save_state(str(tmp_path))
+    run(whole, 5, UPDATES)
+    resumed = build()
+    resumed[0].load_state(str(tmp_path))
+    run(resumed, 5, UPDATES)
+    assert resumed[1].lr_history() == whole[1].lr_history()[5:]
+    assert torch.equal(flat(resumed[2]), flat(whole[2]))

@@ -191,6 +191,21 @@ def test_optimizers_that_set_their_own_step_size_warn_once(index) -> None:
     assert scheduler.updates == 1
 
 
+def test_the_gain_ratio_under_clipping_needs_both_the_norm_and_the_threshold() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = batches(1)[0]
+    for threshold, norm in ((None, 1.0), (1.0, None)):
+        watcher = Watcher(fields=("gain_ratio",))
+        scheduler = ControlledLR(optimizer, watcher, model=model, hook=False, max_grad_norm=threshold)
+        scheduler.before_forward()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        scheduler.observe(loss=loss, grad_norm=norm, closure=lambda: torch.nn.functional.cross_entropy(model(x), y))
+        with pytest.raises(ValueError, match="gain_ratio from before clipping"):
+            optimizer.step()
+
+
 def test_fields_that_need_a_model_say_so() -> None:
     optimizer = torch.optim.SGD(mlp().parameters(), lr=0.1)
     with pytest.raises(ValueError, match="gain_ratio.*pass model="):

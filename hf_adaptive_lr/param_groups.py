@@ -1,0 +1,55 @@
+"""Reading an optimizer that somebody else made: what is inside a wrapper, its base learning rates, its oddities."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+_FREE_OF_LR = ("Prodigy", "DAdapt", "ScheduleFree")
+
+
+def raw(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside Accelerate's wrapper, or the optimizer itself.
+
+    Raises:
+        TypeError: not a torch optimizer.
+    """
+    # Accelerate's wrapper has no step hooks and replaces step; the optimizer inside has both.
+    inner = getattr(optimizer, "optimizer", None)
+    while isinstance(inner, Optimizer):
+        optimizer, inner = inner, getattr(inner, "optimizer", None)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    return optimizer
+
+
+def base_lrs(optimizer: Optimizer) -> list[float]:
+    """Learning rate of every group as the user set it, kept in `initial_lr` as torch's schedulers do."""
+    for group in optimizer.param_groups:
+        lr = group["lr"]
+        group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
+    return [float(group["initial_lr"]) for group in optimizer.param_groups]
+
+
+def overflowed(optimizer: Optimizer) -> bool:
+    """Whether the step that is beginning will be skipped because a gradient scaler found infinities."""
+    # A fused optimizer under a gradient scaler is called even when the update will be skipped inside the kernel.
+    # Reading the flag is the one host sync that plain scaler.step() pays as well.
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and math.isfinite(found.item()) and bool(found.item() > 0)
+
+
+def warn_if_free_of_lr(optimizer: Optimizer) -> None:
+    """Warn once when the optimizer chooses its own step size (Prodigy, D-Adaptation, Schedule-Free)."""
+    names = [cls.__name__ for cls in type(optimizer).__mro__]
+    if any(mark in name for name in names for mark in _FREE_OF_LR):
+        warnings.warn(
+            f"{type(optimizer).__name__} sets its own step size and takes lr as a multiplier only; a controller on "
+            f"top of it "
+            "steers that multiplier. A constant schedule is what its authors advise.",
+            UserWarning,
+            stacklevel=4,
+        )
