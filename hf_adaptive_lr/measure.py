@@ -29,6 +29,7 @@ from .sensors import (
 from .tap import ReplayPoint
 
 _REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
+_MANY_DROPPED = 20  # far more than a gradient scaler skips in a row when it looks for its scale
 _NEUTRAL_GAIN = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
 _SCALED = frozenset({"loss", "grad_norm", "gain_ratio", "loss_before", "loss_after"})
 
@@ -59,14 +60,14 @@ class Measurer:
             )
         if needs & _REPLAYED and model is None:
             raise ValueError(
-                f"the controller needs {sorted(needs & _REPLAYED)[0]}, for which a forward pass is repeated; pass "
-                f"model=, the "
-                "unwrapped module"
+                f"the controller needs {sorted(needs & _REPLAYED)[0]}, for which a forward pass is repeated; "
+                "pass model=, the unwrapped module"
             )
         self.optimizer, self.needs, self.model = optimizer, needs, model
         self.max_grad_norm, self.group = max_grad_norm, group
         self.in_step = False
-        self._checked = False
+        self._checked_shards = False
+        self._dropped = 0
         self._eval_loss = math.nan
         self._gain_ratio = _NEUTRAL_GAIN
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
@@ -84,14 +85,27 @@ class Measurer:
         self._probe: GainProbe | None = None
         self.in_step = False
 
+    def drop(self) -> None:
+        """Forget what was reported for an update that was skipped."""
+        if self._losses:
+            self._dropped += 1
+            if self._dropped == _MANY_DROPPED:
+                warnings.warn(
+                    f"{_MANY_DROPPED} losses were observed and the controlled optimizer applied no update; does "
+                    "another optimizer train this model, as with optimizers=(None, scheduler)?",
+                    UserWarning,
+                    stacklevel=3,
+                )
+        self.clear()
+
     # --- reported from outside ----------------------------------------------------------------------------------
 
     def before_forward(self, replay: Callable[[], Tensor] | None, *, keep: bool) -> None:
         """A micro-batch begins; a window whose gradients are gone was skipped, and so are its losses."""
         if self.in_step:
             return
-        if self._losses and all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
-            self.clear()
+        if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
+            self.drop()
         self._announced, self._repeatable = True, replay is not None
         if keep:
             self._replay, self._point = replay, ReplayPoint(self._first_param().device)
@@ -143,32 +157,29 @@ class Measurer:
     # --- the door -----------------------------------------------------------------------------------------------
 
     def check_door(self) -> None:
-        """Refuse, before the first update of this process, what cannot be measured exactly here.
+        """Refuse, before an update is applied, what cannot be measured exactly here.
 
         Raises:
             ValueError: names the field, why it cannot be measured, and the door that can.
         """
-        if self._checked:
-            return
-        gradient_fields = {n for n in self.needs if n in OPTIONAL_FIELDS and OPTIONAL_FIELDS[n].reads_gradients}
-        if self._grad_norm is not None:
-            gradient_fields.discard("grad_norm")
-        refuse_sharded(self.optimizer, gradient_fields | (self.needs & {"update_ratio"}))
-        if "loss" in self.needs and not self._losses:
+        if not self._checked_shards:
+            gradient_fields = {n for n in self.needs if n in OPTIONAL_FIELDS and OPTIONAL_FIELDS[n].reads_gradients}
+            if self._grad_norm is not None:
+                gradient_fields.discard("grad_norm")
+            refuse_sharded(self.optimizer, gradient_fields | (self.needs & {"update_ratio"}))
+            self._checked_shards = True
+        if self.needs & (_REPLAYED | {"loss"}) and not self._losses:
             raise ValueError(
-                "the controller needs the loss of every update and none was observed: the model returns none (label "
-                "smoothing, "
-                "compute_loss_func, a plain module) or nobody calls observe(loss=...). Use AdaptiveLRTrainer, or call "
-                "observe"
+                "the controller needs the loss of the update and none was observed: the model returns none (label "
+                "smoothing, compute_loss_func, a plain module) or nobody calls observe(loss=...). Use "
+                "AdaptiveLRTrainer, or call observe"
             )
         unseen = self._hidden_by_clipping()
         if unseen:
             raise ValueError(
-                f"the controller needs {unseen} from before clipping, and clipping cannot be seen from here. "
-                f"Use "
-                "AdaptiveLRTrainer, or observe(grad_norm=...) with what clip_grad_norm_ returns and say "
-                "max_grad_norm=, "
-                "or say max_grad_norm=0 if nothing clips"
+                f"the controller needs {unseen} from before clipping, and clipping cannot be seen from here. Use "
+                "AdaptiveLRTrainer, or give max_grad_norm= and observe(grad_norm=...) with what clip_grad_norm_ "
+                "returns, or say max_grad_norm=0 if nothing clips"
             )
         repeated = sorted(self.needs & _REPLAYED)
         if repeated and not (self._announced and self._repeatable):
@@ -180,11 +191,9 @@ class Measurer:
         if scaled and self._scaled_by_items and (len(self._losses) > 1 or world_size(self.group) > 1):
             raise ValueError(
                 f"the controller needs {scaled[0]}, and Trainer passes num_items_in_batch to the model: with "
-                f"accumulation "
-                "or several processes most heads then return inflated losses and gradients. Use AdaptiveLRTrainer, or "
-                "set trainer.model_accepts_loss_kwargs = False"
+                "accumulation or several processes most heads then return inflated losses and gradients. Use "
+                "AdaptiveLRTrainer, or set trainer.model_accepts_loss_kwargs = False"
             )
-        self._checked = True
 
     def _hidden_by_clipping(self) -> str | None:
         if self.max_grad_norm == 0:
@@ -212,10 +221,6 @@ class Measurer:
             forget_direction(self.optimizer)
         values: dict[str, Tensor] = {}
         if "loss" in wanted:
-            if not self._losses:
-                raise RuntimeError(
-                    f"no loss was observed for update {update}; call observe(loss=...) before optimizer.step()"
-                )
             values["loss"] = torch.stack([loss.double() for loss in self._losses]).mean()
         if "grad_norm" in wanted:
             values["grad_norm"] = (
@@ -269,6 +274,7 @@ class Measurer:
         """After the update: measure the gain ratio if the next decision reads it, then forget the batch."""
         if self._probe is not None:
             self._gain_ratio = self._measure_gain(self._probe)
+        self._dropped = 0
         self.clear()
 
     def _loss_again(self) -> Tensor:

@@ -89,8 +89,7 @@ class ControlledLR(LRScheduler):
         process_group: ProcessGroup | None = None,
         trace_size: int = 10_000,
     ) -> None:
-        # LRScheduler.__init__ is left out on purpose: it would patch optimizer.step and write learning rates by
-        # itself.
+        # LRScheduler.__init__ is left out on purpose: it would patch optimizer.step and write learning rates itself.
         self.optimizer = raw(optimizer)
         self.controller = resolve_controller(controller)
         check_readable(self.optimizer, self.controller.needs)
@@ -113,6 +112,7 @@ class ControlledLR(LRScheduler):
         self._last_lr: list[float | Tensor] = list(self.governor.base_lrs)
         self._decision: Decision | None = None
         self._updates_at_step = 0
+        self._seen_updates = False
         self._handles: list[RemovableHandle] = []
         warn_if_free_of_lr(self.optimizer)
         self._tap = ForwardTap(model, self) if model is not None and hook else None
@@ -164,7 +164,7 @@ class ControlledLR(LRScheduler):
         del epoch
         self._step_count += 1
         if self._updates_at_step == self.governor.updates:
-            self._measure.clear()
+            self._measure.drop()
         self._updates_at_step = self.governor.updates
 
     def get_last_lr(self) -> list[float | Tensor]:
@@ -275,9 +275,11 @@ class ControlledLR(LRScheduler):
         self._add_new_groups()
         self._measure.in_step = True  # a closure given to optimizer.step must not be taken for a micro-batch
         t = self.governor.updates
-        # The door is checked at the first update of this process, due or not: a refusal must come before it.
-        self._measure.check_door()
         due = self.governor.due()
+        # At the first update of this process due or not: a refusal must come before it.
+        if due or not self._seen_updates:
+            self._measure.check_door()
+        self._seen_updates = True
         fields = self._measure.fields(t, [float(lr) for lr in self._last_lr]) if due else {}
         self._decision = self.governor.decide(fields)
         _write(optimizer, self._decision.lr)
@@ -288,7 +290,7 @@ class ControlledLR(LRScheduler):
         del optimizer, args, kwargs
         decision, self._decision = self._decision, None
         if decision is None:  # the update was skipped inside a fused step
-            self._measure.clear()
+            self._measure.drop()
             return
         t = self.governor.updates
         self.governor.updates = self.last_epoch = t + 1

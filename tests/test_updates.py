@@ -338,3 +338,14 @@ def test_close_and_garbage_collection_leave_nothing_on_the_model(tmp_path) -> No
     gc.collect()
     assert gone() is None
     model(**{k: v[None] for k, v in Tokens()[0].items()}).loss.backward()
+
+
+def test_a_scheduler_on_another_optimizer_is_noticed(tmp_path) -> None:
+    model = bert()
+    scheduler = ControlledLR(doors.optimizer_for(model), LossOnly(), model=model)
+    args = doors.arguments(tmp_path, max_steps=30)
+    trainer = Trainer(model=model, args=args, train_dataset=Tokens(), optimizers=(None, scheduler))
+    with pytest.warns(UserWarning, match=r"applied no update; .*optimizers=\(None, scheduler\)") as caught:
+        trainer.train()
+    assert len(caught) == 1
+    assert scheduler.updates == 0
