@@ -209,20 +209,29 @@ def _chunks(tensors: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(x if x.dtype == torch.float32 else x.float() for x in parts)
 
 
-def _term_sums(term: _Term) -> Tensor:
+def _term_sums(term: _Term, scratch: Tensor) -> Tensor:
     """(g . d, d . d, g . g) of one parameter, float64; g is taken as zero where there is no gradient."""
     grad = None if term.param.grad is None else _dense(term.param.grad)
     tensors = [term.numerator] if term.square is None else [term.numerator, term.square]
     sums: list[Tensor] = []
     for parts in _chunks(tensors if grad is None else [*tensors, grad]):
-        d = parts[0] if term.square is None else torch.div(parts[0], parts[1].sqrt().add_(term.shift))
-        d_sq = torch.dot(d, d)
-        if grad is None:
-            sums += (torch.zeros_like(d_sq), d_sq, torch.zeros_like(d_sq))
-        else:
-            sums += (torch.dot(parts[-1], d), d_sq, torch.dot(parts[-1], parts[-1]))
-    dot, d_sq, g_sq = torch.stack(sums).view(-1, 3).double().sum(0).unbind()
-    return torch.stack((dot * term.scale, d_sq * term.scale**2, g_sq))
+        d = parts[0] if term.square is None else _adam_chunk(parts[0], parts[1], term.shift, scratch)
+        sums.append(torch.dot(d, d))
+        if grad is not None:
+            sums += (torch.dot(parts[-1], d), torch.dot(parts[-1], parts[-1]))
+    by_kind = torch.stack(sums).view(-1, 1 if grad is None else 3).double().sum(0)
+    d_sq = by_kind[0] * term.scale**2
+    if grad is None:
+        return torch.stack((torch.zeros_like(d_sq), d_sq, torch.zeros_like(d_sq)))
+    return torch.stack((by_kind[1] * term.scale, d_sq, by_kind[2]))
+
+
+def _adam_chunk(numerator: Tensor, square: Tensor, shift: Any, scratch: Tensor) -> Tensor:
+    # On the CPU one buffer serves every chunk: fresh memory for each would cost more than the arithmetic.
+    out = scratch[: numerator.numel()] if numerator.device == scratch.device else torch.empty_like(numerator)
+    if out.numel() < numerator.numel():
+        out = torch.empty_like(numerator)
+    return torch.div(numerator, torch.sqrt(square, out=out).add_(shift), out=out)
 
 
 @torch.no_grad()
@@ -243,19 +252,17 @@ def measure_previous_update(optimizer: Optimizer, lrs: Sequence[float], needs: f
     out: dict[str, Tensor] = {}
     if not terms:
         return {name: torch.zeros((), dtype=torch.float64) for name in needs & {"alignment", "update_ratio"}}
-    sums = torch.stack([_term_sums(term) for term in terms])
+    scratch = torch.empty(_CHUNK, dtype=torch.float32)
+    sums = torch.stack([_term_sums(term, scratch) for term in terms])
     if "alignment" in needs:
         dot, d_sq, g_sq = sums.sum(0).unbind()
         out["alignment"] = cosine(dot, d_sq, g_sq)
     if "update_ratio" in needs:
-        lr_sq = torch.tensor([lrs[t.group] ** 2 for t in terms], dtype=torch.float64).to(
-            sums.device, non_blocking=True
-        )
+        lr_sq = torch.tensor([lrs[t.group] ** 2 for t in terms], dtype=torch.float64)
+        moved = (lr_sq.to(sums.device, non_blocking=True) * sums[:, 1]).sum().sqrt()
         weights = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         weight_norm = torch.nn.utils.get_total_norm(weights).double()
-        out["update_ratio"] = (lr_sq * sums[:, 1]).sum().sqrt() / weight_norm.clamp_min(
-            torch.finfo(torch.float32).tiny
-        )
+        out["update_ratio"] = moved / weight_norm.clamp_min(torch.finfo(torch.float32).tiny)
     return out
 
 
@@ -304,5 +311,8 @@ class GainProbe:
         Args:
             clip_scale: factor in (0, 1] that clipping applied to the gradients.
         """
-        moved = (p - before for p, before, _ in self._kept)
-        return -inner((grad for _, _, grad in self._kept), moved) / (clip_scale * self._scale)
+        sums: list[Tensor] = []
+        for p, before, grad in self._kept:
+            for now, then, g in _chunks([p, before, grad]):
+                sums.append(torch.dot(g, now - then))
+        return -torch.stack(sums).double().sum() / (clip_scale * self._scale)

@@ -1,0 +1,146 @@
+"""Several real `Trainer.train()` calls in one process, taking turns update by update, with CPU time per update.
+
+Two runs one after the other differ by more than a percent on a busy machine, whatever the code; neighbours in time
+differ by much less. So each trainer runs in a thread of its own, at most one of them at any moment, and hands over at
+the end of every update. Nothing in the trainers is replaced: a callback does the waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl
+
+from ..scheduler import ControlledLR
+
+_OWN = ("before_forward", "observe", "_pre_step", "_post_step", "step", "get_last_lr", "log_values")
+"""Where a Trainer enters [`ControlledLR`] during an update; none of them calls another."""
+
+
+class Lane(TrainerCallback):
+    """One trainer that stops at the end of every update until it is told to go on.
+
+    Its span of an update reaches from one `on_step_end` to the next: fetching the batch, forward, backward, clipping,
+    the optimizer's step, the scheduler and logging are all inside.
+
+    Args:
+        trainer: a trainer whose `train()` was not called yet; the lane becomes one of its callbacks.
+
+    Example:
+        ```python
+        lane = Lane(trainer)
+        seconds = [lane.advance() for _ in range(10)]  # the first is the start of the run as well
+        lane.close()
+        ```
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._began = self._spent = 0.0
+        self._closing = False
+        self._error: BaseException | None = None
+        trainer.add_callback(self)
+        # A daemon, so that an interrupt of the main thread does not wait for a lane that waits for its turn.
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def advance(self) -> float:
+        """Run one update.
+
+        Returns:
+            CPU seconds of the whole process during it, all threads.
+
+        Raises:
+            BaseException: what `train()` raised.
+        """
+        self._hand_over()
+        return self._spent
+
+    def close(self) -> None:
+        """Let `train()` end; the update that it is in comes to its end untimed."""
+        self._closing = True
+        self._hand_over()
+        self._thread.join()
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """Take the time, wait for the next turn."""
+        del args, state, kwargs
+        self._spent = time.process_time() - self._began
+        self._back.release()
+        self._go.acquire()
+        control.should_training_stop |= self._closing
+        self._began = time.process_time()
+        return control
+
+    def _hand_over(self) -> None:
+        self._go.release()
+        self._back.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        self._go.acquire()
+        torch.set_num_threads(1)  # the setting belongs to the thread
+        self._began = time.process_time()
+        try:
+            self.trainer.train()
+        except BaseException as error:  # shown by the main thread, which is waiting
+            self._error = error
+        finally:
+            self._back.release()
+
+
+def share_one_heap() -> None:
+    """Let all threads allocate from the heap that a run in the main thread has; call it before they start.
+
+    By default glibc gives each thread a heap of its own, whose luck with page faults and caches stays with it: two
+    equal trainers then differ by some percent for as long as they live.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        m_arena_max = -8
+        ctypes.CDLL(None).mallopt(m_arena_max, 1)
+
+
+class OwnTime:
+    """CPU seconds inside this library's scheduler, summed since the last `take`."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def take(self) -> float:
+        """The sum, which starts again from zero."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[OwnTime]:
+        """Measure within this context; schedulers must be made inside it.
+
+        The paired times say what a whole update costs, as exactly as the machine is quiet; this says which part of it
+        was spent in our code, exactly on any machine, but not what that code does to the caches of the others.
+        """
+        with contextlib.ExitStack() as stack:
+            for name in _OWN:
+                stack.enter_context(mock.patch.object(ControlledLR, name, self._timed(getattr(ControlledLR, name))))
+            yield self
+
+    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.process_time()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._seconds += time.process_time() - began
+
+        return call

@@ -1,0 +1,299 @@
+"""What a controller costs: CPU time of `AdaptiveLRTrainer` over a plain `Trainer` with the linear schedule.
+
+    python -m hf_adaptive_lr.bench.overhead
+
+All trainers live in one process and take turns update by update, in an order that is drawn anew each round (see
+`lanes.py`). A block is as many updates as the method makes per decision. A pair is a block of a method and the block
+that the plain trainer made in the same rounds; the figure is the median of the ratios of all pairs, with an interval
+from their order statistics. A second plain trainer goes through the same: its ratio is 1 but for the noise. `inside`
+counts only the time spent in our own code, over the rest of the same updates; what the plain schedule costs is not
+taken off.
+
+The forward pass that `gain_ratio` repeats is counted apart: its cost is measured at every update, and the ratio of
+runs that measure it twenty times is computed from that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import math
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..controller import Controller
+from ..controllers import CONTROLLERS
+from ..hub import library_version, replace_file
+from .lanes import Lane, OwnTime, share_one_heap
+from .probes import CHEAP, Reader, Recurrent
+from .workload import SIZES, TINY, Size, trainer_for
+
+CADENCE = 10
+"""Updates per decision of the methods that do not decide at every update; `--pairs` is the number of their pairs."""
+WARM_UP = 3
+"""Untimed updates of every trainer: start-up, the optimizer's state, the allocator."""
+TARGET, TARGET_PARAMETERS = 1.01, 10_000_000
+DECISIONS = 20
+RUNS = (100, 300, 1000)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is compared with the plain trainer; no controller is another plain trainer."""
+
+    name: str
+    controller: Controller | None
+    every: int = 1
+
+
+PLAIN = Method("plain", None)
+GAIN = Method("gain_ratio", Reader(fields=("gain_ratio",)))
+METHODS = (
+    Method("plain again (noise)", None),
+    Method("linear", CONTROLLERS["linear"]()),
+    Method("hypergradient", CONTROLLERS["hypergradient"]()),
+    Method("hypergradient", CONTROLLERS["hypergradient"](), every=CADENCE),
+    Method("all cheap sensors", Reader(fields=CHEAP), every=CADENCE),
+    Method("recurrent net (32)", Recurrent.seeded(0), every=CADENCE),
+)
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+Times = dict[Method, dict[int, tuple[float, float]]]
+"""Per method and round: CPU seconds of the update, and those of them spent in our own code."""
+
+
+def measure(size: Size, pairs: int, seed: int) -> Times:
+    """Run all methods in turn.
+
+    Args:
+        size: model, batch and length.
+        pairs: blocks of the methods that decide every ten updates.
+        seed: of data, weights and the order of turns.
+    """
+    rounds, order = pairs * CADENCE, random.Random(seed)
+    methods = (PLAIN, *METHODS, GAIN)
+    times: Times = {method: {} for method in methods}
+    with _lanes(methods, size, WARM_UP + rounds + 1, seed) as (lanes, own):
+        for index in tqdm(range(rounds), desc=f"{size.name}, {len(methods)} trainers in turn", unit="round"):
+            # A cost of a third of an update needs fewer measurements than one of a thousandth.
+            turn = [m for m in methods if m is not GAIN or index % 4 == 0]
+            order.shuffle(turn)
+            for method in turn:
+                own.take()
+                times[method][index] = (lanes[method].advance(), own.take())
+    return times
+
+
+@contextlib.contextmanager
+def _lanes(
+    methods: Sequence[Method], size: Size, updates: int, seed: int
+) -> Iterator[tuple[dict[Method, Lane], OwnTime]]:
+    share_one_heap()
+    with tempfile.TemporaryDirectory() as folder, OwnTime().measured() as own:
+        lanes = {}
+        for index, m in enumerate(methods):
+            path = Path(folder, str(index))
+            trainer = trainer_for(m.controller, size, every=m.every, updates=updates, folder=path, seed=seed)
+            lanes[m] = Lane(trainer)
+        for _ in range(WARM_UP):
+            for lane in lanes.values():
+                lane.advance()
+        # What is alive now stays alive: the collector need not search it in whichever trainer's turn it wakes up.
+        gc.collect()
+        gc.freeze()
+        try:
+            yield lanes, own
+        finally:
+            gc.unfreeze()
+            for lane in lanes.values():
+                lane.close()
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, tuple[float, float], float]:
+    """Median, an interval from order statistics, and the confidence that this interval really has.
+
+    The k-th smallest and k-th largest of n values enclose the true median with probability 1 - 2 P(B(n, 1/2) < k),
+    whatever the distribution. Below six values even the extremes do not reach 95%, and the confidence says so.
+
+    Args:
+        values: at least one.
+        level: confidence wanted.
+
+    Returns:
+        The median, (low, high), and the confidence.
+
+    Example:
+        >>> median_interval([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
+        (3.5, (1.0, 6.0), 0.96875)
+    """
+    ordered, n = sorted(values), len(values)
+    confidence = [1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n for k in range(1, max(2, n // 2 + 1))]
+    k = max([i for i, c in enumerate(confidence) if c >= level], default=0)
+    return statistics.median(ordered), (ordered[k], ordered[n - 1 - k]), confidence[k]
+
+
+def rows_for(size: Size, times: Times) -> list[dict[str, Any]]:
+    """One row per method; the last one is the gain ratio's."""
+    model = size.model()
+    parameters = sum(p.numel() for p in model.parameters())
+    common = {
+        "size": size.name,
+        "parameters": parameters,
+        "embedding_parameters": sum(p.numel() for p in model.bert.embeddings.parameters()),
+        "batch_size": size.batch,
+        "length": size.length,
+        "plain_ms": round(1e3 * statistics.median(cpu for cpu, _ in times[PLAIN].values()), 2),
+    }
+    rows = []
+    for method in (*METHODS, GAIN):
+        bound = TARGET if parameters >= TARGET_PARAMETERS and method.controller is not None else None
+        figures = _figures(method, times[PLAIN], times[method])
+        rows.append({"row": "overhead", **common, "method": method.name, **figures, "target": bound})
+    share = rows[-1]["ratio"] - 1
+    rows[-1] |= {
+        "row": "gain_ratio",
+        "target_updates": RUNS[-1],
+        "decisions_per_run": DECISIONS,
+        "computed_ratio": {str(n): round(1 + DECISIONS * share / n, 5) for n in RUNS},
+        "computed_from": "1 + decisions_per_run * (ratio - 1) / updates of the run",
+    }
+    return rows
+
+
+def _figures(
+    method: Method, plain: Mapping[int, tuple[float, float]], mine: Mapping[int, tuple[float, float]]
+) -> dict[str, Any]:
+    turns = sorted(mine)
+    blocks = [turns[first : first + method.every] for first in range(0, len(turns), method.every)]
+    paired = [sum(mine[i][0] for i in b) / sum(plain[i][0] for i in b) for b in blocks]
+    own = [sum(mine[i][1] for i in b) / sum(mine[i][0] - mine[i][1] for i in b) for b in blocks]
+    ratio, interval, confidence = median_interval(paired)
+    return {
+        "every": method.every,
+        "pairs": len(blocks),
+        "updates_per_block": method.every,
+        "ratio": round(ratio, 5),
+        "interval": [round(x, 5) for x in interval],
+        "confidence": round(confidence, 4),
+        "inside": round(1 + statistics.median(own), 5),
+    }
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def header(options: argparse.Namespace) -> dict[str, Any]:
+    """Where and with what the rows below were measured; the folder they go to has no influence and is left out."""
+    packages = ("torch", "transformers", "accelerate")
+    what = ["--quick"] if options.quick else ["--sizes", *options.sizes, "--pairs", str(options.pairs)]
+    return {
+        "row": "header",
+        "command": " ".join(["python -m hf_adaptive_lr.bench.overhead", *what, f"--seed {options.seed}"]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {
+            "hf_adaptive_lr": library_version(),
+            "python": platform.python_version(),
+            **{p: version(p) for p in packages},
+        },
+        "threads": torch.get_num_threads(),
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "cpu": _cpu(),
+        "clock": "CPU time of the process (time.process_time)",
+        "optimizer": "adamw_torch, clipping 1.0, logging every 10 updates",
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """`yes` or `no` where a 95% interval lies on one side of the target, `unsure` otherwise."""
+    if row["target"] is None:
+        return ""
+    # The gain ratio's target is for a whole run; its interval shrinks with it.
+    scale = row["decisions_per_run"] / row["target_updates"] if "target_updates" in row else 1.0
+    low, high = (1 + scale * (x - 1) for x in row["interval"])
+    if row["confidence"] < 0.95:
+        return "unsure"
+    return "yes" if high <= row["target"] else "no" if low > row["target"] else "unsure"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as aligned text."""
+    lines = [f"{'size':5} {'method':20} every {'ratio':>7}  {'interval':16}  conf. pairs  inside  <= {TARGET}"]
+    for r in rows:
+        low, high = r["interval"]
+        lines.append(
+            f"{r['size']:5} {r['method']:20} {r['every']:5d} {r['ratio']:7.4f}  [{low:.4f}, {high:.4f}]  "
+            f"{r['confidence']:5.3f} {r['pairs']:5d} {r['inside']:7.4f}  {verdict(r)}".rstrip()
+        )
+        if "computed_ratio" in r:
+            runs = ", ".join(f"{n} updates {x:.4f}" for n, x in r["computed_ratio"].items())
+            lines.append(f"{'':5}   computed for {DECISIONS} decisions a run: {runs}")
+    for r in {r["size"]: r for r in rows}.values():
+        lines.append(
+            f"{r['size']}: {r['parameters']:,} parameters ({r['embedding_parameters']:,} in embeddings), batch "
+            f"{r['batch_size']} x {r['length']}, {r['plain_ms']:.1f} ms per plain update"
+        )
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    p = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.overhead", description=__doc__.split("\n")[0])
+    p.add_argument("--quick", action="store_true", help="a tiny model and two pairs: does it run, not what it costs")
+    p.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="models to measure")
+    p.add_argument("--pairs", type=int, default=6, help="blocks of ten updates per method; at least 6 for 95%%")
+    p.add_argument("--seed", type=int, default=0, help="of data, weights and the order of turns")
+    p.add_argument(
+        "--output", type=Path, help="JSON-lines file (default model_cards/rows/overhead.jsonl; --quick: none)"
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write the rows; the file appears whole or not at all."""
+    options = parser().parse_args(argv)
+    if options.pairs < 1:
+        parser().error(f"--pairs {options.pairs}: at least 1")
+    torch.set_num_threads(1)
+    sizes = [TINY] if options.quick else [SIZES[name] for name in options.sizes]
+    pairs = 2 if options.quick else options.pairs
+    first = header(options)
+    rows = [row for size in sizes for row in rows_for(size, measure(size, pairs, options.seed))]
+    print(table(rows))
+    output = options.output or (None if options.quick else Path("model_cards/rows/overhead.jsonl"))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(row) + "\n" for row in [first, *rows])
+        replace_file(output, lambda path: path.write_text(text, encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

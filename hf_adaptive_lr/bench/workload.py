@@ -1,0 +1,97 @@
+"""What the cost of a controller is measured on: a BERT made from its config, random tokens, the Trainer's defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
+
+from ..arguments import AdaptiveLRTrainingArguments
+from ..controller import Controller
+from ..trainer import AdaptiveLRTrainer
+
+
+@dataclass(frozen=True)
+class Size:
+    """A BERT from its config; the vocabulary is small so that most weights are in the layers."""
+
+    name: str
+    hidden: int
+    layers: int
+    batch: int
+    length: int
+    vocabulary: int = 2000
+
+    def model(self) -> BertForSequenceClassification:
+        """A new model with random weights."""
+        config = BertConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=max(1, self.hidden // 32),
+            intermediate_size=4 * self.hidden,
+            max_position_embeddings=self.length,
+        )
+        return BertForSequenceClassification(config)
+
+
+# 10M has the layers of MiniLM-L6-H384.
+SIZES = {"1M": Size("1M", 128, 4, 16, 128), "10M": Size("10M", 384, 6, 16, 128)}
+TINY = Size("tiny", 16, 1, 4, 8, vocabulary=50)
+
+
+class _Tokens(Dataset[dict[str, Tensor]]):
+    def __init__(self, size: Size, rows: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.ids = torch.randint(0, size.vocabulary, (rows, size.length), generator=generator)
+        self.labels = torch.randint(0, 2, (rows,), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = self.ids[index]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": self.labels[index]}
+
+
+def trainer_for(
+    controller: Controller | None, size: Size, *, every: int, updates: int, folder: Path, seed: int
+) -> Trainer:
+    """A trainer with the Trainer's defaults (AdamW, clipping at 1.0) but for what the measurement needs.
+
+    Args:
+        controller: with one an [`AdaptiveLRTrainer`], without one a plain `Trainer` with the linear schedule.
+        size: model, batch and length.
+        every: updates from one decision to the next.
+        updates: length of the run.
+        folder: output folder.
+        seed: of data, weights and dropout.
+    """
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": updates,
+        "per_device_train_batch_size": size.batch,
+        "lr_scheduler_type": "linear",
+        "optim": "adamw_torch",
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": seed,
+    }
+    torch.manual_seed(seed)
+    inputs: dict[str, Any] = {"model": size.model(), "train_dataset": _Tokens(size, 64 * size.batch, seed)}
+    trainer: Trainer
+    if controller is None:
+        trainer = Trainer(args=TrainingArguments(**settings), **inputs)
+    else:
+        args = AdaptiveLRTrainingArguments(**settings, controller_every=every)
+        trainer = AdaptiveLRTrainer(args=args, controller=controller, **inputs)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
