@@ -15,14 +15,18 @@ PYTEST_FLAGS ?=
 INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quality style build clean
+.PHONY: help demo rows test quality style build clean
 
 help:
-	@echo "make demo | test | quality | style | build | clean"
+	@echo "make demo | rows | test | quality | style | build | clean"
 
 demo: $(VENV)/.installed-demo
-	$(VENV)/bin/hf-adaptive-lr finetune --task text
-	$(VENV)/bin/hf-adaptive-lr finetune --task image
+	$(VENV)/bin/hf-adaptive-lr finetune --task text --overwrite
+	$(VENV)/bin/hf-adaptive-lr finetune --task image --overwrite
+
+rows: demo
+	$(VENV)/bin/python -m hf_adaptive_lr.bench.overhead
+	$(VENV)/bin/python -m hf_adaptive_lr.bench.readme runs/text/results.json runs/image/results.json
 
 test: $(VENV)/.installed-demo-test
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)

@@ -1,178 +1,32 @@
-"""The main job: fine-tune a text or image classifier with an adaptive learning rate, from a config to a folder of results.
+"""The main job: fine-tune a text or image classifier with an adaptive learning rate, from settings to results.
 
-Everything that can be wrong with the request is found before anything is written; `results.json` is written last, so its
-presence says that the other outputs are whole. A run that was killed continues from its last whole checkpoint and ends in
-the same numbers as one that was not.
+Everything that can be wrong with the request is found before anything is written; `results.json` is written last, so
+its presence says that the other outputs are whole. A run that was killed continues from its last whole checkpoint and
+ends in the same numbers as one that was not.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-import re
-import shlex
-import shutil
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .finetune_data import FinetuneError, JobData, check_source, load_data, need_package
+from .finetune_config import STATE_NAME, FinetuneConfig, check, last_checkpoint, prepare_folder
+from .finetune_data import FinetuneError, JobData, load_data
+from .finetune_report import collect, write_outputs
 
 if TYPE_CHECKING:
     from .controller import Controller
     from .finetune_model import Parts
     from .trainer import AdaptiveLRTrainer
 
-logger = logging.getLogger(__name__)
-
-RESULTS_NAME, CURVES_NAME, MODEL_NAME = "results.json", "curves.png", "model"
-CONFIG_NAME = "finetune_config.json"
-"""The settings of the run in this folder; a resumed run must have the same."""
-
-# Measured on two cores, see `FinetuneConfig.every` for the cadence.
-_TASKS: dict[str, dict[str, Any]] = {
-    "text": {"learning_rate": 1e-4, "max_steps": 150, "batch_size": 16, "output_dir": "runs/text"},
-    "image": {"learning_rate": 1e-3, "max_steps": 300, "batch_size": 32, "output_dir": "runs/image"},
-}
-_NOT_COMPARED = ("output_dir", "resume", "overwrite")  # of a resumed run with its first part
-_PACKAGES = ("hf_adaptive_lr", "torch", "transformers", "accelerate", "datasets")
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Settings of one fine-tuning; each field's `help` says what it means, None stands for the task's default.
-
-    Raises:
-        FinetuneError: by `check`, for a value out of range; the message names it.
-
-    Example:
-        >>> FinetuneConfig(task="text").resolved().learning_rate
-        0.0001
-    """
-
-    task: str = _option("text", "text | image: what is classified")
-    data: str | None = _option(
-        None, "CSV, JSON, JSONL or Parquet file, folder, or Hub id; for images one folder per class (default: demo data)"
-    )
-    data_config: str | None = _option(None, "configuration of the Hub data set, where it has several")
-    model: str | None = _option(None, "local folder or Hub id (default: a small encoder, or a small ResNet from scratch)")
-    text_column: str = _option("text", "column with the texts")
-    image_column: str = _option("image", "column with the images")
-    label_column: str = _option("label", "column with the labels: class labels, strings or whole numbers")
-    controller: str = _option("hypergradient", "name of a controller (see `hf-adaptive-lr list`) or its folder")
-    controller_kwargs: str | None = _option(None, "config fields of the controller to change, as JSON: {\"beta\": 0.02}")
-    every: int = _option(
-        1, "updates from one decision to the next; at 1 hypergradient takes about a tenth of a text run's time"
-    )
-    learning_rate: float | None = _option(None, "base learning rate, within [1e-8, 10] (default: 1e-4 text, 1e-3 image)")
-    max_steps: int | None = _option(None, "number of updates (default: 150 text, 300 image)")
-    batch_size: int | None = _option(None, "rows per update (default: 16 text, 32 image)")
-    train_size: int | None = _option(None, "use at most this many training rows (default: all; demo: 2400 or 4000)")
-    eval_size: int = _option(1000, "report on at most this many rows")
-    max_length: int = _option(64, "cut texts to this many tokens")
-    seed: int = _option(0, "seed of the head, the batches, dropout and the controller, 0 ... 2**32 - 1")
-    save_steps: int = _option(50, "updates from one checkpoint to the next")
-    output_dir: str | None = _option(None, "folder for all outputs (default: runs/text or runs/image)")
-    resume: bool = _option(False, "continue from the last checkpoint in the output folder")
-    overwrite: bool = _option(False, "replace the outputs of an earlier run in the output folder")
-
-    def resolved(self) -> FinetuneConfig:
-        """A copy in which the task's defaults stand where there was None.
-
-        Raises:
-            FinetuneError: an unknown task.
-        """
-        if self.task not in _TASKS:
-            raise FinetuneError(f"task '{self.task}' must be one of: {', '.join(_TASKS)}")
-        return replace(self, **{k: v for k, v in _TASKS[self.task].items() if getattr(self, k) is None})
-
-    @property
-    def folder(self) -> Path:
-        """The output folder."""
-        return Path(self.output_dir or _TASKS[self.task]["output_dir"]).expanduser()
-
-    def command(self) -> str:
-        """The command line that runs this config, with every default written out."""
-        words = ["hf-adaptive-lr", "finetune"]
-        for name, value in asdict(self.resolved()).items():
-            if value is not None and not isinstance(value, bool):
-                words += [f"--{name.replace('_', '-')}", str(value)]
-        return shlex.join(words)
-
-
-def load_config(folder: str | Path) -> dict[str, Any]:
-    """The settings of the run in an output folder, to resume it; empty when there is none.
-
-    Raises:
-        FinetuneError: the folder's config is not readable.
-    """
-    path = Path(folder).expanduser() / CONFIG_NAME
-    if not path.is_file():
-        return {}
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FinetuneError(f"{path} cannot be read: {error}") from error
-    known = {f.name for f in fields(FinetuneConfig)}
-    if not isinstance(saved, dict) or not set(saved) <= known:
-        raise FinetuneError(f"{path} was not written by this version; start again with --overwrite")
-    return saved
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None; a run may have been killed while writing one."""
-    found = [(int(m[1]), path) for path in folder.glob("checkpoint-*") if (m := re.fullmatch(r".*-(\d+)", path.name))]
-    for _, path in sorted(found, reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # Trainer writes it last
-        except (OSError, ValueError):
-            continue
-        return path
-    return None
-
-
-def check(config: FinetuneConfig) -> Controller:
-    """Check all that can be checked without data and model.
-
-    Args:
-        config: a resolved config.
-
-    Returns:
-        The controller that it names.
-
-    Raises:
-        FinetuneError: the first thing that is wrong.
-    """
-    for name, low in (("max_steps", 1), ("batch_size", 1), ("train_size", 2), ("eval_size", 1), ("max_length", 3),
-                      ("every", 1), ("save_steps", 1), ("seed", 0)):  # fmt: skip
-        value = getattr(config, name)
-        if value is not None and value < low:
-            raise FinetuneError(f"{name}={value} must be at least {low}")
-    if config.seed >= 2**32:
-        raise FinetuneError(f"seed={config.seed} must be below 2**32")
-    _check_learning_rate(config.learning_rate)
-    if config.data is not None:
-        check_source("data", config.data)
-    if config.model is not None:
-        check_source("model", config.model)
-    if config.task == "image":
-        need_package("PIL", "task 'image'")
-    _check_folder(config)
-    return _controller(config)
+__all__ = ["FinetuneConfig", "FinetuneError", "run"]
 
 
 def run(config: FinetuneConfig) -> dict[str, Any]:
     """Fine-tune, report once on the test rows and write all outputs into the output folder.
 
-    Writes `results.json`, `lr_trace.jsonl` (the learning rate of every update and why), `curves.png` (needs matplotlib),
-    `model/` (loads with `from_pretrained`), checkpoints, and `finetune_config.json` to resume by.
+    Writes `results.json`, `lr_trace.jsonl` (the learning rate of every update and why), `curves.png` (needs
+    matplotlib), `model/` (loads with `from_pretrained`), checkpoints, and `finetune_config.json` to resume by.
 
     Args:
         config: what to do; None fields take the task's defaults.
@@ -191,86 +45,71 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     started = time.perf_counter()
     config = config.resolved()
     controller = check(config)
-    column = config.text_column if config.task == "text" else config.image_column
-    data = load_data(config.task, config.data, data_config=config.data_config, input_column=column,
-                     label_column=config.label_column, train_size=config.train_size, eval_size=config.eval_size)  # fmt: skip
+    data = load_data(
+        config.task,
+        config.data,
+        data_config=config.data_config,
+        input_column=config.text_column if config.task == "text" else config.image_column,
+        label_column=config.label_column,
+        train_size=config.train_size,
+        eval_size=config.eval_size,
+    )
 
-    from transformers import set_seed
+    from transformers import TrainerState, set_seed
 
-    from .finetune_model import load_parts
+    from .finetune_model import load_parts, one_bar
 
+    checkpoint = last_checkpoint(config.folder) if config.resume else None
+    state = TrainerState.load_from_json(str(checkpoint / STATE_NAME)) if checkpoint else TrainerState()
+    trained = state.global_step >= (config.max_steps or 0)
     set_seed(config.seed)
-    parts = load_parts(config.task, config.model, data.labels, config.max_length)
+    parts = load_parts(config.task, str(checkpoint) if trained else config.model, data.labels, config.max_length)
     trainer = _trainer(config, controller, data, parts)
     if trainer.is_world_process_zero():
-        _prepare_folder(config)
-    checkpoint = last_checkpoint(config.folder) if config.resume else None
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    scores = trainer.evaluate(data.report, metric_key_prefix="report")
-    results = _results(config, data, parts, trainer, scores)
-    if trainer.is_world_process_zero():
+        prepare_folder(config)
+    with one_bar(trainer):
+        if trained:  # killed after its last update; Trainer would do one more
+            trainer.state = state
+        else:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        scores = trainer.evaluate(data.report, metric_key_prefix="report")
+        results = collect(config, controller, data, parts, trainer, scores)
         results["wall_seconds"] = round(time.perf_counter() - started, 1)
-        _write(config.folder, results, parts, trainer)
+        if trainer.is_world_process_zero():
+            write_outputs(config.folder, results, parts, trainer.state.log_history)
     return results
 
 
-# --- checks -----------------------------------------------------------------------------------------------------------
+def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, parts: Parts) -> AdaptiveLRTrainer:
+    import torch
 
+    from .arguments import AdaptiveLRTrainingArguments
+    from .finetune_model import accuracy, most_likely
+    from .trainer import AdaptiveLRTrainer
 
-def _check_learning_rate(value: float | None) -> None:
-    if value is None or not math.isfinite(value) or not 1e-8 <= value <= 10:
-        raise FinetuneError(f"learning_rate={value} must be within [1e-8, 10]")
-
-
-def _controller(config: FinetuneConfig) -> Controller:
-    from .auto import AutoController
-    from .governor import Governor, Settings
-    from .hub import configure
-
-    try:
-        changes = json.loads(config.controller_kwargs or "{}")
-        if not isinstance(changes, dict):
-            raise FinetuneError(f"controller_kwargs={config.controller_kwargs!r} is not a JSON object")
-        controller = configure(AutoController.from_pretrained(config.controller), changes)
-        settings = Settings(total_steps=config.max_steps, every=config.every)
-        Governor(controller, [config.learning_rate or 0.0], settings)
-    except json.JSONDecodeError as error:
-        raise FinetuneError(f"controller_kwargs={config.controller_kwargs!r} is not valid JSON: {error}") from error
-    except (OSError, TypeError, ValueError) as error:
-        raise error if isinstance(error, FinetuneError) else FinetuneError(str(error)) from error
-    return controller
-
-
-def _check_folder(config: FinetuneConfig) -> None:
-    folder = config.folder
-    if config.resume and config.overwrite:
-        raise FinetuneError("resume and overwrite exclude each other")
-    if folder.exists() and not folder.is_dir():
-        raise FinetuneError(f"output_dir '{folder}' is a file; name a folder")
-    if config.resume:
-        if last_checkpoint(folder) is None:
-            raise FinetuneError(f"'{folder}' has no checkpoint to resume from; leave resume out to start anew")
-        saved = load_config(folder)
-        for name, value in asdict(config).items():
-            if name not in _NOT_COMPARED and name in saved and saved[name] != value:
-                raise FinetuneError(f"the run in '{folder}' has {name}={saved[name]}, not {value}; resume it with the same")
-    elif not config.overwrite:
-        kept = [path.name for path in _outputs(folder)]
-        if kept:
-            raise FinetuneError(f"'{folder}' already holds {kept[0]}; pass --resume, --overwrite or another --output-dir")
-
-
-def _outputs(folder: Path) -> list[Path]:
-    """What an earlier run left that a new one would replace."""
-    named = [folder / name for name in (RESULTS_NAME, MODEL_NAME, CURVES_NAME)]
-    return [path for path in named if path.exists()] + sorted(folder.glob("checkpoint-*"))
-
-
-def _prepare_folder(config: FinetuneConfig) -> None:
-    from .hub import replace_file
-
-    if not config.resume:
-        for path in _outputs(config.folder):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    settings = {name: value for name, value in asdict(config).items() if name not in _NOT_COMPARED}
-    replace_file(config.folder / CONFIG_NAME, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+    assert config.learning_rate and config.max_steps and config.batch_size  # `resolved` set them
+    args = AdaptiveLRTrainingArguments(
+        output_dir=str(config.folder),
+        learning_rate=config.learning_rate,
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=4 * config.batch_size,
+        seed=config.seed,
+        controller_every=config.every,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=1,  # deleted only after the next one is whole
+        logging_steps=max(1, config.max_steps // 100),
+        remove_unused_columns=False,  # the collator reads the raw rows
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )
+    return AdaptiveLRTrainer(
+        model=parts.model,
+        args=args,
+        controller=controller,
+        train_dataset=data.train,
+        data_collator=parts.collate,
+        processing_class=parts.processor,
+        compute_metrics=accuracy,
+        preprocess_logits_for_metrics=most_likely,
+    )

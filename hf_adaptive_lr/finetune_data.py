@@ -1,4 +1,4 @@
-"""What the main job reads: a data set with a text or image column and a label column, from anywhere `datasets` loads it.
+"""What the main job reads: a data set with a text or image column and a label column, wherever it is kept.
 
 Whatever the source, the job sees a training and a report set with two columns, `input` and `label` (whole numbers from
 0), and the labels' names. What cannot be is said in one sentence that names the file, column or row: `FinetuneError`.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .demo_data import demo_image, demo_text
 
@@ -83,7 +82,7 @@ def load_data(
         The data; rows are picked by `SPLIT_SEED`.
 
     Raises:
-        FinetuneError: no such data, unreadable, no such column, a row without label or input, or fewer than two labels.
+        FinetuneError: no such data, unreadable, no such column, a row without label or input, or less than two labels.
         DemoDataError: a part of the demo's data is missing; the message ends with the command to get it.
 
     Example:
@@ -91,26 +90,27 @@ def load_data(
         >>> len(job.labels)  # doctest: +SKIP
         10
     """
-    if data is None:
-        demo = demo_text if task == "text" else demo_image
-        sizes = {"test_size": eval_size} if train_size is None else {"train_size": train_size, "test_size": eval_size}
-        loaded = demo(**sizes)
-        name, splits = loaded.name, {"train": loaded.train, "test": loaded.test}
-    else:
-        name, splits = data, _read(task, data, data_config)
-    train = _training_split(name, splits)
-    for column, role in ((input_column, task), (label_column, "label")):
-        if column not in train.column_names:
-            raise FinetuneError(f"{name} has no {role} column '{column}'; its columns are: {_listed(train)}")
-    train, report, report_split = _with_report(train, splits, input_column, label_column, eval_size)
-    train, report = _pick(train, train_size), _pick(report, eval_size)
-    labels, ids = _labels(name, label_column, train, report)
-    train, report = (
-        part.select_columns([input_column]).rename_column(input_column, "input").add_column("label", part_ids)
-        for part, part_ids in zip((train, report), ids, strict=True)
-    )
-    check = _checked_texts if task == "text" else _checked_images
-    return JobData(name, check(name, input_column, train), check(name, input_column, report), report_split, labels)
+    with _quiet(local=data is None or Path(data).expanduser().exists()):
+        if data is None:
+            demo = demo_text if task == "text" else demo_image
+            size = {} if train_size is None else {"train_size": train_size}
+            loaded = demo(**size, test_size=eval_size)
+            name, splits = loaded.name, {"train": loaded.train, "test": loaded.test}
+        else:
+            name, splits = data, _read(task, data, data_config)
+        train = _training_split(name, splits)
+        for column, role in ((input_column, task), (label_column, "label")):
+            if column not in train.column_names:
+                raise FinetuneError(f"{name} has no {role} column '{column}'; its columns are: {_listed(train)}")
+        train, report, report_split = _with_report(train, splits, input_column, label_column, eval_size)
+        train, report = _pick(train, train_size), _pick(report, eval_size)
+        labels, ids = _labels(name, label_column, train, report)
+        train, report = (
+            part.select_columns([input_column]).rename_column(input_column, "input").add_column("label", part_ids)
+            for part, part_ids in zip((train, report), ids, strict=True)
+        )
+        check = _checked_texts if task == "text" else _checked_images
+        return JobData(name, check(name, input_column, train), check(name, input_column, report), report_split, labels)
 
 
 def check_source(what: str, source: str) -> None:
@@ -124,7 +124,8 @@ def check_source(what: str, source: str) -> None:
         FinetuneError: it can only be a path, and there is nothing.
     """
     path = Path(source).expanduser()
-    is_path = source.startswith((".", "/", "~", os.sep)) or len(path.parts) > 2 or path.suffix in _BUILDERS
+    looks_so = source.startswith((".", "~")) or source.endswith("/") or path.suffix in _BUILDERS
+    is_path = looks_so or path.is_absolute() or len(path.parts) > 2
     if is_path and not path.exists():
         raise FinetuneError(f"{what} '{source}' does not exist; pass a local folder or file, or an id on the Hub")
     if what == "data" and path.is_file() and path.suffix not in _BUILDERS:
@@ -152,13 +153,25 @@ def open_image(stored: Mapping[str, Any]) -> Image:
     from PIL import Image
 
     try:
-        image = Image.open(stored["path"] if stored["bytes"] is None else BytesIO(stored["bytes"]))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        with _open(stored) as file:
+            image: Image.Image = Image.open(file)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("RGB")
     except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for broken PNG chunks
-        raise FinetuneError(f"image {stored['path'] or '(embedded)'} cannot be read: {one_line(error)}") from error
+        raise _bad_image(stored, error) from error
+
+
+def _open(stored: Mapping[str, Any]) -> IO[bytes]:
+    return open(stored["path"], "rb") if stored["bytes"] is None else BytesIO(stored["bytes"])
+
+
+def _bad_image(stored: Mapping[str, Any], error: Exception) -> FinetuneError:
+    from PIL import UnidentifiedImageError
+
+    reason = "not an image" if isinstance(error, UnidentifiedImageError) else one_line(error)
+    return FinetuneError(f"image {stored['path'] or '(embedded)'} cannot be read: {reason}")
 
 
 def one_line(error: BaseException) -> str:
@@ -167,29 +180,29 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _read(task: str, data: str, data_config: str | None) -> Mapping[str, Dataset]:
+def _read(task: str, data: str, data_config: str | None) -> dict[str, Dataset]:
     from datasets import DatasetDict, load_dataset, load_from_disk
     from datasets.exceptions import DatasetsError
 
     path = Path(data).expanduser()
     try:
-        with _quiet(local=path.exists()):
-            if path.is_file():
-                loaded = load_dataset(_BUILDERS[path.suffix], data_files={"train": str(path)})
-            elif path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-                loaded = load_from_disk(str(path))
-            elif path.is_dir() and task == "image":
-                loaded = load_dataset("imagefolder", data_dir=str(path))
-            else:
-                loaded = load_dataset(str(path) if path.is_dir() else data, data_config)
+        if path.is_file():
+            loaded = load_dataset(_BUILDERS[path.suffix], data_files={"train": str(path)})
+        elif path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            loaded = load_from_disk(str(path))
+        elif path.is_dir() and task == "image":
+            loaded = load_dataset("imagefolder", data_dir=str(path))
+        else:
+            loaded = load_dataset(str(path) if path.is_dir() else data, data_config)
     except (OSError, ValueError, DatasetsError) as error:
         # Around a reader's error `datasets` says no more than that there was one.
         reason = one_line(error.__cause__ or error if isinstance(error, DatasetsError) else error)
-        raise FinetuneError(f"data '{data}' cannot be read: {reason}") from error
-    return loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+        where = "" if path.exists() else " from the Hub (no such file or folder here)"
+        raise FinetuneError(f"data '{data}' cannot be read{where}: {reason}") from error
+    return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
 
 
 @contextlib.contextmanager
@@ -209,7 +222,7 @@ def _quiet(local: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-# --- splits and labels ------------------------------------------------------------------------------------------------
+# --- splits and labels -----------------------------------------------------------------------------------------------
 
 
 def _training_split(name: str, splits: Mapping[str, Dataset]) -> Dataset:
@@ -224,9 +237,10 @@ def _with_report(
     """The training rows, the report rows and where those come from; public test sets without labels don't count."""
     for split in _REPORT_SPLITS:
         report = splits.get(split)
-        if report is not None and report is not train and {input_column, label_column} <= set(report.column_names):
-            if len(report) and not all(value in (None, -1) for value in report.unique(label_column)):
-                return train, report, split
+        if report is None or report is train or not {input_column, label_column} <= set(report.column_names):
+            continue
+        if not all(value in (None, -1) for value in report.unique(label_column)):
+            return train, report, split
     if len(train) < 2:
         raise FinetuneError(f"{len(train)} training rows are too few; at least 2 are needed")
     count = min(eval_size, max(1, int(len(train) * HELD_OUT_SHARE)))
@@ -284,10 +298,10 @@ def _checked_images(name: str, column: str, rows: Dataset) -> Dataset:
         if stored is None:
             raise FinetuneError(f"{name}: a row has no image in column '{column}'")
         try:
-            Image.open(stored["path"] if stored["bytes"] is None else BytesIO(stored["bytes"])).close()
+            with _open(stored) as file:
+                Image.open(file)
         except OSError as error:
-            file = stored["path"] or "(embedded)"
-            raise FinetuneError(f"{name}: image {file} cannot be read: {one_line(error)}") from error
+            raise _bad_image(stored, error) from error
     return rows
 
 

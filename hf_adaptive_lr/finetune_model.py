@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -17,9 +18,12 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    EvalPrediction,
     PreTrainedModel,
+    ProgressCallback,
     ResNetConfig,
     ResNetForImageClassification,
+    Trainer,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -28,8 +32,8 @@ from .finetune_data import FinetuneError, one_line, open_image
 
 logger = logging.getLogger(__name__)
 
-DEMO_TEXT_MODEL = "all-MiniLM-L6-v2"
-DEMO_IMAGE_MODEL = "resnet-32-64-128 (0.3M parameters, made from its config)"
+DEMO_MODELS = {"text": "all-MiniLM-L6-v2", "image": "resnet-32-64-128 from its config"}
+"""Names of the models that `load_parts` takes for None."""
 _DEMO_IMAGE_SIZE = 32
 
 Batch = dict[str, Tensor]
@@ -40,13 +44,11 @@ class Parts:
     """A model with all that belongs to it.
 
     Args:
-        name: which model it is, for the results.
         model: with a classification head for the job's labels, in float32.
         processor: tokenizer or image processor, saved beside the model.
         collate: makes a batch from rows with `input` and `label`.
     """
 
-    name: str
     model: PreTrainedModel
     processor: Any
     collate: Callable[[list[dict[str, Any]]], Batch]
@@ -77,11 +79,69 @@ def load_parts(task: str, model: str | None, labels: list[str], max_length: int)
     return _image_parts(model, labels)
 
 
+def most_likely(logits: Any, labels: Tensor) -> Tensor:
+    """What evaluation keeps of the logits, a batch at a time: the most likely label."""
+    del labels
+    kept: Tensor = (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+    return kept
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of right answers, in [0, 1], from what `most_likely` kept."""
+    return {"accuracy": float(np.mean(np.asarray(prediction.predictions) == np.asarray(prediction.label_ids)))}
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep the bars of loading and saving off the screen; those of training and evaluation are not among them."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+class ProgressBar(ProgressCallback):
+    """Trainer's progress bar with loss and learning rate beside it, instead of a line on stdout for every log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Put the newest values behind the bar."""
+        del args, state, control, kwargs
+        bar: Any = self.training_bar
+        if bar is not None and logs and "loss" in logs:
+            bar.set_postfix(loss=f"{logs['loss']:.3g}", lr=f"{logs['learning_rate']:.3g}", refresh=False)
+
+    def close(self) -> None:
+        """End the bars' line, also when the run was interrupted, so that what is said next stands on its own."""
+        bars: list[Any] = [self.training_bar, self.prediction_bar]
+        for bar in bars:
+            if bar is not None:
+                bar.close()
+        self.training_bar = self.prediction_bar = None
+
+
+@contextlib.contextmanager
+def one_bar(trainer: Trainer) -> Iterator[None]:
+    """Give a trainer [`ProgressBar`] and keep all other bars off the screen meanwhile."""
+    bar = ProgressBar()
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(bar)
+    try:
+        with no_bars():
+            yield
+    finally:
+        bar.close()
+
+
 def _text_parts(model: str | None, labels: list[str], max_length: int) -> Parts:
     source = str(demo_text_model()) if model is None else model
     net = _load_model(AutoModelForSequenceClassification, source, labels)
     tokenizer = _load(AutoTokenizer, source, "tokenizer")
     if tokenizer.pad_token is None:  # decoders come without one; any token does, its positions are masked
+        if tokenizer.eos_token is None:
+            raise FinetuneError(f"tokenizer '{source}' has no padding token; set its pad_token and save it again")
         tokenizer.pad_token = tokenizer.eos_token
         net.config.pad_token_id = tokenizer.pad_token_id
     longest = min(max_length, tokenizer.model_max_length)
@@ -91,7 +151,7 @@ def _text_parts(model: str | None, labels: list[str], max_length: int) -> Parts:
         batch = tokenizer(texts, truncation=True, max_length=longest, padding=True, return_tensors="pt")
         return {**batch, "labels": _label_tensor(rows)}
 
-    return Parts(model or DEMO_TEXT_MODEL, net, tokenizer, collate)
+    return Parts(net, tokenizer, collate)
 
 
 def _image_parts(model: str | None, labels: list[str]) -> Parts:
@@ -105,7 +165,7 @@ def _image_parts(model: str | None, labels: list[str]) -> Parts:
         images = [open_image(row["input"]) for row in rows]
         return {**processor(images=images, return_tensors="pt"), "labels": _label_tensor(rows)}
 
-    return Parts(model or DEMO_IMAGE_MODEL, net, processor, collate)
+    return Parts(net, processor, collate)
 
 
 def _demo_image_model(labels: list[str]) -> tuple[PreTrainedModel, Any]:
@@ -146,24 +206,17 @@ def _load_model(auto: Any, source: str, labels: list[str]) -> PreTrainedModel:
 
 
 def _load(auto: Any, source: str, what: str, **kwargs: Any) -> Any:
+    source = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
+    # A fresh head is the expected case; the loader's report of it stays off the screen, the rest is said above.
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
     # ValueError is how the Auto classes say that a model is of no type they know, or of none for this task.
     try:
-        with _quiet(local=Path(source).is_dir()):
+        # A download may take its time and shows how far it is.
+        with no_bars() if Path(source).is_dir() else contextlib.nullcontext():
             return auto.from_pretrained(source, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
-        raise FinetuneError(f"{what} '{source}' cannot be loaded: {one_line(error)}") from error
-
-
-@contextlib.contextmanager
-def _quiet(local: bool) -> Iterator[None]:
-    """Keep the loader's report of a fresh head off the screen: it is the expected case, the rest is said above."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    if local:  # a download may take its time and shows how far it is
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
+        where = "" if Path(source).is_dir() else " from the Hub (no such folder here)"
+        raise FinetuneError(f"{what} '{source}' cannot be loaded{where}: {one_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

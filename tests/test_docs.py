@@ -39,3 +39,29 @@ def test_the_quickstart_of_the_readme_runs(tmp_path, monkeypatch) -> None:
     names = {"model": bert(), "train": Tokens(), "val": Tokens(16, seed=1)}
     exec(code.group(1), names)  # the reader brings model, train and val
     assert names["trainer"].lr_scheduler.updates > 0
+
+
+def test_the_tables_of_the_readme_are_what_the_rows_say() -> None:
+    from hf_adaptive_lr.bench.readme import ROWS, TABLES, render
+
+    text = (ROOT / "README.md").read_text()
+    assert render(text, ROOT / ROWS) == text
+    for name, (file, _) in TABLES.items():
+        assert (ROOT / ROWS / file).is_file(), name
+    with pytest.raises(ValueError, match="no markers for 'demo'"):
+        render("nothing", ROOT / ROWS)
+
+
+def test_results_become_rows_and_a_table(tmp_path, monkeypatch) -> None:
+    import json
+
+    from hf_adaptive_lr.bench.readme import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["nowhere.json"]) == 2
+    assert list(tmp_path.iterdir()) == []
+    row = json.loads((ROOT / "model_cards" / "rows" / "finetune.jsonl").read_text().splitlines()[0])
+    (tmp_path / "results.json").write_text(json.dumps({**row, "accuracy": 0.125}))
+    (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
+    assert main(["results.json"]) == 0
+    assert "| 0.125 |" in (tmp_path / "README.md").read_text()

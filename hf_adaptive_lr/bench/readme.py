@@ -1,0 +1,133 @@
+"""The figures of the README, from what the commands measured.
+
+    python -m hf_adaptive_lr.bench.readme [RESULTS.json ...]
+
+Files given on the command line (the `results.json` of `hf-adaptive-lr finetune`) become rows of
+`model_cards/rows/finetune.jsonl` first. Then the tables between the README's markers are written anew from the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..hub import replace_file
+
+ROWS = Path("model_cards/rows")
+Row = Mapping[str, Any]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; none when it is missing."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def demo_table(rows: Sequence[Row]) -> str:
+    """Results of the main job, one line per task.
+
+    Args:
+        rows: contents of `results.json` files.
+    """
+    lines = ["| task | data | accuracy | majority class | learning rate first / largest / last | seconds | command |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in rows:
+        lr, data = row["lr"], row["data"]
+        cells = [
+            row["task"],
+            f"{data['name']}, {data['train_rows']} + {data['report_rows']} rows",
+            f"{row['accuracy']:.3f}",
+            f"{row['majority_accuracy']:.3f}",
+            f"{lr['first']:.2g} / {lr['max']:.2g} / {lr['last']:.2g}",
+            f"{row['wall_seconds']:.0f}",
+            f"`hf-adaptive-lr finetune --task {row['task']}`",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def overhead_table(rows: Sequence[Row]) -> str:
+    """Overhead of each method at each size, and what the gain ratio costs whole runs.
+
+    Args:
+        rows: what `python -m hf_adaptive_lr.bench.overhead` wrote.
+    """
+    from .overhead import verdict
+
+    lines = ["| parameters | method | decides every | ratio (interval) | in our own code | at most 1.01? |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in rows:
+        if row["row"] != "overhead":
+            continue
+        size, (low, high) = f"{row['parameters'] / 1e6:.1f}M", row["interval"]
+        if "computed_ratio" in row:
+            runs = ", ".join(f"{ratio:.3f} in {run}" for run, ratio in row["computed_ratio"].items())
+            lines.append(
+                f"| {size} | gain ratio, {row['decisions_per_run']} a run (computed) | - | {runs} updates | - "
+                f"| {verdict(row) or '-'} |"
+            )
+            continue
+        own = f"{100 * (row['inside'] - 1):.1f} %"
+        lines.append(
+            f"| {size} | {row['method']} | {row['every']} | {row['ratio']:.3f} ({low:.3f} ... {high:.3f}) | {own} "
+            f"| {verdict(row) or '-'} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
+    "demo": ("finetune.jsonl", demo_table),
+    "overhead": ("overhead.jsonl", overhead_table),
+}
+
+
+def render(readme: str, rows: Path = ROWS) -> str:
+    """The README with every table written anew.
+
+    Args:
+        readme: its text, with `<!-- name: command -->` ... `<!-- /name -->` around each table.
+        rows: folder with the rows.
+
+    Returns:
+        The new text; a table without rows is left as it is.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    for name, (file, table) in TABLES.items():
+        found = read_rows(rows / file)
+        pattern = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(readme):
+            raise ValueError(f"the README has no markers for '{name}'")
+        if found:
+            text = table(found) + "\n"
+            readme = pattern.sub(lambda match, text=text: match[1] + text + match[2], readme)  # type: ignore[misc]
+    return readme
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Collect results and write the README's tables; 0 when done, 2 when a file is missing."""
+    parser = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.readme", description=__doc__.split("\n")[0])
+    parser.add_argument("results", nargs="*", type=Path, help="results.json of runs to put into the rows")
+    options = parser.parse_args(argv)
+    missing = [path for path in (*options.results, Path("README.md")) if not path.is_file()]
+    if missing:
+        print(f"{parser.prog}: error: no file '{missing[0]}'; run it in the project's folder", file=sys.stderr)
+        return 2
+    if options.results:
+        text = "".join(json.dumps(json.loads(path.read_text(encoding="utf-8"))) + "\n" for path in options.results)
+        ROWS.mkdir(parents=True, exist_ok=True)
+        replace_file(ROWS / "finetune.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+    readme = Path("README.md")
+    rendered = render(readme.read_text(encoding="utf-8"))
+    replace_file(readme, lambda path: path.write_text(rendered, encoding="utf-8"))
+    print(f"wrote {readme} from {ROWS}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,75 @@
+"""The command line: `hf-adaptive-lr VERB ...`; one file per verb.
+
+A verb is a module with `add_parser(verbs)`, which registers its arguments without importing anything heavy, and
+`run(args) -> int`, the exit code. What the person at the keyboard can put right is raised as [`UserError`] and ends as
+one line and exit code 2; any other exception is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+from . import finetune
+from . import list as list_verb
+from .errors import PROGRAM, UserError
+
+VERBS = (finetune, list_verb)
+"""The modules of all verbs, in the order of the help."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROGRAM}: error: {message} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        try:
+            found = version("hf_adaptive_lr")
+        except PackageNotFoundError:
+            found = "unknown (not installed)"
+        print(f"{PROGRAM} {found}")
+        parser.exit()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: words after the program's name, by default those of the process.
+
+    Returns:
+        0 when done, 2 for a request that cannot be carried out, 130 when interrupted.
+
+    Raises:
+        SystemExit: by argparse, for `--help` (0) and words it does not know (2).
+
+    Example:
+        >>> main(["list"])  # doctest: +SKIP
+        0
+    """
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Adaptive learning rates for fine-tuning.",
+        epilog="example: hf-adaptive-lr finetune --task text",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in VERBS:
+        verb.add_parser(verbs)
+    args = parser.parse_args(argv)
+    try:
+        code: int = args.run(args)
+        return code
+    except UserError as error:
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{PROGRAM}: interrupted", file=sys.stderr)
+        return 130

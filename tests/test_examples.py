@@ -1,0 +1,70 @@
+"""Every example runs as it stands, on small data and models."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.job import python, texts, write_csv, write_image_model, write_images, write_text_model
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shelf")
+    write_csv(folder / "train.csv", texts(48))
+    write_csv(folder / "test.csv", texts(12, seed=1))
+    write_text_model(folder / "text_model")
+    write_images(folder / "train", per_class=12)
+    write_images(folder / "test", per_class=6, seed=1)
+    write_image_model(folder / "image_model")
+    return folder
+
+
+def run(name: str, *words: str, cwd: Path) -> tuple[float, float, float]:
+    """Final accuracy, smallest and largest learning rate, as the example prints them."""
+    ended = python(str(EXAMPLES / name), *words, cwd=cwd)
+    assert ended.returncode == 0, ended.stderr
+    accuracy = re.search(r"^accuracy (\S+) on", ended.stdout, re.MULTILINE)
+    rates = re.search(r"^learning rate (\S+) \.\.\. (\S+) \(", ended.stdout, re.MULTILINE)
+    assert accuracy is not None and rates is not None, ended.stdout
+    return float(accuracy[1]), float(rates[1]), float(rates[2])
+
+
+def test_text_classification(shelf, tmp_path) -> None:
+    words = ["--train_file", f"{shelf}/train.csv", "--validation_file", f"{shelf}/test.csv"]
+    words += ["--model_name_or_path", f"{shelf}/text_model", "--output_dir", "out", "--use_cpu"]
+    words += ["--max_steps", "40", "--learning_rate", "0.02", "--per_device_train_batch_size", "8"]
+    accuracy, low, high = run("text_classification.py", *words, cwd=tmp_path)
+    assert accuracy > 0.6
+    assert low < high
+    assert len((tmp_path / "out" / "lr_trace.jsonl").read_text().splitlines()) == 40
+
+
+def test_image_classification(shelf, tmp_path) -> None:
+    words = ["--train_dir", f"{shelf}/train", "--validation_dir", f"{shelf}/test", "--output_dir", "out", "--use_cpu"]
+    words += ["--model_name_or_path", f"{shelf}/image_model", "--max_steps", "20", "--learning_rate", "0.01"]
+    words += ["--per_device_train_batch_size", "8", "--controller", "plateau", "--controller_kwargs", '{"window": 2}']
+    accuracy, low, high = run("image_classification.py", *words, cwd=tmp_path)
+    assert accuracy > 0.7
+    assert low <= high == 0.01
+
+
+@pytest.mark.parametrize("accumulation", ["1", "2"])
+def test_text_classification_no_trainer(accumulation, shelf, tmp_path) -> None:
+    words = ["--train_file", f"{shelf}/train.csv", "--validation_file", f"{shelf}/test.csv", "--batch_size", "8"]
+    words += ["--model_name_or_path", f"{shelf}/text_model", "--max_steps", "40", "--learning_rate", "0.02"]
+    words += ["--gradient_accumulation_steps", accumulation, "--output_dir", "state"]
+    accuracy, low, high = run("text_classification_no_trainer.py", *words, cwd=tmp_path)
+    assert accuracy > 0.6
+    assert low < high
+    assert (tmp_path / "state" / "scheduler.bin").exists()
+
+
+def test_plain_pytorch(tmp_path) -> None:
+    accuracy, low, high = run("plain_pytorch.py", "--max_steps", "200", cwd=tmp_path)
+    assert accuracy > 0.7
+    assert 0 < low < high

