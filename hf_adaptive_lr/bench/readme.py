@@ -61,7 +61,7 @@ def overhead_table(rows: Sequence[Row]) -> str:
     lines = ["| parameters | method | decides every | ratio (interval) | in our own code | at most 1.01? |"]
     lines.append("|---|---|---|---|---|---|")
     for row in rows:
-        if row["row"] != "overhead":
+        if row["row"] == "header":
             continue
         size, (low, high) = f"{row['parameters'] / 1e6:.1f}M", row["interval"]
         if "computed_ratio" in row:
