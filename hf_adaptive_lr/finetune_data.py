@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -206,20 +207,33 @@ def _read(task: str, data: str, data_config: str | None) -> dict[str, Dataset]:
 
 
 @contextlib.contextmanager
-def _quiet(local: bool) -> Iterator[None]:
-    """Keep `datasets` from reporting in its own words what is about to be reported in one line."""
-    from datasets.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    if local:  # a download may take its time and shows how far it is
-        logging.disable_progress_bar()
+def quiet_hub() -> Iterator[None]:
+    """Keep the Hub's client from reporting every try to reach it; the last word is the error's one line."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _quiet(local: bool) -> Iterator[None]:
+    """Keep `datasets` from reporting in its own words what is about to be reported in one line."""
+    from datasets.utils import logging as datasets_logging
+
+    level, bars = datasets_logging.get_verbosity(), datasets_logging.is_progress_bar_enabled()
+    datasets_logging.set_verbosity(datasets_logging.CRITICAL)
+    if local:  # a download may take its time and shows how far it is
+        datasets_logging.disable_progress_bar()
+    try:
+        with quiet_hub():
+            yield
+    finally:
+        datasets_logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            datasets_logging.enable_progress_bar()
 
 
 # --- splits and labels -----------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from .demo_data import demo_text_model
-from .finetune_data import FinetuneError, one_line, open_image
+from .finetune_data import FinetuneError, one_line, open_image, quiet_hub
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def _load(auto: Any, source: str, what: str, **kwargs: Any) -> Any:
     # ValueError is how the Auto classes say that a model is of no type they know, or of none for this task.
     try:
         # A download may take its time and shows how far it is.
-        with no_bars() if Path(source).is_dir() else contextlib.nullcontext():
+        with quiet_hub(), no_bars() if Path(source).is_dir() else contextlib.nullcontext():
             return auto.from_pretrained(source, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
         where = "" if Path(source).is_dir() else " from the Hub (no such folder here)"
