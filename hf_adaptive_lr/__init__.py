@@ -25,6 +25,7 @@ _HOMES = {
     "Linear": "controllers",
     "Plateau": "controllers",
     "Replay": "controllers",
+    "Universal": "controllers",
     "WarmupStableDecay": "controllers",
 }
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .controllers import Linear as Linear
     from .controllers import Plateau as Plateau
     from .controllers import Replay as Replay
+    from .controllers import Universal as Universal
     from .controllers import WarmupStableDecay as WarmupStableDecay
     from .observation import Observation as Observation
     from .observation import Outcome as Outcome

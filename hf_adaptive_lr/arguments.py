@@ -35,7 +35,8 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
         metadata={"help": "Config fields of the controller to change, as JSON, for example '{\"beta\": 0.02}'."},
     )
     controller_every: int | None = field(
-        default=None, metadata={"help": "Updates from one decision to the next, at least 1 (default 1)."}
+        default=None,
+        metadata={"help": "Updates from one decision to the next, at least 1 (default: as the controller does)."},
     )
     controller_decisions: int | None = field(
         default=None, metadata={"help": "Instead of controller_every: decisions per run, at least 1."}

@@ -54,6 +54,11 @@ class AutoController:
             )
         if is_bundled:
             return hub.load(bundled, CONTROLLERS)
+        if wanted in CONTROLLERS and CONTROLLERS[wanted].learned:
+            raise ValueError(
+                f"no weights of '{wanted}' come with this version; train some with `hf-adaptive-lr train` and name "
+                f"their folder"
+            )
         if wanted in CONTROLLERS:
             return CONTROLLERS[wanted]()
         if Path(wanted).is_dir():
@@ -64,7 +69,7 @@ class AutoController:
 def known_names() -> list[str]:
     """Names that `AutoController.from_pretrained` knows without a file or network."""
     bundled = [p.name for p in PRETRAINED.iterdir() if (p / hub.CONFIG_NAME).is_file()] if PRETRAINED.is_dir() else []
-    return sorted({*CONTROLLERS, *bundled})
+    return sorted({*(name for name, cls in CONTROLLERS.items() if not cls.learned), *bundled})
 
 
 def _unknown(wanted: str) -> str:

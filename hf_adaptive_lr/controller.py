@@ -56,6 +56,10 @@ class Controller:
     needs: ClassVar[frozenset[str]] = frozenset()
     needs_horizon: ClassVar[bool] = False
     """Whether `total_steps` must be known."""
+    decisions: ClassVar[int | None] = None
+    """Decisions per run when the user names no cadence; None for one at every update."""
+    learned: ClassVar[bool] = False
+    """Whether it is nothing without trained weights, so that its name alone does not make one."""
 
     params: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 

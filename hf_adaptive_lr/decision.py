@@ -16,7 +16,8 @@ class Settings:
 
     Args:
         total_steps: number of updates of the run, or None when unknown.
-        every: updates from one decision to the next, at least 1; the first is at update 0.
+        every: updates from one decision to the next, at least 1; the first is at update 0. With neither `every` nor
+            `decisions` it is the controller's own: every update for rules, what it was trained with for learned ones.
         decisions: alternatively, decisions per run, spread evenly (needs `total_steps`).
         warmup_steps: during the first `warmup_steps` updates the answer is scaled by (t + 1) / warmup_steps.
         min_factor: smallest factor of the base LR for controllers that answer with a factor, or None.

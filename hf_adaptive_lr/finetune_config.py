@@ -62,8 +62,10 @@ class FinetuneConfig:
     label_column: str = _option("label", "column with the labels: class labels, strings or whole numbers")
     controller: str = _option("hypergradient", "name of a controller (see `hf-adaptive-lr list`) or its folder")
     controller_kwargs: str | None = _option(None, 'config fields of the controller to change, as JSON: {"beta": 0.02}')
-    every: int = _option(
-        1, "updates from one decision to the next; at 1 hypergradient takes about a tenth of a text run's time"
+    every: int | None = _option(
+        None,
+        "updates from one decision to the next (default: 1 for rules, 20 decisions a run for learned controllers); "
+        "at 1 hypergradient takes about a tenth of a text run's time",
     )
     learning_rate: float | None = _option(
         None, "base learning rate, within [1e-8, 10] (default: 1e-4 text, 1e-3 image)"

@@ -49,7 +49,8 @@ def collect(
     from .finetune_model import DEMO_MODELS
     from .trace import read_trace
 
-    rates = [row["lr"] for row in read_trace(config.folder / TRACE_NAME)]
+    trace = read_trace(config.folder / TRACE_NAME)
+    rates = [row["lr"] for row in trace]
     return {
         "task": config.task,
         "accuracy": _number(scores["report_accuracy"]),
@@ -68,6 +69,7 @@ def collect(
         "learning_rate": config.learning_rate,
         "lr": {"first": rates[0], "max": max(rates), "last": rates[-1]},
         "every": config.every,
+        "decisions": sum(row["reason"] in ("decision", "bounded", "held") for row in trace),
         "max_steps": config.max_steps,
         "updates": len(rates),
         "batch_size": config.batch_size,

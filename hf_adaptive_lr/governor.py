@@ -13,6 +13,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,13 +46,15 @@ class Governor:
 
     def __init__(self, controller: Controller, base_lrs: Sequence[float], settings: Settings) -> None:
         settings.check(controller)
+        if settings.every is None and settings.decisions is None and settings.total_steps is not None:
+            settings = replace(settings, decisions=controller.decisions)
         self.controller, self.settings = controller, settings
         self.base_lrs = [float(lr) for lr in base_lrs]
         self._check_base_lrs()
         self.total_steps = settings.total_steps
         self.every = settings.every or 1
         if settings.decisions is not None and settings.total_steps is not None:
-            self.every = max(1, math.ceil(settings.total_steps / settings.decisions))
+            self.every = max(1, settings.total_steps // settings.decisions)
         self.updates = 0
         self.held = 0
         self._cooldown: tuple[int, int] | None = None  # (first update, length)
@@ -78,7 +81,14 @@ class Governor:
     def due(self, update: int | None = None) -> bool:
         """Whether the controller is asked at this update (default: the one about to be applied)."""
         t = self.updates if update is None else update
-        return self._cooldown is None and t % self.every == 0
+        return self._cooldown is None and self._on_grid(t)
+
+    def _on_grid(self, t: int) -> bool:
+        total, decisions = self.settings.total_steps, self.settings.decisions
+        if decisions is None or total is None or t >= total:
+            return t % self.every == 0
+        # Decision k of n falls on update k * total // n: evenly spread, and as meta-training plays its episodes.
+        return -(-t * decisions // total) * total // decisions == t
 
     def advance(self, fields: Mapping[str, float]) -> Decision:
         """Learning rates of the update about to be applied; afterwards that update counts as done.

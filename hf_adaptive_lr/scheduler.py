@@ -40,7 +40,7 @@ class ControlledLR(LRScheduler):
             carries a `loss`, and sensors that repeat a forward pass can work.
         hook: False keeps `model` for the sensors but leaves `observe` to the caller.
         total_steps: number of updates of the run, None when unknown (controllers that need it refuse).
-        every: updates from one decision to the next (default 1).
+        every: updates from one decision to the next (default: the controller's own, for rules 1).
         decisions: alternatively, decisions per run; needs `total_steps`.
         warmup_steps: linear ramp over the first updates, on top of the controller's answer.
         min_factor: smallest factor of the base LR, for controllers that answer with a factor.

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 from hf_adaptive_lr import Controller, Observation
+from hf_adaptive_lr.controllers import CONTROLLERS
+
+
+def by_default(name: str) -> Controller:
+    """The controller of a name with its default config; a learned one with random weights."""
+    cls = CONTROLLERS[name]
+    return cls(params=cls.random_params()) if cls.learned else cls()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from hf_adaptive_lr import AutoController, Controller, Hypergradient, Linear, Observation, Plateau, Replay
 from hf_adaptive_lr.controllers import CONTROLLERS
 from hf_adaptive_lr.observation import OPTIONAL_FIELDS
+from tests.controllers_for_tests import by_default
 
 EVERY = sorted(CONTROLLERS)
 
@@ -38,7 +39,7 @@ def _column(obs: Observation, run: int) -> Observation:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_batch_of_runs_equals_its_columns(name) -> None:
-    controller = Plateau(window=2) if name == "plateau" else CONTROLLERS[name]()
+    controller = Plateau(window=2) if name == "plateau" else by_default(name)
     runs, total = 4, 12
     state, alone = controller.init((runs,)), [controller.init() for _ in range(runs)]
     for step in range(total):
@@ -48,12 +49,14 @@ def test_a_batch_of_runs_equals_its_columns(name) -> None:
         for run in range(runs):
             single, alone[run] = controller.decide(_column(obs, run), alone[run])
             assert single.shape == ()
-            assert float(single) == float(answer[run])
+            # Equal bits for rules; a matrix product over many rows may add up in another order than over one.
+            tolerance = 1e-5 if controller.learned else 0.0
+            assert float(single) == pytest.approx(float(answer[run]), rel=tolerance, abs=0.0)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_decide_is_pure_and_state_is_plain(name, tmp_path) -> None:
-    controller = CONTROLLERS[name]()
+    controller = by_default(name)
     state = controller.init()
     obs = _observation(0, 5, (), 0, controller.needs)
     copy = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
@@ -69,7 +72,7 @@ def test_decide_is_pure_and_state_is_plain(name, tmp_path) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_save_and_load_give_the_same_controller(name, tmp_path) -> None:
-    controller = CONTROLLERS[name]()
+    controller = by_default(name)
     controller.save_pretrained(tmp_path / name)
     for loaded in (
         AutoController.from_pretrained(tmp_path / name),
@@ -77,13 +80,19 @@ def test_save_and_load_give_the_same_controller(name, tmp_path) -> None:
     ):
         assert loaded == controller
         assert type(loaded) is type(controller)
-    assert sorted(p.name for p in (tmp_path / name).iterdir()) == ["config.json"]
-    assert AutoController.from_pretrained(name) == controller
+        assert all(torch.equal(loaded.params[k], v) for k, v in controller.params.items())
+    files = ["config.json", "model.safetensors"] if controller.learned else ["config.json"]
+    assert sorted(p.name for p in (tmp_path / name).iterdir()) == files
+    if controller.learned:
+        with pytest.raises(ValueError, match="no weights of 'universal' come with this version; train some"):
+            AutoController.from_pretrained(name)
+    else:
+        assert AutoController.from_pretrained(name) == controller
 
 
 def test_needs_name_known_fields() -> None:
-    for cls in CONTROLLERS.values():
-        assert cls().needs <= OPTIONAL_FIELDS.keys()
+    for name in CONTROLLERS:
+        assert by_default(name).needs <= OPTIONAL_FIELDS.keys()
     with pytest.raises(ValueError, match="which no sensor measures"):
         type("Odd", (Controller,), {"needs": frozenset({"mood"})})()
 

@@ -108,9 +108,10 @@ def test_bounds_leave_no_memory() -> None:
 def test_cadence() -> None:
     assert [lr[0] for lr in _lrs(Linear(), [1.0], 6, total_steps=6, every=3)] == pytest.approx([1.0] * 3 + [0.5] * 3)
     governor = Governor(Linear(), [1.0], Settings(total_steps=10, decisions=4))
-    reasons = [governor.advance({}).reason for _ in range(10)]
-    assert governor.every == 3
-    assert reasons == ["decision", "between", "between"] * 3 + ["decision"]
+    asked = [d.step for d in (governor.advance({}) for _ in range(14)) if d.reason != "between"]
+    assert asked == [0, 2, 5, 7, 10, 12]  # four in the planned run, and at the same pace after its end
+    governor = Governor(Linear(), [1.0], Settings(total_steps=3, decisions=20))
+    assert [governor.advance({}).reason for _ in range(3)] == ["decision"] * 3
 
 
 def test_warmup_ramps_every_controller() -> None:

@@ -13,12 +13,12 @@ from transformers import Trainer, TrainerCallback
 from hf_adaptive_lr import AdaptiveLRCallback, AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Plateau
 from hf_adaptive_lr.controllers import CONTROLLERS
 from tests import doors
-from tests.controllers_for_tests import Everything, Recurrent
+from tests.controllers_for_tests import Everything, Recurrent, by_default
 from tests.tiny import Tokens, batches, bert, flat, mlp
 
 UPDATES = 12
 ALL = [
-    *(cls() for name, cls in CONTROLLERS.items() if name != "plateau"),
+    *(by_default(name) for name in CONTROLLERS if name != "plateau"),
     Plateau(window=2),
     Plateau(metric="eval_loss", window=2),
     Recurrent(),

@@ -79,8 +79,28 @@ def overhead_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def known_answer_table(rows: Sequence[Row]) -> str:
+    """Ratio to the best schedule, by method.
+
+    Args:
+        rows: what `python -m hf_adaptive_lr.bench.known_answer` wrote.
+    """
+    lines = [
+        "| method | final loss / best | by decade of the initial learning rate | seconds to train |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["row"] == "header":
+            continue
+        decades = ", ".join(f"{decade}: {ratio:.2f}" for decade, ratio in row.get("by_decade", {}).items())
+        seconds = f"{row['seconds']:.0f}" if "seconds" in row else "-"
+        lines.append(f"| {row['method']} | {row['ratio']:.2f} | {decades or '-'} | {seconds} |")
+    return "\n".join(lines)
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "demo": ("finetune.jsonl", demo_table),
+    "known_answer": ("known_answer.jsonl", known_answer_table),
     "overhead": ("overhead.jsonl", overhead_table),
 }
 

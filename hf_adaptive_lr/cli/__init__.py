@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from . import finetune
+from . import finetune, train
 from . import list as list_verb
 from .errors import PROGRAM, UserError
 
-VERBS = (finetune, list_verb)
+VERBS = (finetune, train, list_verb)
 """The modules of all verbs, in the order of the help."""
 
 

@@ -9,10 +9,12 @@ from .hypergradient import Hypergradient
 from .linear import Linear
 from .plateau import Plateau
 from .replay import Replay
+from .universal import Universal
 from .wsd import WarmupStableDecay
 
 CONTROLLERS: dict[str, type[Controller]] = {
-    cls.controller_type: cls for cls in (Constant, Linear, Cosine, WarmupStableDecay, Plateau, Hypergradient, Replay)
+    cls.controller_type: cls
+    for cls in (Constant, Linear, Cosine, WarmupStableDecay, Plateau, Hypergradient, Replay, Universal)
 }
 """Every controller class by its `controller_type`."""
 
@@ -24,5 +26,6 @@ __all__ = [
     "Linear",
     "Plateau",
     "Replay",
+    "Universal",
     "WarmupStableDecay",
 ]

@@ -1,0 +1,137 @@
+"""A small recurrent network that steers the learning rate from scale-free features (no paper; this library's own).
+
+Decides twenty times a run, as it is trained. Sees twelve log-ratios, cosines and shares (`features.py`), and answers
+with the next learning rate:
+
+    h_k = GRU(x_k, h_{k-1})         lr_k = lr_{k-1} * exp(max_move * tanh(w . h_k + b))
+
+The move is relative to the learning rate in force, so bounds leave no hidden memory, and the base learning rate is
+only where it starts. Its weights come from meta-training (`hf_adaptive_lr.meta`); without them it is a random
+function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..controller import Controller, State, check_range
+from ..features import FEATURES, NEEDS, encode, init_history
+from ..observation import Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Universal(Controller):
+    """GRU controller; `params` hold its weights.
+
+    Args:
+        hidden_size: width of the GRU, 1 ... 1024.
+        max_move: largest change of the log learning rate in one decision, in (0, 5].
+
+    Raises:
+        ValueError: a value out of range, or weights of another shape.
+
+    Example:
+        >>> controller = Universal(hidden_size=8, params=Universal.random_params(hidden_size=8, seed=0))
+        >>> sum(p.numel() for p in controller.params.values())
+        537
+    """
+
+    controller_type = "universal"
+    answers = "lr"
+    needs = NEEDS
+    learned = True
+    decisions = 20
+
+    hidden_size: int = 32
+    max_move: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_range(self, "hidden_size", self.hidden_size, 1, 1024, hint="32 is what was trained")
+        check_range(self, "max_move", self.max_move, 1e-3, 5.0, hint="2.0 changes the LR by at most a factor of e^2")
+        super().__post_init__()
+
+    def param_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Gates in torch's order (reset, update, new), then the head."""
+        width, inputs = self.hidden_size, len(FEATURES)
+        return {
+            "weight_ih": (3 * width, inputs),
+            "weight_hh": (3 * width, width),
+            "bias_ih": (3 * width,),
+            "bias_hh": (3 * width,),
+            "head_weight": (1, width),
+            "head_bias": (1,),
+        }
+
+    @classmethod
+    def random_params(cls, *, hidden_size: int = 32, seed: int = 0) -> dict[str, Tensor]:
+        """Untrained weights: GRU uniform in +-1 / sqrt(width), head near zero, so that it moves little at first."""
+        generator = torch.Generator().manual_seed(seed)
+        width, inputs = hidden_size, len(FEATURES)
+        bound = width**-0.5
+
+        def uniform(*shape: int, scale: float = 1.0) -> Tensor:
+            drawn: Tensor = (torch.rand(*shape, generator=generator) * 2 - 1) * bound * scale
+            return drawn
+
+        return {
+            "weight_ih": uniform(3 * width, inputs),
+            "weight_hh": uniform(3 * width, width),
+            "bias_ih": uniform(3 * width),
+            "bias_hh": uniform(3 * width),
+            "head_weight": uniform(1, width, scale=0.1),
+            "head_bias": torch.zeros(1),
+        }
+
+    def init(
+        self,
+        batch_shape: tuple[int, ...] = (),
+        *,
+        n_groups: int = 1,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> State:
+        """The encoder's history and `hidden`, of batch_shape + (hidden_size,)."""
+        del n_groups, seed
+        hidden = torch.zeros(*batch_shape, self.hidden_size, device=device)
+        return {**init_history(batch_shape, device), "hidden": hidden}
+
+    def decide(
+        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, State]:
+        """Learning rate of `batch_shape`."""
+        features, state = self.encode(obs, state)
+        raw, hidden = self.policy(features, state["hidden"], self.params if params is None else params)
+        return self.act(raw, obs, {**state, "hidden": hidden})
+
+    # The three steps of a decision, one by one, for trainers that put noise between the second and the third.
+
+    def encode(self, obs: Observation, state: State) -> tuple[Tensor, State]:
+        """Features of batch_shape + (12,), and the state with the new history."""
+        features, history = encode(obs, state)
+        return features, {**state, **history}
+
+    def policy(self, features: Tensor, hidden: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Move before squashing, of batch_shape, and the next hidden vector; `params` may have a run dimension."""
+        gates_x = _affine(features, params["weight_ih"], params["bias_ih"])
+        gates_h = _affine(hidden, params["weight_hh"], params["bias_hh"])
+        reset_x, update_x, new_x = gates_x.chunk(3, -1)
+        reset_h, update_h, new_h = gates_h.chunk(3, -1)
+        reset, update = torch.sigmoid(reset_x + reset_h), torch.sigmoid(update_x + update_h)
+        new = torch.tanh(new_x + reset * new_h)
+        hidden = new + update * (hidden - new)
+        return _affine(hidden, params["head_weight"], params["head_bias"]).squeeze(-1), hidden
+
+    def act(self, raw: Tensor, obs: Observation, state: State) -> tuple[Tensor, State]:
+        """Learning rate after the move `max_move * tanh(raw)`, and the state that remembers the move."""
+        move = self.max_move * torch.tanh(raw)
+        return obs.lr * move.to(obs.lr.dtype).exp(), {**state, "move": move}
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if weight.ndim == 2:
+        return torch.nn.functional.linear(x, weight, bias)
+    return torch.einsum("...i,...oi->...o", x, weight) + bias  # one set of weights per run

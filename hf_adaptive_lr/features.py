@@ -1,0 +1,104 @@
+"""What learned controllers see: twelve scale-free numbers made from [`Observation`]s and their own history.
+
+Every feature is a logarithm of a ratio, a cosine or a share, clipped to a few units, so that nothing in it tells a toy
+from a transformer. The history is explicit state, so one encoder serves a live run and hundreds of vectorised ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .observation import Observation
+
+NEEDS = frozenset({"loss", "grad_norm", "alignment", "update_ratio", "gain_ratio"})
+"""Optional observation fields that the encoder reads."""
+
+FEATURES = (
+    "loss / first loss",
+    "loss / fast average",
+    "fast average / slow average",
+    "fast average / best fast average",
+    "grad norm / first grad norm",
+    "grad norm / slow average",
+    "alignment",
+    "update ratio",
+    "gain ratio",
+    "progress",
+    "remaining",
+    "last move",
+)
+"""Names of the features, in order; ratios enter as natural logarithms."""
+
+_FAST, _SLOW = 0.5, 0.85  # decay per decision: half-lives of one and about four decisions
+_LOG_CLIP = 4.0
+_TINY, _HUGE = 1e-12, 1e12
+
+
+def init_history(batch_shape: tuple[int, ...], device: torch.device | str | None = None) -> dict[str, Tensor]:
+    """State of the encoder before the first decision: `seen` counts decisions, the rest are logarithms.
+
+    Args:
+        batch_shape: `()` for one run, `(runs,)` for many.
+        device: where the tensors live.
+    """
+    names = ("first_loss", "fast", "slow", "best", "first_norm", "norm", "move")
+    zeros = {name: torch.zeros(batch_shape, dtype=torch.float32, device=device) for name in names}
+    return {**zeros, "seen": torch.zeros(batch_shape, dtype=torch.int64, device=device)}
+
+
+def encode(obs: Observation, history: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Features of one decision and the history with it; pure.
+
+    Args:
+        obs: has every field of [`NEEDS`]; without `total_steps`, progress is 0 and remaining 1.
+        history: what `init_history` or the last `encode` returned.
+
+    Returns:
+        Features of `batch_shape + (12,)` in float32, within [-4, 4], and the next history.
+    """
+    loss, norm = _log(obs.require("loss")), _log(obs.require("grad_norm"))
+    start = history["seen"] == 0
+    first_loss = torch.where(start, loss, history["first_loss"])
+    first_norm = torch.where(start, norm, history["first_norm"])
+    fast = torch.where(start, loss, _FAST * history["fast"] + (1 - _FAST) * loss)
+    slow = torch.where(start, loss, _SLOW * history["slow"] + (1 - _SLOW) * loss)
+    average = torch.where(start, norm, _SLOW * history["norm"] + (1 - _SLOW) * norm)
+    best = torch.where(start, fast, torch.minimum(history["best"], fast))
+    if obs.total_steps is None:
+        progress, remaining = torch.zeros_like(loss), torch.ones_like(loss)
+    else:
+        progress, remaining = obs.progress.float(), obs.remaining.float()
+    ratio = _log(obs.require("update_ratio"))
+    columns = [
+        loss - first_loss,
+        loss - history["fast"].where(~start, loss),
+        fast - slow,
+        fast - best,
+        norm - first_norm,
+        norm - history["norm"].where(~start, norm),
+        obs.require("alignment").float(),
+        torch.where(obs.require("update_ratio") > 0, (ratio + 7.0) / 2, torch.zeros_like(ratio)),
+        obs.require("gain_ratio").float().clamp(-2, 2) - 1,
+        progress,
+        (remaining + 1e-3).log() / 2,
+        history["move"],
+    ]
+    features = torch.stack([column.nan_to_num(0.0).clamp(-_LOG_CLIP, _LOG_CLIP) for column in columns], dim=-1)
+    after = {
+        "first_loss": first_loss,
+        "fast": fast,
+        "slow": slow,
+        "best": best,
+        "first_norm": first_norm,
+        "norm": average,
+        "move": history["move"],
+        "seen": history["seen"] + 1,
+    }
+    return features, after
+
+
+def _log(value: Tensor) -> Tensor:
+    return value.float().nan_to_num(_HUGE, _HUGE, _TINY).clamp(_TINY, _HUGE).log()

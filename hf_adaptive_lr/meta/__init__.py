@@ -1,0 +1,1 @@
+"""How controllers are trained: vectorised tasks, an environment, interchangeable trainers. No user path imports it."""

@@ -1,0 +1,234 @@
+"""Runs any trainer to its end: by time or by iterations, with progress, checkpoints, exact resume, many processes.
+
+A trainer is a class with `method`, `iterate(problems, iteration, progress) -> figures`, `controller()`, `state_dict()`
+and `load_state_dict(state)`. What it writes: `config.json` and `model.safetensors` (a controller folder),
+`training.json` (command, versions, suite, curves), `checkpoint.pt` to resume from.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from ..controller import Controller
+from ..hub import library_version, replace_file
+from ..ranks import world_size
+from .problem import Problem
+from .processes import rank
+from .suites import SUITES
+
+CHECKPOINT_NAME = "checkpoint.pt"
+TRAINING_NAME = "training.json"
+
+
+class Trainer(Protocol):
+    """What the driver runs."""
+
+    method: str
+
+    def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
+        """Learn from one batch of problems."""
+
+    def controller(self) -> Controller:
+        """The controller with the weights of now."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriverConfig:
+    """How long, on what, and where to.
+
+    Args:
+        suite: name of a suite.
+        runs: runs per family and iteration, at least 2.
+        minutes: time to train for, above 0; None for no limit.
+        iterations: iterations to train for, at least 1; None for no limit. One of the two must be given; a training
+            that ends by iterations is the same on every machine.
+        seed: of problems and exploration, at least 0.
+        output_dir: folder for everything.
+        checkpoint_seconds: time between checkpoints.
+    """
+
+    suite: str
+    output_dir: Path
+    runs: int = 64
+    minutes: float | None = None
+    iterations: int | None = None
+    seed: int = 0
+    checkpoint_seconds: float = 30.0
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: names the value, the range and the way out.
+        """
+        if self.suite not in SUITES:
+            raise ValueError(f"no suite '{self.suite}'; known: {', '.join(SUITES)}")
+        if self.minutes is None and self.iterations is None:
+            raise ValueError("say how long: minutes or iterations")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes={self.minutes:g} must be above 0")
+        for name, low in (("iterations", 1), ("runs", 2), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name}={value} must be at least {low}")
+
+
+def check_folder(config: DriverConfig, method: str, *, resume: bool) -> None:
+    """Refuse an output folder that holds something else, before anything is written.
+
+    Raises:
+        ValueError: another method's or suite's checkpoint, an unfinished training without `resume`, a finished
+            controller.
+    """
+    path = config.output_dir / CHECKPOINT_NAME
+    if not path.is_file():
+        if resume:
+            raise ValueError(f"'{config.output_dir}' has no {CHECKPOINT_NAME} to resume from; start without --resume")
+        if config.output_dir.is_file() or (config.output_dir.is_dir() and any(config.output_dir.iterdir())):
+            raise ValueError(f"'{config.output_dir}' is not empty; name another folder")
+        return
+    saved = torch.load(path, weights_only=True)["identity"]
+    for key, mine in _identity(config, method).items():
+        if saved[key] != mine:
+            raise ValueError(
+                f"'{config.output_dir}' holds a training with {key}={saved[key]}, not {mine}; name another folder"
+            )
+    if not resume:
+        raise ValueError(f"'{config.output_dir}' holds a training of {method}; pass --resume, or name another folder")
+
+
+def run(
+    trainer: Trainer, config: DriverConfig, *, resume: bool = False, command: str = "", bar: bool = True
+) -> Controller:
+    """Train, and write the controller's folder.
+
+    Args:
+        trainer: what learns.
+        config: how long, on what, where to.
+        resume: go on from the checkpoint in the folder.
+        command: the command line, for training.json.
+        bar: show progress on stderr.
+
+    Returns:
+        The trained controller.
+
+    Raises:
+        ValueError: settings out of range, or a folder that holds something else; nothing was written then.
+    """
+    config.check()
+    check_folder(config, trainer.method, resume=resume)
+    if world_size(None) > 1:
+        dist.barrier()  # nobody writes before everybody has looked at the folder
+    suite, curves, spent, iteration = SUITES[config.suite], [], 0.0, 0
+    if resume:
+        saved = torch.load(config.output_dir / CHECKPOINT_NAME, weights_only=True)
+        trainer.load_state_dict(saved["trainer"])
+        curves, spent, iteration = saved["curves"], saved["seconds"], saved["iteration"]
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    started, last_saved = time.monotonic() - spent, time.monotonic()
+    shown = tqdm(total=config.iterations, initial=iteration, unit="it", disable=not bar or rank() > 0)
+    with shown:
+        while not _finished(config, iteration, time.monotonic() - started):
+            progress = _progress(config, iteration, time.monotonic() - started)
+            # Every process has problems of its own.
+            index = iteration * world_size(None) + rank()
+            figures = trainer.iterate(suite.problems("train", index, config.runs, config.seed), iteration, progress)
+            iteration += 1
+            curves.append({name: round(value, 6) for name, value in figures.items()})
+            seconds = time.monotonic() - started
+            shown.update()
+            shown.set_postfix(
+                {k: f"{v:.3g}" for k, v in figures.items() if k in ("return", "diverged")}, refresh=False
+            )
+            if time.monotonic() - last_saved > config.checkpoint_seconds:
+                _save_checkpoint(trainer, config, iteration, curves, seconds)
+                last_saved = time.monotonic()
+    seconds = time.monotonic() - started
+    _save_checkpoint(trainer, config, iteration, curves, seconds)
+    controller = trainer.controller()
+    if rank() == 0:
+        controller.save_pretrained(config.output_dir)
+        _save_training(trainer, config, controller, iteration, curves, seconds, command)
+    return controller
+
+
+def _finished(config: DriverConfig, iteration: int, seconds: float) -> bool:
+    done = config.iterations is not None and iteration >= config.iterations
+    late = config.minutes is not None and seconds >= 60 * config.minutes
+    if world_size(None) == 1 or config.minutes is None:
+        return done or late
+    answer = torch.tensor(float(done or late))
+    dist.broadcast(answer, src=0)  # clocks differ; all processes must stop together
+    return bool(answer.item())
+
+
+def _progress(config: DriverConfig, iteration: int, seconds: float) -> float:
+    if config.iterations is not None:
+        return iteration / config.iterations
+    assert config.minutes is not None  # `check` saw to it
+    share = torch.tensor(min(1.0, seconds / (60 * config.minutes)))
+    if world_size(None) > 1:
+        dist.broadcast(share, src=0)
+    return float(share)
+
+
+def _identity(config: DriverConfig, method: str) -> dict[str, Any]:
+    return {"method": method, "suite": config.suite, "runs": config.runs, "seed": config.seed}
+
+
+def _save_checkpoint(
+    trainer: Trainer, config: DriverConfig, iteration: int, curves: list[dict[str, float]], seconds: float
+) -> None:
+    if rank() > 0:
+        return
+    state = {
+        "identity": _identity(config, trainer.method),
+        "trainer": trainer.state_dict(),
+        "iteration": iteration,
+        "curves": curves,
+        "seconds": seconds,
+    }
+    replace_file(config.output_dir / CHECKPOINT_NAME, lambda path: torch.save(state, path))
+
+
+def _save_training(
+    trainer: Trainer,
+    config: DriverConfig,
+    controller: Controller,
+    iteration: int,
+    curves: list[dict[str, float]],
+    seconds: float,
+    command: str,
+) -> None:
+    record = {
+        "command": command,
+        "method": trainer.method,
+        "controller": {"controller_type": controller.controller_type, **controller.config()},
+        "suite": config.suite,
+        "suite_digest": SUITES[config.suite].digest(),
+        "runs": config.runs,
+        "seed": config.seed,
+        "iterations": iteration,
+        "seconds": round(seconds, 1),
+        "processes": world_size(None),
+        "inner_steps": sum(row.get("inner_steps", 0.0) for row in curves) * world_size(None),
+        "versions": {"hf_adaptive_lr": library_version(), "torch": torch.__version__},
+        "curves": curves,
+    }
+    text = json.dumps(record, indent=1) + "\n"
+    replace_file(config.output_dir / TRAINING_NAME, lambda path: path.write_text(text, encoding="utf-8"))

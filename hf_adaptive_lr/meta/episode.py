@@ -1,0 +1,109 @@
+"""One episode: a few moves of the learning rate, spread over a run, scored by held-out loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..controller import Controller, State
+from ..observation import Observation
+from .tasks.base import Split
+from .vector_run import VectorRun
+
+MIN_LR, MAX_LR = 1e-8, 10.0
+"""Learning rates are kept between these."""
+
+RISE, FALL = 3.0, 20.0
+"""A log loss counts as at most `RISE` above and at most `FALL` below its start, so a lost run has a price."""
+
+
+def stretches(total_steps: int, decisions: int) -> list[int]:
+    """Number of updates after each decision: `decisions` whole numbers, as equal as possible, that add up to the run.
+
+    Args:
+        total_steps: length of the run, in updates, at least 1.
+        decisions: moves of the episode, at least 1; where there are fewer updates, some stretches are 0.
+
+    Example:
+        >>> stretches(10, 4)
+        [2, 3, 2, 3]
+    """
+    if total_steps < 1 or decisions < 1:
+        raise ValueError(f"total_steps={total_steps} and decisions={decisions} must be at least 1")
+    return [(k + 1) * total_steps // decisions - k * total_steps // decisions for k in range(decisions)]
+
+
+class Episode:
+    """One episode in every run of a batch.
+
+    Args:
+        run: the runs, before their first update.
+        decisions: moves per episode, the same for every horizon, so that episodes of different tasks can be stacked.
+        split: data that scores the run.
+    """
+
+    def __init__(self, run: VectorRun, decisions: int, split: Split = "outer_valid") -> None:
+        self.run, self.split = run, split
+        self.stretches = stretches(run.total_steps, decisions)
+        self.taken = 0
+        self.lr = run.base_lr
+        self.start = run.evaluate(split).double().clamp_min(1e-30).log()
+        self.value = self.start
+
+    @property
+    def done(self) -> bool:
+        """Whether the last decision was played."""
+        return self.taken == len(self.stretches)
+
+    @property
+    def lost(self) -> Tensor:
+        """Which runs have blown up, boolean of shape (runs,)."""
+        return ~self.run.alive | (self.value >= self.start + RISE)
+
+    def observe(self) -> Observation:
+        """What a controller sees before its next decision."""
+        return self.run.observe(self.lr)
+
+    def play(self, lr: Tensor) -> Tensor:
+        """Train up to the next decision.
+
+        Args:
+            lr: learning rates of shape (runs,), clamped to [MIN_LR, MAX_LR].
+
+        Returns:
+            Improvement of the log held-out loss, of shape (runs,); over an episode these add up to `start - value`.
+        """
+        self.lr = lr.clamp(MIN_LR, MAX_LR)
+        self.run.advance(self.lr, self.stretches[self.taken])
+        self.taken += 1
+        before, now = self.value, self.run.evaluate(self.split).double().clamp_min(1e-30).log()
+        self.value = torch.minimum(torch.maximum(now, self.start - FALL), self.start + RISE)
+        return before - self.value
+
+
+def as_lr(controller: Controller, answer: Tensor, base_lr: Tensor) -> Tensor:
+    """Learning rates of shape (runs,) from what `controller.decide` answered; several groups answer with the first."""
+    answer = answer if answer.ndim == base_lr.ndim else answer[..., 0]
+    return base_lr * answer if controller.answers == "factor" else answer
+
+
+@torch.no_grad()
+def play_through(
+    controller: Controller, episode: Episode, params: dict[str, Tensor] | None = None, *, seed: int = 0
+) -> Tensor:
+    """Play a whole episode with a controller.
+
+    Args:
+        controller: who decides.
+        episode: before its first decision; used up.
+        params: weights instead of the controller's, with a leading run dimension where each run has its own.
+        seed: of the controller's own random draws.
+
+    Returns:
+        Log of the final held-out loss, of shape (runs,).
+    """
+    state: State = controller.init((episode.run.task.runs,), seed=seed)
+    while not episode.done:
+        answer, state = controller.decide(episode.observe(), state, params)
+        episode.play(as_lr(controller, answer, episode.run.base_lr))
+    return episode.value

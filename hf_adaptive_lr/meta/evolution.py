@@ -1,0 +1,202 @@
+"""Antithetic evolution strategies (Salimans et al. 2017, arXiv:1703.03864): no critic, no gradient through the run.
+
+Pair i plays the same run twice, with weights m + s e_i and m - s e_i. The runs of a pair share weights, data,
+mini-batches and initial learning rate, so the difference of their log final losses is due to e_i alone:
+
+    d_i = log L(m - s e_i) - log L(m + s e_i)           gradient = -mean_i shape(d_i) e_i / s           m <- Adam(m)
+
+`shape` makes the differences of easy and hard runs comparable: the signed rank of |d_i|, in [-1, 1], or d_i over its
+scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..controller import Controller
+from .episode import Episode, play_through
+from .problem import Problem
+from .processes import generator
+from .tasks import make_task
+from .tasks.base import Split, Task
+from .vector_run import VectorRun
+from .weights import WeightTrainer
+
+
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """Settings of the trainer.
+
+    Args:
+        decisions: moves per episode.
+        sigma: standard deviation of the perturbation of every weight, above 0.
+        sigma_end: what `sigma` decays to, geometrically, over `decay_over` iterations.
+        lr: Adam's learning rate at the start; decays linearly to zero over `decay_over` iterations.
+        decay_over: iterations that the two decays last; with 0 they last as long as the training says.
+        betas: Adam's decay rates.
+        shape: "rank" for signed ranks of the differences, "scale" for the differences over their root mean square.
+    """
+
+    decisions: int = 20
+    sigma: float = 0.1
+    sigma_end: float = 0.05
+    lr: float = 0.02
+    decay_over: int = 0
+    betas: tuple[float, float] = (0.9, 0.99)
+    shape: Literal["rank", "scale"] = "rank"
+
+    def __post_init__(self) -> None:
+        if not (self.sigma > 0 and self.sigma_end > 0 and self.lr > 0 and self.decisions > 0 and self.decay_over >= 0):
+            raise ValueError(f"sigma, sigma_end, lr and decisions must be above 0, decay_over at least 0: {self}")
+
+    def at(self, iteration: int, progress: float = 0.0) -> tuple[float, float]:
+        """Sigma and learning rate of an iteration; without `decay_over` they follow the progress of the training."""
+        done = min(iteration / self.decay_over if self.decay_over else progress, 1.0)
+        return self.sigma * (self.sigma_end / self.sigma) ** done, self.lr * (1 - done)
+
+
+class Paired(Task):
+    """A task whose runs are played twice: run i and run i + n have the same weights, data and mini-batches.
+
+    Args:
+        task: the n runs.
+    """
+
+    def __init__(self, task: Task) -> None:
+        # Not the parent's: this task draws nothing, all randomness is the inner task's.
+        self.task, self.spec, self.runs, self.generator = task, task.spec, 2 * task.runs, task.generator
+
+    @classmethod
+    def start(cls, problem: Problem) -> VectorRun:
+        """The runs of a problem, each twice, before their first update."""
+        base_lr = problem.start().base_lr
+        return VectorRun(cls(make_task(problem.task)), problem.optimizer, base_lr.repeat(2), problem.total_steps)
+
+    def init(self) -> Tensor:
+        """Weights of the runs, twice."""
+        return self.task.init().repeat(2, 1)
+
+    def batch(self, split: Split) -> Any:
+        """One mini-batch for both members of each pair."""
+        return self.task.batch(split)
+
+    def loss(self, weights: Tensor, batch: Any) -> Tensor:
+        """Loss of either half on the same mini-batch."""
+        return torch.cat([self.task.loss(half, batch) for half in weights.chunk(2)])
+
+    def evaluate(self, weights: Tensor, split: Split) -> Tensor:
+        """Loss of either half."""
+        return torch.cat([self.task.evaluate(half, split) for half in weights.chunk(2)])
+
+
+def shaped(differences: Tensor, shape: Literal["rank", "scale"]) -> Tensor:
+    """Differences of pairs made comparable; odd, so that swapping the members of a pair swaps the sign.
+
+    Args:
+        differences: shape (pairs,), finite.
+        shape: see [`EvolutionConfig`].
+
+    Returns:
+        Shape (pairs,), float32.
+
+    Example:
+        >>> shaped(torch.tensor([-5.0, 0.1, 0.0, 2.0]), "rank").tolist()
+        [-1.0, 0.5, 0.0, 0.75]
+    """
+    if shape == "scale":
+        return (differences / differences.square().mean().sqrt().clamp_min(1e-12)).float()
+    ranks = differences.abs().argsort(stable=True).argsort(stable=True) + 1
+    return (differences.sign() * ranks / len(differences)).float()
+
+
+class EvolutionTrainer(WeightTrainer):
+    """Evolution strategies for any controller whose `decide` takes weights with a leading run dimension.
+
+    Same seed and same problems give the same weights, bit for bit. Perturbations are drawn from (seed, iteration,
+    rank), so a checkpoint is the weights and Adam's moments, the same on every process.
+
+    Args:
+        controller: where to start; its `params` must not be empty.
+        config: settings.
+        seed: of the perturbations.
+    """
+
+    method = "evolution"
+
+    def __init__(self, controller: Controller, config: EvolutionConfig | None = None, seed: int = 0) -> None:
+        self.config = config or EvolutionConfig()
+        super().__init__(controller, self.config.lr, self.config.betas, seed)
+
+    @torch.no_grad()
+    def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
+        """One step of the mean.
+
+        Args:
+            problems: `runs` of each are its number of pairs; every pair has a perturbation of its own.
+            iteration: number of this iteration; decides the perturbations and the decays.
+            progress: share of the training that is done, in [0, 1].
+
+        Returns:
+            Figures of this process: `return` (mean improvement of the log loss), `diverged` (share of runs), `sigma`,
+            `lr`, `gradient_norm`, `inner_steps`.
+        """
+        sigma, lr = self.config.at(iteration, progress)
+        draws = generator("evolution", self.seed, iteration)
+        gradients = {name: torch.zeros_like(value) for name, value in self.weights.items()}
+        improved, lost, steps = [], [], 0
+        for problem in problems:
+            noise = {k: torch.randn(problem.task.runs, *v.shape, generator=draws) for k, v in self.weights.items()}
+            params = {k: v + sigma * torch.cat([noise[k], -noise[k]]) for k, v in self.weights.items()}
+            episode = Episode(Paired.start(problem), self.config.decisions)
+            plus, minus = play_through(self.start, episode, params, seed=self.seed).chunk(2)
+            fitness = shaped(minus - plus, self.config.shape)
+            for name, gradient in gradients.items():
+                gradient -= torch.tensordot(fitness, noise[name], 1) / (problem.task.runs * sigma * len(problems))
+            improved.append(episode.start - episode.value)
+            lost.append(episode.lost)
+            steps += 2 * problem.task.runs * problem.total_steps
+        norm = self.descend(gradients, lr)
+        return {
+            "return": float(torch.cat(improved).mean()),
+            "diverged": float(torch.cat(lost).double().mean()),
+            "sigma": sigma,
+            "lr": lr,
+            "gradient_norm": norm,
+            "inner_steps": float(steps),
+        }
+
+
+def train(
+    controller: Controller,
+    make_problems: Callable[[int], list[Problem]],
+    iterations: int,
+    config: EvolutionConfig | None = None,
+    *,
+    seed: int = 0,
+    report: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> Controller:
+    """Train a controller by evolution.
+
+    Args:
+        controller: where to start; its `params` must be set.
+        make_problems: the problems of an iteration, by its number.
+        iterations: number of iterations; the decays last as long unless the config says otherwise.
+        config: settings.
+        seed: of the perturbations.
+        report: called after each iteration with its number and figures.
+
+    Returns:
+        The controller with the trained weights.
+    """
+    config = config or EvolutionConfig()
+    trainer = EvolutionTrainer(controller, replace(config, decay_over=config.decay_over or iterations), seed)
+    for iteration in range(iterations):
+        figures = trainer.iterate(make_problems(iteration), iteration)
+        if report is not None:
+            report(iteration, figures)
+    return trainer.controller()

@@ -1,0 +1,236 @@
+"""Proximal policy optimisation for recurrent controllers (Schulman et al. 2017, arXiv:1707.06347), in one file.
+
+One iteration: every run of the batch is one episode of `decisions` moves; then a few epochs of the clipped objective
+over whole episodes, back through the recurrent net. The policy is a Gaussian on the move before it is squashed, so
+log-probabilities are of the sampled number itself. The value net sees what the policy sees and stays out of the
+published weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..controllers.universal import Universal
+from ..features import FEATURES
+from .episode import Episode
+from .problem import Problem
+from .processes import average_gradients, generator
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Settings of the trainer.
+
+    Args:
+        decisions: moves per episode.
+        epochs: passes over each batch of episodes.
+        clip: of the probability ratio (paper: 0.2).
+        gamma: discount; 1 because the rewards telescope to the whole run.
+        lam: lambda of generalised advantage estimation.
+        lr: Adam's learning rate at the start; decays linearly to zero over the training.
+        value_weight: weight of the value loss.
+        entropy: weight of the entropy bonus.
+        std: initial standard deviation of the move before squashing; learned.
+        max_grad_norm: clipping of the trainer's own gradients.
+    """
+
+    decisions: int = 20
+    epochs: int = 4
+    clip: float = 0.2
+    gamma: float = 1.0
+    lam: float = 0.95
+    lr: float = 3e-3
+    value_weight: float = 0.5
+    entropy: float = 1e-3
+    std: float = 0.5
+    max_grad_norm: float = 0.5
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of played episodes, time first: every tensor is (decisions, runs) or (decisions, runs, features)."""
+
+    features: Tensor
+    raw: Tensor
+    logp: Tensor
+    values: Tensor
+    rewards: Tensor
+
+
+def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) for episodes that end at the last step.
+
+    Args:
+        rewards: (steps, runs).
+        values: (steps, runs), estimates before each step; the value after the end is 0.
+        gamma: discount.
+        lam: lambda.
+
+    Returns:
+        Advantages and returns, both (steps, runs).
+    """
+    advantages, running = torch.zeros_like(rewards), torch.zeros_like(rewards[0])
+    following = torch.zeros_like(rewards[0])
+    for t in reversed(range(len(rewards))):
+        delta = rewards[t] + gamma * following - values[t]
+        running = delta + gamma * lam * running
+        advantages[t], following = running, values[t]
+    return advantages, advantages + values
+
+
+def clipped_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """The clipped surrogate, to be minimised (PPO, eq. 7 with the sign turned)."""
+    ratio = (logp - old_logp).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
+
+
+class Agent(nn.Module):
+    """The controller's weights as parameters, the noise, and a recurrent value net of its own."""
+
+    def __init__(self, controller: Universal, std: float) -> None:
+        super().__init__()
+        self.controller = controller
+        self.policy = nn.ParameterDict({k: nn.Parameter(v.clone()) for k, v in controller.params.items()})
+        self.log_std = nn.Parameter(torch.tensor(float(std)).log())
+        self.value_rnn = nn.GRU(len(FEATURES), controller.hidden_size)
+        self.value_head = nn.Linear(controller.hidden_size, 1)
+        nn.init.zeros_(self.value_head.weight)
+
+    def params(self) -> dict[str, Tensor]:
+        """The weights to publish."""
+        return {k: v.detach().clone() for k, v in self.policy.items()}
+
+    def means(self, features: Tensor) -> Tensor:
+        """Mean moves before squashing for whole episodes: (steps, runs, features) to (steps, runs)."""
+        hidden = torch.zeros(*features.shape[1:-1], self.controller.hidden_size)
+        weights, out = dict(self.policy.items()), []
+        for x in features:
+            raw, hidden = self.controller.policy(x, hidden, weights)
+            out.append(raw)
+        return torch.stack(out)
+
+    def values(self, features: Tensor) -> Tensor:
+        """Values for whole episodes: (steps, runs, features) to (steps, runs)."""
+        out, _ = self.value_rnn(features)
+        values: Tensor = self.value_head(out).squeeze(-1)
+        return values
+
+    def log_prob(self, raw: Tensor, mean: Tensor) -> Tensor:
+        """Log-density of the moves before squashing."""
+        scaled = (raw - mean) / self.log_std.exp()
+        return -0.5 * scaled.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+
+
+@torch.no_grad()
+def rollout(agent: Agent, episode: Episode, noise: torch.Generator) -> Rollout:
+    """Play one episode in every run, with noise on the moves.
+
+    Args:
+        agent: the policy.
+        episode: before its first decision; used up.
+        noise: where exploration comes from.
+    """
+    controller, weights = agent.controller, dict(agent.policy.items())
+    state, rows = controller.init((episode.run.task.runs,)), []
+    while not episode.done:
+        obs = episode.observe()
+        features, state = controller.encode(obs, state)
+        mean, hidden = controller.policy(features, state["hidden"], weights)
+        raw = mean + agent.log_std.exp() * torch.randn(mean.shape, generator=noise)
+        lr, state = controller.act(raw, obs, {**state, "hidden": hidden})
+        rows.append((features, raw, agent.log_prob(raw, mean), episode.play(lr).float()))
+    features, raw, logp, rewards = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Rollout(features, raw, logp, agent.values(features), rewards)
+
+
+class PPOTrainer:
+    """Trains a recurrent controller, one batch of episodes per iteration; seeded, and resumes bit for bit.
+
+    Args:
+        controller: where to start; its `params` must be set.
+        config: settings.
+        seed: of the value net and the exploration noise. Ranks of a distributed training share it and draw noise of
+            their own.
+
+    Example:
+        >>> from hf_adaptive_lr import Universal
+        >>> from hf_adaptive_lr.meta.suites import SUITES
+        >>> start = Universal(hidden_size=4, params=Universal.random_params(hidden_size=4))
+        >>> trainer = PPOTrainer(start, PPOConfig(decisions=2), seed=0)
+        >>> sorted(trainer.iterate(SUITES["quadratic"].problems("train", 0, 4), 0))
+        ['diverged', 'inner_steps', 'policy_loss', 'return', 'value_loss']
+    """
+
+    method = "ppo"
+
+    def __init__(self, controller: Universal, config: PPOConfig | None = None, seed: int = 0) -> None:
+        if not controller.params:
+            raise ValueError("PPOTrainer needs a controller with weights; start from Universal.random_params(...)")
+        self.config = config or PPOConfig()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.agent = Agent(controller, self.config.std)
+        self._optimizer = torch.optim.Adam(self.agent.parameters(), lr=self.config.lr)
+        self._seed = seed
+
+    def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
+        """Play and learn from one batch of problems.
+
+        Args:
+            problems: one per family; each is a batch of runs.
+            iteration: its number, from which the exploration noise follows.
+            progress: share of the training that is done, in [0, 1]; the learning rate falls linearly with it.
+
+        Returns:
+            `return` (mean improvement of the log loss), `diverged` (share of lost runs), `inner_steps` (updates
+            played), `policy_loss`, `value_loss`.
+        """
+        noise = generator(self._seed, "ppo", iteration)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.config.lr * (1 - min(progress, 1.0))
+        episodes = [Episode(problem.start(), self.config.decisions) for problem in problems]
+        figures = self._improve([rollout(self.agent, episode, noise) for episode in episodes])
+        figures["return"] = float(torch.cat([e.start - e.value for e in episodes]).mean())
+        figures["diverged"] = float(torch.cat([e.lost for e in episodes]).double().mean())
+        figures["inner_steps"] = float(sum(e.run.step * e.run.task.runs for e in episodes))
+        return figures
+
+    def _improve(self, played: list[Rollout]) -> dict[str, float]:
+        agent, config = self.agent, self.config
+        names = [f.name for f in fields(Rollout)]
+        batch = Rollout(*(torch.cat([getattr(r, name) for r in played], 1) for name in names))
+        advantages, returns = gae(batch.rewards, batch.values, config.gamma, config.lam)
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        for _ in range(config.epochs):
+            mean = agent.means(batch.features)
+            policy_loss = clipped_loss(agent.log_prob(batch.raw, mean), batch.logp, advantages, config.clip)
+            value_loss = (agent.values(batch.features) - returns).square().mean()
+            loss = policy_loss + config.value_weight * value_loss - config.entropy * agent.log_std
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            average_gradients([p.grad for p in agent.parameters() if p.grad is not None])
+            nn.utils.clip_grad_norm_(agent.parameters(), config.max_grad_norm)
+            self._optimizer.step()
+        return {"policy_loss": float(policy_loss.detach()), "value_loss": float(value_loss.detach())}
+
+    def controller(self) -> Universal:
+        """The controller with the weights of now."""
+        return self.agent.controller.replace(params=self.agent.params())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs to go on bit for bit: tensors and numbers."""
+        return {
+            "agent": self.agent.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.agent.load_state_dict(state["agent"])
+        self._optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,238 @@
+"""Suites: named distributions of problems, split into those that train a controller and those that judge it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from .inner import InnerOptimizer
+from .problem import Problem
+from .tasks.base import TaskSpec
+from .tasks.data import has_digits
+
+TaskSplit = Literal["train", "valid", "test"]
+"""Which problems: to train on, to choose between controllers by, or to report on (read by the yardstick alone)."""
+
+Draw = Callable[[torch.Generator, int, int, TaskSplit], Problem]
+"""(generator, seed of the task, runs, split) to a problem."""
+
+T = TypeVar("T")
+
+_TASK_SPLITS: tuple[TaskSplit, ...] = ("train", "valid", "test")
+_DIGEST_DRAWS = 8
+_BODY_SEEDS = 4  # sets of pretrained bodies of each shape and split; pretraining costs seconds, so they are shared
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named mixture of families.
+
+    Args:
+        name: as on the command line.
+        draws: one function per family.
+    """
+
+    name: str
+    draws: tuple[Draw, ...]
+
+    def problems(self, split: TaskSplit, index: int, runs: int, seed: int = 0) -> list[Problem]:
+        """One problem of every family, `runs` runs each.
+
+        Args:
+            split: which problems; those of two splits never share a seed, nor pretrained bodies.
+            index: which draw (an iteration of training, an item of a benchmark).
+            runs: runs per family.
+            seed: of the whole sequence.
+
+        Returns:
+            Values that rebuild the same problems anywhere.
+        """
+        out = []
+        for number, draw in enumerate(self.draws):
+            key = f"{self.name}/{split}/{seed}/{index}/{number}".encode()
+            task_seed = int.from_bytes(hashlib.sha256(key).digest()[:6], "big")
+            out.append(draw(torch.Generator().manual_seed(task_seed), task_seed, runs, split))
+        return out
+
+    def digest(self) -> str:
+        """SHA-256 over the first problems of each split: two suites of equal digest draw the same problems.
+
+        The digits are drawn only where scikit-learn is installed, so suites with real data differ without it.
+        """
+        lines = [
+            problem.to_json()
+            for split in _TASK_SPLITS
+            for index in range(_DIGEST_DRAWS)
+            for problem in self.problems(split, index, runs=1)
+        ]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _choice(generator: torch.Generator, options: Sequence[T]) -> T:
+    return options[int(torch.randint(len(options), (), generator=generator))]
+
+
+def _horizon(generator: torch.Generator) -> int:
+    return round(math.exp(math.log(30) + float(torch.rand((), generator=generator)) * math.log(2000 / 30)))
+
+
+def _data(generator: torch.Generator, generated: Sequence[str]) -> str:
+    """A kind of data; the draw takes the same random numbers with and without the digits."""
+    kind = _choice(generator, [*generated, "digits"])
+    return generated[0] if kind == "digits" and not has_digits() else kind
+
+
+def _common(generator: torch.Generator) -> dict[str, Any]:
+    """Batch size and augmentations, which every family has."""
+    return {
+        "batch_size": _choice(generator, (8, 16, 32, 64)),
+        "rescale": _choice(generator, (1.0, 4.0)),
+        "loss_scale": _choice(generator, (1.0, 10.0)),
+    }
+
+
+def _mlp_config(generator: torch.Generator) -> dict[str, Any]:
+    return {
+        **_common(generator),
+        "data": _data(generator, ("teacher", "correlated")),
+        "dims": _choice(generator, (8, 16, 32)),
+        "classes": _choice(generator, (2, 4, 8)),
+        "width": _choice(generator, (16, 32, 64)),
+        "depth": _choice(generator, (1, 2, 3, 4, 5)),
+        "activation": _choice(generator, ("relu", "tanh", "gelu")),
+        "norm": _choice(generator, (False, True)),
+        "n_train": _choice(generator, (256, 512, 1024)),
+    }
+
+
+def _conv_config(generator: torch.Generator) -> dict[str, Any]:
+    return {
+        **_common(generator),
+        "data": _data(generator, ("gratings",)),
+        "classes": _choice(generator, (2, 4, 8)),
+        "channels": _choice(generator, (4, 8)),
+        "depth": _choice(generator, (1, 2, 3)),
+        "activation": _choice(generator, ("relu", "gelu")),
+        "norm": _choice(generator, (False, True)),
+        "n_train": _choice(generator, (256, 512, 1024)),
+    }
+
+
+def _transformer_config(generator: torch.Generator) -> dict[str, Any]:
+    return {
+        **_common(generator),
+        "data": _data(generator, ("majority", "position", "motif", "gratings")),
+        "classes": _choice(generator, (2, 4, 6)),
+        "length": _choice(generator, (6, 8, 12)),
+        "width": _choice(generator, (16, 32)),
+        "depth": _choice(generator, (1, 2, 3)),
+        "norm": _choice(generator, ("post", "pre")),
+        "n_train": _choice(generator, (256, 512, 1024)),
+    }
+
+
+def _body_seed(generator: torch.Generator, split: TaskSplit) -> int:
+    return 1000 * _TASK_SPLITS.index(split) + _choice(generator, range(_BODY_SEEDS))
+
+
+def _finetune_config(generator: torch.Generator, split: TaskSplit) -> dict[str, Any]:
+    # The shape of a body takes few values: every other one is another pretraining.
+    return {
+        **_common(generator),
+        "body": _choice(generator, ("transformer", "transformer", "mlp")),
+        "norm": _choice(generator, ("post", "pre")),
+        "depth": _choice(generator, (2, 3)),
+        "body_seed": _body_seed(generator, split),
+        "rank": _choice(generator, (0, 0, 2)),
+        "rule": _choice(generator, ("majority", "position", "motif")),
+        "classes": _choice(generator, (2, 3, 5)),
+        "n_train": _choice(generator, (64, 128, 256)),
+        "shift": _choice(generator, (0.0, 0.25)),
+    }
+
+
+def _trouble_config(generator: torch.Generator, steps: int) -> dict[str, Any]:
+    return {
+        **_mlp_config(generator),
+        "batch_size": _choice(generator, (4, 8, 16)),
+        "label_noise": _choice(generator, (0.0, 0.2, 0.4)),
+        "imbalance": _choice(generator, (1.0, 10.0)),
+        "spikes": _choice(generator, (0.0, 0.02)),
+        "change_after": _choice(generator, (0, 0, steps)),
+    }
+
+
+def _adamw(task: TaskSpec, steps: int) -> Problem:
+    optimizer = InnerOptimizer("adamw", weight_decay=0.01, max_grad_norm=1.0)
+    return Problem(task, optimizer, total_steps=steps, low_lr=1e-7, high_lr=1.0)
+
+
+def _sgd(task: TaskSpec, steps: int) -> Problem:
+    return Problem(task, InnerOptimizer("sgd", momentum=0.9), total_steps=steps, low_lr=1e-6, high_lr=10.0)
+
+
+def _quadratic(generator: torch.Generator, seed: int, runs: int, split: TaskSplit) -> Problem:
+    del generator, split
+    task = TaskSpec("quadratic", runs, seed)
+    return Problem(task, InnerOptimizer("sgd"), total_steps=200, low_lr=1e-4, high_lr=1.0)
+
+
+def _any(family: str, generator: torch.Generator, seed: int, runs: int, split: TaskSplit) -> Problem:
+    """A problem of a family as wide as it gets: any shape, horizon and optimizer."""
+    optimizer, steps = _choice(generator, (_adamw, _sgd)), _horizon(generator)
+    if family == "finetune":
+        config = _finetune_config(generator, split)
+    elif family == "trouble":
+        config = _trouble_config(generator, steps)
+    else:
+        config = {"mlp": _mlp_config, "conv": _conv_config, "transformer": _transformer_config}[family](generator)
+    return optimizer(TaskSpec(family, runs, seed, config), steps)
+
+
+def _only_mlp(generator: torch.Generator, seed: int, runs: int, split: TaskSplit) -> Problem:
+    del split
+    return _adamw(TaskSpec("mlp", runs, seed, _mlp_config(generator)), 200)
+
+
+def _coffee(
+    family: str, config: dict[str, Any], generator: torch.Generator, seed: int, runs: int, split: TaskSplit
+) -> Problem:
+    """A small problem of fixed length; draws differ in data and body, and in the optimizer of perceptrons."""
+    optimizer = _adamw
+    drawn: dict[str, Any] = {"batch_size": 8, "eval_size": 128, "loss_scale": 10.0}
+    if family == "finetune":
+        drawn |= {"body_seed": _body_seed(generator, split), "bodies": 4, "pretrain_steps": 200}
+    if "mlp" in (family, config.get("body")):
+        optimizer = _choice(generator, (_adamw, _sgd))
+        drawn["batch_size"] = 16
+        drawn["rescale"] = _choice(generator, (1.0, 4.0))
+    else:
+        drawn["rule" if family == "finetune" else "data"] = _choice(generator, ("majority", "position", "motif"))
+    return optimizer(TaskSpec(family, runs, seed, drawn | config), 100)
+
+
+_COFFEE: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("mlp", {"depth": 2}),
+    ("mlp", {"depth": 4}),
+    ("transformer", {"norm": "post", "depth": 2}),
+    ("finetune", {"norm": "post", "depth": 2}),
+    ("finetune", {"norm": "post", "depth": 3}),
+    ("finetune", {"body": "mlp"}),
+)
+
+_FULL = ("mlp", "conv", "transformer", "finetune", "trouble")
+
+SUITES: dict[str, Suite] = {
+    "quadratic": Suite("quadratic", (_quadratic,)),
+    "mlp": Suite("mlp", (_only_mlp,)),
+    "coffee": Suite("coffee", tuple(partial(_coffee, family, config) for family, config in _COFFEE)),
+    "full": Suite("full", (_quadratic, *(partial(_any, family) for family in _FULL))),
+}
+"""Every suite by name: `quadratic` has the known answer, `mlp` only perceptrons under AdamW for 200 updates, `coffee`
+six small families for 100 updates, `full` all families, horizons of 30 to 2,000 updates and both optimizers."""

@@ -1,0 +1,82 @@
+"""A task is a batch of independent training problems of one shape; a spec is the JSON that rebuilds it exactly."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Split = Literal["train", "inner_valid", "outer_valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "inner_valid", "outer_valid", "test")
+"""Data of a task: `train` moves the weights, `inner_valid` is what a controller may be shown, `outer_valid` rewards
+it, `test` is read by the yardstick alone."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One batch of problems, as a value.
+
+    Args:
+        family: name of the family.
+        runs: number of independent runs.
+        seed: seed of weights, data and mini-batches.
+        config: the family's own settings, plain JSON values.
+
+    Example:
+        >>> spec = TaskSpec("quadratic", runs=2, seed=0, config={"dims": 3})
+        >>> TaskSpec.from_json(spec.to_json()) == spec
+        True
+    """
+
+    family: str
+    runs: int
+    seed: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The spec as one line of JSON, keys sorted."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> TaskSpec:
+        """The spec that `to_json` wrote.
+
+        Raises:
+            TypeError: a key that a spec does not have.
+        """
+        return cls(**json.loads(text))
+
+
+class Task(ABC):
+    """A batch of `runs` problems. Weights are one tensor of shape (runs, size), so that an update is one operation.
+
+    Args:
+        spec: what to build; the same spec builds the same task, bit for bit.
+    """
+
+    def __init__(self, spec: TaskSpec) -> None:
+        if spec.runs < 1:
+            raise ValueError(f"runs={spec.runs} must be at least 1")
+        self.spec, self.runs = spec, spec.runs
+        self.generator = torch.Generator().manual_seed(spec.seed)
+
+    @abstractmethod
+    def init(self) -> Tensor:
+        """Weights before the first update, of shape (runs, size)."""
+
+    @abstractmethod
+    def batch(self, split: Split) -> Any:
+        """The next mini-batch of a split, drawn from the task's own generator; opaque to everybody but `loss`."""
+
+    @abstractmethod
+    def loss(self, weights: Tensor, batch: Any) -> Tensor:
+        """Mean loss of every run on its mini-batch, of shape (runs,); differentiable in `weights`."""
+
+    @abstractmethod
+    def evaluate(self, weights: Tensor, split: Split) -> Tensor:
+        """Loss of every run on all of a split, of shape (runs,), without gradients."""

@@ -1,0 +1,111 @@
+"""Many training runs in step: the vectorised counterpart of a live run under `ControlledLR`.
+
+The order is the live one: loss and gradient of batch t are known, then the learning rate of update t is chosen, then
+the update is applied. The same `Observation` is built with the same formulas (`sensors.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..observation import Observation
+from ..sensors import cosine, inner
+from .inner import InnerOptimizer
+from .tasks.base import Split, Task
+
+_WORST = 1e6  # what a loss that is no longer a number counts as
+
+
+class VectorRun:
+    """Independent runs of one task that advance together.
+
+    Args:
+        task: the problems.
+        optimizer: inner optimizer.
+        base_lr: learning rate that each run starts from, of shape (runs,).
+        total_steps: length of the runs, in updates.
+    """
+
+    def __init__(self, task: Task, optimizer: InnerOptimizer, base_lr: Tensor, total_steps: int) -> None:
+        self.task, self.optimizer, self.total_steps = task, optimizer, total_steps
+        self.base_lr = base_lr.double()
+        self.weights = task.init()
+        self.state = optimizer.init(self.weights)
+        self.step = 0
+        zeros = torch.zeros_like(self.base_lr)
+        self.gain_ratio = torch.ones_like(self.base_lr)
+        self._direction = torch.zeros_like(self.weights)
+        self._last_lr = zeros
+        self._lost_any = False
+        self._compute()
+
+    @torch.enable_grad()
+    def _compute(self) -> None:
+        """Loss and clipped gradient of the next batch at the weights as they are."""
+        self._batch = self.task.batch("train")
+        leaf = self.weights.detach().requires_grad_()
+        loss = self.task.loss(leaf, self._batch)
+        (grads,) = torch.autograd.grad(loss.sum(), leaf)
+        self.loss = loss.detach()
+        self._raw_grads = grads
+        self._grads, self.grad_norm, self._clip = self.optimizer.clip(grads)
+        self.alive = torch.isfinite(self.loss) & torch.isfinite(self.grad_norm)
+
+    def observe(self, lr: Tensor) -> Observation:
+        """What a controller sees before the next update.
+
+        Args:
+            lr: learning rates in force, of shape (runs,).
+        """
+        d_sq = inner([self._direction], [self._direction], 1)
+        dot, g_sq = inner([self._grads], [self._direction], 1), inner([self._grads], [self._grads], 1)
+        norm = inner([self.weights], [self.weights], 1).sqrt().clamp_min(1e-30)
+        return Observation(
+            step=self.step,
+            total_steps=self.total_steps,
+            lr=lr,
+            base_lr=self.base_lr,
+            loss=self.loss.double(),
+            grad_norm=self.grad_norm.double(),
+            alignment=cosine(dot, d_sq, g_sq),
+            update_ratio=self._last_lr * d_sq.sqrt() / norm,
+            gain_ratio=self.gain_ratio,
+        )
+
+    @torch.no_grad()
+    def _update(self, lr: Tensor, *, gain: bool) -> None:
+        direction = self.optimizer.direction(self.weights, self._grads, self.state)
+        moved = self.optimizer.apply(self.weights, direction, lr)
+        lost = ~self.alive
+        self._lost_any = self._lost_any or bool(lost.any())
+        # Until a run is lost, nothing needs these passes over memory, which cost as much as the update of plain SGD.
+        if self._lost_any:
+            moved[lost] = self.weights[lost]  # a run that is lost stays where it was
+            direction = direction.nan_to_num(0.0, 0.0, 0.0)
+        if gain:
+            promised = -inner([self._raw_grads], [moved - self.weights], 1)
+            gained = (self.loss - self.task.loss(moved, self._batch)).double()
+            known = promised.abs() > 1e-30
+            ratio = torch.where(known, gained / torch.where(known, promised, torch.ones_like(promised)), 1.0)
+            self.gain_ratio = ratio.nan_to_num(-2.0, -2.0, -2.0)
+        self.weights, self._direction, self._last_lr = moved, direction, lr
+        self.step += 1
+
+    def advance(self, lr: Tensor, updates: int) -> None:
+        """Apply `updates` updates at these learning rates; the gain ratio of the last one is measured.
+
+        Args:
+            lr: learning rates of shape (runs,).
+            updates: at least 1.
+        """
+        for i in range(updates):
+            self._update(lr, gain=i == updates - 1)
+            self._compute()
+
+    @torch.no_grad()
+    def evaluate(self, split: Split) -> Tensor:
+        """Loss of every run on a split, of shape (runs,); a lost run counts as very bad, not as NaN."""
+        loss = self.task.evaluate(self.weights, split)
+        bad = torch.full_like(loss, _WORST)
+        return torch.where(torch.isfinite(loss) & self.alive, loss, bad).clamp(max=_WORST)

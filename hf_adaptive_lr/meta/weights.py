@@ -1,0 +1,79 @@
+"""The weights of a controller in training and Adam over them: what evolution and bilevel training have in common."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..controller import Controller
+from .processes import average_gradients
+
+
+class WeightTrainer:
+    """Base of the trainers that move a controller's weights along a gradient with Adam.
+
+    Args:
+        controller: where to start; its `params` must not be empty.
+        lr: Adam's learning rate.
+        betas: Adam's decay rates.
+        seed: of everything the trainer draws.
+
+    Raises:
+        ValueError: a controller without weights.
+    """
+
+    def __init__(self, controller: Controller, lr: float, betas: tuple[float, float], seed: int) -> None:
+        if not controller.params:
+            raise ValueError(f"{type(controller).__name__} has no weights to train")
+        self.start, self.seed = controller, seed
+        self.weights = {k: v.detach().clone().requires_grad_() for k, v in controller.params.items()}
+        self._optimizer = torch.optim.Adam(list(self.weights.values()), lr=lr, betas=betas)
+
+    def controller(self) -> Controller:
+        """The controller with the weights as they are now."""
+        return self.start.replace(params={k: v.detach().clone() for k, v in self.weights.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training changes, as tensors and numbers; the same on every process."""
+        weights = {k: v.detach().clone() for k, v in self.weights.items()}
+        return {"weights": weights, "optimizer": copy.deepcopy(self._optimizer.state_dict())}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: the state is of a controller with other weights.
+        """
+        shapes = {name: tuple(value.shape) for name, value in self.weights.items()}
+        found = {name: tuple(value.shape) for name, value in state["weights"].items()}
+        if found != shapes:
+            raise ValueError(f"the state is of another controller: it has weights {found}, not {shapes}")
+        for name, value in self.weights.items():
+            value.copy_(state["weights"][name])
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+
+    @torch.no_grad()
+    def descend(self, gradients: Mapping[str, Tensor], lr: float | None = None) -> float:
+        """Average the gradients over all processes and take one step of Adam.
+
+        Args:
+            gradients: by name, in the shapes of the weights.
+            lr: learning rate of this step; None keeps the one before.
+
+        Returns:
+            Norm of the averaged gradient.
+        """
+        averaged = [gradients[name].clone() for name in self.weights]
+        average_gradients(averaged)
+        for value, gradient in zip(self.weights.values(), averaged, strict=True):
+            value.grad = gradient
+        if lr is not None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+        self._optimizer.step()
+        return float(torch.stack([gradient.square().sum() for gradient in averaged]).sum().sqrt())
