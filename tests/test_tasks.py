@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_adaptive_lr import Universal
+from hf_adaptive_lr.cli.train import make_trainer
 from hf_adaptive_lr.meta.inner import InnerOptimizer
-from hf_adaptive_lr.meta.ppo import PPOConfig, PPOTrainer
 from hf_adaptive_lr.meta.problem import Problem
 from hf_adaptive_lr.meta.suites import SUITES
 from hf_adaptive_lr.meta.tasks import FAMILIES, SPLITS, TaskSpec, make_task
@@ -442,26 +441,29 @@ class Sealed(MLPTask):
         self.asked.add(split)
 
 
-@dataclass(frozen=True)
-class SealedProblem(Problem):
-    def start(self) -> VectorRun:
-        task = Sealed(self.task)
-        SEEN.append(task.asked)
-        return VectorRun(task, self.optimizer, torch.full((self.task.runs,), 0.1), self.total_steps)
+class Recorded(Sealed):
+    """Keeps what was asked of every task."""
+
+    def setup(self) -> None:
+        super().setup()
+        SEEN.append(self.asked)
 
 
 SEEN: list[set[str]] = []
 
 
-def test_training_never_reads_test_data() -> None:
+@pytest.mark.parametrize("method", ["ppo", "evolution", "bilevel"])
+def test_training_never_reads_test_data(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssertionError, match="test data"):
         Sealed(TaskSpec("mlp", 2, 0)).evaluate(torch.zeros(2, 1732), "test")
     SEEN.clear()
-    start = Universal(hidden_size=4, params=Universal.random_params(hidden_size=4))
-    trainer = PPOTrainer(start, PPOConfig(decisions=4), seed=0)
+    # Evolution and bilevel training build the task themselves, from its family's name.
+    monkeypatch.setitem(FAMILIES, "mlp", Recorded)
+    trainer = make_trainer(method, hidden_size=4, seed=0)
     for iteration in range(2):
-        trainer.iterate([SealedProblem(TaskSpec("mlp", 4, iteration), total_steps=8)], iteration)
-    assert [{"train", "outer_valid"}] * 2 == SEEN
+        trainer.iterate([Problem(TaskSpec("mlp", 4, iteration), total_steps=20)], iteration)
+    assert set().union(*SEEN) <= {"train", "inner_valid", "outer_valid"}
+    assert {"train", "outer_valid"} <= set().union(*SEEN)
 
 
 @pytest.mark.parametrize("name", SUITES)

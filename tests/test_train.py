@@ -135,6 +135,7 @@ def test_two_processes_end_with_the_same_weights(method, tmp_path) -> None:
         (["--iterations", "0"], "iterations=0 must be at least 1"),
         (["--runs", "1"], "runs=1 must be at least 2"),
         (["--seed", "-1"], "seed=-1 must be at least 0"),
+        (["--report-to", "abacus"], "no tracker 'abacus' is installed; installed: tensorboard"),
         (["--resume"], "no checkpoint.pt to resume from"),
     ],
 )
@@ -172,3 +173,14 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, capsys) -> N
 def test_no_length_is_refused(tmp_path, capsys) -> None:
     assert main(["train", "ppo", "--output-dir", str(tmp_path / "out")]) == 2
     assert "say how long: minutes or iterations" in capsys.readouterr().err
+
+
+def test_figures_reach_a_tracker(tmp_path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "out"
+    assert main([*LINE, "--report-to", "tensorboard", "--output-dir", str(folder)]) == 0
+    events = EventAccumulator(str(folder / "logs" / "hf_adaptive_lr")).Reload()
+    values = [event.value for event in events.Scalars("train/return")]
+    record = json.loads((folder / "training.json").read_text())
+    assert values == pytest.approx([row["return"] for row in record["curves"]], abs=1e-5)

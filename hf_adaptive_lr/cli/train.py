@@ -43,6 +43,9 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--checkpoint-seconds", type=float, default=30.0, help="time between checkpoints (default: 30)"
     )
+    parser.add_argument(
+        "--report-to", nargs="+", default=[], metavar="TRACKER", help="tensorboard, trackio, wandb, ..."
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
     parser.set_defaults(run=run)
 
@@ -60,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         iterations=args.iterations,
         seed=args.seed,
         checkpoint_seconds=args.checkpoint_seconds,
+        report_to=tuple(args.report_to),
     )
     try:
         config.check()

@@ -24,6 +24,7 @@ from ..ranks import world_size
 from .problem import Problem
 from .processes import rank
 from .suites import SUITES
+from .trackers import Trackers, check_trackers
 
 CHECKPOINT_NAME = "checkpoint.pt"
 TRAINING_NAME = "training.json"
@@ -60,6 +61,7 @@ class DriverConfig:
         seed: of problems and exploration, at least 0.
         output_dir: folder for everything.
         checkpoint_seconds: time between checkpoints.
+        report_to: trackers that get the figures of every iteration, as Accelerate knows them.
     """
 
     suite: str
@@ -69,6 +71,7 @@ class DriverConfig:
     iterations: int | None = None
     seed: int = 0
     checkpoint_seconds: float = 30.0
+    report_to: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -80,6 +83,7 @@ class DriverConfig:
             raise ValueError(f"no suite '{self.suite}'; known: {', '.join(SUITES)}")
         if self.minutes is None and self.iterations is None:
             raise ValueError("say how long: minutes or iterations")
+        check_trackers(self.report_to)
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes={self.minutes:g} must be above 0")
         for name, low in (("iterations", 1), ("runs", 2), ("seed", 0)):
@@ -141,6 +145,8 @@ def run(
         curves, spent, iteration = saved["curves"], saved["seconds"], saved["iteration"]
     config.output_dir.mkdir(parents=True, exist_ok=True)
     started, last_saved = time.monotonic() - spent, time.monotonic()
+    reported = config.report_to if rank() == 0 else ()
+    trackers = Trackers(reported, config.output_dir / "logs", _identity(config, trainer.method))
     shown = tqdm(total=config.iterations, initial=iteration, unit="it", disable=not bar or rank() > 0)
     with shown:
         while not _finished(config, iteration, time.monotonic() - started):
@@ -155,9 +161,11 @@ def run(
             shown.set_postfix(
                 {k: f"{v:.3g}" for k, v in figures.items() if k in ("return", "diverged")}, refresh=False
             )
+            trackers.log(figures, iteration)
             if time.monotonic() - last_saved > config.checkpoint_seconds:
                 _save_checkpoint(trainer, config, iteration, curves, seconds)
                 last_saved = time.monotonic()
+    trackers.close()
     seconds = time.monotonic() - started
     _save_checkpoint(trainer, config, iteration, curves, seconds)
     controller = trainer.controller()

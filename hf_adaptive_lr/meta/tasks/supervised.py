@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,9 +54,9 @@ class Supervised(Task):
             factor = layout.spread(self._factors((self.runs, len(layout.sizes)), float(self.config["rescale"])))
             self.start, self._shrink = self.start * factor, 1 / factor
 
+    @abstractmethod
     def setup(self) -> None:
         """Build `net`, `splits` and `start` from `config`, drawing from `generator`."""
-        raise NotImplementedError
 
     def trained_layout(self) -> Layout:
         """Layout of the weights that are trained."""
