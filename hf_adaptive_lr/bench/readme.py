@@ -98,9 +98,25 @@ def known_answer_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def throughput_table(rows: Sequence[Row]) -> str:
+    """Inner steps per second of every column at the largest number of runs.
+
+    Args:
+        rows: what `python -m hf_adaptive_lr.bench.throughput` wrote.
+    """
+    measured = [row for row in rows if row["row"] != "header"]
+    most = max(row["runs"] for row in measured)
+    lines = ["| column | steps / s | share of the matmul peak |", "|---|---|---|"]
+    for row in measured:
+        if row["runs"] == most and row["steps_per_second"]:
+            lines.append(f"| {row['column']} | {row['steps_per_second']:,.0f} | {100 * row['share_of_peak']:.1f} % |")
+    return "\n".join(lines)
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "demo": ("finetune.jsonl", demo_table),
     "known_answer": ("known_answer.jsonl", known_answer_table),
+    "throughput": ("throughput.jsonl", throughput_table),
     "overhead": ("overhead.jsonl", overhead_table),
 }
 
