@@ -98,6 +98,21 @@ def known_answer_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def mlp_answer_table(rows: Sequence[Row]) -> str:
+    """Log regret by initial learning rate.
+
+    Args:
+        rows: what `python -m hf_adaptive_lr.bench.mlp_answer` wrote.
+    """
+    measured = [row for row in rows if row["row"] != "header"]
+    rates = list(measured[0]["log_regret"])
+    lines = [f"| initial learning rate | {' | '.join(rates)} |", "|---" * (len(rates) + 1) + "|"]
+    for row in measured:
+        values = " | ".join(f"{row['log_regret'][rate]:.2f}" for rate in rates)
+        lines.append(f"| {row['method']} | {values} |")
+    return "\n".join(lines)
+
+
 def throughput_table(rows: Sequence[Row]) -> str:
     """Inner steps per second of every column at the largest number of runs.
 
@@ -116,6 +131,7 @@ def throughput_table(rows: Sequence[Row]) -> str:
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "demo": ("finetune.jsonl", demo_table),
     "known_answer": ("known_answer.jsonl", known_answer_table),
+    "mlp_answer": ("mlp_answer.jsonl", mlp_answer_table),
     "throughput": ("throughput.jsonl", throughput_table),
     "overhead": ("overhead.jsonl", overhead_table),
 }
