@@ -42,7 +42,7 @@ _DRAW = 7
 
 
 def held_out(runs: int) -> Problem:
-    """The problems that judge: a draw that no setting was chosen on (those before it were looked at on the way)."""
+    """The problems that judge: a draw that no setting was chosen on (draw 0 was, `max_move` among them)."""
     (problem,) = SUITES["quadratic"].problems("test", _DRAW, runs)
     return problem
 
