@@ -60,6 +60,12 @@ class Controller:
     """Decisions per run when the user names no cadence; None for one at every update."""
     learned: ClassVar[bool] = False
     """Whether it is nothing without trained weights, so that its name alone does not make one."""
+    random: ClassVar[bool] = False
+    """Whether it draws random numbers, so that runs of one batch differ."""
+    fresh_eval: ClassVar[bool] = False
+    """Whether every decision must see an evaluation of its own moment, where `needs` has `eval_loss`."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Config changes by preset name: `paper` and `released` where a paper and its released code disagree."""
 
     params: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
@@ -112,6 +118,29 @@ class Controller:
         """
         raise NotImplementedError(f"{type(self).__name__} must implement decide(obs, state, params=None)")
 
+    def due(self, update: int, total_steps: int | None) -> bool | None:
+        """Whether it decides at this update, for methods with a rhythm of their own; the user's cadence wins.
+
+        Args:
+            update: 0-based index of the update about to be applied.
+            total_steps: length of the run, or None when unknown.
+
+        Returns:
+            None to leave it to `decisions`.
+        """
+        del update, total_steps
+        return None
+
+    def wants_outcome(self, update: int, total_steps: int | None) -> bool:
+        """Whether `learn` is to see the outcome of this update; measuring one costs extra forward passes.
+
+        Args:
+            update: 0-based index of the update about to be applied, one at which a decision is due.
+            total_steps: length of the run, or None when unknown.
+        """
+        del update, total_steps
+        return True
+
     def learn(self, outcome: Outcome, state: State) -> State:
         """Learn from what the update did; only for methods that learn inside the run.
 
@@ -134,6 +163,21 @@ class Controller:
     def config(self) -> dict[str, Any]:
         """The config as plain JSON values: every dataclass field but `params`."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "params"}
+
+    @classmethod
+    def from_preset(cls, preset: str, **changes: Any) -> Self:
+        """A controller with the config of one of `presets`.
+
+        Args:
+            preset: its name, for example "released".
+            **changes: config fields (or `params`) on top.
+
+        Raises:
+            ValueError: no such preset.
+        """
+        if preset not in cls.presets:
+            raise ValueError(f"{cls.__name__} has no preset '{preset}'; it has: {', '.join(cls.presets) or 'none'}")
+        return cls(**{**cls.presets[preset], **changes})
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some config fields (or `params`) changed, checked like a new one."""

@@ -74,9 +74,28 @@ OPTIONAL_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
             "update t-1: loss decrease on its own batch over the decrease the gradient promised",
             True,
         ),
+        "slope": FieldSpec(
+            "loss / lr", -_INF, _INF, 0.0, "gradient t times the descent direction of update t-1, all groups", True
+        ),
+        "group_alignment": FieldSpec("1", -1.0, 1.0, 0.0, "alignment of every parameter group by itself", True),
+        "group_slope": FieldSpec("loss / lr", -_INF, _INF, 0.0, "slope of every parameter group by itself", True),
+        "classes": FieldSpec("1", 2.0, _INF, None, "number of classes that the model tells apart"),
+        "prediction_variance": FieldSpec(
+            "1", 0.0, 0.25, None, "variance of the class probabilities of update t's last micro-batch on rank 0"
+        ),
+        "prediction_change": FieldSpec(
+            "1", 0.0, 1.0, None, "variance of their difference to those of the decision before, row by row"
+        ),
+        "penultimate_mean": FieldSpec("weight", -_INF, _INF, None, "mean of the weight matrix before the head's"),
+        "penultimate_variance": FieldSpec("weight^2", 0.0, _INF, None, "variance of its entries"),
+        "head_mean": FieldSpec("weight", -_INF, _INF, None, "mean of the last weight matrix of the model"),
+        "head_variance": FieldSpec("weight^2", 0.0, _INF, None, "variance of its entries"),
     }
 )
 """The optional fields of [`Observation`], by name."""
+
+PER_GROUP: frozenset[str] = frozenset({"group_alignment", "group_slope"})
+"""Fields of shape `batch_shape + (n_groups,)`."""
 
 OUTCOME_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
     {
@@ -84,7 +103,7 @@ OUTCOME_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
         "loss_after": FieldSpec("loss", -_INF, _INF, None, "the same micro-batch and dropout mask, after update t"),
         "loss_other": FieldSpec("loss", -_INF, _INF, None, "another training batch, after update t"),
         "meta_inner": FieldSpec(
-            "loss / lr", -_INF, _INF, None, "inner product of the meta-gradient and the direction"
+            "loss / lr", -_INF, _INF, None, "gradient of a meta batch after update t times the direction of update t"
         ),
     }
 )
@@ -111,6 +130,19 @@ class Observation:
         update_ratio: norm of the previous update over the norm of the weights, at least 0; 0 at the first update.
         gain_ratio: (L(w[t-1]) - L(w[t])) on batch t-1 over -g . (w[t] - w[t-1]); 1 at the first update. Near 1 the
             loss is locally linear, near 0.5 the step is about optimal for a quadratic, below 0 it overshot.
+        slope: g[t] . d[t-1], minus the derivative of batch t's loss in the previous learning rate (Baydin et al.
+            2018); depends on the scale of the loss. 0 at the first update.
+        group_alignment: `alignment` of each parameter group, of `batch_shape + (n_groups,)`.
+        group_slope: `slope` of each parameter group, of `batch_shape + (n_groups,)`.
+        classes: number of classes.
+        prediction_variance: variance over examples and classes of the softmax outputs of the last micro-batch before
+            the update, on rank 0 (Xu et al. 2019).
+        prediction_change: variance of the difference between these and those of the decision before, which were of
+            another batch; at the first decision `prediction_variance` + 1/12, as if they had been uniform noise.
+        penultimate_mean: mean of the last trained weight matrix but one; in a model with one, of that one.
+        penultimate_variance: variance of its entries.
+        head_mean: mean of the last trained weight matrix; in a model with one, of its bias.
+        head_variance: variance of its entries.
 
     Example:
         >>> import torch
@@ -128,6 +160,16 @@ class Observation:
     alignment: Tensor | None = None
     update_ratio: Tensor | None = None
     gain_ratio: Tensor | None = None
+    slope: Tensor | None = None
+    group_alignment: Tensor | None = None
+    group_slope: Tensor | None = None
+    classes: Tensor | None = None
+    prediction_variance: Tensor | None = None
+    prediction_change: Tensor | None = None
+    penultimate_mean: Tensor | None = None
+    penultimate_variance: Tensor | None = None
+    head_mean: Tensor | None = None
+    head_variance: Tensor | None = None
 
     @property
     def progress(self) -> Tensor:
@@ -174,7 +216,8 @@ class Outcome:
         loss_before: loss of the last micro-batch at the weights before the update, of `batch_shape`.
         loss_after: loss of the same micro-batch, same dropout mask, after the update.
         loss_other: loss of another training batch after the update (Xu et al. 2017, the actor's batch).
-        meta_inner: inner product of the meta-gradient and the update direction (Shu et al. 2020).
+        meta_inner: g . (w[t] - w[t+1]) / lr with g the gradient of a batch of the controller's own data at w[t+1], and
+            lr group 0's: minus the derivative of that batch's loss in the learning rate (Shu et al. 2020).
 
     Example:
         >>> import torch

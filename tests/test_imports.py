@@ -16,7 +16,7 @@ PACKAGE = Path(hf_adaptive_lr.__file__).parent
 # Lower floors first; a module may import its own floor and those below. Folders stand for all their modules.
 FLOORS = [
     {"observation", "sensors", "ranks", "tap", "param_groups"},
-    {"controller", "hub", "features"},
+    {"controller", "hub", "features", "draws"},
     {
         "controllers",
         "optimizers",
@@ -27,6 +27,8 @@ FLOORS = [
         "scheduler",
         "trace",
         "held_out",
+        "range_test",
+        "extra_batches",
         "guard",
     },
     {
