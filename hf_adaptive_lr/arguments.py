@@ -66,13 +66,26 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
         metadata={"help": "Updates between evaluations on the controller's data (default: a twentieth of the run)."},
     )
 
+    dsa: bool = field(
+        default=False,
+        metadata={
+            "help": "Wrap the optimizer by DSA: a learning rate for every weight, learned by looking ahead (two "
+            "forward and backward passes per update)."
+        },
+    )
+    dsa_kwargs: dict | str | None = field(  # type: ignore[type-arg]
+        default=None, metadata={"help": "Settings of DSA, as JSON, for example '{\"beta\": 0.02}'."}
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        if isinstance(self.controller_kwargs, str):
-            try:
-                self.controller_kwargs = json.loads(self.controller_kwargs)
-            except ValueError as error:
-                raise ValueError(f"controller_kwargs={self.controller_kwargs!r} is not valid JSON: {error}") from error
+        for name in ("controller_kwargs", "dsa_kwargs"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                try:
+                    setattr(self, name, json.loads(value))
+                except ValueError as error:
+                    raise ValueError(f"{name}={value!r} is not valid JSON: {error}") from error
         if not 0 < self.controller_split <= 0.5:
             raise ValueError(f"controller_split={self.controller_split} is outside (0, 0.5]; 0.1 holds out a tenth")
         if self.controller_eval_steps is not None and self.controller_eval_steps < 1:

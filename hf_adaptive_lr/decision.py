@@ -9,6 +9,9 @@ from typing import Any
 
 from .controller import Controller, check_range
 
+Value = float | tuple[float, ...]
+"""A measured field: one number, or one for each parameter group."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -92,7 +95,7 @@ class Decision:
     ramp: float = 1.0
     proposed: float | None = None
     bounded: float | None = None
-    observation: Mapping[str, float] | None = None
+    observation: Mapping[str, Value] | None = None
     detail: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,5 +111,11 @@ class Decision:
         if self.detail:
             row["detail"] = self.detail
         if self.observation:
-            row["observation"] = {k: (v if math.isfinite(v) else str(v)) for k, v in self.observation.items()}
+            row["observation"] = {k: _plain(v) for k, v in self.observation.items()}
         return row
+
+
+def _plain(value: Value) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value if math.isfinite(value) else str(value)

@@ -95,6 +95,8 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=4 * config.batch_size,
         seed=config.seed,
+        **({"optim": "sgd"} if config.optimizer == "sgd" else {}),
+        dsa=config.optimizer == "dsa",
         controller_every=config.every,
         save_strategy="steps",
         save_steps=config.save_steps,

@@ -29,6 +29,8 @@ _TASKS: dict[str, dict[str, Any]] = {
     "text": {"learning_rate": 1e-4, "max_steps": 150, "batch_size": 16, "output_dir": "runs/text"},
     "image": {"learning_rate": 1e-3, "max_steps": 300, "batch_size": 32, "output_dir": "runs/image"},
 }
+OPTIMIZERS = ("adamw", "sgd", "dsa")
+"""What the main job can train with."""
 _NOT_COMPARED = ("output_dir", "resume", "overwrite")  # of a resumed run with its first part
 
 
@@ -60,12 +62,18 @@ class FinetuneConfig:
     text_column: str = _option("text", "column with the texts")
     image_column: str = _option("image", "column with the images")
     label_column: str = _option("label", "column with the labels: class labels, strings or whole numbers")
-    controller: str = _option("hypergradient", "name of a controller (see `hf-adaptive-lr list`) or its folder")
+    controller: str | None = _option(
+        None,
+        "name of a controller (see `hf-adaptive-lr list`) or its folder (default: hypergradient; constant for dsa)",
+    )
     controller_kwargs: str | None = _option(None, 'config fields of the controller to change, as JSON: {"beta": 0.02}')
     every: int | None = _option(
         None,
         "updates from one decision to the next (default: 1 for rules, 20 decisions a run for learned controllers); "
         "at 1 hypergradient takes about a tenth of a text run's time",
+    )
+    optimizer: str = _option(
+        "adamw", "adamw | sgd | dsa: AdamW with a learning rate for every weight, two forward and backward passes"
     )
     learning_rate: float | None = _option(
         None, "base learning rate, within [1e-8, 10] (default: 1e-4 text, 1e-3 image)"
@@ -89,7 +97,10 @@ class FinetuneConfig:
         """
         if self.task not in _TASKS:
             raise FinetuneError(f"task '{self.task}' must be one of: {', '.join(_TASKS)}")
-        return replace(self, **{k: v for k, v in _TASKS[self.task].items() if getattr(self, k) is None})
+        # The direction of an update that looks ahead cannot be read, which hypergradient would need.
+        controller = "constant" if self.optimizer == "dsa" else "hypergradient"
+        defaults = {**_TASKS[self.task], "controller": controller}
+        return replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
 
     @property
     def folder(self) -> Path:
@@ -165,6 +176,8 @@ def check(config: FinetuneConfig) -> Controller:
         value = getattr(config, name)
         if value is not None and value < low:
             raise FinetuneError(f"{name}={value} must be at least {low}")
+    if config.optimizer not in OPTIMIZERS:
+        raise FinetuneError(f"optimizer '{config.optimizer}' must be one of: {', '.join(OPTIMIZERS)}")
     if config.seed >= 2**32:
         raise FinetuneError(f"seed={config.seed} must be below 2**32")
     _check_learning_rate(config.learning_rate)
@@ -188,12 +201,20 @@ def _controller(config: FinetuneConfig) -> Controller:
     from .decision import Settings
     from .governor import Governor
     from .hub import configure
+    from .sensors import DIRECTION_FIELDS
 
+    assert config.controller is not None  # `resolved` set it
     try:
         changes = json.loads(config.controller_kwargs or "{}")
         if not isinstance(changes, dict):
             raise FinetuneError(f"controller_kwargs={config.controller_kwargs!r} is not a JSON object")
         controller = configure(AutoController.from_pretrained(config.controller), changes)
+        unseen = sorted(controller.needs & DIRECTION_FIELDS) if config.optimizer == "dsa" else []
+        if unseen:
+            raise FinetuneError(
+                f"controller '{config.controller}' needs {unseen[0]}, which cannot be read with --optimizer dsa; use "
+                "another controller (constant, linear, ...) or another optimizer"
+            )
         settings = Settings(total_steps=config.max_steps, every=config.every)
         Governor(controller, [config.learning_rate or 0.0], settings)
     except json.JSONDecodeError as error:

@@ -66,6 +66,7 @@ def collect(
         "model": {"name": config.model or DEMO_MODELS[config.task], "parameters": parts.model.num_parameters()},
         "controller": {"controller_type": controller.controller_type, **controller.config()},
         "controller_data": trainer.controller_data or "training batches only",
+        "optimizer": config.optimizer,
         "learning_rate": config.learning_rate,
         "lr": {"first": rates[0], "max": max(rates), "last": rates[-1]},
         "every": config.every,

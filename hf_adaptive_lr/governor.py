@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from .controller import Controller
-from .decision import Decision, Settings
-from .observation import OPTIONAL_FIELDS, Observation, Outcome
+from .decision import Decision, Settings, Value
+from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Observation, Outcome
 
 STATE_FORMAT = 1
 
@@ -46,6 +46,7 @@ class Governor:
 
     def __init__(self, controller: Controller, base_lrs: Sequence[float], settings: Settings) -> None:
         settings.check(controller)
+        self._own_rhythm = settings.every is None and settings.decisions is None
         if settings.every is None and settings.decisions is None and settings.total_steps is not None:
             settings = replace(settings, decisions=controller.decisions)
         self.controller, self.settings = controller, settings
@@ -84,13 +85,21 @@ class Governor:
         return self._cooldown is None and self._on_grid(t)
 
     def _on_grid(self, t: int) -> bool:
+        own = self.controller.due(t, self.total_steps) if self._own_rhythm else None
+        if own is not None:
+            return own
         total, decisions = self.settings.total_steps, self.settings.decisions
         if decisions is None or total is None or t >= total:
             return t % self.every == 0
         # Decision k of n falls on update k * total // n: evenly spread, and as meta-training plays its episodes.
         return -(-t * decisions // total) * total // decisions == t
 
-    def advance(self, fields: Mapping[str, float]) -> Decision:
+    def wants_outcome(self) -> bool:
+        """Whether the controller learns from the update about to be applied."""
+        learns = bool(self.controller.needs & OUTCOME_FIELDS.keys())
+        return learns and self.due() and self.controller.wants_outcome(self.updates, self.total_steps)
+
+    def advance(self, fields: Mapping[str, Value]) -> Decision:
         """Learning rates of the update about to be applied; afterwards that update counts as done.
 
         Args:
@@ -100,7 +109,7 @@ class Governor:
         self.updates += 1
         return decision
 
-    def decide(self, fields: Mapping[str, float]) -> Decision:
+    def decide(self, fields: Mapping[str, Value]) -> Decision:
         """Like `advance`, but the update does not count yet (it may still be skipped)."""
         t = self.updates
         if not self.due():
@@ -141,13 +150,15 @@ class Governor:
         else:
             self._warn_held(f"outcome of update {outcome.step} is not finite")
 
-    def _observation(self, fields: Mapping[str, float]) -> Observation:
+    def _observation(self, fields: Mapping[str, Value]) -> Observation:
         tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in fields.items()}
         return Observation(
             step=self.updates,
             total_steps=self.total_steps,
             lr=torch.tensor(self._answer[0], dtype=torch.float64),
             base_lr=torch.tensor(self.base_lrs[0], dtype=torch.float64),
+            lrs=torch.tensor(self._answer, dtype=torch.float64),
+            base_lrs=torch.tensor(self.base_lrs, dtype=torch.float64),
             **tensors,
         )
 
@@ -178,7 +189,7 @@ class Governor:
         )
         return ([kept[0] * ratio for ratio in ratios] if len(lrs) == 1 else kept), detail
 
-    def _hold(self, step: int, detail: str, fields: Mapping[str, float]) -> Decision:
+    def _hold(self, step: int, detail: str, fields: Mapping[str, Value]) -> Decision:
         self._warn_held(f"update {step}: {detail}")
         return self._applied(step, "held", observation=dict(fields), detail=detail)
 
@@ -304,8 +315,10 @@ def _identity(controller: Controller) -> dict[str, Any]:
     }
 
 
-def _usable(name: str, value: float) -> bool:
+def _usable(name: str, value: Value) -> bool:
     neutral = OPTIONAL_FIELDS[name].neutral
+    if isinstance(value, tuple):
+        return all(math.isfinite(v) for v in value)
     return math.isfinite(value) or (math.isnan(value) and neutral is not None and math.isnan(neutral))
 
 

@@ -17,9 +17,22 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
+from .controller import Controller
+from .decision import Value
+from .door import REPLAYED, Seen, refuse_unmeasurable
+from .model_sensors import (
+    PREDICTION_FIELDS,
+    WEIGHT_FIELDS,
+    PredictionSensor,
+    class_count,
+    find_logits,
+    measure_weights,
+)
 from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome
-from .ranks import average_over_ranks, refuse_sharded, world_size
+from .outcome_sensors import ExtraLoss, MetaProbe, loss_of_other_batch
+from .ranks import average_over_ranks, rank, refuse_sharded, world_size
 from .sensors import (
+    DIRECTION_FIELDS,
     GainProbe,
     forget_direction,
     measure_grad_norm,
@@ -28,10 +41,10 @@ from .sensors import (
 )
 from .tap import ReplayPoint
 
-_REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
+_EXTRA = {"loss_other": "other_loss", "meta_inner": "meta_loss"}  # what measures an outcome's field
+_LOGITS = frozenset({"classes", *PREDICTION_FIELDS})
 _MANY_DROPPED = 20  # far more than a gradient scaler skips in a row when it looks for its scale
 _NEUTRAL_GAIN = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
-_SCALED = frozenset({"loss", "grad_norm", "gain_ratio", "loss_before", "loss_after"})
 
 
 class Measurer:
@@ -39,32 +52,40 @@ class Measurer:
 
     Args:
         optimizer: the raw optimizer.
-        needs: field names of the controller.
-        model: unwrapped module, for sensors that repeat a forward pass.
+        controller: says what it needs.
+        model: unwrapped module, for sensors that repeat a forward pass or look into the model.
         max_grad_norm: clipping in force, 0 for none, None for unknown.
         group: process group of the exchange.
+        extra: losses of other batches, by the name of their argument (`other_loss`, `meta_loss`); None where not
+            given.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
-        needs: frozenset[str],
+        controller: Controller,
         model: nn.Module | None,
         max_grad_norm: float | None,
         group: ProcessGroup | None,
+        extra: Mapping[str, ExtraLoss | None],
     ) -> None:
-        unmeasured = sorted(needs & {"loss_other", "meta_inner"})
-        if unmeasured:
+        needs = controller.needs
+        for field in sorted(needs & _EXTRA.keys()):
+            if extra[_EXTRA[field]] is None:
+                raise ValueError(
+                    f"the controller needs {field}, the loss of a batch that this door does not have; use "
+                    f"AdaptiveLRTrainer, or give {_EXTRA[field]}= to ControlledLR"
+                )
+        passes = needs & (REPLAYED | _EXTRA.keys())
+        if passes and model is None:
             raise ValueError(
-                f"the controller needs {unmeasured[0]}, which ControlledLR cannot measure; use its own trainer"
-            )
-        if needs & _REPLAYED and model is None:
-            raise ValueError(
-                f"the controller needs {sorted(needs & _REPLAYED)[0]}, for which a forward pass is repeated; "
+                f"the controller needs {sorted(passes)[0]}, for which a forward pass is repeated; "
                 "pass model=, the unwrapped module"
             )
         self.optimizer, self.needs, self.model = optimizer, needs, model
-        self.max_grad_norm, self.group = max_grad_norm, group
+        self.max_grad_norm, self.group, self.extra = max_grad_norm, group, extra
+        self._fresh_eval = controller.fresh_eval and "eval_loss" in needs
+        self._predictions = PredictionSensor()
         self.in_step = False
         self._checked_shards = False
         self._dropped = 0
@@ -72,6 +93,11 @@ class Measurer:
         self._gain_ratio = _NEUTRAL_GAIN
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
         self.clear()
+
+    @property
+    def looks_at_logits(self) -> bool:
+        """Whether the model's outputs have to be seen."""
+        return bool(self.needs & _LOGITS)
 
     def clear(self) -> None:
         """Forget what was reported for the update that is not going to happen, or has happened."""
@@ -83,6 +109,8 @@ class Measurer:
         self._point: ReplayPoint | None = None
         self._announced = self._repeatable = False
         self._probe: GainProbe | None = None
+        self._meta_probe: MetaProbe | None = None
+        self._predictions.logits = None
         self.in_step = False
 
     def drop(self) -> None:
@@ -110,9 +138,13 @@ class Measurer:
         if keep:
             self._replay, self._point = replay, ReplayPoint(self._first_param().device)
 
-    def after_forward(self, loss: Tensor, kwargs: Mapping[str, Any]) -> None:
-        """The forward hook saw this loss."""
+    def after_forward(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
+        """The forward hook saw this loss, None where it is not to be taken for the micro-batch's, in this output."""
         if self.in_step:
+            return
+        if self.needs & _LOGITS:
+            self._predictions.logits = find_logits(output)
+        if loss is None:
             return
         self._scaled_by_items |= kwargs.get("num_items_in_batch") is not None
         self._losses.append(loss.detach())
@@ -124,9 +156,12 @@ class Measurer:
         loss: Tensor | float | None,
         grad_norm: Tensor | float | None,
         eval_loss: Tensor | float | None,
+        logits: Tensor | None,
         closure: Callable[[], Tensor] | None,
     ) -> None:
         """See [`ControlledLR.observe`]."""
+        if logits is not None and self.needs & _LOGITS:
+            self._predictions.logits = logits
         checked = {"loss": loss, "grad_norm": grad_norm, "eval_loss": eval_loss}
         tensors = {name: self._scalar(name, value) for name, value in checked.items() if value is not None}
         if "loss" in tensors:
@@ -156,8 +191,11 @@ class Measurer:
 
     # --- the door -----------------------------------------------------------------------------------------------
 
-    def check_door(self) -> None:
+    def check_door(self, *, due: bool) -> None:
         """Refuse, before an update is applied, what cannot be measured exactly here.
+
+        Args:
+            due: whether a decision is due at this update.
 
         Raises:
             ValueError: names the field, why it cannot be measured, and the door that can.
@@ -166,47 +204,26 @@ class Measurer:
             gradient_fields = {n for n in self.needs if n in OPTIONAL_FIELDS and OPTIONAL_FIELDS[n].reads_gradients}
             if self._grad_norm is not None:
                 gradient_fields.discard("grad_norm")
-            refuse_sharded(self.optimizer, gradient_fields | (self.needs & {"update_ratio"}))
+            of_weights = self.needs & {"update_ratio", "meta_inner", *WEIGHT_FIELDS}
+            refuse_sharded(self.optimizer, gradient_fields | of_weights)
             self._checked_shards = True
-        if self.needs & (_REPLAYED | {"loss"}) and not self._losses:
-            raise ValueError(
-                "the controller needs the loss of the update and none was observed: the model returns none (label "
-                "smoothing, compute_loss_func, a plain module) or nobody calls observe(loss=...). Use "
-                "AdaptiveLRTrainer, or call observe"
-            )
-        unseen = self._hidden_by_clipping()
-        if unseen:
-            raise ValueError(
-                f"the controller needs {unseen} from before clipping, and clipping cannot be seen from here. Use "
-                "AdaptiveLRTrainer, or give max_grad_norm= and observe(grad_norm=...) with what clip_grad_norm_ "
-                "returns, or say max_grad_norm=0 if nothing clips"
-            )
-        repeated = sorted(self.needs & _REPLAYED)
-        if repeated and not (self._announced and self._repeatable):
-            raise ValueError(
-                f"the controller needs {repeated[0]}, for which the last micro-batch is computed again; call "
-                "before_forward() ahead of it and observe(loss=..., closure=...) after it, or use AdaptiveLRTrainer"
-            )
-        scaled = sorted(self.needs & _SCALED)
-        if scaled and self._scaled_by_items and (len(self._losses) > 1 or world_size(self.group) > 1):
-            raise ValueError(
-                f"the controller needs {scaled[0]}, and Trainer passes num_items_in_batch to the model: with "
-                "accumulation or several processes most heads then return inflated losses and gradients. Use "
-                "AdaptiveLRTrainer, or set trainer.model_accepts_loss_kwargs = False"
-            )
-
-    def _hidden_by_clipping(self) -> str | None:
-        if self.max_grad_norm == 0:
-            return None
-        if "grad_norm" in self.needs and self._grad_norm is None:
-            return "grad_norm"
-        # The gain ratio divides clipping out again, for which both numbers are needed.
-        known = self.max_grad_norm is not None and self._grad_norm is not None
-        return "gain_ratio" if "gain_ratio" in self.needs and not known else None
+        refuse_unmeasurable(
+            self.needs,
+            Seen(
+                losses=len(self._losses),
+                replayable=self._announced and self._repeatable,
+                scaled_by_items=self._scaled_by_items,
+                ranks=world_size(self.group),
+                max_grad_norm=self.max_grad_norm,
+                grad_norm=self._grad_norm is not None,
+                evaluated=not math.isnan(self._eval_loss),
+                fresh_eval=self._fresh_eval and due,
+            ),
+        )
 
     # --- the decision -------------------------------------------------------------------------------------------
 
-    def fields(self, update: int, last_lrs: Sequence[float]) -> dict[str, float]:
+    def fields(self, update: int, last_lrs: Sequence[float]) -> dict[str, Value]:
         """All fields that the controller needs, as Python floats; equal bits on all ranks.
 
         Args:
@@ -226,8 +243,9 @@ class Measurer:
             values["grad_norm"] = (
                 self._grad_norm if self._grad_norm is not None else measure_grad_norm(self.optimizer, self.model)
             )
-        if wanted & {"alignment", "update_ratio"}:
+        if wanted & DIRECTION_FIELDS:
             values |= measure_previous_update(self.optimizer, last_lrs, wanted)
+        values |= self._look_into_model(wanted)
         if "eval_loss" in wanted:
             # Perhaps only some ranks evaluated: averaged over those that did.
             fresh = 0.0 if math.isnan(self._eval_loss) else 1.0
@@ -235,20 +253,46 @@ class Measurer:
             values["eval_loss"] = torch.tensor(self._eval_loss if fresh else 0.0, dtype=torch.float64)
             self._eval_loss = math.nan
         names = sorted(values)
-        means = dict(zip(names, self._exchange([values[n] for n in names], [update, *last_lrs]), strict=True))
+        numbers = iter(self._exchange([values[n] for n in names], [update, *last_lrs]))
+        means: dict[str, Any] = {}
+        for name in names:
+            value = values[name]
+            means[name] = tuple(next(numbers) for _ in range(len(value))) if value.ndim else next(numbers)
         if "eval_loss" in wanted:
             count = means.pop("eval_count")
             means["eval_loss"] = means["eval_loss"] / count if count else math.nan
+        for name in wanted & set(PREDICTION_FIELDS):
+            means[name] *= world_size(self.group)  # the other ranks gave 0
         if "gain_ratio" in wanted:
             means["gain_ratio"] = self._gain_ratio
         return means
+
+    def _look_into_model(self, wanted: frozenset[str]) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        if "classes" in wanted:
+            count = class_count(self.model, self._predictions.logits)
+            if count is None:
+                raise ValueError(
+                    "the controller needs the number of classes, and neither the model's config (num_labels) nor its "
+                    "logits say it; give model= to ControlledLR, call observe(logits=...), or set the controller's "
+                    "classes="
+                )
+            values["classes"] = torch.tensor(float(count), dtype=torch.float64)
+        if wanted & set(PREDICTION_FIELDS):
+            measured = self._predictions.measure()
+            # Of rank 0 alone: what a checkpoint keeps for the next decision is rank 0's too.
+            mine = 1.0 if rank(self.group) == 0 else 0.0
+            values |= {name: value * mine for name, value in measured.items() if name in wanted}
+        if wanted & set(WEIGHT_FIELDS):
+            values |= {n: v for n, v in measure_weights(self.optimizer, self.model).items() if n in wanted}
+        return values
 
     def _exchange(self, values: list[Tensor], agreed: Sequence[float]) -> list[float]:
         if not values:
             return []
         device = self._first_param().device
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        packed = torch.stack([v.to(device, dtype, non_blocking=True) for v in values])
+        packed = torch.cat([v.reshape(-1).to(device, dtype, non_blocking=True) for v in values])
         return average_over_ranks(packed, torch.tensor(agreed, dtype=dtype), self.group)
 
     # --- after the update ---------------------------------------------------------------------------------------
@@ -256,19 +300,45 @@ class Measurer:
     def before_last_update_of_interval(self, update: int) -> None:
         """A decision is due after this update: keep what it will want to know of it."""
         self._prepared_for = update + 1
-        if self.needs & {"alignment", "update_ratio"}:
+        if self.needs & DIRECTION_FIELDS:
             remember_direction(self.optimizer)
         if "gain_ratio" in self.needs:
             self._probe = GainProbe(self.optimizer)
 
+    def before_outcome(self, lr: float) -> None:
+        """The outcome of the update about to be applied is wanted: keep the weights if it is about them.
+
+        Args:
+            lr: learning rate of group 0 in this update.
+        """
+        if "meta_inner" in self.needs:
+            self._meta_probe = MetaProbe(self.optimizer, lr)
+
     def outcome(self, update: int) -> Outcome | None:
-        """What the update did to the loss of its last micro-batch, or None if the controller does not ask."""
+        """What the update did, or None if the controller does not ask."""
         wanted = self.needs & OUTCOME_FIELDS.keys()
         if not wanted:
             return None
-        before, after = self._exchange([self._losses[-1], self._loss_again()], [update])
-        numbers = {"loss_before": before, "loss_after": after}
-        return Outcome(step=update, **{n: torch.tensor(numbers[n], dtype=torch.float64) for n in sorted(wanted)})
+        values: dict[str, Tensor] = {}
+        if "loss_before" in wanted:
+            values["loss_before"] = self._losses[-1]
+        if "loss_after" in wanted:
+            values["loss_after"] = self._loss_again()
+        if "loss_other" in wanted:
+            loss, model = self._extra("other_loss")
+            values["loss_other"] = loss_of_other_batch(loss, update, model, self._first_param().device)
+        if "meta_inner" in wanted and self._meta_probe is not None:
+            loss, model = self._extra("meta_loss")
+            values["meta_inner"] = self._meta_probe.inner(loss, update, model)
+        names = sorted(values)
+        numbers = self._exchange([values[name] for name in names], [update])
+        tensors = [torch.tensor(number, dtype=torch.float64) for number in numbers]
+        return Outcome(step=update, **dict(zip(names, tensors, strict=True)))
+
+    def _extra(self, name: str) -> tuple[ExtraLoss, nn.Module]:
+        loss = self.extra[name]
+        assert loss is not None and self.model is not None  # the constructor refused otherwise
+        return loss, self.model
 
     def finish(self) -> None:
         """After the update: measure the gain ratio if the next decision reads it, then forget the batch."""
@@ -297,12 +367,13 @@ class Measurer:
 
     # --- checkpoint ---------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """What a decision after a checkpoint needs from before it; averaged over ranks already where ranks differ."""
         return {
             "eval_loss": self._eval_loss,
             "gain_ratio": self._gain_ratio,
             "prepared_for": self._prepared_for,
+            "probabilities": None if self._predictions.before is None else self._predictions.before.cpu(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -310,3 +381,4 @@ class Measurer:
         self.clear()
         self._eval_loss, self._gain_ratio = float(state["eval_loss"]), float(state["gain_ratio"])
         self._prepared_for = int(state["prepared_for"])
+        self._predictions.before = state.get("probabilities")

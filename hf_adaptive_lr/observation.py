@@ -122,6 +122,8 @@ class Observation:
         total_steps: number of updates of the whole run, or None when unknown.
         lr: learning rate of group 0 in force, after bounds, without the warm-up ramp; the base LR at the first update.
         base_lr: learning rate of group 0 that the user asked for.
+        lrs: learning rates in force of all groups, of `batch_shape + (n_groups,)`; None where there is one group.
+        base_lrs: what the user asked for, of all groups, likewise.
         loss: training loss of batch `step` in nats (or the model's unit), before the update.
         eval_loss: newest loss on the controller's own held-out data since the last decision, NaN if there is none.
         grad_norm: L2 norm of the gradient over all parameter groups, before clipping, at least 0.
@@ -154,6 +156,8 @@ class Observation:
     total_steps: int | Tensor | None
     lr: Tensor
     base_lr: Tensor
+    lrs: Tensor | None = None
+    base_lrs: Tensor | None = None
     loss: Tensor | None = None
     eval_loss: Tensor | None = None
     grad_norm: Tensor | None = None

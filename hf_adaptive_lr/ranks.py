@@ -16,6 +16,11 @@ def world_size(group: dist.ProcessGroup | None) -> int:
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank(group: dist.ProcessGroup | None) -> int:
+    """Number of this process among those that must agree; 0 without torch.distributed."""
+    return dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
+
+
 def average_over_ranks(values: Tensor, agreed: Tensor, group: dist.ProcessGroup | None) -> list[float]:
     """Mean of every value over all ranks, and the proof that the ranks agreed so far; one collective, one host read.
 
@@ -40,6 +45,22 @@ def average_over_ranks(values: Tensor, agreed: Tensor, group: dist.ProcessGroup 
     table: list[list[float]] = torch.stack(rows).tolist()
     check_agreement([row[len(values) :] for row in table])
     return mean_of_rows([row[: len(values)] for row in table])
+
+
+def average_tensors(tensors: list[Tensor], group: dist.ProcessGroup | None = None) -> None:
+    """Replace every tensor by its mean over all ranks, in place; one collective for all of them.
+
+    Args:
+        tensors: the same shapes in the same order on all ranks.
+        group: process group, None for the default one.
+    """
+    if world_size(group) == 1 or not tensors:
+        return
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    dist.all_reduce(flat, group=group)
+    flat /= world_size(group)
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def mean_of_rows(rows: list[list[float]]) -> list[float]:

@@ -19,7 +19,7 @@ from .controller import Controller
 from .decision import Decision, Settings
 from .governor import Governor
 from .measure import Measurer
-from .observation import OUTCOME_FIELDS
+from .outcome_sensors import ExtraLoss
 from .param_groups import base_lrs, overflowed, raw, warn_if_free_of_lr
 from .sensors import check_readable
 from .tap import ForwardTap
@@ -49,6 +49,9 @@ class ControlledLR(LRScheduler):
         max_lr: largest learning rate.
         max_grad_norm: the clipping threshold in force, 0 for none, None when the caller does not say. Needed only by
             controllers that read gradient magnitudes; with a threshold, pass the pre-clip norm to `observe`.
+        other_loss: loss of another training batch than update t's, called with t; for controllers that need
+            `loss_other`. The same t must give the same batch.
+        meta_loss: the same for a batch of the controller's own data, with a graph; for those that need `meta_inner`.
         seed: seed of the controller's own draws; the same on all ranks.
         process_group: ranks that decide together, None for the default group.
         trace_size: number of updates that `trace` keeps.
@@ -85,6 +88,8 @@ class ControlledLR(LRScheduler):
         min_lr: float = 1e-8,
         max_lr: float = 10.0,
         max_grad_norm: float | None = None,
+        other_loss: ExtraLoss | None = None,
+        meta_loss: ExtraLoss | None = None,
         seed: int = 0,
         process_group: ProcessGroup | None = None,
         trace_size: int = 10_000,
@@ -105,7 +110,8 @@ class ControlledLR(LRScheduler):
             seed=seed,
         )
         self.governor = Governor(self.controller, base_lrs(self.optimizer), settings)
-        self._measure = Measurer(self.optimizer, self.controller.needs, model, max_grad_norm, process_group)
+        extra = {"other_loss": other_loss, "meta_loss": meta_loss}
+        self._measure = Measurer(self.optimizer, self.controller, model, max_grad_norm, process_group, extra)
         self.trace: deque[Decision] = deque(maxlen=trace_size)
         self.listeners: list[Callable[[Decision], None]] = []
         self.last_epoch, self._step_count = 0, 0
@@ -115,7 +121,9 @@ class ControlledLR(LRScheduler):
         self._seen_updates = False
         self._handles: list[RemovableHandle] = []
         warn_if_free_of_lr(self.optimizer)
-        self._tap = ForwardTap(model, self) if model is not None and hook else None
+        self._takes_losses = hook
+        tapped = model is not None and (hook or self._measure.looks_at_logits)
+        self._tap = ForwardTap(model, self) if model is not None and tapped else None
         self._attach()
 
     # --- what callers do ----------------------------------------------------------------------------------------
@@ -126,6 +134,7 @@ class ControlledLR(LRScheduler):
         loss: Tensor | float | None = None,
         grad_norm: Tensor | float | None = None,
         eval_loss: Tensor | float | None = None,
+        logits: Tensor | None = None,
         closure: Callable[[], Tensor] | None = None,
     ) -> None:
         """Tell the controller what was measured; call it once per micro-batch, before `optimizer.step()`.
@@ -136,13 +145,15 @@ class ControlledLR(LRScheduler):
             loss: unscaled mean loss of the micro-batch (not divided by accumulation steps), 0-d.
             grad_norm: L2 norm of the accumulated gradient before clipping, 0-d.
             eval_loss: a new loss on the controller's own held-out data.
+            logits: the micro-batch's logits, (batch, classes), for controllers that look at predictions; the forward
+                hook sees them by itself.
             closure: recomputes this micro-batch's loss without gradients; for controllers that need `gain_ratio` or an
                 [`Outcome`]. Call `before_forward()` ahead of the forward pass then.
 
         Raises:
             ValueError: `loss`, `grad_norm` or `eval_loss` is not a single number.
         """
-        self._measure.observe(loss=loss, grad_norm=grad_norm, eval_loss=eval_loss, closure=closure)
+        self._measure.observe(loss=loss, grad_norm=grad_norm, eval_loss=eval_loss, logits=logits, closure=closure)
 
     def before_forward(self, replay: Callable[[], Tensor] | None = None) -> None:
         """Tell that a training micro-batch's forward pass is about to begin; the forward hook does it by itself.
@@ -151,13 +162,19 @@ class ControlledLR(LRScheduler):
             replay: recomputes the micro-batch's loss; may also be given later, to `observe`.
         """
         t = self.governor.updates
-        outcome_due = bool(self.controller.needs & OUTCOME_FIELDS.keys()) and self.governor.due(t)
+        replays = {"loss_before", "loss_after"} & self.controller.needs
+        outcome_due = bool(replays) and self.governor.wants_outcome()
         gain_due = "gain_ratio" in self.controller.needs and self.governor.due(t + 1)
         self._measure.before_forward(replay, keep=outcome_due or gain_due)
 
-    def after_forward(self, loss: Tensor, kwargs: Mapping[str, Any]) -> None:
-        """Called by the forward hook with the micro-batch's loss."""
-        self._measure.after_forward(loss, kwargs)
+    def pass_begins(self, replay: Callable[[], Tensor] | None) -> None:
+        """Called by the forward hook before a pass."""
+        if self._takes_losses:
+            self.before_forward(replay)
+
+    def pass_ended(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
+        """Called by the forward hook after a pass, with the loss it found in the output."""
+        self._measure.after_forward(loss if self._takes_losses else None, kwargs, output)
 
     def step(self, epoch: int | None = None) -> None:
         """Changes no learning rate (the optimizer's hooks do); drops the losses of an update that was skipped."""
@@ -190,7 +207,9 @@ class ControlledLR(LRScheduler):
         decided = next((d for d in reversed(self.trace) if d.observation), None)
         if decided is not None and decided.observation is not None:
             values |= {
-                f"adaptive_lr/{name}": value for name, value in decided.observation.items() if math.isfinite(value)
+                f"adaptive_lr/{name}": value
+                for name, value in decided.observation.items()
+                if isinstance(value, float) and math.isfinite(value)
             }
         return values
 
@@ -278,11 +297,13 @@ class ControlledLR(LRScheduler):
         due = self.governor.due()
         # At the first update of this process due or not: a refusal must come before it.
         if due or not self._seen_updates:
-            self._measure.check_door()
+            self._measure.check_door(due=due)
         self._seen_updates = True
         fields = self._measure.fields(t, [float(lr) for lr in self._last_lr]) if due else {}
         self._decision = self.governor.decide(fields)
         _write(optimizer, self._decision.lr)
+        if self._decision.reason in ("decision", "bounded") and self.governor.wants_outcome():
+            self._measure.before_outcome(self._decision.lr[0])
         if self.governor.due(t + 1):
             self._measure.before_last_update_of_interval(t)
 
@@ -293,9 +314,10 @@ class ControlledLR(LRScheduler):
             self._measure.drop()
             return
         t = self.governor.updates
+        wanted = decision.reason in ("decision", "bounded") and self.governor.wants_outcome()
         self.governor.updates = self.last_epoch = t + 1
         self._last_lr = list(decision.lr)
-        if decision.reason in ("decision", "bounded"):
+        if wanted:
             outcome = self._measure.outcome(t)
             if outcome is not None:
                 self.governor.learn(outcome)

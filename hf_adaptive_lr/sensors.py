@@ -15,9 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from .observation import PER_GROUP
+
 PREVIOUS_DIRECTION = "adaptive_lr_direction"
 """Key in `optimizer.state[p]` of the previous direction, for SGD without a buffer that holds it. It lives there so
 that it is checkpointed and moved between devices with the rest of the optimizer's state."""
+
+DIRECTION_FIELDS = frozenset({"alignment", "slope", "group_alignment", "group_slope", "update_ratio"})
+"""Fields that are computed from the direction of the previous update."""
 
 _CHUNK = 1 << 16
 """Elements per pass on the CPU: the temporaries stay in the cache, so each state tensor is read from memory once."""
@@ -103,7 +108,7 @@ def check_readable(optimizer: Optimizer, needs: frozenset[str]) -> None:
     Raises:
         ValueError: `alignment` or `update_ratio` is needed and the optimizer is not SGD, Adam or AdamW.
     """
-    wanted = sorted(needs & {"alignment", "update_ratio"})
+    wanted = sorted(needs & DIRECTION_FIELDS)
     if wanted and not isinstance(optimizer, SGD | Adam):
         raise ValueError(
             f"the controller needs {' and '.join(wanted)}, read from the optimizer's state, and "
@@ -236,27 +241,32 @@ def _adam_chunk(numerator: Tensor, square: Tensor, shift: Any, scratch: Tensor) 
 
 @torch.no_grad()
 def measure_previous_update(optimizer: Optimizer, lrs: Sequence[float], needs: frozenset[str]) -> dict[str, Tensor]:
-    """`alignment` and `update_ratio` of the gradients now in `param.grad` and the previous update, in one pass.
+    """The [`DIRECTION_FIELDS`] of the gradients now in `param.grad` and the previous update, in one pass.
 
     Args:
         optimizer: SGD, Adam or AdamW (see [`check_readable`]); foreach and fused keep the same state.
         lrs: learning rate that the previous update used, one per parameter group.
-        needs: which of the two to measure.
+        needs: which of them to measure.
 
     Returns:
-        0-d float64 tensors in a dict; neutral values before the first update. No host sync.
+        float64 tensors in a dict, 0-d or of shape (n_groups,); neutral values before the first update. No host sync.
 
-        Clipping, loss scaling and accumulation multiply the whole gradient, so the alignment does not see them.
+        Clipping, loss scaling and accumulation multiply the whole gradient, so the alignment does not see them; the
+        slope is that of the gradient as the optimizer uses it, clipped where it was clipped.
     """
     terms = list(_terms(optimizer))
     out: dict[str, Tensor] = {}
     if not terms:
-        return {name: torch.zeros((), dtype=torch.float64) for name in needs & {"alignment", "update_ratio"}}
+        groups = len(optimizer.param_groups)
+        shapes = {name: (groups,) if name in PER_GROUP else () for name in needs & DIRECTION_FIELDS}
+        return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     scratch = torch.empty(_CHUNK, dtype=torch.float32)
     sums = torch.stack([_term_sums(term, scratch) for term in terms])
-    if "alignment" in needs:
-        dot, d_sq, g_sq = sums.sum(0).unbind()
-        out["alignment"] = cosine(dot, d_sq, g_sq)
+    for scope in ("", "group_"):
+        if needs & {f"{scope}alignment", f"{scope}slope"}:
+            dot, d_sq, g_sq = (_by_group(sums, terms, optimizer) if scope else sums.sum(0)).unbind(-1)
+            measured = {f"{scope}alignment": cosine(dot, d_sq, g_sq), f"{scope}slope": dot / loss_scale(optimizer)}
+            out |= {name: value for name, value in measured.items() if name in needs}
     if "update_ratio" in needs:
         lr_sq = torch.tensor([lrs[t.group] ** 2 for t in terms], dtype=torch.float64)
         moved = (lr_sq.to(sums.device, non_blocking=True) * sums[:, 1]).sum().sqrt()
@@ -264,6 +274,12 @@ def measure_previous_update(optimizer: Optimizer, lrs: Sequence[float], needs: f
         weight_norm = torch.nn.utils.get_total_norm(weights).double()
         out["update_ratio"] = moved / weight_norm.clamp_min(torch.finfo(torch.float32).tiny)
     return out
+
+
+def _by_group(sums: Tensor, terms: Sequence[_Term], optimizer: Optimizer) -> Tensor:
+    """Sums of every parameter group, of shape (n_groups, 3)."""
+    groups = torch.tensor([term.group for term in terms], device=sums.device)
+    return sums.new_zeros(len(optimizer.param_groups), 3).index_add_(0, groups, sums)
 
 
 @torch.no_grad()

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 class ForwardListener(Protocol):
     """Who is told about forward passes of the tapped model."""
 
-    def before_forward(self, replay: Callable[[], Tensor] | None) -> None:
+    def pass_begins(self, replay: Callable[[], Tensor] | None) -> None:
         """A training micro-batch is about to be computed; `replay` computes its loss again."""
 
-    def after_forward(self, loss: Tensor, kwargs: Mapping[str, Any]) -> None:
-        """The model returned this loss for the micro-batch."""
+    def pass_ended(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
+        """The model returned this output for the micro-batch, and in it this loss, if any."""
 
 
 class ForwardTap:
@@ -60,13 +60,12 @@ class ForwardTap:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         listener = self._active(module)
         if listener is not None:
-            listener.before_forward(lambda: _loss_of(module(*args, **kwargs)))
+            listener.pass_begins(lambda: _loss_of(module(*args, **kwargs)))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         listener = self._active(module)
-        loss = _find_loss(output)
-        if listener is not None and loss is not None:
-            listener.after_forward(loss, kwargs)
+        if listener is not None:
+            listener.pass_ended(_find_loss(output), kwargs, output)
 
 
 class _Hook:
@@ -122,15 +121,19 @@ class ReplayPoint:
         Returns:
             0-d tensor on the model's device; no host sync.
         """
-        now, buffers = _generator_states(self._device), [(b, b.clone()) for b in model.buffers()]
-        try:
+        with self.again(model):
+            return closure().detach()
+
+    @contextlib.contextmanager
+    def again(self, model: nn.Module) -> Iterator[None]:
+        """Inside, generators and autocast are as they were at this point; afterwards all is as it was before.
+
+        A backward pass belongs inside too: putting buffers back would invalidate what it has saved.
+        """
+        with undisturbed(self._device, model):
             _restore_generators(self._device, self._generators)
             with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._autocast, cache_enabled=False):
-                return closure().detach()
-        finally:
-            _restore_generators(self._device, now)
-            for buffer, saved in buffers:
-                buffer.copy_(saved)
+                yield
 
 
 def _generator_states(device: torch.device) -> list[Tensor]:
@@ -144,6 +147,19 @@ def _restore_generators(device: torch.device, states: list[Tensor]) -> None:
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
+
+
+@contextlib.contextmanager
+def undisturbed(device: torch.device, model: nn.Module) -> Iterator[None]:
+    """Put the generators and the model's buffers (batch statistics) back as they were, whatever is computed inside."""
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    try:
+        with frozen_generators(device):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, saved in buffers:
+                buffer.copy_(saved)
 
 
 @contextlib.contextmanager

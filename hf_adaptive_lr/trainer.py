@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,7 +20,11 @@ from transformers import Seq2SeqTrainer, Trainer
 
 from .auto import resolve_controller
 from .controller import Controller
+from .extra_batches import ExtraBatches
 from .held_out import hold_out
+from .look_ahead import LookAhead
+from .optimizers import DSA
+from .param_groups import raw
 from .scheduler import ControlledLR
 from .tap import frozen_generators
 from .trace import TraceWriter
@@ -42,8 +47,9 @@ class AdaptiveLRMixin(_Trainer):
     Args:
         controller: a [`Controller`] or the name of one; by default the one that `args` names
             ([`AdaptiveLRTrainingArguments`]).
-        controller_dataset: data on which a controller that needs `eval_loss` is shown the loss; by default a seeded
-            tenth of the training set (`controller_split`), which is then not trained on. Never the `eval_dataset`.
+        controller_dataset: data on which a controller that needs `eval_loss` is shown the loss, or from which one that
+            needs `meta_inner` learns; by default a seeded tenth of the training set (`controller_split`), which is
+            then not trained on. Never the `eval_dataset`.
 
     The other arguments are the Trainer's own. Every update's learning rate is written to `lr_trace.jsonl` in the
     output folder, and `log_history` and the reporters receive `adaptive_lr/*` values.
@@ -56,6 +62,7 @@ class AdaptiveLRMixin(_Trainer):
     train_dataset: Any
     lr_scheduler: Any
     _created_lr_scheduler: bool
+    _look_ahead: LookAhead | None = None
 
     def __init__(
         self,
@@ -92,7 +99,7 @@ class AdaptiveLRMixin(_Trainer):
         return base() if callable(base) else model
 
     def _prepare_controller_data(self) -> None:
-        if "eval_loss" not in self.controller.needs:
+        if not self.controller.needs & {"eval_loss", "meta_inner"}:
             self.controller_data = None
         elif self.controller_dataset is not None:
             self.controller_data = "controller_dataset"
@@ -114,24 +121,47 @@ class AdaptiveLRMixin(_Trainer):
             existing: ControlledLR = self.lr_scheduler
             return existing
         controller = self.controller
-        if "eval_loss" in controller.needs and self.controller_dataset is None:
+        if controller.needs & {"eval_loss", "meta_inner"} and self.controller_dataset is None:
             raise ValueError(
-                f"'{controller.controller_type}' needs evaluation losses; pass controller_dataset= to the trainer"
+                f"'{controller.controller_type}' needs data of its own; pass controller_dataset= to the trainer"
             )
         target = optimizer if optimizer is not None else self.optimizer
         assert target is not None  # Trainer makes the optimizer first
+        model = self.accelerator.unwrap_model(self.model)
         scheduler = ControlledLR(
             target,
             controller,
-            model=self.accelerator.unwrap_model(self.model),
+            model=model,
             hook=False,
+            other_loss=self._extra_loss(self.train_dataset, 0) if "loss_other" in controller.needs else None,
+            meta_loss=self._extra_loss(self.controller_dataset, 1) if "meta_inner" in controller.needs else None,
             **self._scheduler_settings(num_training_steps),
         )
+        self._look_ahead = LookAhead.of(target, model)
         if self.is_world_process_zero():
             scheduler.listeners.append(TraceWriter(Path(self.args.output_dir) / TRACE_NAME))
         self.lr_scheduler, self._created_lr_scheduler = scheduler, True
         self._eval_every = getattr(self.args, "controller_eval_steps", None) or max(1, num_training_steps // 20)
         return scheduler
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """Trainer's optimizer, wrapped by [`DSA`] where the arguments say so."""
+        made: Optimizer = super().create_optimizer(*args, **kwargs)
+        if getattr(self.args, "dsa", False) and not isinstance(raw(made), DSA):
+            self.optimizer = made = DSA(made, **(self.args.dsa_kwargs or {}))
+        return made
+
+    def _extra_loss(self, dataset: Any, use: int) -> Callable[[int], Tensor]:
+        """Loss of batch i of a stream beside training's own, on this rank."""
+        seed = (self.args.seed, use, self.args.process_index)
+        size = self.args.train_batch_size
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset, description="controller")
+            batches = ExtraBatches(dataset, self.data_collator, size, seed)
+        else:
+            collate = self._get_collator_with_removed_columns(self.data_collator, description="controller")
+            batches = ExtraBatches(dataset, collate, size, seed)
+        return lambda number: self._loss(self._prepare_inputs(batches(number)))
 
     def _scheduler_settings(self, num_training_steps: int) -> dict[str, Any]:
         if hasattr(self.args, "scheduler_settings"):
@@ -146,8 +176,10 @@ class AdaptiveLRMixin(_Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch; its loss is kept for the controller, on the device."""
-        scheduler = self.lr_scheduler
-        scheduler.before_forward(self._replay(dict(inputs), num_items_in_batch))
+        scheduler, replay = self.lr_scheduler, self._replay(dict(inputs), num_items_in_batch)
+        scheduler.before_forward(replay)
+        if self._look_ahead is not None:
+            self._look_ahead.add(replay, self.args.device)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         # Trainer returns each micro-batch's share of the update's loss; its mean loss is that times the number of
         # shares.
@@ -170,17 +202,31 @@ class AdaptiveLRMixin(_Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         self.lr_scheduler.observe(grad_norm=norm)
-        if "eval_loss" in self.lr_scheduler.controller.needs and self.lr_scheduler.updates % self._eval_every == 0:
+        if self._evaluates_now():
             self.lr_scheduler.observe(eval_loss=self._controller_loss(model))
         return norm
 
-    @torch.no_grad()
+    def _evaluates_now(self) -> bool:
+        scheduler = self.lr_scheduler
+        if "eval_loss" not in scheduler.controller.needs:
+            return False
+        if scheduler.controller.fresh_eval and getattr(self.args, "controller_eval_steps", None) is None:
+            due: bool = scheduler.governor.due()
+            return due
+        every: bool = scheduler.updates % self._eval_every == 0
+        return every
+
     def _controller_loss(self, model: nn.Module) -> float:
-        """Mean loss per example on the controller's data, equal on all ranks; draws no random number of training's."""
+        """Mean loss per example on the controller's data, equal on all ranks."""
+        return self._mean_loss(model, self.controller_dataset)
+
+    @torch.no_grad()
+    def _mean_loss(self, model: nn.Module, dataset: Any) -> float:
+        """Mean loss per example in evaluation mode, equal on all ranks; draws no random number of training's."""
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with frozen_generators(self.args.device):
             model.eval()
-            for inputs in self._controller_batches():
+            for inputs in self._each_once(dataset):
                 inputs = self._prepare_inputs(inputs)
                 rows = next(v for v in inputs.values() if isinstance(v, Tensor)).shape[0]
                 loss = self._loss(inputs).double()
@@ -189,11 +235,11 @@ class AdaptiveLRMixin(_Trainer):
         summed = self.accelerator.reduce(total, reduction="sum")
         return float(summed[0] / summed[1])
 
-    def _controller_batches(self) -> DataLoader[Any]:
-        # Each example once: ranks with fewer batches must not be padded with copies.
+    def _each_once(self, dataset: Any) -> DataLoader[Any]:
+        # Ranks with fewer batches must not be padded with copies.
         even, self.accelerator.even_batches = self.accelerator.even_batches, False
         try:
-            return self.get_eval_dataloader(self.controller_dataset)
+            return self.get_eval_dataloader(dataset)
         finally:
             self.accelerator.even_batches = even
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_adaptive_lr import Controller, Observation
+from hf_adaptive_lr import Controller, Observation, Outcome
 from hf_adaptive_lr.controllers import CONTROLLERS
+from hf_adaptive_lr.observation import PER_GROUP
 
 
 def by_default(name: str) -> Controller:
@@ -83,4 +84,55 @@ class Recurrent(Controller):
         return obs.base_lr * (0.5 + average) / (1 + 0.1 * state["count"]), {
             "average": average,
             "count": state["count"] + 1,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classified(Controller):
+    """Mixes what can be seen of a classifier and of its parameter groups into one factor per group."""
+
+    controller_type = "classified"
+    needs = frozenset(
+        {
+            "classes",
+            "prediction_variance",
+            "prediction_change",
+            "penultimate_mean",
+            "penultimate_variance",
+            "head_mean",
+            "head_variance",
+            "slope",
+            "group_alignment",
+            "group_slope",
+        }
+    )
+
+    def decide(self, obs: Observation, state: dict, params: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict]:
+        mixed = sum(torch.tanh(10 * obs.require(name)).unsqueeze(-1) for name in sorted(self.needs - PER_GROUP))
+        mixed = mixed + sum(torch.tanh(obs.require(name)) for name in sorted(PER_GROUP))
+        return 0.9 * obs.lrs / obs.base_lrs + 0.1 * (1 + 0.1 * mixed), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra(Controller):
+    """Learns from batches beside training's own, every second update."""
+
+    controller_type = "extra"
+    needs = frozenset({"loss_other", "meta_inner"})
+
+    def init(self, batch_shape=(), *, n_groups=1, seed=0, device=None) -> dict:
+        return {"factor": torch.ones(batch_shape, dtype=torch.float64), "seen": torch.zeros(0, 3, dtype=torch.float64)}
+
+    def decide(self, obs: Observation, state: dict, params: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict]:
+        return state["factor"], state
+
+    def wants_outcome(self, update: int, total_steps: int | None) -> bool:
+        return update % 2 == 1
+
+    def learn(self, outcome: Outcome, state: dict) -> dict:
+        row = torch.stack((torch.tensor(float(outcome.step)).double(), outcome.loss_other, outcome.meta_inner))
+        mixed = torch.tanh(outcome.loss_other) + torch.tanh(outcome.meta_inner)
+        return {
+            "factor": 0.5 * state["factor"] + 0.4 * (1 + 0.2 * mixed),
+            "seen": torch.cat((state["seen"], row[None])),
         }

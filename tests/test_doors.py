@@ -8,9 +8,9 @@ from transformers import Trainer
 
 from hf_adaptive_lr import Hypergradient, Linear
 from tests import doors
-from tests.controllers_for_tests import Everything, LossOnly, NormOnly, Recurrent
+from tests.controllers_for_tests import Classified, Everything, LossOnly, NormOnly, Recurrent
 
-UNCLIPPED = [Linear(), Hypergradient(), LossOnly(), Recurrent(), Everything()]
+UNCLIPPED = [Linear(), Hypergradient(), LossOnly(), Recurrent(), Everything(), Classified()]
 CLIPPED = [Linear(), Hypergradient(), LossOnly(), Recurrent()]
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
+from hf_adaptive_lr import Hypergradient
 from hf_adaptive_lr.cli import finetune as finetune_verb
 from hf_adaptive_lr.finetune import FinetuneConfig, FinetuneError, run
 from hf_adaptive_lr.finetune_config import last_checkpoint
@@ -74,7 +75,7 @@ def test_a_text_run_learns_and_leaves_four_outputs(text_job) -> None:
         "report_split": "test",
         "labels": 3,
     }
-    assert results["controller"] == {"controller_type": "hypergradient", "beta": 0.05}
+    assert results["controller"] == {"controller_type": "hypergradient", **Hypergradient().config()}
     assert results["controller_data"] == "training batches only"
     trace = read_trace(out / "lr_trace.jsonl")
     rates = [row["lr"] for row in trace]
@@ -152,7 +153,7 @@ def test_the_data_of_an_evaluating_controller_is_named(text_job) -> None:
 
 
 def test_the_command_in_the_results_says_it_all(text_job) -> None:
-    job = replace(text_job, max_steps=1, every=3, seed=5)
+    job = replace(text_job, max_steps=1, every=3, seed=5, controller="cosine", optimizer="sgd")
     words = shlex.split(run(job)["command"])
     assert words[:2] == ["hf-adaptive-lr", "finetune"]
     parser = argparse.ArgumentParser()

@@ -15,7 +15,7 @@ PACKAGE = Path(hf_adaptive_lr.__file__).parent
 
 # Lower floors first; a module may import its own floor and those below. Folders stand for all their modules.
 FLOORS = [
-    {"observation", "sensors", "ranks", "tap", "param_groups"},
+    {"observation", "sensors", "model_sensors", "outcome_sensors", "ranks", "tap", "param_groups"},
     {"controller", "hub", "features", "draws"},
     {
         "controllers",
@@ -24,6 +24,7 @@ FLOORS = [
         "decision",
         "governor",
         "measure",
+        "door",
         "scheduler",
         "trace",
         "held_out",
@@ -35,6 +36,8 @@ FLOORS = [
         "arguments",
         "callback",
         "trainer",
+        "look_ahead",
+        "meta_trainer",
         "finetune",
         "finetune_data",
         "finetune_model",
@@ -45,7 +48,16 @@ FLOORS = [
     },
     {"bench", "cli"},
 ]
-HOME_OF_TRANSFORMERS = {"arguments", "callback", "trainer", "finetune", "finetune_data", "finetune_model", "bench"}
+HOME_OF_TRANSFORMERS = {
+    "arguments",
+    "callback",
+    "trainer",
+    "meta_trainer",
+    "finetune",
+    "finetune_data",
+    "finetune_model",
+    "bench",
+}
 
 
 def _modules() -> list[Path]:

@@ -14,10 +14,12 @@ from accelerate.state import AcceleratorState, GradientState
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Hypergradient, Plateau, ranks
 from tests import doors
-from tests.controllers_for_tests import Everything, LossOnly, Recurrent
+from tests.controllers_for_tests import Classified, Everything, Extra, LossOnly, Recurrent
 from tests.tiny import Tokens, batches, bert, flat, mlp
 
 CONTROLLERS = [Hypergradient(), Recurrent(), Everything(), Plateau(metric="eval_loss", window=2)]
+PER_RANK = [Classified(), Extra()]  # look at one rank's batch, so one process cannot see the same
+
 IDS = [c.controller_type for c in CONTROLLERS]
 
 
@@ -67,6 +69,29 @@ def test_trainer_on_two_processes(controller, optim, tmp_path) -> None:
     tolerance = 1e-5 if optim == "sgd" else 1e-3
     assert alone.lr_scheduler.lr_history() == pytest.approx(first["lrs"], rel=tolerance)
     assert torch.allclose(flat(alone.model), first["weights"], atol=tolerance)
+
+
+@pytest.mark.parametrize("controller", PER_RANK, ids=[c.controller_type for c in PER_RANK])
+def test_two_processes_agree_and_resume(controller, tmp_path) -> None:
+    _launch(_trainer_on_a_rank, controller, tmp_path, {"save_strategy": "steps", "save_steps": 3})
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["lrs"] == second["lrs"]
+    assert len(set(first["lrs"])) > 2
+    assert torch.equal(first["weights"], second["weights"])
+    _launch(_resumed_on_a_rank, controller, tmp_path, str(tmp_path / "checkpoint-3"))
+    resumed = torch.load(tmp_path / "0.pt")
+    assert resumed["lrs"] == first["lrs"][3:]
+    assert torch.equal(resumed["weights"], first["weights"])
+
+
+def _resumed_on_a_rank(controller, folder: Path, checkpoint: str) -> None:
+    torch.set_num_threads(1)
+    args = doors.arguments(
+        folder, AdaptiveLRTrainingArguments, per_device_train_batch_size=8, max_grad_norm=0.1, save_strategy="no"
+    )
+    trainer = AdaptiveLRTrainer(model=bert(dropout=0.0), args=args, train_dataset=Tokens(107), controller=controller)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    _save(folder, trainer.lr_scheduler.lr_history(), trainer.accelerator.unwrap_model(trainer.model))
 
 
 def _accelerate_on_a_rank(controller, folder: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 from hf_adaptive_lr import AdaptiveLRCallback, AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Plateau
 from hf_adaptive_lr.controllers import CONTROLLERS
 from tests import doors
-from tests.controllers_for_tests import Everything, Recurrent, by_default
+from tests.controllers_for_tests import Classified, Everything, Extra, Recurrent, by_default
 from tests.tiny import Tokens, batches, bert, flat, mlp
 
 UPDATES = 12
@@ -23,6 +23,8 @@ ALL = [
     Plateau(metric="eval_loss", window=2),
     Recurrent(),
     Everything(),
+    Classified(),
+    Extra(),
 ]
 IDS = [f"{c.controller_type}-{getattr(c, 'metric', '')}".strip("-") for c in ALL]
 EPHEMERAL = ("runtime", "per_second", "total_flos", "train_loss")
@@ -114,7 +116,21 @@ def test_plain_loop_resumes_exactly_through_torch_save(controller, tmp_path) -> 
     ) -> tuple[list[float], torch.nn.Module, ControlledLR, torch.optim.Optimizer]:
         model = mlp(batch_norm=True)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-2)
-        scheduler = ControlledLR(optimizer, controller, model=model, hook=False, total_steps=UPDATES, max_grad_norm=0)
+
+        def loss_of(number: int) -> torch.Tensor:
+            x, y = batches(UPDATES, seed=7)[number]
+            return torch.nn.functional.cross_entropy(model(x), y)
+
+        scheduler = ControlledLR(
+            optimizer,
+            controller,
+            model=model,
+            hook=False,
+            total_steps=UPDATES,
+            max_grad_norm=0,
+            other_loss=loss_of,
+            meta_loss=loss_of,
+        )
         if state is not None:
             saved = torch.load(state, weights_only=True)
             model.load_state_dict(saved["model"])
@@ -125,9 +141,11 @@ def test_plain_loop_resumes_exactly_through_torch_save(controller, tmp_path) -> 
         for step in steps:
             x, y = data[step]
             scheduler.before_forward(lambda x=x, y=y: torch.nn.functional.cross_entropy(model(x), y))
-            loss = torch.nn.functional.cross_entropy(model(x), y)
+            logits = model(x)
+            loss = torch.nn.functional.cross_entropy(logits, y)
             loss.backward()
-            scheduler.observe(loss=loss, eval_loss=float(step % 4) if step % 3 == 0 else None)
+            evaluated = step % 3 == 0 or controller.fresh_eval
+            scheduler.observe(loss=loss, eval_loss=float(step % 4) if evaluated else None, logits=logits)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()

@@ -1,0 +1,83 @@
+"""The refusal, before the first update, of what a door to the training loop cannot measure exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
+"""Fields for which the last micro-batch is computed again."""
+_SCALED = frozenset({"loss", "grad_norm", "gain_ratio", "slope", "group_slope", "loss_before", "loss_after"})
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a door has shown when the first update is about to be applied.
+
+    Args:
+        losses: micro-batches of this update whose loss was seen.
+        replayable: whether the last of them can be computed again.
+        scaled_by_items: whether Trainer passed `num_items_in_batch` to the model.
+        ranks: number of processes.
+        max_grad_norm: clipping in force, 0 for none, None for unknown.
+        grad_norm: whether the norm before clipping was observed.
+        evaluated: whether an evaluation loss was observed.
+        fresh_eval: whether the controller wants one for the decision that is due.
+    """
+
+    losses: int
+    replayable: bool
+    scaled_by_items: bool
+    ranks: int
+    max_grad_norm: float | None
+    grad_norm: bool
+    evaluated: bool
+    fresh_eval: bool
+
+
+def refuse_unmeasurable(needs: frozenset[str], seen: Seen) -> None:
+    """Refuse a controller that needs what was not seen.
+
+    Raises:
+        ValueError: names the field, why it cannot be measured, and the door that can.
+    """
+    if seen.fresh_eval and not seen.evaluated:
+        raise ValueError(
+            "the controller needs an evaluation at every decision and none was observed. Use AdaptiveLRTrainer, or "
+            "call observe(eval_loss=...) before every update at which scheduler.governor.due()"
+        )
+    if needs & (REPLAYED | {"loss"}) and not seen.losses:
+        raise ValueError(
+            "the controller needs the loss of the update and none was observed: the model returns none (label "
+            "smoothing, compute_loss_func, a plain module) or nobody calls observe(loss=...). Use "
+            "AdaptiveLRTrainer, or call observe"
+        )
+    unseen = _hidden_by_clipping(needs, seen)
+    if unseen:
+        raise ValueError(
+            f"the controller needs {unseen} from before clipping, and clipping cannot be seen from here. Use "
+            "AdaptiveLRTrainer, or give max_grad_norm= and observe(grad_norm=...) with what clip_grad_norm_ "
+            "returns, or say max_grad_norm=0 if nothing clips"
+        )
+    repeated = sorted(needs & REPLAYED)
+    if repeated and not seen.replayable:
+        raise ValueError(
+            f"the controller needs {repeated[0]}, for which the last micro-batch is computed again; call "
+            "before_forward() ahead of it and observe(loss=..., closure=...) after it, or use AdaptiveLRTrainer"
+        )
+    scaled = sorted(needs & _SCALED)
+    if scaled and seen.scaled_by_items and (seen.losses > 1 or seen.ranks > 1):
+        raise ValueError(
+            f"the controller needs {scaled[0]}, and Trainer passes num_items_in_batch to the model: with "
+            "accumulation or several processes most heads then return inflated losses and gradients. Use "
+            "AdaptiveLRTrainer, or set trainer.model_accepts_loss_kwargs = False"
+        )
+
+
+def _hidden_by_clipping(needs: frozenset[str], seen: Seen) -> str | None:
+    if seen.max_grad_norm == 0:
+        return None
+    if "grad_norm" in needs and not seen.grad_norm:
+        return "grad_norm"
+    # The gain ratio divides clipping out again, for which both numbers are needed.
+    known = seen.max_grad_norm is not None and seen.grad_norm
+    return "gain_ratio" if "gain_ratio" in needs and not known else None

@@ -1,0 +1,123 @@
+"""Sensors that look into a classification model: its class probabilities and its last weight matrices.
+
+Xu et al. 2019 (arXiv:1909.09712) observe both. They work for any model whose output carries `logits` of shape (batch,
+classes), as the classification models of transformers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+WEIGHT_FIELDS = ("penultimate_mean", "penultimate_variance", "head_mean", "head_variance")
+PREDICTION_FIELDS = ("prediction_variance", "prediction_change")
+_UNIFORM_VARIANCE = 1 / 12  # of numbers drawn evenly from [0, 1)
+
+
+def find_logits(output: Any) -> Tensor | None:
+    """The logits of a model's output, or None where it has none."""
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if logits is None and isinstance(output, tuple) and len(output) > 1:
+        logits = output[1]
+    return logits if isinstance(logits, Tensor) else None
+
+
+def class_count(model: nn.Module | None, logits: Tensor | None) -> int | None:
+    """Number of classes by the model's config, or else by its logits; None when neither says."""
+    named = getattr(getattr(model, "config", None), "num_labels", None)
+    if isinstance(named, int) and named >= 2:
+        return named
+    return int(logits.shape[-1]) if logits is not None and logits.shape[-1] >= 2 else None
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Class probabilities (batch, classes) in float32, out of the graph.
+
+    Raises:
+        ValueError: logits of another shape than (batch, classes) with at least two classes.
+    """
+    if logits.ndim != 2 or logits.shape[-1] < 2:
+        raise ValueError(
+            f"the controller looks at the predictions of a classifier, and the logits have shape "
+            f"{tuple(logits.shape)}; it needs (batch, classes) with at least 2 classes"
+        )
+    return logits.detach().float().softmax(-1)
+
+
+def prediction_change(now: Tensor, before: Tensor | None) -> Tensor:
+    """Variance of the difference of two batches of probabilities, row by row as far as both go.
+
+    Args:
+        now: (batch, classes).
+        before: (batch, classes) of the decision before, or None at the first: then as if it had been uniform noise.
+    """
+    if before is None:
+        return now.var(correction=0) + _UNIFORM_VARIANCE
+    rows = min(len(now), len(before))
+    return (now[:rows] - before[:rows].to(now.device)).var(correction=0)
+
+
+def last_matrices(params: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """The last two trained weight matrices, the head's second; where there is one, that and its bias.
+
+    Args:
+        params: the trained parameters, in the order of the model.
+
+    Raises:
+        ValueError: there is no weight matrix.
+    """
+    trained = [p for p in params if p.requires_grad]
+    places = [i for i, p in enumerate(trained) if p.ndim == 2]
+    if not places:
+        raise ValueError("the controller looks at the last weight matrices, and the model trains none")
+    if len(places) > 1:
+        return trained[places[-2]], trained[places[-1]]
+    after = trained[places[0] + 1 :]
+    return trained[places[0]], after[0] if after else trained[places[0]]
+
+
+@torch.no_grad()
+def measure_weights(optimizer: Optimizer, model: nn.Module | None) -> dict[str, Tensor]:
+    """Mean and variance of the last two weight matrices; 0-d tensors, no host sync.
+
+    Args:
+        optimizer: its parameters are looked at.
+        model: gives their order; without it they are taken in the optimizer's.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if model is not None:
+        mine = {id(p) for p in params}
+        params = [p for p in model.parameters() if id(p) in mine]
+    numbers = [f for p in last_matrices(params) for f in (p.float().mean(), p.float().var(correction=0))]
+    return dict(zip(WEIGHT_FIELDS, numbers, strict=True))
+
+
+class PredictionSensor:
+    """Keeps the logits of the last micro-batch and the class probabilities of the decision before."""
+
+    def __init__(self) -> None:
+        self.logits: Tensor | None = None
+        self.before: Tensor | None = None
+
+    def measure(self) -> dict[str, Tensor]:
+        """Both prediction fields of the kept logits, whose probabilities become the ones of "the decision before".
+
+        Raises:
+            ValueError: no logits were seen, or they are not a classifier's.
+        """
+        if self.logits is None:
+            raise ValueError(
+                "the controller looks at the model's predictions and none were seen: the model returns no logits. "
+                "Give model= to ControlledLR, or call observe(logits=...)"
+            )
+        now = probabilities(self.logits)
+        fields = {
+            "prediction_variance": now.var(correction=0),
+            "prediction_change": prediction_change(now, self.before),
+        }
+        self.before = now
+        return fields
