@@ -19,6 +19,14 @@ _HOMES = {
     "AdaptiveLRSeq2SeqTrainer": "trainer",
     "AdaptiveLRTrainer": "trainer",
     "AdaptiveLRTrainingArguments": "arguments",
+    "MetaLRTrainer": "meta_trainer",
+    "DSA": "optimizers",
+    "lr_range_test": "range_test",
+    "ActorCritic": "controllers",
+    "MLRSNet": "controllers",
+    "PLRS": "controllers",
+    "PPOSchedule": "controllers",
+    "RandomWalk": "controllers",
     "Constant": "controllers",
     "Cosine": "controllers",
     "Hypergradient": "controllers",
@@ -36,16 +44,24 @@ if TYPE_CHECKING:
     from .auto import AutoController as AutoController
     from .callback import AdaptiveLRCallback as AdaptiveLRCallback
     from .controller import Controller as Controller
+    from .controllers import PLRS as PLRS
+    from .controllers import ActorCritic as ActorCritic
     from .controllers import Constant as Constant
     from .controllers import Cosine as Cosine
     from .controllers import Hypergradient as Hypergradient
     from .controllers import Linear as Linear
+    from .controllers import MLRSNet as MLRSNet
     from .controllers import Plateau as Plateau
+    from .controllers import PPOSchedule as PPOSchedule
+    from .controllers import RandomWalk as RandomWalk
     from .controllers import Replay as Replay
     from .controllers import Universal as Universal
     from .controllers import WarmupStableDecay as WarmupStableDecay
+    from .meta_trainer import MetaLRTrainer as MetaLRTrainer
     from .observation import Observation as Observation
     from .observation import Outcome as Outcome
+    from .optimizers import DSA as DSA
+    from .range_test import lr_range_test as lr_range_test
     from .scheduler import ControlledLR as ControlledLR
     from .trainer import AdaptiveLRMixin as AdaptiveLRMixin
     from .trainer import AdaptiveLRSeq2SeqTrainer as AdaptiveLRSeq2SeqTrainer

@@ -88,6 +88,7 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
     from .trainer import AdaptiveLRTrainer
 
     assert config.learning_rate and config.max_steps and config.batch_size  # `resolved` set them
+    optim: dict[str, Any] = {"optim": "sgd"} if config.optimizer == "sgd" else {}
     args = AdaptiveLRTrainingArguments(
         output_dir=str(config.folder),
         learning_rate=config.learning_rate,
@@ -95,7 +96,7 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=4 * config.batch_size,
         seed=config.seed,
-        **({"optim": "sgd"} if config.optimizer == "sgd" else {}),
+        **optim,
         dsa=config.optimizer == "dsa",
         controller_every=config.every,
         save_strategy="steps",

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .controller import Controller
+from .controller import Controller, State
 from .decision import Decision, Settings, Value
 from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Observation, Outcome
 
@@ -152,11 +152,13 @@ class Governor:
 
     def _observation(self, fields: Mapping[str, Value]) -> Observation:
         tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in fields.items()}
+        # A group that is not to be trained has no rate that a controller could reason about.
+        reference = next(i for i, lr in enumerate(self.base_lrs) if lr > 0)
         return Observation(
             step=self.updates,
             total_steps=self.total_steps,
-            lr=torch.tensor(self._answer[0], dtype=torch.float64),
-            base_lr=torch.tensor(self.base_lrs[0], dtype=torch.float64),
+            lr=torch.tensor(self._answer[reference], dtype=torch.float64),
+            base_lr=torch.tensor(self.base_lrs[reference], dtype=torch.float64),
             lrs=torch.tensor(self._answer, dtype=torch.float64),
             base_lrs=torch.tensor(self.base_lrs, dtype=torch.float64),
             **tensors,
@@ -266,10 +268,16 @@ class Governor:
             "cooldown": None if self._cooldown is None else list(self._cooldown),
             "base_lrs": list(self.base_lrs),
             "answer": list(self._answer),
-            "controller_state": {
-                k: v.detach().cpu().clone() if isinstance(v, Tensor) else v for k, v in self._state.items()
-            },
+            "controller_state": self.controller_state(),
         }
+
+    def controller_state(self) -> State:
+        """A copy of the controller's run state, on the CPU."""
+        return {k: v.detach().cpu().clone() if isinstance(v, Tensor) else v for k, v in self._state.items()}
+
+    def set_controller_state(self, state: State) -> None:
+        """Go on with another run state of the controller."""
+        self._state = state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue a run; a state of another scheduler or controller is refused before anything changes.

@@ -120,8 +120,9 @@ class Observation:
     Args:
         step: 0-based index of the update about to be applied; int, or an integer tensor of `batch_shape`.
         total_steps: number of updates of the whole run, or None when unknown.
-        lr: learning rate of group 0 in force, after bounds, without the warm-up ramp; the base LR at the first update.
-        base_lr: learning rate of group 0 that the user asked for.
+        lr: learning rate in force, after bounds, without the warm-up ramp; the base LR at the first update. Of group
+            0, or of the first group whose base LR is not 0.
+        base_lr: what the user asked for, of the same group.
         lrs: learning rates in force of all groups, of `batch_shape + (n_groups,)`; None where there is one group.
         base_lrs: what the user asked for, of all groups, likewise.
         loss: training loss of batch `step` in nats (or the model's unit), before the update.

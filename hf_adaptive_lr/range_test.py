@@ -1,7 +1,8 @@
 """LR range test (Smith 2017, arXiv:1506.01186, section 3.3): the bounds that PLRS asks for, before training.
 
-Train for a few dozen updates while the learning rate rises geometrically, and see where the loss turns up. Smith reads
-that point off a plot; here the rule is written down, in `_turn`. Afterwards everything is put back as it was.
+Train for a few dozen updates while the learning rate rises, and see where the loss turns up. Smith lets it rise
+linearly and reads the point off a plot of the accuracy; here it rises geometrically, and the rule is written down, in
+`_turn`. Afterwards everything is put back as it was.
 """
 
 from __future__ import annotations
@@ -12,22 +13,18 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .param_groups import base_lrs
-from .param_groups import raw as unwrapped
+from .param_groups import base_lrs, raw
 from .ranks import world_size
 
-PAPER_RATIO = 0.7
-"""L_min / L_max in most runs of the PLRS paper (arXiv:2407.07613; [.07, .1])."""
-
 # The turn is seen late: a direction that a learning rate makes unstable needs some updates to grow into the loss. On
-# noisy quadratics the turn lies at 0.3 to 1.3 times the stability limit 2 / curvature (100 steps, six decades).
+# quadratics with noisy gradients the turn lies at 0.2 to 2 times the stability limit 2 / curvature (100 steps, six
+# decades); without noise it is seen late by a factor of several, whatever the rule.
 _MARGIN = 0.5
 _SAME, _HIGHER = 2.0, 5.0  # standard errors: within which the loss is still at its lowest, beyond which it turned up
 
@@ -39,10 +36,9 @@ class RangeTest:
     Args:
         lrs: the learning rates that were tried, rising; fewer than asked for if the loss diverged.
         raw_losses: loss of the next batch right after the update at each of them, all finite.
-        losses: the same, averaged over neighbours on both sides, without lag: weight `smooth ** distance`, of the
-            logarithms if all losses are positive.
-        turn: the largest learning rate at which `losses` was still at its lowest (within two standard errors), before
-            it turned up; None if it never did.
+        losses: the same, smoothed by a running median over neighbours on both sides.
+        turn: the largest learning rate at which the loss was still at its lowest (the smoothed one within two standard
+            errors, the raw one within three standard deviations) before it turned up; None if it never did.
     """
 
     lrs: tuple[float, ...]
@@ -62,8 +58,8 @@ class RangeTest:
 
     @property
     def l_min(self) -> float:
-        """Proposal for L_min: 0.7 L_max, the ratio of most runs in the PLRS paper."""
-        return PAPER_RATIO * self.l_max
+        """Proposal for L_min: 0.7 L_max, the ratio of VGG-16, WRN-28-10 and ResNet-110 in the PLRS paper."""
+        return 0.7 * self.l_max
 
     def factor_bounds(self, base_lr: float | None = None) -> tuple[float, float]:
         """(l_min, l_max) as factors of the base LR, the `low` and `high` of PLRS.
@@ -111,7 +107,8 @@ def lr_range_test(
         low: first learning rate, above 0; so low that it does no harm.
         high: last one, above `low`.
         steps: number of updates, 20 ... 100,000. More find the turn more exactly; below 100 it is seen late.
-        smooth: weight of a neighbour at distance 1 when losses are averaged, in [0, 0.99].
+        smooth: in [0, 0.99]; weight of the past in the running average that is watched for divergence, while the
+            running median is over smooth / (1 - smooth) losses on either side.
         stop_factor: stop early when the running average of the loss exceeds its best by (stop_factor - 1) times the
             larger of best and first loss, in size: by a factor `stop_factor`, if it never fell. In [1.1, 1e6].
         max_grad_norm: clip gradients to this norm, if training does; None or 0 for no clipping.
@@ -135,21 +132,21 @@ def lr_range_test(
         >>> found = lr_range_test(model, optimizer, data, loss=loss, low=1e-4, high=10.0)
         >>> found.turned_up, 0.05 < found.l_max < 0.5
         (True, True)
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=found.l_max)  # for PLRS(low=0.7, high=1.0)
+        >>> low, high = found.factor_bounds(base_lr=0.1)  # for PLRS(low=low, high=high)
     """
     _check("low", low, 1e-20, 1e6, "1e-6 is harmless for most models")
     _check("high", high, low * (1 + 1e-6), 1e6, f"it must be above low={low}")
-    _check("steps", steps, 20, 100_000, "100 are enough for six decades")
-    _check("smooth", smooth, 0.0, 0.99, "0.9 averages over about twenty neighbours")
+    _check("steps", steps, 20, 100_000, "100 are enough for six decades", whole=True)
+    _check("smooth", smooth, 0.0, 0.99, "0.9 is a median over 19 losses")
     _check("stop_factor", stop_factor, 1.1, 1e6, "4 is usual")
     _check("max_grad_norm", max_grad_norm or 0.0, 0.0, math.inf, "None for no clipping")
-    optimizer = unwrapped(optimizer)
+    optimizer = raw(optimizer)
     _refuse_company(optimizer)
     lrs = [low * (high / low) ** (k / (steps - 1)) for k in range(steps)]
     with _put_back(model, optimizer), torch.enable_grad():
         sweep = _Sweep(model, optimizer, _endless(batches), loss or _own_loss, max_grad_norm)
-        losses, limit, diverged = sweep.run(lrs, smooth, stop_factor)
-    smoothed, turn = _turn(losses, smooth, limit, diverged)
+        losses, diverged = sweep.run(lrs, smooth, stop_factor)
+    smoothed, turn = _turn(losses, smooth, diverged)
     if turn == 0:
         raise ValueError(f"lr_range_test: the loss rises from the first learning rate on; lower low={low}")
     return RangeTest(tuple(lrs[: len(losses)]), tuple(losses), tuple(smoothed), None if turn is None else lrs[turn])
@@ -163,8 +160,8 @@ class _Sweep:
     loss: Callable[[nn.Module, Any], Tensor]
     max_grad_norm: float | None
 
-    def run(self, lrs: list[float], smooth: float, stop_factor: float) -> tuple[list[float], float, bool]:
-        """Losses after the updates at `lrs`; the value beyond which the sweep stops; whether the loss diverged."""
+    def run(self, lrs: list[float], smooth: float, stop_factor: float) -> tuple[list[float], bool]:
+        """Losses after the updates at `lrs`, and whether they diverged, which ends the sweep."""
         pending = self._next_loss()
         first = loss = pending.item()
         if not math.isfinite(first):
@@ -174,7 +171,7 @@ class _Sweep:
         if reference is None:
             raise ValueError(f"lr_range_test: learning rates {bases} of the groups; set one above 0, for the ratios")
         losses: list[float] = []
-        average, weight, best, limit = 0.0, 0.0, math.inf, math.inf
+        average, weight, best = 0.0, 0.0, math.inf
         for lr in lrs:
             self._update(pending, [lr * base / reference for base in bases])
             pending = self._next_loss()
@@ -184,14 +181,13 @@ class _Sweep:
             losses.append(loss)
             average, weight = smooth * average + (1 - smooth) * loss, smooth * weight + (1 - smooth)
             best = min(best, average / weight)
-            limit = best + (stop_factor - 1) * max(abs(first), abs(best))
-            if average / weight > limit:
+            if average / weight > best + (stop_factor - 1) * max(abs(first), abs(best)):
                 break
         else:
-            return losses, limit, False
+            return losses, False
         if not losses:
             raise ValueError(f"lr_range_test: the loss is {loss} after the first update; lower low={lrs[0]}")
-        return losses, limit, True
+        return losses, True
 
     def _next_loss(self) -> Tensor:
         loss = self.loss(self.model, next(self.batches))
@@ -210,36 +206,23 @@ class _Sweep:
         self.optimizer.zero_grad()
 
 
-def _turn(losses: list[float], smooth: float, limit: float, diverged: bool) -> tuple[list[float], int | None]:
-    """Losses averaged over both neighbourhoods, and the last place where they are at their lowest before they rise."""
-    # What diverges counts up to the limit only, and in the logarithm: a few huge values, or the many orders of
-    # magnitude that a noiseless loss falls through, would otherwise be all that an average shows.
-    y = torch.tensor(losses, dtype=torch.float64).clamp(max=limit)
-    in_logs = bool((y > 0).all())
+def _turn(losses: list[float], smooth: float, diverged: bool) -> tuple[list[float], int | None]:
+    """The running median, and the last place where the loss is at its lowest before it turns up, if it does."""
+    # A median and not an average: it has no lag, keeps the edge where losses explode, and does not care how far.
+    y = torch.tensor(losses, dtype=torch.float64)
+    in_logs = bool((y > 0).all())  # noise is in proportion to a loss that falls by orders of magnitude
     y = y.log() if in_logs else y
-    total = _spread([1.0] * len(losses), smooth)
-    smoothed = _spread(y.tolist(), smooth) / total
+    half = round(smooth / (1 - smooth))
+    median = torch.stack([y[max(0, i - half) : i + half + 1].quantile(0.5) for i in range(len(losses))])
     moves = y.diff()
     # Robust (median absolute deviation), so that neither the fall nor the rise of the loss counts as noise.
-    noise = 1.4826 * (moves - moves.median()).abs().median() / math.sqrt(2) if len(losses) > 2 else 0.0
-    error = noise * (_spread([1.0] * len(losses), smooth**2).sqrt() / total).max()
-    low = smoothed.min()
-    last = int(torch.nonzero(smoothed <= low + _SAME * error)[-1])
-    # One lucky batch is within three deviations; a noiseless loss is at its lowest in one place, to the update.
+    noise = 1.4826 * (moves - moves.median()).abs().median() / math.sqrt(2) if len(losses) > 2 else torch.zeros(())
+    error = 1.25 * noise / math.sqrt(half + 1)
+    last = int(torch.nonzero(median <= median.min() + _SAME * error)[-1])
+    # A lucky batch is within three deviations; a loss without noise turns at one update, and is found exactly there.
     last_raw = int(torch.nonzero(y <= y.min() + 3 * noise)[-1])
-    turned = diverged or bool(smoothed[last:].max() > low + _HIGHER * error)
-    shown = (smoothed.exp() if in_logs else smoothed).tolist()
-    return shown, min(last, last_raw) if turned else None
-
-
-def _spread(values: list[float], weight: float) -> Tensor:
-    """At every place, the sum of all values, each times weight ** distance."""
-
-    def one_way(numbers: list[float]) -> list[float]:
-        return list(accumulate(numbers, lambda total, value: weight * total + value))
-
-    left, right = one_way(values), one_way(values[::-1])[::-1]
-    return torch.tensor([a + b - v for a, b, v in zip(left, right, values, strict=True)], dtype=torch.float64)
+    turned = diverged or bool(median[last:].max() > median.min() + _HIGHER * error)
+    return (median.exp() if in_logs else median).tolist(), min(last, last_raw) if turned else None
 
 
 @contextlib.contextmanager
@@ -289,26 +272,17 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
             seen += 1
             yield batch
         if seen == before:
-            raise ValueError(
-                f"lr_range_test: no batch is left after {seen}; pass a list or DataLoader, which can be iterated "
-                "again, or an iterator of at least steps + 1 batches"
-            )
+            raise ValueError(f"lr_range_test: no batch is left after {seen}; pass a list, a DataLoader or steps + 1")
 
 
 def _own_loss(model: nn.Module, batch: Any) -> Tensor:
     if not isinstance(batch, Mapping):
-        raise TypeError(
-            f"lr_range_test: batches are {type(batch).__name__}, not mappings; pass loss=, a function of (model, "
-            "batch) that returns the mean loss"
-        )
+        raise TypeError(f"lr_range_test: batches are {type(batch).__name__}, not mappings; pass loss=")
     device = next(model.parameters()).device
     output = model(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in batch.items()})
     loss: Tensor | None = getattr(output, "loss", None)
     if loss is None:
-        raise ValueError(
-            f"lr_range_test: the model's output has no loss for a batch of {sorted(batch)}; add labels, or pass "
-            "loss=, a function of (model, batch)"
-        )
+        raise ValueError(f"lr_range_test: no loss in the model's output for {sorted(batch)}; add labels or pass loss=")
     return loss
 
 
@@ -321,8 +295,8 @@ def _refuse_company(optimizer: Optimizer) -> None:
         raise ValueError(f"lr_range_test: {world_size(None)} processes are running; run it in one, beforehand")
 
 
-def _check(name: str, value: float, low: float, high: float, hint: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"lr_range_test: {name} must be a number, got {value!r}")
+def _check(name: str, value: float, low: float, high: float, hint: str, *, whole: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise TypeError(f"lr_range_test: {name} must be a {'whole ' if whole else ''}number, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"lr_range_test: {name}={value} is outside [{low}, {high}]; {hint}")

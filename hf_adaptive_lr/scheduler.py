@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
 from .auto import resolve_controller
-from .controller import Controller
-from .decision import Decision, Settings
+from .controller import Controller, State
+from .decision import Decision, Settings, Value
 from .governor import Governor
 from .measure import Measurer
 from .outcome_sensors import ExtraLoss
@@ -116,6 +116,7 @@ class ControlledLR(LRScheduler):
         self.listeners: list[Callable[[Decision], None]] = []
         self.last_epoch, self._step_count = 0, 0
         self._last_lr: list[float | Tensor] = list(self.governor.base_lrs)
+        self._last_observation: Mapping[str, Value] = {}
         self._decision: Decision | None = None
         self._updates_at_step = 0
         self._seen_updates = False
@@ -204,19 +205,23 @@ class ControlledLR(LRScheduler):
             "adaptive_lr/factor": float(self._last_lr[index]) / base,
             "adaptive_lr/held": float(self.governor.held),
         }
-        decided = next((d for d in reversed(self.trace) if d.observation), None)
-        if decided is not None and decided.observation is not None:
-            values |= {
-                f"adaptive_lr/{name}": value
-                for name, value in decided.observation.items()
-                if isinstance(value, float) and math.isfinite(value)
-            }
-        return values
+        seen = self._last_observation
+        shown = {n: v for n, v in seen.items() if isinstance(v, float) and math.isfinite(v)}
+        return values | {f"adaptive_lr/{name}": value for name, value in shown.items()}
 
     @property
     def updates(self) -> int:
         """Number of updates that were really applied."""
         return self.governor.updates
+
+    @property
+    def controller_state(self) -> dict[str, Any]:
+        """A copy of the controller's run state."""
+        return self.governor.controller_state()
+
+    def change_controller_state(self, change: Callable[[State], State]) -> None:
+        """Replace the controller's run state by what `change` makes of it, for facts that no observation carries."""
+        self.governor.set_controller_state(change(self.controller_state))
 
     def extend(self, steps: int) -> None:
         """Make the run `steps` updates longer than planned; see [`Governor.extend`]."""
@@ -259,6 +264,7 @@ class ControlledLR(LRScheduler):
             **self.governor.state_dict(),
             **self._measure.state_dict(),
             "last_lr": [float(lr) for lr in self._last_lr],
+            "last_observation": dict(self._last_observation),
             "last_epoch": self.last_epoch,
         }
 
@@ -271,6 +277,7 @@ class ControlledLR(LRScheduler):
         self.governor.load_state_dict(state_dict)
         self._measure.load_state_dict(state_dict)
         self._last_lr = list(state_dict["last_lr"])
+        self._last_observation = dict(state_dict.get("last_observation", {}))
         self.last_epoch = state_dict["last_epoch"]
         self._updates_at_step = self.governor.updates
 
@@ -322,6 +329,7 @@ class ControlledLR(LRScheduler):
             if outcome is not None:
                 self.governor.learn(outcome)
         self._measure.finish()
+        self._last_observation = decision.observation or self._last_observation
         self.trace.append(decision)
         for listener in self.listeners:
             listener(decision)

@@ -21,6 +21,7 @@ from hf_adaptive_lr import (
     Replay,
     WarmupStableDecay,
 )
+from hf_adaptive_lr.controllers import CONTROLLERS
 from hf_adaptive_lr.decision import Settings
 from hf_adaptive_lr.governor import Governor
 from tests.controllers_for_tests import LossOnly, Recurrent
@@ -276,3 +277,12 @@ def test_a_loss_that_nobody_reported_is_refused_before_the_update() -> None:
         optimizer.step()
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
     assert scheduler.updates == 0
+
+
+@pytest.mark.parametrize("name", ["hypergradient", "random_walk", "plrs"])
+def test_a_first_group_that_is_not_trained_does_not_hold_the_others(name) -> None:
+    governor = Governor(CONTROLLERS[name](), [0.0, 0.1], Settings(total_steps=40, every=1))
+    rows = [governor.advance({"alignment": 0.5} if name == "hypergradient" else {}) for _ in range(3)]
+    assert {row.reason for row in rows} == {"decision"}
+    assert len({row.lr[1] for row in rows}) == 3
+    assert {row.lr[0] for row in rows} == {0.0}

@@ -1,31 +1,46 @@
-"""Constant learning rate: the base LR at every update. Open loop; sees nothing."""
+"""Constant learning rate: the base LR, or one factor of it, at every update. Open loop; sees nothing."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..controller import Controller, State
+from ..controller import Controller, State, check_range
 from ..observation import Observation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(Controller):
-    """Answers the factor 1; the same as `lr_scheduler_type="constant"`.
+    """Answers one factor; by default 1, the same as `lr_scheduler_type="constant"`.
+
+    Args:
+        factor: factor of the base LR, finite and at least 0. The mean of a random schedule makes its control:
+            `Constant(factor=PLRS().mean_factor)`. The scheduler's `min_lr` still bounds it from below.
+
+    Raises:
+        ValueError: `factor` is negative or not finite.
 
     Example:
-        >>> Constant().controller_type
-        'constant'
+        >>> Constant().config()
+        {'factor': 1.0}
     """
 
     controller_type = "constant"
 
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        hint = "1 is the base LR; pass a finite factor of it"
+        check_range(self, "factor", self.factor, 0.0, sys.float_info.max, hint=hint)
+
     def decide(
         self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, State]:
-        """Factor 1 of `batch_shape`."""
+        """`factor`, of `batch_shape`."""
         del params
-        return torch.ones_like(obs.lr), state
+        return torch.full_like(obs.lr, self.factor), state

@@ -1,4 +1,4 @@
-"""Hypergradient descent (Baydin et al. 2018, arXiv:1703.04782) and its multiplicative rule (D. Martinez Rubio's thesis).
+"""Hypergradient descent (Baydin et al. 2018, arXiv:1703.04782); multiplicative rule by D. Martinez Rubio (MSc thesis).
 
 Sees how the gradient g_t meets the direction d_{t-1} of the previous update: their inner product is minus the
 derivative of the loss with respect to the learning rate. Answers
@@ -7,14 +7,14 @@ derivative of the loss with respect to the learning rate. Answers
     alpha_t = alpha_{t-1} * (1 + beta * g_t . d_{t-1} / (|g_t| |d_{t-1}|))          (multiplicative; thesis, eq. 3.4)
 
 for one learning rate or for every parameter group by itself. d is torch's own direction: gradient (SGD-HD), momentum
-buffer or Nesterov direction (SGDN-HD, with coupled weight decay), corrected m / (sqrt(v) + eps) (Adam-HD). The additive
-rule depends on the scale of the loss, and in the paper's own VGG run made the learning rate negative in 5,980 of 39,100
-updates; the multiplicative one does neither.
+buffer or Nesterov direction (SGDN-HD, with coupled weight decay), corrected m / (sqrt(v) + eps) (Adam-HD). The
+additive rule depends on the scale of the loss, and in the paper's own VGG run made the learning rate negative in 5,980
+of 39,100 updates; the multiplicative one does neither.
 
 Departs from the paper: gradients are compared as they stand in `param.grad` when the optimizer steps, so clipping is
-inside (the cosine does not see it, the additive rule does); AdamW's decoupled decay is not part of d; the learning rate
-stays within the scheduler's bounds, above 0, and what the bounds cut off is not remembered; Adam-HD's learning rate is
-one for all tensors of an update, where the authors' code changes it from tensor to tensor.
+inside (the cosine does not see it, the additive rule does); AdamW's decoupled decay is not part of d; the learning
+rate stays within the scheduler's bounds, above 0, and what the bounds cut off is not remembered; Adam-HD's learning
+rate is one for all tensors of an update, where the authors' code changes it from tensor to tensor.
 """
 
 from __future__ import annotations

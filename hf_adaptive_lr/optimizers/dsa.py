@@ -14,17 +14,14 @@ and decoupled decay in it) it stretches by a factor of its own for every weight.
     u    <- u + beta normalise(-g' Delta) m'(u)      where -g' Delta m'(u) = -d f_B(w_try) / du               (3)
     w    <- w + m(u) Delta                           the step is redone with the adapted u                    (4)
 
-For plain SGD -g' Delta is lr g' g. The answer to the first complaint is (4), to the second that (2) and (3) use the
-same batch; to the third there is none.
-
-Departs from the paper: unknown.
+Against the first complaint stands (4), against the second that (2) and (3) use one batch, against the third nothing.
+Departs from the paper: unknown. What of the complaints is seen on a small problem: tests/test_dsa_claims.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -37,11 +34,9 @@ from ..ranks import average_over_ranks
 
 Closure = Callable[[], Any]
 """Forward and backward pass of the present batch; returns its loss."""
-
-_Table = dict[Tensor, Any]
 _U = "dsa_u"
-_REACH = 12.0  # beyond this |u| the slope m' is so small that u would hardly come back
-_SETTINGS = ("base", "beta", "max_factor", "granularity", "normalise", "redo", "accept")
+_Table = dict[Tensor, Any]
+_LOW, _HIGH = -6.0, 4.0  # beyond u = -6 or m = sigmoid(4) M, m' is so small that u would not come back within a run
 _CHOICES = {
     "granularity": ("element", "tensor", "scalar"),
     "normalise": ("sign", "rms"),
@@ -57,50 +52,47 @@ def _of_base(name: str) -> Any:
 class DSA(Optimizer):
     """DSA-style, a reconstruction: every weight's update times a factor learned from a second look at the batch.
 
-    Certain is the abstract only: learning rates per parameter, internally structured, differentiable with respect to
-    the loss. The equations are this library's; see the module.
-
-    `param_groups`, `state`, `defaults` and the state dict are the wrapped optimizer's, with u in `state[p]["dsa_u"]`:
-    schedulers steer its learning rate, and a run resumes bit for bit when it is built with the same settings. Hooks on
-    state dicts belong on `base`. An optimizer whose state follows the weights (Schedule-Free) is put out of step.
+    Certain is the abstract only (learning rates per parameter, internally structured, differentiable with respect to
+    the loss); the equations are this library's, see the module. `param_groups`, `state`, `defaults` and the state dict
+    are the wrapped optimizer's, with u in `state[p]["dsa_u"]`: schedulers steer its learning rate, and a run resumes
+    bit for bit when built with the same settings. Hooks on state dicts belong on `base`. An optimizer whose state
+    follows the weights (Schedule-Free) is put out of step.
 
     The gradient g must stand in `param.grad` when `step` is called (a parameter without one does not move), and `step`
     needs a closure that computes loss and gradient of the same batch, all its micro-batches, at other weights. All
-    gradients are None when it is called, so it may zero them and need not. A constant factor on its loss changes
+    gradients are None when it is called, so it may zero them and need not. A positive factor on its loss changes
     nothing; dropout draws anew in it; batch statistics see the batch again. On several ranks its backward pass must
-    average the gradients, as a DDP model's does. After the step `param.grad` is g again, except with DDP's
-    `gradient_as_bucket_view=True`, where g and g' share one memory.
+    average the gradients, as that of a DDP or `fully_shard` model does. After the step `param.grad` is g again, except
+    with DDP's `gradient_as_bucket_view=True`, where g and g' share one memory.
 
-    Cost: two forward and backward passes per update instead of one; during `step`, one copy of the weights and one
-    more gradient; u, in float32, as large as the weights ("element") or next to nothing. No host sync without `accept`.
+    Cost: two forward and backward passes per update instead of one; during `step` one copy of the weights (it becomes
+    Delta) and one more gradient; u, in float32, as large as the weights or next to nothing. No host sync in "always".
 
     Args:
         base: any torch optimizer of dense real parameters but LBFGS, not yet prepared by Accelerate.
         beta: step of u, in [0, 1]; 0 is exactly the wrapped optimizer. Ours, as are all values here.
-        max_factor: M, the bound of the factor, in [1.01, 1000].
+        max_factor: M, the bound of the factor, in [1.1, 1000]; 0.98 of it is reached.
         granularity: what has a u of its own: every "element", every "tensor", or all weights one ("scalar"); -g' Delta
             is summed over those that share it.
         normalise: "sign" of the signal, or the signal over its "rms" within the tensor (for a shared u, the sign).
         redo: False leaves out (4): the adapted u acts from the next update on.
-        accept: "always", or "if_lower": unless the batch's loss, averaged over all ranks, is lower after the step than
-            before, the weights are put back (the state of `base` and u are not). Costs a host sync and two more calls
+        accept: "always", or "if_lower": unless the batch's loss, averaged over all ranks, fell, put the weights back
+            (but neither u nor the state of `base`). Costs a host sync, a second copy of the weights and two more calls
             of the closure, before the step and after (4); with `redo=False` only the first.
 
     Raises:
-        TypeError: `base` is not a torch optimizer, or a number is not a number.
-        ValueError: a value out of range, a `base` that cannot be wrapped, or a group with `maximize=True`.
+        TypeError: `base` is not a torch optimizer, or a setting is not a number.
+        ValueError: a setting out of range, a `base` that cannot be wrapped, or a group with `maximize=True`.
 
     Example:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 4.0]))
         >>> optimizer = DSA(torch.optim.SGD([w], lr=0.1))
         >>> def closure():
         ...     optimizer.zero_grad()
-        ...     loss = (w**2 / 2).sum()
-        ...     loss.backward()
-        ...     return loss
+        ...     (w**2 / 2).sum().backward()
         >>> for _ in range(2):
-        ...     _ = closure()
-        ...     _ = optimizer.step(closure)
+        ...     closure()
+        ...     optimizer.step(closure)
         >>> w.detach()  # plain SGD would be at 0.81 and 3.24
         tensor([0.7986, 3.1945])
     """
@@ -122,21 +114,17 @@ class DSA(Optimizer):
         accept: Literal["always", "if_lower"] = "always",
     ) -> None:
         if raw(base) is not base or isinstance(base, DSA | LBFGS):
-            raise ValueError(
-                f"DSA cannot wrap {type(base).__name__}: wrap the plain optimizer, then prepare; LBFGS sets its own step"
-            )
+            raise ValueError(f"DSA cannot wrap {type(base).__name__}: it takes a plain optimizer, prepared afterwards")
         self.base, self.beta, self.max_factor = base, beta, max_factor
         self.granularity, self.normalise, self.redo, self.accept = granularity, normalise, redo, accept
         check_range(self, "beta", beta, 0.0, 1.0, hint="0 never changes a factor, 0.05 is the default")
-        check_range(self, "max_factor", max_factor, 1.01, 1000.0, hint="10 lets a step grow tenfold")
+        check_range(self, "max_factor", max_factor, 1.1, 1000.0, hint="10 lets a step grow tenfold")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"DSA: {name}={getattr(self, name)!r} is unknown; choose one of {allowed}")
         self._check_parameters()
         # Optimizer.__init__ is left out on purpose: it would make groups and state of its own. This makes the hooks.
         super().__setstate__({})
-
-    # --- what is the wrapped optimizer's ------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to `base`; its factors start at 1, or at the shared one."""
@@ -152,32 +140,24 @@ class DSA(Optimizer):
         Raises:
             ValueError: u is of another granularity, or `base` refuses; nothing was changed then.
         """
-        names = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        pairs = zip(names, self._parameters(), strict=False)
-        found = [(p, state_dict["state"][name][_U]) for name, p in pairs if _U in state_dict["state"].get(name, ())]
-        for p, u in found:
-            if u.shape != self._shape(p):
-                raise ValueError(
-                    f"this state has a u of shape {tuple(u.shape)} for a parameter of shape {tuple(p.shape)}, not of "
-                    f"granularity='{self.granularity}'; build DSA with the granularity of the saved run"
-                )
+        entries, groups = state_dict["state"], state_dict["param_groups"]
+        saved = [entries.get(name, {}) for group in groups for name in group["params"]]
+        found = [(p, entry[_U]) for p, entry in zip(self._parameters(), saved, strict=False) if _U in entry]
+        if any(u.shape != self._shape(p) for p, u in found):
+            raise ValueError(f"the u in this state is not of granularity='{self.granularity}'; use the saved run's")
         self.base.load_state_dict(state_dict)
         for p, u in found:  # once more, because torch casts state to the parameter's dtype
             self.state[p][_U] = u.to(p.device, torch.float32, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _SETTINGS}
-
-    # --- the update ---------------------------------------------------------------------------------------------
+        # Hooks stay behind, as torch's do, and a scheduler's patch of step with them.
+        return {name: getattr(self, name) for name in ("base", "beta", "max_factor", *_CHOICES)}
 
     def feed(self, closure: Closure) -> None:
         """Give the closure for the next `step()`, for loops that call it without one (Trainer, Accelerate).
 
         Args:
-            closure: as for `step`. Used once, then forgotten; a new one replaces one that a skipped update left over.
-
-        Raises:
-            TypeError: it cannot be called.
+            closure: used once, then forgotten; a new one replaces one that a skipped update left over.
         """
         if not callable(closure):
             raise TypeError(f"feed(closure) takes a function that computes the batch again, got {closure!r}")
@@ -194,38 +174,38 @@ class DSA(Optimizer):
             What the closure returned at the trial weights (2). If the closure raises there, the trial step stands.
 
         Raises:
-            RuntimeError: no closure, or no gradient at all. Here and below nothing was changed.
-            ValueError: a sparse gradient, or a group that maximises.
+            RuntimeError: no closure, or no gradient at all; nothing was changed.
+            ValueError: a sparse gradient, or a group with `maximize=True`; nothing was changed.
         """
         closure = closure or self._fed
         if closure is None:
             raise RuntimeError(
-                "DSA looks at the batch twice and has no closure for it: call step(closure), or feed(closure) before "
-                "a step() that is not yours, which runs forward and backward on the same batch and returns the loss. "
-                "To step without a second look, step the optimizer inside, .base"
+                "DSA looks at each batch twice: call step(closure), or feed(closure) ahead of a step() that is not "
+                "yours, with forward, backward and `return loss` in it; or step .base, which looks once"
             )
         self._check_parameters()
         moving = [p for p in self._parameters() if p.grad is not None and p.numel()]
         if not moving:
             raise RuntimeError("DSA: no parameter has a gradient; call loss.backward() before step, closure or not")
         self._fed = None
-        loss_before = _number(self._look(closure)[0]) if self.accept == "if_lower" else math.nan
-        weights = {p: p.clone() for p in moving}
+        undo = {p: p.clone() for p in moving} if self.accept == "if_lower" else {}
+        loss_before = _number(self._look(closure)[0]) if undo else math.nan
+        deltas = {p: p.clone() for p in moving}
         self.base.step()
+        for p, delta in deltas.items():
+            delta.neg_().add_(p)
         shares = [moving] if self.granularity == "scalar" else [[p] for p in moving]
         # Only now: many optimizers take a parameter whose state is not empty for one they have set up.
         shared = [(self._u(share[0]), share) for share in shares]
-        for u, share in shared:
-            for p in share:
-                _stretch(p, weights[p], self._factor(u, p))
+        for p, u in ((p, u) for u, share in shared for p in share):
+            p.add_((self._factor(u, p) - 1) * deltas[p])
         loss, grads = self._look(closure)
         for u, share in shared:
-            self._adapt(u, share, weights, grads)
-        if self.accept == "if_lower":
-            loss_after = _number(self._look(closure)[0] if self.redo else loss)
-            if not _is_lower(loss_after, loss_before, moving[0].device):
-                for p, w in weights.items():
-                    p.copy_(w)
+            self._adapt(u, share, deltas, grads)
+        loss_after = _number(self._look(closure)[0] if self.redo else loss) if undo else math.nan
+        if undo and not _is_lower(loss_after, loss_before, moving[0].device):
+            for p, w in undo.items():
+                p.copy_(w)
         return loss
 
     def _parameters(self) -> list[Tensor]:
@@ -251,8 +231,6 @@ class DSA(Optimizer):
             for p, grad in kept.items():
                 p.grad = grad
 
-    # --- the factors --------------------------------------------------------------------------------------------
-
     def _shape(self, p: Tensor) -> tuple[int, ...]:
         return {"element": tuple(p.shape), "tensor": (1,) * p.ndim, "scalar": ()}[self.granularity]
 
@@ -272,13 +250,6 @@ class DSA(Optimizer):
         u = u.to(p.device, torch.promote_types(p.dtype, torch.float32))
         return (1 + (1 - 1 / self.max_factor) * torch.expm1(-u)).reciprocal()
 
-    def _signal(self, m: Tensor, p: Tensor, w: Tensor, grad: Tensor | None) -> Tensor:
-        """-g' Delta of every element; 0 where it is not finite, so that u stays."""
-        if grad is None:
-            return torch.zeros_like(m)
-        product = -grad.to(m.dtype) * (p.to(m.dtype) - w.to(m.dtype)) / m
-        return product.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-
     def _normalise(self, signal: Tensor) -> Tensor:
         if self.normalise == "sign":
             return signal.sign()
@@ -286,36 +257,37 @@ class DSA(Optimizer):
         scaled = signal / signal.abs().amax().clamp_min(tiny)  # or the squares of small products would vanish
         return scaled / scaled.square().mean().sqrt().clamp_min(tiny)
 
-    def _adapt(self, u: Tensor, share: list[Tensor], weights: _Table, grads: _Table) -> None:
+    def _adapt(self, u: Tensor, share: list[Tensor], deltas: _Table, grads: _Table) -> None:
         """(3) and, for all that share `u`, (4)."""
         ms = [self._factor(u, p) for p in share]
-        signals: Any = (self._signal(m, p, weights[p], grads[p]) for m, p in zip(ms, share, strict=True))
-        if self.granularity != "element":
-            signals = iter([sum(signal.sum().to(u.device) for signal in signals).reshape(u.shape)])
+        signals: Any = (_signal(deltas[p].to(m.dtype), grads[p]) for m, p in zip(ms, share, strict=True))
+        shared = self.granularity != "element"
+        signal = sum(each.sum().to(u.device) for each in signals).reshape(u.shape) if shared else next(signals)
         slope = (ms[0] * (1 - ms[0] / self.max_factor)).to(u.device)
-        u.add_(self.beta * self._normalise(next(signals)) * slope).clamp_(-_REACH, _REACH)
+        u.add_(self.beta * self._normalise(signal) * slope).clamp_(_LOW, math.log(self.max_factor - 1) + _HIGH)
         if self.redo:
             for m, p in zip(ms, share, strict=True):
-                _stretch(p, weights[p], self._factor(u, p) / m)
+                p.add_((self._factor(u, p) - m) * deltas[p])
 
     @torch.no_grad()
     def factors(self) -> list[tuple[float, float, float]]:
         """Smallest, mean and largest factor m(u) over the elements of each parameter group; 1 before the first update.
 
-        A host sync that gathers all factors of a group: for logs and reports, not for every update.
+        A host sync, and a copy of all factors of a group: for logs and reports, not for every update.
         """
         out = []
         for group in self.param_groups:
             us = [(p, self._find_u(p)) for p in group["params"] if p.numel()]
-            parts = [self._factor(p.new_zeros(()) if u is None else u, p).float().expand_as(p) for p, u in us]
-            m = torch.cat([part.flatten().cpu() for part in parts] or [torch.ones(1)])
+            ms = [self._factor(p.new_zeros(()) if u is None else u, p).float().expand_as(p) for p, u in us]
+            m = torch.cat([m.flatten().cpu() for m in ms] or [torch.ones(1)])
             out.append((m.min().item(), m.mean().item(), m.max().item()))
         return out
 
 
-def _stretch(p: Tensor, w: Tensor, ratio: Tensor) -> None:
-    """Make the step p - w `ratio` times as long; at 1 it keeps its bits."""
-    p.add_((ratio - 1) * (p.to(ratio.dtype) - w.to(ratio.dtype)))
+def _signal(delta: Tensor, grad: Tensor | None) -> Tensor:
+    """-g' Delta of every element; 0 where it is not finite, so that u stays."""
+    product = torch.zeros_like(delta) if grad is None else -delta * grad.to(delta.dtype)
+    return product.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _number(loss: Any) -> float:
@@ -326,7 +298,6 @@ def _number(loss: Any) -> float:
 
 def _is_lower(after: float, before: float, device: torch.device) -> bool:
     """Whether the mean over all ranks fell; the same answer on every rank."""
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    losses = torch.tensor([after, before], dtype=dtype, device=device)
-    mean_after, mean_before = average_over_ranks(losses, losses.new_empty(0), None)
-    return mean_after < mean_before
+    losses = torch.tensor([after, before], dtype=torch.float32 if device.type == "mps" else torch.float64).to(device)
+    after, before = average_over_ranks(losses, losses.new_empty(0), None)
+    return after < before
