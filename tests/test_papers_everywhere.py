@@ -1,0 +1,241 @@
+"""Every paper's method: text and image, Trainer and a raw Accelerate loop, one and two processes, resumed exactly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from transformers import set_seed
+
+from hf_adaptive_lr import (
+    DSA,
+    PLRS,
+    ActorCritic,
+    AdaptiveLRTrainer,
+    AdaptiveLRTrainingArguments,
+    ControlledLR,
+    Controller,
+    Linear,
+    MLRSNet,
+    PPOSchedule,
+)
+from hf_adaptive_lr.finetune import FinetuneConfig, run
+from hf_adaptive_lr.trace import TraceWriter
+from tests import doors
+from tests.job import texts, write_csv, write_image_model, write_images, write_text_model
+from tests.test_ranks import _launch, _save
+from tests.tiny import Tokens, bert, flat, vit
+
+METHODS: dict[str, Controller] = {
+    "ppo_schedule": PPOSchedule(params=PPOSchedule.random_params(), every_steps=2),
+    "mlr_snet": MLRSNet(params=MLRSNet.random_params()),
+    "mlr_snet, learning": MLRSNet(meta_learn=True, meta_every=2, meta_lr=0.05),
+    "actor_critic": ActorCritic(),
+    "plrs": PLRS(),
+    "dsa": Linear(),
+}
+STEPS, HALF = 6, 3
+
+
+# --- the main job ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shelf")
+    write_text_model(folder / "text_model")
+    write_image_model(folder / "image_model")
+    write_csv(folder / "texts.csv", texts(60))
+    write_images(folder / "images", per_class=20)
+    for name, controller in METHODS.items():
+        controller.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", ["text", "image"])
+def test_the_main_job_with_every_method_interrupted_and_resumed(task, method, shelf, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    job = FinetuneConfig(
+        task=task,
+        data=str(shelf / {"text": "texts.csv", "image": "images"}[task]),
+        model=str(shelf / f"{task}_model"),
+        controller=str(shelf / method),
+        optimizer="dsa" if method == "dsa" else "adamw",
+        learning_rate=0.01,
+        max_steps=STEPS,
+        batch_size=8,
+        save_steps=HALF,
+        output_dir=str(tmp_path / "whole"),
+    )
+    whole = run(job)
+    assert whole["optimizer"] == job.optimizer
+    parted = replace(job, output_dir=str(tmp_path / "parted"))
+    write = TraceWriter.__call__
+
+    def interrupted(self: TraceWriter, decision: Any) -> None:
+        write(self, decision)
+        if decision.step == HALF:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TraceWriter, "__call__", interrupted)
+        run(parted)
+    resumed = run(replace(parted, resume=True))
+    for name in ("lr_trace.jsonl", "model/model.safetensors"):
+        assert (job.folder / name).read_bytes() == (parted.folder / name).read_bytes(), name
+    volatile = ("wall_seconds", "command")
+    assert {k: v for k, v in resumed.items() if k not in volatile} == {
+        k: v for k, v in whole.items() if k not in volatile
+    }
+    rates = {json.loads(line)["lr"] for line in (job.folder / "lr_trace.jsonl").read_text().splitlines()}
+    assert len(rates) > 1
+
+
+# --- a raw Accelerate loop -------------------------------------------------------------------------------------------
+
+
+def _loop(method: str, kind: str, folder: Path, *, stop: int = STEPS, resume: bool = False) -> Result:
+    set_seed(3)
+    model = bert() if kind == "text" else vit()
+    rows: Any = Tokens(96) if kind == "text" else _Images(96)
+    optimizer: torch.optim.Optimizer = doors.optimizer_for(model)
+    if method == "dsa":
+        optimizer = DSA(optimizer)
+    own = list(DataLoader(rows, batch_size=8))[-2:]
+    scheduler = ControlledLR(
+        optimizer,
+        METHODS[method],
+        model=model,
+        total_steps=STEPS,
+        max_grad_norm=0,
+        other_loss=lambda t: model(**own[t % 2]).loss,
+        meta_loss=lambda t: model(**own[t % 2]).loss,
+    )
+    accelerator = Accelerator(cpu=True)
+    loader = DataLoader(rows, batch_size=8)
+    wrapped, prepared, loader, _ = accelerator.prepare(model, optimizer, loader, scheduler)
+    batches = list(loader)  # a loader draws a number when it is opened, which a resumed loop would do once more
+    set_seed(3)
+    if resume:
+        accelerator.load_state(str(folder / "state"))
+    wrapped.train()
+    for batch in batches[scheduler.updates : stop]:
+        generators = torch.get_rng_state()
+        accelerator.backward(wrapped(**batch).loss)
+        if "eval_loss" in scheduler.controller.needs and scheduler.governor.due():
+            scheduler.observe(eval_loss=_evaluate(model, own))
+
+        def closure(batch=batch, generators=generators) -> torch.Tensor:
+            after = torch.get_rng_state()
+            torch.set_rng_state(generators)
+            loss = wrapped(**batch).loss
+            accelerator.backward(loss)
+            torch.set_rng_state(after)
+            return loss
+
+        prepared.step(closure if method == "dsa" else None)
+        prepared.zero_grad()
+    if stop < STEPS:
+        accelerator.save_state(str(folder / "state"))
+    return scheduler.lr_history(), model
+
+
+Result = tuple[list[float], torch.nn.Module]
+
+
+class _Images(torch.utils.data.Dataset):
+    """Noise with a bright corner that says the class."""
+
+    def __init__(self, size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.labels = torch.randint(0, 3, (size,), generator=generator)
+        self.pixels = torch.rand(size, 1, 8, 8, generator=generator)
+        self.pixels[:, 0, 0, 0] += self.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.pixels[index], "labels": self.labels[index]}
+
+
+@torch.no_grad()
+def _evaluate(model: torch.nn.Module, data: list[dict[str, torch.Tensor]]) -> float:
+    model.eval()
+    loss = sum(float(model(**batch).loss) for batch in data) / len(data)
+    model.train()
+    return loss
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_raw_loop_resumes_to_the_same_weights(method, kind, tmp_path) -> None:
+    lrs, model = _loop(method, kind, tmp_path)
+    first, _ = _loop(method, kind, tmp_path, stop=HALF)
+    rest, resumed = _loop(method, kind, tmp_path, resume=True)
+    assert first + rest == lrs
+    assert torch.equal(flat(resumed), flat(model))
+    assert len(set(lrs)) > 1
+
+
+def _raw_on_a_rank(method: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    lrs, model = _loop(method, "text", folder)
+    first, _ = _loop(method, "text", folder, stop=HALF)
+    rest, resumed = _loop(method, "text", folder, resume=True)
+    assert first + rest == lrs
+    assert torch.equal(flat(resumed), flat(model))
+    _save(folder, lrs, model)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_raw_loop_on_two_processes(method, tmp_path) -> None:
+    _launch(_raw_on_a_rank, method, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["lrs"] == second["lrs"]
+    assert torch.equal(first["weights"], second["weights"])
+
+
+# --- Trainer on two processes ----------------------------------------------------------------------------------------
+
+
+def _trainer_on_a_rank(method: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+
+    def train(checkpoint: str | None = None) -> AdaptiveLRTrainer:
+        args = doors.arguments(
+            folder,
+            AdaptiveLRTrainingArguments,
+            dsa=method == "dsa",
+            max_grad_norm=0.5,
+            save_strategy="no" if checkpoint else "steps",
+            save_steps=HALF,
+        )
+        data = {"train_dataset": Tokens(107), "controller_dataset": Tokens(20, seed=2)}
+        trainer = AdaptiveLRTrainer(model=bert(), args=args, controller=METHODS[method], **data)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer
+
+    whole = train()
+    dist.barrier()
+    resumed = train(str(folder / f"checkpoint-{HALF}"))
+    assert whole.lr_scheduler.lr_history()[HALF:] == resumed.lr_scheduler.lr_history()
+    assert torch.equal(flat(whole.model), flat(resumed.model))
+    _save(folder, whole.lr_scheduler.lr_history(), whole.accelerator.unwrap_model(whole.model))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trainer_on_two_processes_resumes(method, tmp_path) -> None:
+    _launch(_trainer_on_a_rank, method, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["lrs"] == second["lrs"]
+    assert torch.equal(first["weights"], second["weights"])
