@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "finetune-pre-lora": ("finetune", {**BODY, "norm": "pre", "rank": 2, "rescale": 4.0}),
     "finetune-mlp": ("finetune", {**BODY, "body": "mlp"}),
     "finetune-mlp-lora": ("finetune", {**BODY, "body": "mlp", "rank": 2, "layer_norm": True}),
+    "lenet": ("lenet", {"data": "mnist-5000", "channels": 4, "width": 16, "n_train": 128, "eval_size": 64}),
     "trouble": ("trouble", {"label_noise": 0.2, "imbalance": 5.0, "spikes": 0.05, "batch_size": 8}),
     "trouble-change": ("trouble", {"change_after": 10}),
 }
@@ -116,7 +117,9 @@ def rows(task: Supervised, split: str, run: int) -> set[bytes]:
     return {example.numpy().tobytes() for example in examples.pool[examples.index[run]]}
 
 
-@pytest.mark.parametrize("case", ["mlp", "mlp-digits", "conv", "trouble", "finetune-mlp", "transformer-digits"])
+@pytest.mark.parametrize(
+    "case", ["mlp", "mlp-digits", "conv", "trouble", "finetune-mlp", "transformer-digits", "lenet"]
+)
 def test_splits_are_disjoint(case: str) -> None:
     task = build(case)
     for run, (left, right) in ((r, pair) for r in range(3) for pair in combinations(SPLITS, 2)):
@@ -179,6 +182,21 @@ def eager_conv(c: Any, classes: int) -> tuple[nn.Module, list[tuple[str, nn.Para
     return nn.Sequential(*modules), pairs + of_linear("head", modules[-1])
 
 
+class ChannelsLast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def eager_lenet(c: Any, classes: int) -> tuple[nn.Module, list[tuple[str, nn.Parameter]]]:
+    wide = 2 * c["channels"]
+    convs = nn.Conv2d(1, c["channels"], 5, padding="same"), nn.Conv2d(c["channels"], wide, 5, padding="same")
+    dense, head = nn.Linear(49 * wide, c["width"]), nn.Linear(c["width"], classes)
+    blocks = [module for conv in convs for module in (conv, nn.ReLU(), nn.MaxPool2d(2))]
+    pairs = [p for i, conv in enumerate(convs) for p in of_linear(f"conv{i}", conv)]
+    pairs += of_linear("dense", dense) + of_linear("head", head)
+    return nn.Sequential(*blocks, ChannelsLast(), dense, nn.ReLU(), head), pairs
+
+
 class EagerTransformer(nn.Module):
     def __init__(self, c: Any, inputs: int, length: int, classes: int, *, tokens: bool) -> None:
         super().__init__()
@@ -222,6 +240,8 @@ def eager(task: Supervised) -> tuple[nn.Module, list[tuple[str, nn.Parameter]]]:
         return eager_mlp(c, inputs[0].numel(), labels)
     if family == "conv":
         return eager_conv(c, labels)
+    if family == "lenet":
+        return eager_lenet(c, labels)
     if family == "finetune" and c["body"] == "mlp":
         return eager_mlp({**c, "norm": c["layer_norm"]}, inputs.shape[-1], labels)
     tokens = inputs.ndim == 2

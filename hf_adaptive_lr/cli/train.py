@@ -12,12 +12,17 @@ from typing import Any
 
 from .errors import PROGRAM, UserError
 
-METHODS = ("ppo", "evolution", "bilevel")
+METHODS = ("ppo", "evolution", "bilevel", "schedule_ppo")
+"""`schedule_ppo` trains the controller `ppo_schedule` as its paper does, the others train `universal`."""
+
+PRESETS = ("paper", "released")
+_FOR_SCHEDULE = ("preset", "every_steps", "recurrent")
 _EXAMPLES = """\
 examples:
   hf-adaptive-lr train ppo --suite quadratic --minutes 2 --output-dir my-controller
   hf-adaptive-lr train evolution --suite quadratic --iterations 200 --seed 1 --output-dir es
   hf-adaptive-lr train ppo --output-dir my-controller --suite quadratic --minutes 5 --resume
+  hf-adaptive-lr train schedule_ppo --suite fashion --iterations 100 --output-dir xu2019
   torchrun --nproc-per-node 2 -m hf_adaptive_lr.cli train ppo --suite quadratic --minutes 2 --output-dir shared
 
 The folder loads with AutoController.from_pretrained(...) and trains anything with --controller FOLDER."""
@@ -28,16 +33,18 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     parser = verbs.add_parser(
         "train",
         help="train a controller on vectorised tasks",
-        description="Train a recurrent learning-rate controller on a suite of vectorised tasks.",
+        description="Train a learning-rate controller on a suite of vectorised tasks.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("method", choices=METHODS, metavar="METHOD", help=f"one of: {', '.join(METHODS)}")
-    parser.add_argument("--suite", default="quadratic", help="name of the suite of tasks (default: quadratic)")
+    parser.add_argument("--suite", help="name of the suite of tasks (default: quadratic; schedule_ppo: fashion)")
     parser.add_argument("--minutes", type=float, help="train for this long")
     parser.add_argument("--iterations", type=int, help="train for this many iterations (the same on every machine)")
-    parser.add_argument("--runs", type=int, default=64, help="runs per family and iteration (default: 64)")
-    parser.add_argument("--hidden-size", type=int, default=32, help="width of the controller's GRU (default: 32)")
+    parser.add_argument(
+        "--runs", type=int, help="runs per family and iteration (default: 64; schedule_ppo: 1, one episode)"
+    )
+    parser.add_argument("--hidden-size", type=int, default=32, help="width of the controller's network (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="seed of tasks and exploration (default: 0)")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder for the controller and its training")
     parser.add_argument(
@@ -47,28 +54,46 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         "--report-to", nargs="+", default=[], metavar="TRACKER", help="tensorboard, trackio, wandb, ..."
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
+    only = parser.add_argument_group("only for schedule_ppo")
+    only.add_argument(
+        "--preset", choices=PRESETS, help="settings of the paper or of its released code (default: paper)"
+    )
+    only.add_argument(
+        "--every-steps",
+        type=int,
+        help="updates between decisions (default: 5, the paper's 10 being for runs of 1,000 updates; released: 1)",
+    )
+    only.add_argument(
+        "--recurrent", action="store_true", default=None, help="an LSTM cell as the policy's hidden layer"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 130 when interrupted."""
+    from ..demo_data import DemoDataError
     from ..meta.driver import DriverConfig, check_folder
     from ..meta.driver import run as drive
 
+    schedule = args.method == "schedule_ppo"
     config = DriverConfig(
-        suite=args.suite,
+        suite=args.suite or ("fashion" if schedule else "quadratic"),
         output_dir=args.output_dir,
-        runs=args.runs,
+        runs=args.runs if args.runs is not None else (1 if schedule else 64),
         minutes=args.minutes,
         iterations=args.iterations,
         seed=args.seed,
         checkpoint_seconds=args.checkpoint_seconds,
         report_to=tuple(args.report_to),
     )
+    given = {name: getattr(args, name) for name in _FOR_SCHEDULE if getattr(args, name) is not None}
     try:
         config.check()
+        _check_method(args.method, config.suite, config.runs, given)
         check_folder(config, args.method, resume=args.resume)
-        trainer = make_trainer(args.method, hidden_size=args.hidden_size, seed=args.seed)
+        trainer = make_trainer(args.method, hidden_size=args.hidden_size, seed=args.seed, **given)
+        if schedule and args.resume:
+            _check_settings(trainer, args.output_dir)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     _join_processes()
@@ -78,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\n{PROGRAM}: interrupted; continue with: {shlex.join([PROGRAM, *words, '--resume'])}", file=sys.stderr)
         return 130
+    except DemoDataError as error:
+        raise UserError(str(error)) from error
     if int(os.environ.get("RANK", "0")) == 0:
         record = json.loads((args.output_dir / "training.json").read_text(encoding="utf-8"))
         weights = sum(p.numel() for p in controller.params.values())
@@ -89,14 +116,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_trainer(method: str, *, hidden_size: int, seed: int) -> Any:
+def make_trainer(
+    method: str,
+    *,
+    hidden_size: int,
+    seed: int,
+    preset: str = "paper",
+    every_steps: int | None = None,
+    recurrent: bool = False,
+) -> Any:
     """A trainer with an untrained controller.
 
     Args:
         method: one of [`METHODS`].
-        hidden_size: width of the controller's GRU.
+        hidden_size: width of the controller's network.
         seed: of its first weights and of everything it draws.
+        preset: one of [`PRESETS`]; this and what follows is for `schedule_ppo` alone.
+        every_steps: updates between decisions; None for 5, or for the preset's where that is `released`.
+        recurrent: whether the policy is an LSTM cell.
     """
+    if method == "schedule_ppo":
+        return _schedule_trainer(hidden_size, seed, preset, every_steps, recurrent=recurrent)
     from ..controllers import Universal
 
     start = Universal(hidden_size=hidden_size, params=Universal.random_params(hidden_size=hidden_size, seed=seed))
@@ -111,6 +151,46 @@ def make_trainer(method: str, *, hidden_size: int, seed: int) -> Any:
     from ..meta.bilevel import BilevelTrainer
 
     return BilevelTrainer(start, seed=seed)
+
+
+def _schedule_trainer(hidden_size: int, seed: int, preset: str, every_steps: int | None, *, recurrent: bool) -> Any:
+    from ..controllers.ppo_schedule import PPOSchedule
+    from ..meta.schedule_ppo import ScheduleConfig, SchedulePPOTrainer
+
+    shape: dict[str, Any] = {"hidden_size": hidden_size, "recurrent": recurrent}
+    if every_steps is None and preset == "paper":
+        every_steps = 5
+    rhythm = {} if every_steps is None else {"every_steps": every_steps}
+    params = PPOSchedule.random_params(**shape, seed=seed)
+    start = PPOSchedule.from_preset(preset, **shape, **rhythm, params=params)
+    return SchedulePPOTrainer(start, ScheduleConfig.from_preset(preset), seed=seed)
+
+
+def _check_method(method: str, suite: str, runs: int, given: dict[str, Any]) -> None:
+    from ..meta.suites import SUITES
+
+    if method != "schedule_ppo":
+        if given:
+            raise ValueError(f"--{next(iter(given)).replace('_', '-')} is for schedule_ppo, not for {method}")
+        if runs < 2:
+            raise ValueError(f"runs={runs} must be at least 2")
+        return
+    lacking = SUITES[suite].without_classes()
+    if lacking:
+        able = ", ".join(name for name in SUITES if not SUITES[name].without_classes())
+        raise ValueError(
+            f"suite '{suite}' has tasks of the family '{lacking[0]}', which have no classes, and ppo_schedule "
+            f"observes predictions; use one of: {able}"
+        )
+
+
+def _check_settings(trainer: Any, folder: Path) -> None:
+    """Refuse, before anything starts, to go on with other options than the training in the folder began with."""
+    import torch
+
+    from ..meta.driver import CHECKPOINT_NAME
+
+    trainer.load_state_dict(torch.load(folder / CHECKPOINT_NAME, weights_only=True)["trainer"])
 
 
 def _join_processes() -> None:

@@ -105,7 +105,9 @@ class Windows:
 
     def _decide(self, params: Mapping[str, Tensor]) -> Tensor:
         """The next learning rates, in the graph, with the bound on what comes back through them."""
-        answer, self.state = self.controller.decide(self.run.observe(self.lr), self.state, params)
+        answer, self.state = self.controller.decide(
+            self.run.observe(self.lr, self.controller.needs), self.state, params
+        )
         self.lr = lr = as_lr(self.controller, answer, self.run.base_lr).clamp(MIN_LR, MAX_LR)
         if lr.requires_grad:
             bound = partial(self._bounded, lr=lr.detach())

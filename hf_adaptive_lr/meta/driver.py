@@ -54,7 +54,7 @@ class DriverConfig:
 
     Args:
         suite: name of a suite.
-        runs: runs per family and iteration, at least 2.
+        runs: runs per family and iteration, at least 1; evolution needs pairs, and PPO's advantages at least 2.
         minutes: time to train for, above 0; None for no limit.
         iterations: iterations to train for, at least 1; None for no limit. One of the two must be given; a training
             that ends by iterations is the same on every machine.
@@ -86,7 +86,7 @@ class DriverConfig:
         check_trackers(self.report_to)
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes={self.minutes:g} must be above 0")
-        for name, low in (("iterations", 1), ("runs", 2), ("seed", 0)):
+        for name, low in (("iterations", 1), ("runs", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"{name}={value} must be at least {low}")

@@ -60,9 +60,9 @@ class Episode:
         """Which runs have blown up, boolean of shape (runs,)."""
         return ~self.run.alive | (self.value >= self.start + RISE)
 
-    def observe(self) -> Observation:
-        """What a controller sees before its next decision."""
-        return self.run.observe(self.lr)
+    def observe(self, needs: frozenset[str] | None = None) -> Observation:
+        """What a controller sees before its next decision; see [`VectorRun.observe`] for `needs`."""
+        return self.run.observe(self.lr, needs)
 
     def play(self, lr: Tensor) -> Tensor:
         """Train up to the next decision.
@@ -104,6 +104,6 @@ def play_through(
     """
     state: State = controller.init((episode.run.task.runs,), seed=seed)
     while not episode.done:
-        answer, state = controller.decide(episode.observe(), state, params)
+        answer, state = controller.decide(episode.observe(controller.needs), state, params)
         episode.play(as_lr(controller, answer, episode.run.base_lr))
     return episode.value

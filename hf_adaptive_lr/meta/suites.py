@@ -13,8 +13,10 @@ import torch
 
 from .inner import InnerOptimizer
 from .problem import Problem
+from .tasks import FAMILIES
 from .tasks.base import TaskSpec
 from .tasks.data import has_digits
+from .tasks.supervised import Supervised
 
 TaskSplit = Literal["train", "valid", "test"]
 """Which problems: to train on, to choose between controllers by, or to report on (read by the yardstick alone)."""
@@ -59,6 +61,11 @@ class Suite:
             task_seed = int.from_bytes(hashlib.sha256(key).digest()[:6], "big")
             out.append(draw(torch.Generator().manual_seed(task_seed), task_seed, runs, split))
         return out
+
+    def without_classes(self) -> list[str]:
+        """Families whose tasks are not classification, so that predictions cannot be observed; sorted."""
+        families = {problem.task.family for problem in self.problems("train", 0, runs=1)}
+        return sorted(family for family in families if not issubclass(FAMILIES[family], Supervised))
 
     def digest(self) -> str:
         """SHA-256 over the first problems of each split: two suites of equal digest draw the same problems.
@@ -217,6 +224,13 @@ def _coffee(
     return optimizer(TaskSpec(family, runs, seed, drawn | config), 100)
 
 
+def _photos(data: str, n_train: int, generator: torch.Generator, seed: int, runs: int, split: TaskSplit) -> Problem:
+    """The trainee of Xu et al. 2019, its run shortened tenfold; draws differ in rows, weights and mini-batches."""
+    del generator, split
+    task = TaskSpec("lenet", runs, seed, {"data": data, "n_train": n_train, "batch_size": 100})
+    return Problem(task, InnerOptimizer("adamw"), total_steps=100, low_lr=1e-3, high_lr=1e-3)
+
+
 _COFFEE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("mlp", {"depth": 2}),
     ("mlp", {"depth": 4}),
@@ -233,6 +247,10 @@ SUITES: dict[str, Suite] = {
     "mlp": Suite("mlp", (_only_mlp,)),
     "coffee": Suite("coffee", tuple(partial(_coffee, family, config) for family, config in _COFFEE)),
     "full": Suite("full", (_quadratic, *(partial(_any, family) for family in _FULL))),
+    "fashion": Suite("fashion", (partial(_photos, "fashion-mnist", 4000),)),
+    "mnist": Suite("mnist", (partial(_photos, "mnist-5000", 2000),)),
 }
 """Every suite by name: `quadratic` has the known answer, `mlp` only perceptrons under AdamW for 200 updates, `coffee`
-six small families for 100 updates, `full` all families, horizons of 30 to 2,000 updates and both optimizers."""
+six small families for 100 updates, `full` all generated families, horizons of 30 to 2,000 updates and both optimizers;
+`fashion` is one real convolutional net under Adam for 100 updates from a learning rate of 0.001, `mnist` the same on
+other images."""

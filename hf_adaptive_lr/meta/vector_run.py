@@ -9,12 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..model_sensors import PREDICTION_FIELDS, WEIGHT_FIELDS
 from ..observation import Observation
-from ..sensors import cosine, inner
+from ..sensors import DIRECTION_FIELDS, cosine, inner
 from .inner import InnerOptimizer
 from .tasks.base import Split, Task
 
 _WORST = 1e6  # what a loss that is no longer a number counts as
+_UNIFORM_VARIANCE = 1 / 12  # of numbers drawn evenly from [0, 1): what stands for the predictions before the first
+_USUAL = frozenset({"loss", "grad_norm", "alignment", "update_ratio", "gain_ratio"})
 
 
 class VectorRun:
@@ -37,6 +40,7 @@ class VectorRun:
         self.gain_ratio = torch.ones_like(self.base_lr)
         self._direction = torch.zeros_like(self.weights)
         self._last_lr = zeros
+        self._probabilities: Tensor | None = None
         self._lost_any = False
         self._compute()
 
@@ -52,26 +56,53 @@ class VectorRun:
         self._grads, self.grad_norm, self._clip = self.optimizer.clip(grads)
         self.alive = torch.isfinite(self.loss) & torch.isfinite(self.grad_norm)
 
-    def observe(self, lr: Tensor) -> Observation:
+    def observe(self, lr: Tensor, needs: frozenset[str] | None = None) -> Observation:
         """What a controller sees before the next update.
 
         Args:
             lr: learning rates in force, of shape (runs,).
+            needs: the fields to measure, as in `Controller.needs`; by default loss, gradient norm, alignment, update
+                ratio and gain ratio. `eval_loss` is measured now, on `inner_valid`. There is one parameter group.
+                Whoever asks for a prediction field makes this "the decision before" for the next one that asks.
+
+        Raises:
+            ValueError: predictions or weight matrices of a task that has no classes.
         """
+        wanted = _USUAL if needs is None else needs
+        fields = {"loss": self.loss.double(), "grad_norm": self.grad_norm.double(), "gain_ratio": self.gain_ratio}
+        if wanted & DIRECTION_FIELDS:
+            fields |= self._previous_update()
+        if "classes" in wanted:
+            fields["classes"] = torch.full_like(self.base_lr, self.task.class_count())
+        if wanted & set(PREDICTION_FIELDS):
+            fields |= self._predictions()
+        if wanted & set(WEIGHT_FIELDS):
+            pairs = [(m.flatten(1).mean(1), _variance(m)) for m in self.task.last_matrices(self.weights)]
+            fields |= zip(WEIGHT_FIELDS, (number.double() for pair in pairs for number in pair), strict=True)
+        if "eval_loss" in wanted:
+            fields["eval_loss"] = self.evaluate("inner_valid").double()
+        measured = {name: value for name, value in fields.items() if name in wanted}
+        return Observation(step=self.step, total_steps=self.total_steps, lr=lr, base_lr=self.base_lr, **measured)
+
+    def _previous_update(self) -> dict[str, Tensor]:
         d_sq = inner([self._direction], [self._direction], 1)
         dot, g_sq = inner([self._grads], [self._direction], 1), inner([self._grads], [self._grads], 1)
         norm = inner([self.weights], [self.weights], 1).sqrt().clamp_min(1e-30)
-        return Observation(
-            step=self.step,
-            total_steps=self.total_steps,
-            lr=lr,
-            base_lr=self.base_lr,
-            loss=self.loss.double(),
-            grad_norm=self.grad_norm.double(),
-            alignment=cosine(dot, d_sq, g_sq),
-            update_ratio=self._last_lr * d_sq.sqrt() / norm,
-            gain_ratio=self.gain_ratio,
-        )
+        alignment = cosine(dot, d_sq, g_sq)
+        return {
+            "alignment": alignment,
+            "group_alignment": alignment.unsqueeze(-1),
+            "slope": dot,
+            "group_slope": dot.unsqueeze(-1),
+            "update_ratio": self._last_lr * d_sq.sqrt() / norm,
+        }
+
+    def _predictions(self) -> dict[str, Tensor]:
+        now, before = self.task.probabilities(self.weights, self._batch), self._probabilities
+        self._probabilities = now
+        variance = _variance(now)
+        change = variance + _UNIFORM_VARIANCE if before is None else _variance(now - before)
+        return {"prediction_variance": variance, "prediction_change": change}
 
     @torch.no_grad()
     def _update(self, lr: Tensor, *, gain: bool) -> None:
@@ -92,15 +123,16 @@ class VectorRun:
         self.weights, self._direction, self._last_lr = moved, direction, lr
         self.step += 1
 
-    def advance(self, lr: Tensor, updates: int) -> None:
-        """Apply `updates` updates at these learning rates; the gain ratio of the last one is measured.
+    def advance(self, lr: Tensor, updates: int, *, gain: bool = True) -> None:
+        """Apply `updates` updates at these learning rates.
 
         Args:
             lr: learning rates of shape (runs,).
             updates: at least 1.
+            gain: measure the gain ratio of the last one, which costs a forward pass.
         """
         for i in range(updates):
-            self._update(lr, gain=i == updates - 1)
+            self._update(lr, gain=gain and i == updates - 1)
             self._compute()
 
     @torch.no_grad()
@@ -109,3 +141,8 @@ class VectorRun:
         loss = self.task.evaluate(self.weights, split)
         bad = torch.full_like(loss, _WORST)
         return torch.where(torch.isfinite(loss) & self.alive, loss, bad).clamp(max=_WORST)
+
+
+def _variance(values: Tensor) -> Tensor:
+    """Variance over everything but the run, in float64: (runs, ...) to (runs,)."""
+    return values.flatten(1).var(1, correction=0).double()

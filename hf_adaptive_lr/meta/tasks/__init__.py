@@ -5,6 +5,7 @@ from __future__ import annotations
 from .base import SPLITS, Split, Task, TaskSpec
 from .conv import ConvTask
 from .finetune import FinetuneTask
+from .lenet import LeNetTask
 from .mlp import MLPTask
 from .quadratic import Quadratic
 from .transformer import TransformerTask
@@ -17,6 +18,7 @@ FAMILIES: dict[str, type[Task]] = {
     "transformer": TransformerTask,
     "finetune": FinetuneTask,
     "trouble": TroubleTask,
+    "lenet": LeNetTask,
 }
 """Every family by the name it has in a spec."""
 

@@ -80,3 +80,39 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, weights: Tensor, split: Split) -> Tensor:
         """Loss of every run on all of a split, of shape (runs,), without gradients."""
+
+    def class_count(self) -> int:
+        """Number of classes.
+
+        Raises:
+            ValueError: the task has none.
+        """
+        raise self._shows("classes")
+
+    def probabilities(self, weights: Tensor, batch: Any) -> Tensor:
+        """Class probabilities of every run on its mini-batch, (runs, batch, classes), without gradients.
+
+        Raises:
+            ValueError: the task has no classes.
+        """
+        raise self._shows("class probabilities")
+
+    def last_matrices(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The last two trained weight matrices of every run, the head's second; where there is one, it and its bias.
+
+        Args:
+            weights: of shape (runs, size).
+
+        Returns:
+            Two tensors of shape (runs, ...), without gradients.
+
+        Raises:
+            ValueError: the task has no matrices.
+        """
+        raise self._shows("weight matrices")
+
+    def _shows(self, what: str) -> ValueError:
+        return ValueError(
+            f"{type(self).__name__} tasks (family '{self.spec.family}') have no {what} to observe; train this "
+            "controller on a suite of classification tasks, such as mlp"
+        )

