@@ -29,6 +29,7 @@ BASES: dict[str, Callable[..., Optimizer]] = {
     "momentum": lambda p: SGD(p, lr=0.2, momentum=0.9),
     "nesterov": lambda p: SGD(p, lr=0.1, momentum=0.9, nesterov=True),
     "adamw": lambda p: AdamW(p, lr=0.02, weight_decay=0.1),
+    "fused": lambda p: AdamW(p, lr=0.02, weight_decay=0.1, fused=True),
 }
 
 
@@ -653,6 +654,32 @@ def test_prepared_by_accelerate(fed) -> None:
     assert torch.equal(flat(plain), flat(model))
 
 
+def test_under_a_gradient_scaler_a_skipped_update_is_none() -> None:
+    """A real scaler; the overflow is put into the gradient by hand, as float16 would."""
+    plain, model = _net(), _net()
+    optimizer = DSA(BASES["fused"](model.parameters()))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=1000)
+    data = _data(4)
+    for step, (x, y) in enumerate(data):
+
+        def closure(x=x, y=y) -> torch.Tensor:
+            loss = cross_entropy(model(x), y)
+            scaler.scale(loss).backward()
+            return loss
+
+        optimizer.zero_grad()
+        closure()
+        if step == 1:
+            next(model.parameters()).grad.fill_(math.inf)
+        before = flat(model).clone()
+        optimizer.feed(closure)
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(flat(model), before) == (step == 1)
+    _train(plain, DSA(BASES["fused"](plain.parameters())), [data[i] for i in (0, 2, 3)])
+    assert torch.allclose(flat(plain), flat(model), rtol=1e-5)
+
+
 class _FeedingTrainer(Trainer):
     """The documented way through Trainer: what computes the batch's gradient computes it again."""
 
@@ -731,16 +758,17 @@ def _on_a_shard(folder: Path, granularity: str) -> None:
     rank = dist.get_rank()
     _train(model, optimizer, [(x[rank::2], y[rank::2]) for x, y in _data(6)])
     weights = [p.full_tensor().detach().flatten() for p in model.parameters()]
-    torch.save(torch.cat(weights), folder / f"{rank}.pt")
+    torch.save((torch.cat(weights), optimizer.factors()), folder / f"{rank}.pt")
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_sharded_parameters_are_summed_over_all_shards(granularity, tmp_path) -> None:
     debug_launcher(_fresh, args=(_on_a_shard, tmp_path, granularity), num_processes=2)
     alone = _net()
-    _train(
-        alone, DSA(AdamW(alone.parameters(), lr=0.02), granularity=granularity, normalise="rms", beta=0.3), _data(6)
-    )
+    optimizer = DSA(AdamW(alone.parameters(), lr=0.02), granularity=granularity, normalise="rms", beta=0.3)
+    _train(alone, optimizer, _data(6))
     for rank in (0, 1):
+        weights, factors = torch.load(tmp_path / f"{rank}.pt")
         # float32 sums in another order
-        assert torch.allclose(torch.load(tmp_path / f"{rank}.pt"), flat(alone), atol=1e-5)
+        assert torch.allclose(weights, flat(alone), atol=1e-5)
+        assert factors[0] == pytest.approx(optimizer.factors()[0], rel=1e-3)

@@ -1,10 +1,9 @@
 """DSA-style element-wise learning rates: a reconstruction from the abstract of Chen, Wang & Ba 2022, not their method.
 
 "Differentiable Self-Adaptive Learning Rate", https://arxiv.org/abs/2210.10290. Certain, from the abstract: the
-learning rate is parameter specific and internally structured, differentiable with respect to the loss that it is to
-lower, and meant to cure what the authors see in hypergradient descent: often the loss does not fall after the learning
-rate's update, it does not suit mini-batches, it overfits. Equations, hyper-parameters, data and code could not be
-recovered; all below is this library's.
+learning rate is parameter specific, internally structured, differentiable with respect to the loss to be lowered, and
+meant to cure hypergradient descent, of which it says: often the loss does not fall after an update of the learning
+rate, it does not suit mini-batches, it overfits. The rest could not be recovered; all below is this library's.
 
 Not a controller but a wrapper around any torch optimizer, whose update Delta (= -lr * direction, with the LR schedule
 and decoupled decay in it) it stretches by a factor of its own for every weight. At the weights w, with batch B:
@@ -15,7 +14,8 @@ and decoupled decay in it) it stretches by a factor of its own for every weight.
     w    <- w + m(u) Delta                           the step is redone with the adapted u                    (4)
 
 Against the first complaint stands (4), against the second that (2) and (3) use one batch, against the third nothing.
-Departs from the paper: unknown. What of the complaints is seen on a small problem: tests/test_dsa_claims.py.
+Departs from the paper: unknown. On a small real problem (tests/test_dsa_claims.py) the complaints hardly show, and DSA
+becomes a constant rate near M lr at twice the cost.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from ..ranks import average_over_ranks
 
 Closure = Callable[[], Any]
 """Forward and backward pass of the present batch; returns its loss."""
+
 _U = "dsa_u"
-_Table = dict[Tensor, Any]
 _LOW, _HIGH = -6.0, 4.0  # beyond u = -6 or m = sigmoid(4) M, m' is so small that u would not come back within a run
 _CHOICES = {
     "granularity": ("element", "tensor", "scalar"),
@@ -140,8 +140,8 @@ class DSA(Optimizer):
         Raises:
             ValueError: u is of another granularity, or `base` refuses; nothing was changed then.
         """
-        entries, groups = state_dict["state"], state_dict["param_groups"]
-        saved = [entries.get(name, {}) for group in groups for name in group["params"]]
+        state, groups = state_dict["state"], state_dict["param_groups"]
+        saved = [state.get(name, {}) for group in groups for name in group["params"]]
         found = [(p, entry[_U]) for p, entry in zip(self._parameters(), saved, strict=False) if _U in entry]
         if any(u.shape != self._shape(p) for p, u in found):
             raise ValueError(f"the u in this state is not of granularity='{self.granularity}'; use the saved run's")
@@ -150,14 +150,13 @@ class DSA(Optimizer):
             self.state[p][_U] = u.to(p.device, torch.float32, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Hooks stay behind, as torch's do, and a scheduler's patch of step with them.
         return {name: getattr(self, name) for name in ("base", "beta", "max_factor", *_CHOICES)}
 
     def feed(self, closure: Closure) -> None:
         """Give the closure for the next `step()`, for loops that call it without one (Trainer, Accelerate).
 
         Args:
-            closure: used once, then forgotten; a new one replaces one that a skipped update left over.
+            closure: a function (or TypeError); used once, then forgotten. A new one replaces a skipped update's.
         """
         if not callable(closure):
             raise TypeError(f"feed(closure) takes a function that computes the batch again, got {closure!r}")
@@ -189,7 +188,7 @@ class DSA(Optimizer):
             raise RuntimeError("DSA: no parameter has a gradient; call loss.backward() before step, closure or not")
         self._fed = None
         undo = {p: p.clone() for p in moving} if self.accept == "if_lower" else {}
-        loss_before = _number(self._look(closure)[0]) if undo else math.nan
+        loss_before = float(self._look(closure)[0]) if undo else math.nan
         deltas = {p: p.clone() for p in moving}
         self.base.step()
         for p, delta in deltas.items():
@@ -202,7 +201,7 @@ class DSA(Optimizer):
         loss, grads = self._look(closure)
         for u, share in shared:
             self._adapt(u, share, deltas, grads)
-        loss_after = _number(self._look(closure)[0] if self.redo else loss) if undo else math.nan
+        loss_after = float(self._look(closure)[0] if self.redo else loss) if undo else math.nan
         if undo and not _is_lower(loss_after, loss_before, moving[0].device):
             for p, w in undo.items():
                 p.copy_(w)
@@ -214,11 +213,10 @@ class DSA(Optimizer):
     def _check_parameters(self) -> None:
         if any(group.get("maximize") for group in self.param_groups):
             raise ValueError("DSA lowers the loss and a parameter group has maximize=True; negate the loss instead")
-        for p in self._parameters():
-            if p.is_complex() or (p.grad is not None and p.grad.layout is not torch.strided):
-                raise ValueError("DSA takes dense real gradients; use sparse=False in embeddings, view_as_real")
+        if any(p.is_complex() or not (p.grad is None or p.grad.layout is torch.strided) for p in self._parameters()):
+            raise ValueError("DSA takes dense real gradients; use sparse=False in embeddings, view_as_real")
 
-    def _look(self, closure: Closure) -> tuple[Any, _Table]:
+    def _look(self, closure: Closure) -> tuple[Any, dict[Tensor, Any]]:
         """Loss and gradients at the present weights; the gradients that stood in `param.grad` are put back."""
         kept = {p: p.grad for p in self._parameters()}
         try:
@@ -226,6 +224,8 @@ class DSA(Optimizer):
                 p.grad = None  # so that backward makes new tensors and leaves the old ones alone
             with torch.enable_grad():
                 loss = closure()
+            if loss is None and self.accept == "if_lower":
+                raise TypeError("DSA: accept='if_lower' compares losses; the closure returned None, let it return one")
             return loss, {p: p.grad for p in kept}
         finally:
             for p, grad in kept.items():
@@ -257,14 +257,14 @@ class DSA(Optimizer):
         scaled = signal / signal.abs().amax().clamp_min(tiny)  # or the squares of small products would vanish
         return scaled / scaled.square().mean().sqrt().clamp_min(tiny)
 
-    def _adapt(self, u: Tensor, share: list[Tensor], deltas: _Table, grads: _Table) -> None:
+    def _adapt(self, u: Tensor, share: list[Tensor], deltas: dict[Tensor, Any], grads: dict[Tensor, Any]) -> None:
         """(3) and, for all that share `u`, (4)."""
         ms = [self._factor(u, p) for p in share]
         signals: Any = (_signal(deltas[p].to(m.dtype), grads[p]) for m, p in zip(ms, share, strict=True))
-        shared = self.granularity != "element"
-        signal = sum(each.sum().to(u.device) for each in signals).reshape(u.shape) if shared else next(signals)
+        if self.granularity != "element":
+            signals = iter([sum(signal.sum().to(u.device) for signal in signals).reshape(u.shape)])
         slope = (ms[0] * (1 - ms[0] / self.max_factor)).to(u.device)
-        u.add_(self.beta * self._normalise(signal) * slope).clamp_(_LOW, math.log(self.max_factor - 1) + _HIGH)
+        u.add_(self.beta * self._normalise(next(signals)) * slope).clamp_(_LOW, math.log(self.max_factor - 1) + _HIGH)
         if self.redo:
             for m, p in zip(ms, share, strict=True):
                 p.add_((self._factor(u, p) - m) * deltas[p])
@@ -277,9 +277,12 @@ class DSA(Optimizer):
         """
         out = []
         for group in self.param_groups:
-            us = [(p, self._find_u(p)) for p in group["params"] if p.numel()]
-            ms = [self._factor(p.new_zeros(()) if u is None else u, p).float().expand_as(p) for p, u in us]
-            m = torch.cat([m.flatten().cpu() for m in ms] or [torch.ones(1)])
+            parts = []
+            for p, u in ((p, self._find_u(p)) for p in group["params"] if p.numel()):
+                m: Any = torch.ones(()) if u is None else self._factor(u, p)
+                m = m.full_tensor() if hasattr(m, "full_tensor") else m  # the other ranks' shards as well
+                parts.append(m.float().cpu().expand(p.shape).flatten())
+            m = torch.cat(parts or [torch.ones(1)])
             out.append((m.min().item(), m.mean().item(), m.max().item()))
         return out
 
@@ -288,12 +291,6 @@ def _signal(delta: Tensor, grad: Tensor | None) -> Tensor:
     """-g' Delta of every element; 0 where it is not finite, so that u stays."""
     product = torch.zeros_like(delta) if grad is None else -delta * grad.to(delta.dtype)
     return product.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _number(loss: Any) -> float:
-    if loss is None:
-        raise TypeError("DSA: accept='if_lower' compares losses and the closure returned None; let it return the loss")
-    return float(loss)
 
 
 def _is_lower(after: float, before: float, device: torch.device) -> bool:
