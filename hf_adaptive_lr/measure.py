@@ -20,16 +20,9 @@ from torch.optim import Optimizer
 from .controller import Controller
 from .decision import Value
 from .door import REPLAYED, Seen, refuse_unmeasurable
-from .model_sensors import (
-    PREDICTION_FIELDS,
-    WEIGHT_FIELDS,
-    PredictionSensor,
-    class_count,
-    find_logits,
-    measure_weights,
-)
+from .model_sensors import LOGIT_FIELDS, PREDICTION_FIELDS, WEIGHT_FIELDS, ModelSensors, find_logits
 from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome
-from .outcome_sensors import ExtraLoss, MetaProbe, loss_of_other_batch
+from .outcome_sensors import ExtraLoss, OutcomeSensor
 from .ranks import average_over_ranks, rank, refuse_sharded, world_size
 from .sensors import (
     DIRECTION_FIELDS,
@@ -41,8 +34,6 @@ from .sensors import (
 )
 from .tap import ReplayPoint
 
-_EXTRA = {"loss_other": "other_loss", "meta_inner": "meta_loss"}  # what measures an outcome's field
-_LOGITS = frozenset({"classes", *PREDICTION_FIELDS})
 _MANY_DROPPED = 20  # far more than a gradient scaler skips in a row when it looks for its scale
 _NEUTRAL_GAIN = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
 
@@ -70,22 +61,16 @@ class Measurer:
         extra: Mapping[str, ExtraLoss | None],
     ) -> None:
         needs = controller.needs
-        for field in sorted(needs & _EXTRA.keys()):
-            if extra[_EXTRA[field]] is None:
-                raise ValueError(
-                    f"the controller needs {field}, the loss of a batch that this door does not have; use "
-                    f"AdaptiveLRTrainer, or give {_EXTRA[field]}= to ControlledLR"
-                )
-        passes = needs & (REPLAYED | _EXTRA.keys())
-        if passes and model is None:
+        if needs & REPLAYED and model is None:
             raise ValueError(
-                f"the controller needs {sorted(passes)[0]}, for which a forward pass is repeated; "
+                f"the controller needs {sorted(needs & REPLAYED)[0]}, for which a forward pass is repeated; "
                 "pass model=, the unwrapped module"
             )
         self.optimizer, self.needs, self.model = optimizer, needs, model
-        self.max_grad_norm, self.group, self.extra = max_grad_norm, group, extra
+        self.max_grad_norm, self.group = max_grad_norm, group
+        self._outcomes = OutcomeSensor(optimizer, needs, model, extra)
         self._fresh_eval = controller.fresh_eval and "eval_loss" in needs
-        self._predictions = PredictionSensor()
+        self._inside = ModelSensors(optimizer, model)
         self.in_step = False
         self._checked_shards = False
         self._dropped = 0
@@ -97,7 +82,7 @@ class Measurer:
     @property
     def looks_at_logits(self) -> bool:
         """Whether the model's outputs have to be seen."""
-        return bool(self.needs & _LOGITS)
+        return bool(self.needs & LOGIT_FIELDS)
 
     def clear(self) -> None:
         """Forget what was reported for the update that is not going to happen, or has happened."""
@@ -109,8 +94,8 @@ class Measurer:
         self._point: ReplayPoint | None = None
         self._announced = self._repeatable = False
         self._probe: GainProbe | None = None
-        self._meta_probe: MetaProbe | None = None
-        self._predictions.logits = None
+        self._outcomes.clear()
+        self._inside.logits = None
         self.in_step = False
 
     def drop(self) -> None:
@@ -142,8 +127,8 @@ class Measurer:
         """The forward hook saw this loss, None where it is not to be taken for the micro-batch's, in this output."""
         if self.in_step:
             return
-        if self.needs & _LOGITS:
-            self._predictions.logits = find_logits(output)
+        if self.needs & LOGIT_FIELDS:
+            self._inside.logits = find_logits(output)
         if loss is None:
             return
         self._scaled_by_items |= kwargs.get("num_items_in_batch") is not None
@@ -160,8 +145,8 @@ class Measurer:
         closure: Callable[[], Tensor] | None,
     ) -> None:
         """See [`ControlledLR.observe`]."""
-        if logits is not None and self.needs & _LOGITS:
-            self._predictions.logits = logits
+        if logits is not None and self.needs & LOGIT_FIELDS:
+            self._inside.logits = logits
         checked = {"loss": loss, "grad_norm": grad_norm, "eval_loss": eval_loss}
         tensors = {name: self._scalar(name, value) for name, value in checked.items() if value is not None}
         if "loss" in tensors:
@@ -245,7 +230,7 @@ class Measurer:
             )
         if wanted & DIRECTION_FIELDS:
             values |= measure_previous_update(self.optimizer, last_lrs, wanted)
-        values |= self._look_into_model(wanted)
+        values |= self._inside.measure(wanted, first_rank=rank(self.group) == 0)
         if "eval_loss" in wanted:
             # Perhaps only some ranks evaluated: averaged over those that did.
             fresh = 0.0 if math.isnan(self._eval_loss) else 1.0
@@ -267,26 +252,6 @@ class Measurer:
             means["gain_ratio"] = self._gain_ratio
         return means
 
-    def _look_into_model(self, wanted: frozenset[str]) -> dict[str, Tensor]:
-        values: dict[str, Tensor] = {}
-        if "classes" in wanted:
-            count = class_count(self.model, self._predictions.logits)
-            if count is None:
-                raise ValueError(
-                    "the controller needs the number of classes, and neither the model's config (num_labels) nor its "
-                    "logits say it; give model= to ControlledLR, call observe(logits=...), or set the controller's "
-                    "classes="
-                )
-            values["classes"] = torch.tensor(float(count), dtype=torch.float64)
-        if wanted & set(PREDICTION_FIELDS):
-            measured = self._predictions.measure()
-            # Of rank 0 alone: what a checkpoint keeps for the next decision is rank 0's too.
-            mine = 1.0 if rank(self.group) == 0 else 0.0
-            values |= {name: value * mine for name, value in measured.items() if name in wanted}
-        if wanted & set(WEIGHT_FIELDS):
-            values |= {n: v for n, v in measure_weights(self.optimizer, self.model).items() if n in wanted}
-        return values
-
     def _exchange(self, values: list[Tensor], agreed: Sequence[float]) -> list[float]:
         if not values:
             return []
@@ -306,39 +271,27 @@ class Measurer:
             self._probe = GainProbe(self.optimizer)
 
     def before_outcome(self, lr: float) -> None:
-        """The outcome of the update about to be applied is wanted: keep the weights if it is about them.
+        """The outcome of the update about to be applied is wanted.
 
         Args:
             lr: learning rate of group 0 in this update.
         """
-        if "meta_inner" in self.needs:
-            self._meta_probe = MetaProbe(self.optimizer, lr)
+        self._outcomes.before(lr)
 
     def outcome(self, update: int) -> Outcome | None:
         """What the update did, or None if the controller does not ask."""
         wanted = self.needs & OUTCOME_FIELDS.keys()
         if not wanted:
             return None
-        values: dict[str, Tensor] = {}
+        values = self._outcomes.measure(update)
         if "loss_before" in wanted:
             values["loss_before"] = self._losses[-1]
         if "loss_after" in wanted:
             values["loss_after"] = self._loss_again()
-        if "loss_other" in wanted:
-            loss, model = self._extra("other_loss")
-            values["loss_other"] = loss_of_other_batch(loss, update, model, self._first_param().device)
-        if "meta_inner" in wanted and self._meta_probe is not None:
-            loss, model = self._extra("meta_loss")
-            values["meta_inner"] = self._meta_probe.inner(loss, update, model)
         names = sorted(values)
         numbers = self._exchange([values[name] for name in names], [update])
         tensors = [torch.tensor(number, dtype=torch.float64) for number in numbers]
         return Outcome(step=update, **dict(zip(names, tensors, strict=True)))
-
-    def _extra(self, name: str) -> tuple[ExtraLoss, nn.Module]:
-        loss = self.extra[name]
-        assert loss is not None and self.model is not None  # the constructor refused otherwise
-        return loss, self.model
 
     def finish(self) -> None:
         """After the update: measure the gain ratio if the next decision reads it, then forget the batch."""
@@ -373,7 +326,7 @@ class Measurer:
             "eval_loss": self._eval_loss,
             "gain_ratio": self._gain_ratio,
             "prepared_for": self._prepared_for,
-            "probabilities": None if self._predictions.before is None else self._predictions.before.cpu(),
+            "probabilities": None if self._inside.before is None else self._inside.before.cpu(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -381,4 +334,4 @@ class Measurer:
         self.clear()
         self._eval_loss, self._gain_ratio = float(state["eval_loss"]), float(state["gain_ratio"])
         self._prepared_for = int(state["prepared_for"])
-        self._predictions.before = state.get("probabilities")
+        self._inside.before = state.get("probabilities")

@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 WEIGHT_FIELDS = ("penultimate_mean", "penultimate_variance", "head_mean", "head_variance")
 PREDICTION_FIELDS = ("prediction_variance", "prediction_change")
+LOGIT_FIELDS = frozenset({"classes", *PREDICTION_FIELDS})
+"""Fields for which the model's outputs have to be seen."""
 _UNIFORM_VARIANCE = 1 / 12  # of numbers drawn evenly from [0, 1)
 
 
@@ -96,28 +98,59 @@ def measure_weights(optimizer: Optimizer, model: nn.Module | None) -> dict[str, 
     return dict(zip(WEIGHT_FIELDS, numbers, strict=True))
 
 
-class PredictionSensor:
-    """Keeps the logits of the last micro-batch and the class probabilities of the decision before."""
+class ModelSensors:
+    """Measures the fields of one live run that look into its model.
 
-    def __init__(self) -> None:
+    Keeps the logits of the last micro-batch and the class probabilities of the decision before.
+
+    Args:
+        optimizer: its parameters are looked at.
+        model: the unwrapped module, or None.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module | None) -> None:
+        self._optimizer, self._model = optimizer, model
         self.logits: Tensor | None = None
         self.before: Tensor | None = None
 
-    def measure(self) -> dict[str, Tensor]:
-        """Both prediction fields of the kept logits, whose probabilities become the ones of "the decision before".
+    def measure(self, wanted: frozenset[str], *, first_rank: bool) -> dict[str, Tensor]:
+        """Those fields of this module that are wanted, 0-d tensors; no host sync.
+
+        Predictions are rank 0's alone, and 0 on the others, because what a checkpoint keeps for the next decision is
+        rank 0's too.
+
+        Args:
+            wanted: field names; others are ignored.
+            first_rank: whether this is rank 0.
 
         Raises:
-            ValueError: no logits were seen, or they are not a classifier's.
+            ValueError: neither the model nor its outputs say what is wanted.
         """
+        values: dict[str, Tensor] = {}
+        if "classes" in wanted:
+            values["classes"] = torch.tensor(float(self._classes()), dtype=torch.float64)
+        if wanted & set(PREDICTION_FIELDS):
+            values |= {name: value * float(first_rank) for name, value in self._predictions().items()}
+        if wanted & set(WEIGHT_FIELDS):
+            values |= measure_weights(self._optimizer, self._model)
+        return {name: value for name, value in values.items() if name in wanted}
+
+    def _classes(self) -> int:
+        count = class_count(self._model, self.logits)
+        if count is None:
+            raise ValueError(
+                "the controller needs the number of classes, and neither the model's config (num_labels) nor its "
+                "logits say it; give model= to ControlledLR, call observe(logits=...), or set the controller's "
+                "classes="
+            )
+        return count
+
+    def _predictions(self) -> dict[str, Tensor]:
         if self.logits is None:
             raise ValueError(
                 "the controller looks at the model's predictions and none were seen: the model returns no logits. "
                 "Give model= to ControlledLR, or call observe(logits=...)"
             )
-        now = probabilities(self.logits)
-        fields = {
-            "prediction_variance": now.var(correction=0),
-            "prediction_change": prediction_change(now, self.before),
-        }
+        now, before = probabilities(self.logits), self.before
         self.before = now
-        return fields
+        return {"prediction_variance": now.var(correction=0), "prediction_change": prediction_change(now, before)}
