@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from . import finetune, train
+from . import finetune, train, verdict
 from . import list as list_verb
 from .errors import PROGRAM, UserError
 
-VERBS = (finetune, train, list_verb)
+VERBS = (finetune, train, verdict, list_verb)
 """The modules of all verbs, in the order of the help."""
 
 

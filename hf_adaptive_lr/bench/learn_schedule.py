@@ -1,0 +1,131 @@
+"""Learn the bundled `mlr_snet` as its paper does: on one data set, during one training, three snapshots.
+
+    python -m hf_adaptive_lr.bench.learn_schedule --output-dir mlr_snet
+
+Plain SGD at base LR 1, where the controller's factor is the paper's alpha, on a small CNN and Fashion-MNIST; 200
+meta-steps at 1e-3 as in the paper's runs of 200 epochs with one meta-step each. The meta set is the task's
+`controller` rows; its `valid` and `test` rows are not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ..arguments import AdaptiveLRTrainingArguments
+from ..cli.errors import PROGRAM
+from ..controllers import MLRSNet
+from ..hub import library_version, replace_file
+from ..meta_trainer import MetaLRTrainer
+from .run_record import curve
+from .verdict_data import collate, load
+from .verdict_methods import METHODS
+from .verdict_models import build_model, build_optimizer
+from .verdict_tasks import QUICK_TASKS, TASKS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """One training during which a schedule is learned.
+
+    Args:
+        task: name of a task of the verdicts.
+        updates: length of the run.
+        meta_every: updates from one meta-step to the next.
+        meta_lr: Adam's learning rate for the net.
+        learning_rate: base LR of the run.
+        seed: of everything that is drawn.
+        quick: the task's short version.
+    """
+
+    task: str = "fashion-cnn"
+    updates: int = 2000
+    meta_every: int = 10
+    meta_lr: float = 1e-3
+    learning_rate: float = 1.0
+    seed: int = 0
+    quick: bool = False
+
+
+def learn(lesson: Lesson) -> tuple[MLRSNet, list[float]]:
+    """Train, and harvest the schedule.
+
+    Args:
+        lesson: what is trained and for how long.
+
+    Returns:
+        The frozen controller with three snapshots, and the factor at every update of its lesson.
+    """
+    task = (QUICK_TASKS if lesson.quick else TASKS)[lesson.task]
+    data, model = load(task), build_model(task, lesson.seed)
+    net = MLRSNet(meta_learn=True, meta_every=lesson.meta_every, meta_lr=lesson.meta_lr)
+    with tempfile.TemporaryDirectory() as folder:
+        args = AdaptiveLRTrainingArguments(
+            output_dir=folder,
+            max_steps=lesson.updates,
+            per_device_train_batch_size=task.batch_size,
+            learning_rate=lesson.learning_rate,
+            max_grad_norm=0.0,
+            seed=lesson.seed,
+            use_cpu=True,
+            save_strategy="no",
+            logging_steps=max(1, lesson.updates // 20),
+            report_to="none",
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
+        trainer = MetaLRTrainer(
+            model=model,
+            args=args,
+            controller=net,
+            train_dataset=data.train,
+            controller_dataset=data.controller,
+            data_collator=collate,
+            optimizers=(build_optimizer(task, METHODS["constant"], model, lesson.learning_rate), None),
+        )
+        trainer.train()
+    return trainer.learned_controller(), [lr / lesson.learning_rate for lr in trainer.lr_scheduler.lr_history()]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Learn and save."""
+    parser = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.learn_schedule", description=__doc__)
+    parser.add_argument("--output-dir", type=Path, required=True, help="folder of the controller; must not exist")
+    parser.add_argument("--updates", type=int, default=Lesson.updates)
+    parser.add_argument("--meta-every", type=int, default=Lesson.meta_every)
+    parser.add_argument("--meta-lr", type=float, default=Lesson.meta_lr)
+    parser.add_argument("--learning-rate", type=float, default=Lesson.learning_rate)
+    parser.add_argument("--seed", type=int, default=Lesson.seed)
+    parser.add_argument("--quick", action="store_true", help="a few updates on a few rows")
+    options = parser.parse_args(argv)
+    if options.output_dir.exists():
+        print(f"{PROGRAM}: error: '{options.output_dir}' exists; name another folder", file=sys.stderr)
+        return 2
+    chosen = {name: value for name, value in vars(options).items() if name != "output_dir"}
+    lesson, started = Lesson(**chosen), time.monotonic()
+    controller, factors = learn(lesson)
+    controller.save_pretrained(options.output_dir)
+    record = {
+        "command": "python -m hf_adaptive_lr.bench.learn_schedule "
+        + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in chosen.items() if k != "quick"),
+        "lesson": asdict(lesson),
+        "seconds": round(time.monotonic() - started, 1),
+        "versions": {"hf_adaptive_lr": library_version(), "torch": torch.__version__},
+        "factor_curve": curve(factors, 50),
+    }
+    text = json.dumps(record, indent=1) + "\n"
+    replace_file(options.output_dir / "training.json", lambda path: path.write_text(text, encoding="utf-8"))
+    print(f"written to {options.output_dir}: {controller.controller_type}, {controller.snapshots} snapshots")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

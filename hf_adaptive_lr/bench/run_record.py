@@ -1,0 +1,131 @@
+"""What is measured of one training: losses, passes through the model, scores, and the course of the learning rate."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .verdict_data import Rows
+
+_PAIRED_BATCHES = 5
+EVAL_BATCH = 250
+"""Rows that are evaluated at once."""
+
+
+class Record:
+    """What the updates of a run were: losses, rows, and a checksum of how it began.
+
+    Args:
+        model: with its first weights.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.losses: list[Tensor] = []
+        self.rows = 0
+        self.checksum = 0
+        for weight in model.parameters():
+            self.checksum = _checksum(weight, self.checksum)
+
+    def add(self, labels: Tensor, loss: Tensor) -> None:
+        """An update's batch and its loss before the update."""
+        self.rows += len(labels)
+        if len(self.losses) < _PAIRED_BATCHES:
+            self.checksum = _checksum(labels, self.checksum)
+        self.losses.append(loss.detach())
+
+
+def _checksum(values: Tensor, before: int) -> int:
+    memory: Any = values.detach().contiguous().numpy()
+    return zlib.crc32(memory, before)
+
+
+class Meter:
+    """Counts the rows that go through a model, forward and backward, whoever sends them and in whatever mode.
+
+    Rows and not calls: a pass over held-out data may be many times as large as a batch of training.
+
+    Args:
+        model: answers with `logits`, one per row.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.rows = rows = {"forward": 0, "backward": 0}
+
+        def forward(module: nn.Module, args: Any, output: Any) -> None:
+            del module, args
+            count = len(output.logits)
+            rows["forward"] += count
+
+            def backward(gradient: Tensor) -> None:
+                del gradient
+                rows["backward"] += count
+
+            if output.logits.requires_grad:
+                output.logits.register_hook(backward)
+
+        self._handle = model.register_forward_hook(forward)
+
+    def close(self) -> None:
+        """Stop counting."""
+        self._handle.remove()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, rows: Rows) -> dict[str, float]:
+    """Mean cross-entropy in nats and share of right answers, in evaluation mode.
+
+    Args:
+        model: answers with `logits`.
+        rows: what it is asked.
+    """
+    model.eval()
+    loss, right = 0.0, 0
+    for first in range(0, len(rows), EVAL_BATCH):
+        batch = rows.part(first, EVAL_BATCH).columns
+        logits = model(**{name: column for name, column in batch.items() if name != "labels"}).logits
+        loss += float(nn.functional.cross_entropy(logits.double(), batch["labels"], reduction="sum"))
+        right += int((logits.argmax(-1) == batch["labels"]).sum())
+    return {"loss": loss / len(rows), "accuracy": right / len(rows)}
+
+
+def diverged(losses: Sequence[float], final: float) -> bool:
+    """Whether a run came apart: a loss that is not finite, or a final one a tenth above that of the first batch.
+
+    Args:
+        losses: training loss of every update.
+        final: loss on the rows it is judged by.
+
+    Example:
+        >>> diverged([2.3, 1.0], 2.4), diverged([2.3, 1.0], 2.6), diverged([2.3, float("nan")], 0.9)
+        (False, True, True)
+    """
+    return not all(map(math.isfinite, [*losses, final])) or final > 1.1 * losses[0]
+
+
+def curve(values: Sequence[float], points: int) -> list[tuple[float, float]]:
+    """Means over equal stretches of a run, each at the mean share of the run that was done before its updates.
+
+    Args:
+        values: one per update.
+        points: stretches, at most; a run of fewer updates has one per update.
+
+    Example:
+        >>> curve([1.0, 2.0, 3.0, 6.0], 2)
+        [(0.125, 1.5), (0.625, 4.5)]
+    """
+    total, bins = len(values), min(points, len(values))
+    edges = [k * total // bins for k in range(bins + 1)]
+    return [
+        (short((low + high - 1) / 2 / total), short(sum(values[low:high]) / (high - low)))
+        for low, high in zip(edges, edges[1:], strict=False)
+    ]
+
+
+def short(value: float) -> float:
+    """A number to six significant digits."""
+    return float(f"{value:.6g}")

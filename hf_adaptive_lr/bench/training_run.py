@@ -1,0 +1,177 @@
+"""One training of the benchmarks, through the real trainer, and what is measured of it.
+
+Everything that is drawn follows from the seed, so runs of different methods with one seed start from the same weights
+and see the same batches in the same order; `pairing` is a checksum of both, for whoever compares them.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback
+
+from ..arguments import AdaptiveLRTrainingArguments
+from ..controller import Controller
+from ..hub import library_version
+from ..trainer import AdaptiveLRTrainer
+from .run_record import EVAL_BATCH, Meter, Record, curve, diverged, evaluate, short
+from .runner import Row, RunKey
+from .verdict_data import Parts, collate, load
+from .verdict_methods import Method
+from .verdict_models import build_model, build_optimizer
+from .verdict_tasks import Task
+
+if TYPE_CHECKING:
+    _Trainer = AdaptiveLRTrainer
+else:
+    _Trainer = object  # at run time it stands before whichever trainer the method asks for
+
+FACTOR_POINTS, LOSS_POINTS = 50, 25
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run: it trains, then reads the test rows once, or the validation rows if it is there to tune.
+
+    Args:
+        task: what is trained.
+        method: how its learning rate is chosen; one of its variants.
+        seed: of first weights, order of batches, dropout and the controller's draws.
+        lr: base learning rate.
+        tuning: measure on the validation rows, and never touch the test rows.
+    """
+
+    task: Task
+    method: Method
+    seed: int
+    lr: float
+    tuning: bool = False
+
+    @property
+    def key(self) -> RunKey:
+        """Its key in the rows."""
+        return RunKey(self.task.name, self.method.name, self.seed, self.lr)
+
+    @property
+    def task_digest(self) -> str:
+        """Changes with all that the task is."""
+        return self.task.digest
+
+    @property
+    def method_digest(self) -> str:
+        """Changes with all that the method is."""
+        return self.method.digest
+
+    def execute(self) -> Row:
+        """Train and measure; see [`TrainingRun`]."""
+        data = load(self.task)
+        model = build_model(self.task, self.seed)
+        controller = self.method.make_controller()
+        meter, record = Meter(model), Record(model)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = self._trainer(model, controller, data, folder)
+            trainer.record = record
+            wall, cpu = time.perf_counter(), time.process_time()
+            with warnings.catch_warnings():
+                # Said of every diverged run; the row has the count.
+                warnings.filterwarnings("ignore", message="learning rate held", category=UserWarning)
+                trainer.train()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        meter.close()
+        part = "valid" if self.tuning else "test"
+        scores = evaluate(model, data.valid if self.tuning else data.test)
+        losses = torch.stack(record.losses).double().tolist()
+        return {
+            "tuning": self.tuning,
+            **{f"{part}_{name}": short(value) for name, value in scores.items()},
+            **_course(losses, [decision.lr[0] for decision in trainer.lr_scheduler.trace], self.lr),
+            "diverged": diverged(losses, scores["loss"]),
+            "held": trainer.lr_scheduler.governor.held,
+            "seconds": short(wall),
+            "cpu_seconds": short(cpu),
+            "passes": {name: short(rows / record.rows) for name, rows in meter.rows.items()},
+            "pairing": f"{record.checksum:08x}",
+            "config": {"controller": controller.controller_type, **controller.config()},
+            "setting": {
+                **self.task.spec(),
+                "updates": len(losses),
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            },
+            "versions": versions(),
+        }
+
+    def _trainer(self, model: nn.Module, controller: Controller, data: Parts, folder: str) -> Any:
+        args = AdaptiveLRTrainingArguments(
+            output_dir=folder,
+            max_steps=round(self.task.updates * self.method.budget),
+            per_device_train_batch_size=self.task.batch_size,
+            per_device_eval_batch_size=EVAL_BATCH,
+            learning_rate=self.lr,
+            max_grad_norm=self.task.max_grad_norm,
+            seed=self.seed,
+            data_seed=self.seed,
+            use_cpu=True,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            **self.method.arguments,
+        )
+        trainer = type("RecordedTrainer", (_Recorded, _trainer_class(self.method)), {})(
+            model=model,
+            args=args,
+            controller=controller,
+            train_dataset=data.train,
+            controller_dataset=data.controller,
+            data_collator=collate,
+            optimizers=(build_optimizer(self.task, self.method, model, self.lr), None),
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+
+def _trainer_class(method: Method) -> type[AdaptiveLRTrainer]:
+    if method.trainer == "adaptive":
+        return AdaptiveLRTrainer
+    from ..meta_trainer import MetaLRTrainer
+
+    return MetaLRTrainer
+
+
+class _Recorded(_Trainer):
+    record: Record
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.record.add(inputs["labels"], loss)
+        return loss
+
+
+def _course(losses: list[float], lrs: list[float], base: float) -> Row:
+    last = losses[-max(1, len(losses) // 10) :]
+    return {
+        "train_loss": short(sum(last) / len(last)),
+        "first_loss": short(losses[0]),
+        "final_lr": short(lrs[-1]),
+        "loss_curve": curve(losses, LOSS_POINTS),
+        "factor_curve": curve([lr / base for lr in lrs], FACTOR_POINTS),
+    }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    packages = {name: version(name) for name in ("torch", "transformers", "accelerate")}
+    return {"hf_adaptive_lr": library_version(), "python": platform.python_version(), **packages}

@@ -1,0 +1,108 @@
+"""Paired comparisons over seeds: Student's t intervals of means and of mean differences."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+LEVEL = 0.95
+"""Confidence of every interval."""
+
+Word = Literal["better", "worse", "no difference"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and half the width of its interval.
+
+    Args:
+        mean: of the values.
+        half: half width; NaN for a single value.
+        n: number of values.
+    """
+
+    mean: float
+    half: float
+    n: int
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        return self.mean + self.half
+
+
+def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Student's t interval of the mean of independent values.
+
+    Args:
+        values: at least one, finite.
+        level: confidence, in (0, 1).
+
+    Raises:
+        ValueError: no values.
+
+    Example:
+        >>> interval = mean_interval([1.0, 2.0, 3.0])
+        >>> interval.mean, round(interval.half, 3)  # t = 4.303 at 2 degrees of freedom
+        (2.0, 2.484)
+    """
+    if not values:
+        raise ValueError("an interval needs at least one value")
+    mean, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return Interval(mean, math.nan, n)
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    return Interval(mean, half, n)
+
+
+def paired_difference(mine: Mapping[int, float], other: Mapping[int, float], level: float = LEVEL) -> Interval:
+    """Interval of mine minus the other's, over the seeds that both have.
+
+    Args:
+        mine: value by seed.
+        other: value by seed.
+        level: confidence, in (0, 1).
+
+    Raises:
+        ValueError: no seed in common.
+
+    Example:
+        >>> round(paired_difference({0: 1.0, 1: 2.0, 2: 5.0}, {0: 0.5, 1: 1.5}).mean, 3)
+        0.5
+    """
+    seeds = sorted(mine.keys() & other.keys())
+    if not seeds:
+        raise ValueError(f"no seed in common: {sorted(mine)} and {sorted(other)}")
+    return mean_interval([mine[seed] - other[seed] for seed in seeds], level)
+
+
+def judge(difference: Interval, *, lower_is_better: bool) -> Word:
+    """What a difference says; "no difference" when its interval holds 0, or there is none.
+
+    Args:
+        difference: mine minus the other's.
+        lower_is_better: of the measure.
+
+    Example:
+        >>> judge(Interval(-0.2, 0.1, 5), lower_is_better=True)
+        'better'
+    """
+    gain_low, gain_high = gain(difference, lower_is_better=lower_is_better)
+    if gain_low > 0:
+        return "better"
+    return "worse" if gain_high < 0 else "no difference"
+
+
+def gain(difference: Interval, *, lower_is_better: bool) -> tuple[float, float]:
+    """Ends of the interval, turned so that more is better."""
+    return (-difference.high, -difference.low) if lower_is_better else (difference.low, difference.high)
