@@ -97,8 +97,10 @@ def learn(lesson: Lesson) -> tuple[MLRSNet, list[float]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Learn and save."""
-    parser = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.learn_schedule", description=__doc__)
+    about = __doc__.split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.learn_schedule", description=about)
     parser.add_argument("--output-dir", type=Path, required=True, help="folder of the controller; must not exist")
+    parser.add_argument("--task", default=Lesson.task, choices=sorted(TASKS), help=f"default: {Lesson.task}")
     parser.add_argument("--updates", type=int, default=Lesson.updates)
     parser.add_argument("--meta-every", type=int, default=Lesson.meta_every)
     parser.add_argument("--meta-lr", type=float, default=Lesson.meta_lr)
@@ -115,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     controller.save_pretrained(options.output_dir)
     record = {
         "command": "python -m hf_adaptive_lr.bench.learn_schedule "
-        + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in chosen.items() if k != "quick"),
+        + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in chosen.items() if k != "quick")
+        + " --output-dir mlr_snet",
         "lesson": asdict(lesson),
         "seconds": round(time.monotonic() - started, 1),
         "versions": {"hf_adaptive_lr": library_version(), "torch": torch.__version__},

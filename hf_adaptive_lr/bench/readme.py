@@ -128,6 +128,27 @@ def throughput_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def verdict_table(rows: Path) -> str:
+    """Verdict and controls of every paper, one line each; empty without any rows.
+
+    Args:
+        rows: folder with the rows that `hf-adaptive-lr verdict` wrote.
+    """
+    from .verdict_judge import cells, paper_word, word_of
+    from .verdict_papers import PAPERS
+    from .verdict_plan import Book
+    from .verdict_tasks import TASKS
+
+    book = Book(rows)
+    lines = ["| paper | its claim | verdict | what a reader should ask beyond it |", "|---|---|---|---|"]
+    for paper in PAPERS.values():
+        found = cells(paper, book, TASKS)
+        word = paper_word([word_of(claim, found) for claim in paper.claims])
+        asked = "; ".join(f"{c.text.rstrip('.')}: *{word_of(c, found)}*" for c in paper.controls)
+        lines.append(f"| [`{paper.name}`](model_cards/{paper.name}.md) | {paper.claim} | **{word}** | {asked} |")
+    return "\n".join(lines)
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "demo": ("finetune.jsonl", demo_table),
     "known_answer": ("known_answer.jsonl", known_answer_table),
@@ -152,13 +173,16 @@ def render(readme: str, rows: Path = ROWS) -> str:
     """
     for name, (file, table) in TABLES.items():
         found = read_rows(rows / file)
-        pattern = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(readme):
-            raise ValueError(f"the README has no markers for '{name}'")
-        if found:
-            text = table(found) + "\n"
-            readme = pattern.sub(lambda match, text=text: match[1] + text + match[2], readme)  # type: ignore[misc]
-    return readme
+        readme = _replaced(readme, name, table(found) if found else "")
+    judged = any(rows.glob("verdict_*.jsonl"))
+    return _replaced(readme, "verdicts", verdict_table(rows) if judged else "")
+
+
+def _replaced(readme: str, name: str, table: str) -> str:
+    pattern = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(readme):
+        raise ValueError(f"the README has no markers for '{name}'")
+    return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", readme) if table else readme
 
 
 def main(argv: Sequence[str] | None = None) -> int:
