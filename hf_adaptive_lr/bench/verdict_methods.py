@@ -196,6 +196,8 @@ _ENTRIES = (
     Method(name="hypergradient_per_tensor", controller="hypergradient", config={"per_group": True}, groups="tensor"),
     Method(name="dsa", controller="constant", dsa={}, extra_passes=_LOOK),
     Method(name="dsa_scalar", controller="constant", dsa={"granularity": "scalar"}, extra_passes=_LOOK),
+    Method(name="dsa_tensor", controller="constant", dsa={"granularity": "tensor"}, extra_passes=_LOOK),
+    Method(name="dsa_rms", controller="constant", dsa={"normalise": "rms"}, extra_passes=_LOOK),
     Method(name="dsa_no_redo", controller="constant", dsa={"redo": False}, extra_passes=_LOOK),
     Method(name="constant_twice_as_long", controller="constant", budget=2.0),
     Method(name="plrs", controller="plrs"),

@@ -214,6 +214,8 @@ _DSA = Paper(
     methods=(
         "dsa",
         "dsa_scalar",
+        "dsa_tensor",
+        "dsa_rms",
         "dsa_no_redo",
         "hypergradient",
         "hypergradient_additive",
