@@ -100,6 +100,14 @@ def test_the_main_job_with_every_method_interrupted_and_resumed(task, method, sh
     assert len(rates) > 1
 
 
+@pytest.mark.parametrize("name", ["ppo_schedule", "mlr_snet", "actor_critic", "plrs"])
+def test_every_method_comes_with_the_library_by_name(name, shelf, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    data, model = str(shelf / "texts.csv"), str(shelf / "text_model")
+    job = FinetuneConfig(data=data, model=model, controller=name, max_steps=2, output_dir=str(tmp_path / "out"))
+    assert run(job)["controller"]["controller_type"] == name
+
+
 # --- a raw Accelerate loop -------------------------------------------------------------------------------------------
 
 
