@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from .auto import AutoController
 from .controller import Controller
-from .hub import configure
+from .files import configure
 
 
 @dataclass

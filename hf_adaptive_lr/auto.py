@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import warnings
-from pathlib import Path
 
-from . import hub
+from . import files, hub
 from .controller import Controller
 from .controllers import CONTROLLERS
 
-PRETRAINED = Path(__file__).parent / "pretrained"
+PRETRAINED = files.BUNDLED
 """Bundled controllers: one folder each."""
 
 
@@ -22,69 +19,67 @@ class AutoController:
         raise TypeError("AutoController is not made directly; call AutoController.from_pretrained(...)")
 
     @staticmethod
-    def from_pretrained(pretrained_model_name_or_path: str | os.PathLike[str]) -> Controller:
-        """Load a controller by the name of a method or bundled controller, or from a folder.
+    def from_pretrained(
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: bool | str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> Controller:
+        """Load a controller by name, from a folder, or from the Hub.
 
-        A name wins over a folder of the same name (write `./name` for the folder; one warning when both exist).
+        A name wins over a folder of the same name (write `./name` for the folder; one warning when both exist), and a
+        folder with `config.json` over a repository of the same name.
 
         Args:
-            pretrained_model_name_or_path: a name of [`CONTROLLERS`] (with its default config), of a bundled
-                controller, or a folder with `config.json`.
+            pretrained_model_name_or_path: a name of [`CONTROLLERS`] (with its default config) or of a bundled
+                controller; a folder with `config.json`; or a repository of the Hub, "user/repo".
+            revision: branch, tag, commit or `refs/pr/N` of the repository; all files come from the one commit that
+                it is at this moment.
+            token: for private and gated repositories; by default that of `hf auth login`.
+            cache_dir: where downloads are kept, by default the Hub's cache.
+            force_download: download again what is in the cache.
+            local_files_only: use only what is in the cache, as with HF_HUB_OFFLINE=1.
 
         Returns:
-            The controller.
+            The controller; its `provenance` says where it is from.
 
         Raises:
-            ValueError: nothing of that name; the message lists what was tried and the closest names. Also a folder
-                whose files are not exactly a controller's.
+            FileNotFoundError: a folder without config.json.
+            HubError: the Hub does not give it; the message says why and what helps. It is an OSError.
+            OSError: a file cannot be read or written.
+            ValueError: nothing of that name; the message lists what was tried and the closest names. Also files that
+                are not exactly a controller's.
 
         Example:
             >>> AutoController.from_pretrained("cosine").controller_type
             'cosine'
         """
-        wanted = os.fspath(pretrained_model_name_or_path)
-        bundled = PRETRAINED / wanted
-        is_bundled = wanted.isidentifier() and (bundled / hub.CONFIG_NAME).is_file()
-        if (is_bundled or wanted in CONTROLLERS) and (Path(wanted) / hub.CONFIG_NAME).is_file():
-            warnings.warn(
-                f"'{wanted}' is both a known controller and a folder here; the known one is used, write './{wanted}' "
-                f"for the folder",
-                UserWarning,
-                stacklevel=2,
-            )
-        if is_bundled:
-            return hub.load(bundled, CONTROLLERS)
-        if wanted in CONTROLLERS and CONTROLLERS[wanted].learned:
-            raise ValueError(
-                f"no weights of '{wanted}' come with this version; train some with `hf-adaptive-lr train` and name "
-                f"their folder"
-            )
-        if wanted in CONTROLLERS:
-            return CONTROLLERS[wanted]()
-        if Path(wanted).is_dir():
-            return hub.load(Path(wanted), CONTROLLERS)
-        raise ValueError(_unknown(wanted))
+        return hub.load(
+            pretrained_model_name_or_path,
+            CONTROLLERS,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
 
 
 def known_names() -> list[str]:
     """Names that `AutoController.from_pretrained` knows without a file or network."""
-    bundled = [p.name for p in PRETRAINED.iterdir() if (p / hub.CONFIG_NAME).is_file()] if PRETRAINED.is_dir() else []
-    return sorted({*(name for name, cls in CONTROLLERS.items() if not cls.learned), *bundled})
-
-
-def _unknown(wanted: str) -> str:
-    names = known_names()
-    close = difflib.get_close_matches(wanted, names, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known names: {', '.join(names)}"
-    return f"no controller '{wanted}': it is neither a known name nor a folder with config.json; {hint}"
+    return hub.known_names(CONTROLLERS)
 
 
 def resolve_controller(controller: Controller | str | os.PathLike[str]) -> Controller:
-    """A controller given as itself, by name or by folder.
+    """A controller given as itself, by name, by folder or by repository.
 
     Raises:
         TypeError: anything else, a class for instance.
-        ValueError: an unknown name.
+        OSError: a folder or repository that cannot be read.
+        ValueError: an unknown name, or files that are not a controller's.
     """
     if isinstance(controller, Controller):
         return controller

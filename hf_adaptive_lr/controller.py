@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-from . import hub
+from . import files, hub
 from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Observation, Outcome
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 State = dict[str, Any]
 """Run state of a controller: a flat dict of CPU tensors and plain numbers, nothing else."""
@@ -34,6 +38,9 @@ class Controller:
 
     Args:
         params: learned weights by name, part of `model.safetensors`, never of config.json; empty for rules.
+        provenance: where it was loaded from: `source` (what was asked for: a name, a folder, a repository), `folder`
+            its files are in, resolved `commit` and asked `revision` (empty but for a repository), and, once a copy
+            differs from these files, `changed`. Empty for one made by hand. Neither compared nor saved.
 
     Raises:
         ValueError: `needs` names a field that no sensor measures, or `params` does not have exactly the tensors that
@@ -68,6 +75,7 @@ class Controller:
     """Config changes by preset name: `paper` and `released` where a paper and its released code disagree."""
 
     params: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    provenance: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         unknown = self.needs - OPTIONAL_FIELDS.keys() - OUTCOME_FIELDS.keys()
@@ -76,7 +84,7 @@ class Controller:
             raise ValueError(
                 f"{type(self).__name__}.needs names {sorted(unknown)}, which no sensor measures; known: {known}"
             )
-        hub.check_tensors(self.params, self.param_shapes(), f"params of {type(self).__name__}")
+        files.check_tensors(self.params, self.param_shapes(), f"params of {type(self).__name__}")
 
     # --- the contract -------------------------------------------------------------------------------------------
 
@@ -161,8 +169,8 @@ class Controller:
     # --- config and files ---------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
-        """The config as plain JSON values: every dataclass field but `params`."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "params"}
+        """The config as plain JSON values: every dataclass field but `params` and `provenance`."""
+        return {name: getattr(self, name) for name in files.config_names(type(self))}
 
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> Self:
@@ -180,8 +188,20 @@ class Controller:
         return cls(**{**cls.presets[preset], **changes})
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some config fields (or `params`) changed, checked like a new one."""
-        return dataclasses.replace(self, **changes)
+        """A copy with some config fields (or `params`) changed, checked like a new one.
+
+        If it differs, its provenance says so: it is no longer what that commit holds.
+        """
+        return dataclasses.replace(self, **{"provenance": self._derived(changes), **changes})
+
+    def _derived(self, changes: Mapping[str, Any]) -> Mapping[str, str]:
+        """Provenance of a copy with these changes."""
+        changed = {name for name, value in changes.items() if not _same(getattr(self, name, None), value)}
+        changed -= {"provenance"}
+        if not self.provenance or not changed:
+            return self.provenance
+        before = set(filter(None, self.provenance.get("changed", "").split(", ")))
+        return {**self.provenance, "commit": "", "changed": ", ".join(sorted(before | changed))}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
         """Write `config.json` and, for learned weights, `model.safetensors`; each file appears whole or not at all.
@@ -191,25 +211,144 @@ class Controller:
 
         Returns:
             The folder.
+
+        Raises:
+            ValueError: a config value that is not JSON (NaN), or weights that are not floating-point numbers.
         """
-        return hub.save(self, Path(save_directory))
+        return files.save(self, Path(save_directory))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str]) -> Self:
-        """Load a controller of this class from a local folder, strictly; `AutoController` finds the class by itself.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: bool | str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load a controller of this class, strictly; `AutoController` finds the class by itself.
 
         Args:
-            pretrained_model_name_or_path: folder with `config.json`.
+            pretrained_model_name_or_path: its name or that of a bundled controller; a folder with `config.json`; or
+                a repository of the Hub, "user/repo". The first that there is.
+            revision: branch, tag, commit or `refs/pr/N` of the repository; all files come from the one commit that
+                it is at this moment.
+            token: for private and gated repositories; by default that of `hf auth login`.
+            cache_dir: where downloads are kept, by default the Hub's cache.
+            force_download: download again what is in the cache.
+            local_files_only: use only what is in the cache, as with HF_HUB_OFFLINE=1.
 
         Returns:
-            A new controller.
+            A new controller; `provenance` says where it is from.
 
         Raises:
             FileNotFoundError: no such folder, or no config.json in it.
-            ValueError: a missing, unknown or wrong-typed key, a wrong or missing tensor, another controller type, or a
-                format newer than this library; the message names the key.
+            HubError: the Hub does not give it; the message says why and what helps. It is an OSError.
+            OSError: a file cannot be read or written.
+            ValueError: nothing of that name; or files that are not exactly a controller's (see `files.load`).
         """
-        return hub.load(Path(pretrained_model_name_or_path), {cls.controller_type: cls})
+        return hub.load(
+            pretrained_model_name_or_path,
+            {cls.controller_type: cls},
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
+        training: Mapping[str, Any] | None = None,
+        eval_results: Mapping[str, Any] | None = None,
+        without_results: bool = False,
+    ) -> CommitInfo:
+        """Publish it on the Hub with a card, in one commit; the repository is made if it does not exist.
+
+        What was written between the notes markers of the card there stays. If somebody else commits meanwhile,
+        nothing is published.
+
+        Args:
+            repo_id: "user/repo".
+            commit_message: first line of the commit.
+            private: whether a new repository is private; None is the account's default.
+            token: a write token; by default that of `hf auth login`.
+            branch: where to, made if missing; by default "main".
+            create_pr: open a pull request instead of writing to "main".
+            training: how it was trained, `training.json`; by default what lies in the folder it was loaded from.
+            eval_results: held-out results, `eval_results.json`; by default likewise.
+            without_results: publish without held-out results; the card says so.
+
+        Returns:
+            The commit; `.oid` is its hash.
+
+        Raises:
+            HubError: the Hub refuses or cannot be reached; nothing is published. It is an OSError.
+            ValueError: no held-out results without `without_results`, or files that would not load again.
+        """
+        from . import card
+
+        training = self._recorded(files.TRAINING_NAME) if training is None else training
+        eval_results = self._recorded(files.EVAL_NAME) if eval_results is None else eval_results
+        if not (eval_results and eval_results.get("results")) and not without_results:
+            raise ValueError(self._no_results())
+        if eval_results is not None:
+            card.check_results(eval_results)  # before the repository is made
+        with tempfile.TemporaryDirectory() as folder:
+            out = self.save_pretrained(folder)
+            files.load(out, {self.controller_type: type(self)})  # nobody gets what does not load
+            for name, sidecar in ((files.TRAINING_NAME, training), (files.EVAL_NAME, eval_results)):
+                if sidecar is not None:
+                    (out / name).write_text(files.to_json(dict(sidecar), name), encoding="utf-8")
+            picture = card.PICTURE_NAME if card.draw_schedules(self, out / card.PICTURE_NAME, training) else None
+
+            def make_card(present: str | None) -> str:
+                notes = None if present is None else card.notes_of(present)
+                return card.render(
+                    self, repo_id=repo_id, training=training, eval_results=eval_results, notes=notes, picture=picture
+                )
+
+            return hub.push(
+                out,
+                repo_id,
+                make_card=make_card,
+                commit_message=commit_message or f"{self.controller_type}, by hf_adaptive_lr",
+                private=private,
+                token=token,
+                branch=branch,
+                create_pr=create_pr,
+            )
+
+    def _recorded(self, name: str) -> Mapping[str, Any] | None:
+        """A JSON file beside those it was loaded from; None if there is none, or it is about another controller."""
+        folder = self.provenance.get("folder")
+        if not folder or self.provenance.get("changed") or not (Path(folder) / name).is_file():
+            return None
+        value = files.read_json(Path(folder) / name)
+        if not isinstance(value, dict):
+            raise ValueError(f"{Path(folder) / name} must hold a JSON object, got a {type(value).__name__}")
+        return value
+
+    def _no_results(self) -> str:
+        changed = self.provenance.get("changed")
+        why = f"; those of '{self.provenance['source']}' do not count, as {changed} changed" if changed else ""
+        return (
+            f"no held-out results of this {type(self).__name__}{why}: pass eval_results=..., or without_results=True "
+            f"to publish it with a card that says so"
+        )
+
+
+def _same(old: Any, new: Any) -> bool:
+    return old is new or (not isinstance(old, Mapping) and type(old) is type(new) and bool(old == new))
 
 
 def check_range(owner: object, name: str, value: float, low: float, high: float, *, hint: str) -> None:

@@ -199,8 +199,8 @@ def _check_learning_rate(value: float | None) -> None:
 def _controller(config: FinetuneConfig) -> Controller:
     from .auto import AutoController
     from .decision import Settings
+    from .files import configure
     from .governor import Governor
-    from .hub import configure
     from .sensors import DIRECTION_FIELDS
 
     assert config.controller is not None  # `resolved` set it
@@ -267,7 +267,7 @@ def prepare_folder(config: FinetuneConfig) -> None:
     Args:
         config: a config that `check` has passed.
     """
-    from .hub import replace_file
+    from .files import replace_file
 
     if not config.resume:
         for path in _outputs(config.folder):

@@ -64,7 +64,11 @@ def collect(
             "labels": len(data.labels),
         },
         "model": {"name": config.model or DEMO_MODELS[config.task], "parameters": parts.model.num_parameters()},
-        "controller": {"controller_type": controller.controller_type, **controller.config()},
+        "controller": {
+            "controller_type": controller.controller_type,
+            **controller.config(),
+            **_provenance(controller),
+        },
         "controller_data": trainer.controller_data or "training batches only",
         "optimizer": config.optimizer,
         "learning_rate": config.learning_rate,
@@ -91,7 +95,7 @@ def write_outputs(
         parts: model and processor to save.
         log_history: Trainer's log, for the loss.
     """
-    from .hub import replace_file
+    from .files import replace_file
     from .trace import read_trace
 
     _save_model(folder / MODEL_NAME, parts)
@@ -171,6 +175,13 @@ def _save_model(folder: Path, parts: Parts) -> None:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _provenance(controller: Controller) -> dict[str, Any]:
+    """Where the controller's files came from, of which commit, and what was changed; nothing for one without files."""
+    known = controller.provenance
+    names = [name for name in ("source", "commit", "changed") if name != "changed" or name in known]
+    return {"provenance": {name: known.get(name, "") for name in names}} if known else {}
 
 
 def _number(value: float) -> float | str:

@@ -1,201 +1,392 @@
-"""Controllers as files: strict save and load of `config.json` and `model.safetensors`.
+"""Controllers on the Hub: find by name, folder or repository; pull one pinned commit; push in one commit.
 
-Strict means: a key that is missing, unknown or of the wrong type, a tensor that is missing, unknown or of the wrong
-shape is an error that names it. A controller that loads half-way would steer somebody's training with random weights.
+Built on `HfApi` and `hf_hub_download` rather than on `ModelHubMixin`, which sets attributes on the instance and fills
+what is missing with defaults. What a repository holds is a stranger's: five files of known names and bounded size are
+fetched, into the Hub's cache, and `files.load` reads two of them. Retries, cache and resuming are huggingface_hub's.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import contextlib
+import difflib
 import os
-import types
-import typing
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from . import files
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
+
     from .controller import Controller
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-FORMAT_VERSION = 1
-"""Version of the file format; a newer one is refused, with the library version that wrote it."""
+CARD_NAME = "README.md"
+PICTURE_NAME = "schedules.png"
+CONTROLLER_TAGS = ("adaptive-lr", "learning-rate-scheduler")
+"""A repository with both is a controller; a model that one trained has only the first."""
 
-_META_KEYS = ("controller_type", "format_version", "library_version")
+_LIMITS = {
+    files.CONFIG_NAME: files.MAX_CONFIG_BYTES,
+    files.WEIGHTS_NAME: files.MAX_WEIGHTS_BYTES,
+    files.TRAINING_NAME: files.MAX_SIDECAR_BYTES,
+    files.EVAL_NAME: files.MAX_SIDECAR_BYTES,
+    CARD_NAME: files.MAX_SIDECAR_BYTES,
+}
+_NEEDED = (files.CONFIG_NAME, files.WEIGHTS_NAME)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 C = TypeVar("C", bound="Controller")
 
 
-def library_version() -> str:
-    """Installed version of hf_adaptive_lr, "unknown" when it runs from a tree that was never installed."""
-    try:
-        return version("hf_adaptive_lr")
-    except PackageNotFoundError:
-        return "unknown"
+class HubError(OSError):
+    """The Hub does not give or take something; the message says why and what helps."""
 
 
-def save(controller: Controller, folder: Path) -> Path:
-    """Write a controller's files into `folder`; see [`Controller.save_pretrained`]."""
-    folder.mkdir(parents=True, exist_ok=True)
-    head = {
-        "controller_type": controller.controller_type,
-        "format_version": FORMAT_VERSION,
-        "library_version": library_version(),
-    }
-    if controller.params:
-        tensors = {name: t.detach().cpu().contiguous() for name, t in controller.params.items()}
-        replace_file(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    else:
-        (folder / WEIGHTS_NAME).unlink(missing_ok=True)
-    text = json.dumps({**head, **controller.config()}, indent=2) + "\n"
-    replace_file(folder / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
-    return folder
+# --- names ------------------------------------------------------------------------------------------------------
 
 
-def replace_file(path: Path, write: typing.Callable[[Path], object]) -> None:
-    """Write a file beside `path` and move it into place, so that a crash leaves the old file or the new one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def load(folder: Path, classes: Mapping[str, type[C]]) -> C:
-    """Load the controller in `folder`, whose `controller_type` must be one of `classes`."""
-    config = read_config(folder)
-    kind = config.pop("controller_type")
-    if kind not in classes:
-        raise ValueError(f"{folder / CONFIG_NAME}: controller_type is '{kind}', expected one of: {', '.join(classes)}")
-    cls = classes[kind]
-    _check_config(config, cls, folder / CONFIG_NAME)
-    for field in dataclasses.fields(cls):
-        if isinstance(config.get(field.name), list):  # JSON has no tuples
-            config[field.name] = _as_tuple(config[field.name])
-    weights = folder / WEIGHTS_NAME
-    return cls(**config, params=load_file(weights) if weights.exists() else {})
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The parsed config.json of a controller folder, without format and library version.
-
-    Raises:
-        FileNotFoundError: no folder, or no config.json.
-        ValueError: not JSON, no `controller_type`, or a newer format.
-    """
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        what = "has no config.json" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"folder '{folder}' {what}; a controller folder is written by controller.save_pretrained(...)"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    missing = [key for key in _META_KEYS if not isinstance(config, dict) or key not in config]
-    if missing:
-        raise ValueError(f"{path}: key '{missing[0]}' is missing; this is not a controller of hf_adaptive_lr")
-    written_by, found = config.pop("library_version"), config.pop("format_version")
-    if not isinstance(found, int) or isinstance(found, bool):
-        raise ValueError(f"{path}: key 'format_version' must be a whole number, got {found!r}")
-    if found > FORMAT_VERSION:
+def load(
+    name_or_path: str | os.PathLike[str],
+    classes: Mapping[str, type[C]],
+    *,
+    revision: str | None = None,
+    token: bool | str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> C:
+    """Load a controller of `classes` by name, folder or repository; see [`Controller.from_pretrained`]."""
+    wanted = os.fspath(name_or_path)
+    only_hub = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download or None}
+    given = [f"{key}={value!r}" for key, value in only_hub.items() if value is not None]
+    folder = _bundled(wanted)
+    if folder is not None or wanted in classes:
+        if (Path(wanted) / files.CONFIG_NAME).is_file():
+            warnings.warn(
+                f"'{wanted}' is both a known controller and a folder here; the known one is used, write './{wanted}' "
+                f"for the folder",
+                UserWarning,
+                stacklevel=3,
+            )
+        _refuse(given, f"'{wanted}' comes with this library")
+        if folder is not None:
+            origin = {"source": wanted, "folder": str(folder), "commit": "", "revision": ""}
+            return files.load(folder, classes, origin)
+        if classes[wanted].learned:
+            raise ValueError(
+                f"no weights of '{wanted}' come with this version; train some with `hf-adaptive-lr train` and name "
+                f"their folder"
+            )
+        return classes[wanted]()
+    is_repo = isinstance(name_or_path, str) and is_repo_id(wanted)
+    here = Path(wanted)
+    if (here / files.CONFIG_NAME).is_file() or (wanted and here.is_dir() and not is_repo):
+        _refuse(given, f"'{wanted}' is a folder")
+        return files.load(here, classes)
+    if not is_repo:
+        if isinstance(name_or_path, os.PathLike):
+            return files.load(here, classes)  # says what is not there
         raise ValueError(
-            f"{path}: format {found} is newer than this library reads ({FORMAT_VERSION}); "
-            f"pip install 'hf_adaptive_lr>={written_by}'"
+            f"no controller '{wanted}': it is neither a known name nor a folder with {files.CONFIG_NAME}, and not a "
+            f"Hub repository, which is written 'user/name'; {_hint(wanted, classes)}"
         )
-    parsed: dict[str, Any] = config
-    return parsed
+    try:
+        folder, commit = pull(
+            wanted,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+    except HubError as error:
+        hint = _hint(wanted, classes)
+        close = f"; {hint}" if hint.startswith("did") else ""
+        raise HubError(
+            f"no controller '{wanted}': it is neither a known name nor a folder with {files.CONFIG_NAME}, and as a "
+            f"Hub repository: {error}{close}"
+        ) from error.__cause__
+    origin = {"source": wanted, "folder": str(folder), "commit": commit, "revision": revision or ""}
+    return files.load(folder, classes, origin)
 
 
-def configure(controller: C, changes: Mapping[str, Any]) -> C:
-    """A copy of `controller` with some config fields changed, as strictly as from a file.
+def known_names(classes: Mapping[str, type[Controller]]) -> list[str]:
+    """Names that `load` knows without a file or network: rules, and bundled controllers."""
+    bundled = [p.name for p in files.BUNDLED.iterdir() if _bundled(p.name)] if files.BUNDLED.is_dir() else []
+    return sorted({*(name for name, cls in classes.items() if not cls.learned), *bundled})
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether this can be a repository of the Hub: "user/name"."""
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text, re.ASCII)) and not re.search(r"--|\.\.|\.git$|\.$|-$", text)
+
+
+def _bundled(name: str) -> Path | None:
+    folder = files.BUNDLED / name
+    return folder if name.isidentifier() and (folder / files.CONFIG_NAME).is_file() else None
+
+
+def _refuse(given: list[str], why: str) -> None:
+    if given:
+        raise ValueError(f"{', '.join(given)} is for a repository of the Hub, but {why}; leave it out")
+
+
+def _hint(wanted: str, classes: Mapping[str, type[Controller]]) -> str:
+    names = known_names(classes)
+    close = difflib.get_close_matches(wanted.rpartition("/")[2], names, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"known names: {', '.join(names)}"
+
+
+# --- pull -------------------------------------------------------------------------------------------------------
+
+
+def pull(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: bool | str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> tuple[Path, str]:
+    """Fetch a controller's files, all of one commit, into the Hub's cache; what is there already is not asked for.
 
     Args:
-        controller: the controller to start from.
-        changes: config fields and their new values, as JSON has them (lists for tuples).
+        repo_id: "user/name".
+        revision: branch, tag, commit or `refs/pr/N`; None is the default branch.
+        token: for private and gated repositories; by default that of `hf auth login`.
+        cache_dir: where downloads are kept, by default the Hub's cache.
+        force_download: download again what is in the cache.
+        local_files_only: use only what is in the cache, as with HF_HUB_OFFLINE=1.
+
+    Returns:
+        The folder of that commit, with config.json, and, if the repository has them, model.safetensors, training.json,
+        eval_results.json and README.md (the last three up to 20 MB), all unread; and the commit's hash.
 
     Raises:
-        ValueError: an unknown field, a value of the wrong type or out of range; the message names it.
-
-    Example:
-        >>> from hf_adaptive_lr import Hypergradient
-        >>> configure(Hypergradient(), {"beta": 0.01}).beta
-        0.01
+        HubError: no such repository, revision or config.json, no access, or no way to the Hub and not in the cache.
+        OSError: the cache cannot be written.
+        ValueError: `repo_id` or `revision` cannot be one, or a file is too large for a controller.
     """
-    cls = type(controller)
-    hints, names = typing.get_type_hints(cls), list(controller.config())
-    for key, value in changes.items():
-        _check_value(key, value, names, hints, cls.__name__)
-    return controller.replace(**{key: _as_tuple(value) for key, value in changes.items()})
+    from huggingface_hub import is_offline_mode, try_to_load_from_cache
+
+    _check_names(repo_id, revision)
+    if force_download and local_files_only:
+        raise ValueError("force_download and local_files_only contradict each other; leave one out")
+    api, cache = _api(token), None if cache_dir is None else Path(cache_dir)
+    with _clear(repo_id, revision):
+        resolved = api.resolve_revision(repo_id, revision=revision, cache_dir=cache, local_files_only=local_files_only)
+    commit = resolved.resolved
+    if not _COMMIT.fullmatch(commit):
+        raise HubError(f"the Hub says that '{repo_id}' is at {commit!r}, which is not a commit")
+    known = {name: try_to_load_from_cache(repo_id, name, cache_dir=cache, revision=commit) for name in _LIMITS}
+    unknown = [name for name, found in known.items() if found is None or force_download]
+    if unknown and not local_files_only and not is_offline_mode():
+        try:
+            with _clear(repo_id, revision):
+                _fetch(api, repo_id, commit, unknown, cache, force_download=force_download)
+        except HubError:
+            if force_download or any(name in _NEEDED for name in unknown):
+                raise
+    config = try_to_load_from_cache(repo_id, files.CONFIG_NAME, cache_dir=cache, revision=commit)
+    if isinstance(config, str):
+        return Path(config).parent, commit
+    if config is None:
+        raise HubError(f"'{repo_id}' at {commit} is not in the cache, which is all that may be asked offline")
+    raise HubError(f"'{repo_id}' has no {files.CONFIG_NAME} at {revision or commit}; it is not a controller")
 
 
-def _check_config(config: Mapping[str, Any], cls: type[Controller], path: Path) -> None:
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls) if f.name != "params"]
-    for key in names:
-        if key not in config:
-            raise ValueError(f"{path}: key '{key}' is missing; {cls.__name__} has: {', '.join(names)}")
-    for key, value in config.items():
-        _check_value(key, value, names, hints, f"{path}: {cls.__name__}")
+def _fetch(
+    api: HfApi, repo_id: str, commit: str, names: list[str], cache: Path | None, *, force_download: bool
+) -> None:
+    """Download these files; the cache remembers those that are not there, and sidecars that are too large stay."""
+    from huggingface_hub import RepoFile
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    listed = api.get_paths_info(repo_id, names, revision=commit)
+    sizes = {item.path: item.size for item in listed if isinstance(item, RepoFile)}
+    large = [name for name in names if sizes.get(name, 0) > _LIMITS[name]]
+    for name in large:
+        if name in _NEEDED:
+            raise ValueError(f"'{repo_id}': {name} has {sizes[name]:,} bytes, more than {_LIMITS[name]:,}")
+    for name in [name for name in names if name not in large]:
+        try:
+            path = api.hf_hub_download(repo_id, name, revision=commit, cache_dir=cache, force_download=force_download)
+        except LocalEntryNotFoundError:
+            raise  # the Hub could not be asked
+        except EntryNotFoundError:
+            continue
+        if Path(path).parent.name != commit:
+            raise HubError(f"the Hub sent {name} of another commit of '{repo_id}' than {commit}; try again")
 
 
-def _check_value(key: str, value: Any, names: list[str], hints: Mapping[str, Any], where: str) -> None:
-    if key not in names:
-        raise ValueError(f"{where}: unknown key '{key}'; known keys: {', '.join(names) or 'none'}")
-    if not fits(value, hints[key]):
-        raise ValueError(f"{where}: key '{key}' must be {_type_name(hints[key])}, got {value!r}")
+def _api(token: bool | str | None) -> HfApi:
+    from huggingface_hub import HfApi
+
+    return HfApi(token=token, library_name="hf_adaptive_lr", library_version=files.library_version())
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value has the declared type of a config field; an int passes for a float, a bool for neither."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Union or origin is types.UnionType:
-        return any(fits(value, arg) for arg in args)
-    if origin is typing.Literal:
-        return value in args
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False
-        inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        return len(inner) == len(value) and all(fits(v, a) for v, a in zip(value, inner, strict=True))
-    if hint is type(None):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+def _check_names(repo_id: str, revision: str | None) -> None:
+    if not is_repo_id(repo_id):
+        raise ValueError(f"{repo_id!r} is not a repository of the Hub; write 'user/name'")
+    if revision is not None and not re.fullmatch(r"(?!.*\.\.)(?!/)[\w./+@-]{1,200}", revision, re.ASCII):
+        raise ValueError(f"revision={revision!r} is not a branch, tag, commit or 'refs/pr/N'")
 
 
-def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+# --- push -------------------------------------------------------------------------------------------------------
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(v) for v in value) if isinstance(value, list) else value
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    make_card: Callable[[str | None], str],
+    commit_message: str,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    branch: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Publish a controller's folder in one commit; what it lacks of a controller's files goes from the repository.
 
+    Args:
+        folder: with config.json and whatever else of a controller's files there is; others are not published.
+        repo_id: "user/name"; made if it does not exist.
+        make_card: README.md from the one that is in the repository, or from None.
+        commit_message: first line of the commit.
+        private: whether a new repository is private; None is the account's default.
+        token: a write token; by default that of `hf auth login`.
+        branch: where to, made if missing; None is "main".
+        create_pr: open a pull request against "main" instead.
 
-def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Refuse learned weights that are not exactly the expected tensors; a leading batch dimension is not allowed here.
+    Returns:
+        The commit. Its parent is the state from which the card was made: if somebody else commits meanwhile, the Hub
+        refuses this one.
 
     Raises:
-        ValueError: names the tensor that is missing, unknown or of the wrong shape.
+        HubError: refused, or no way to the Hub; nothing is published.
+        ValueError: a name that cannot be one, or `branch` together with `create_pr`.
     """
-    for name in expected:
-        if name not in found:
-            raise ValueError(f"{where}: tensor '{name}' is missing; expected: {', '.join(expected)}")
-    for name, tensor in found.items():
-        if name not in expected:
-            raise ValueError(f"{where}: unknown tensor '{name}'; expected: {', '.join(expected) or 'none'}")
-        if tuple(tensor.shape) != tuple(expected[name]):
-            raise ValueError(
-                f"{where}: tensor '{name}' has shape {tuple(tensor.shape)}, expected {tuple(expected[name])}"
-            )
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    _check_names(repo_id, branch)
+    if branch is not None and create_pr:
+        raise ValueError(f"create_pr is against main, so branch={branch!r} does not go with it; leave one out")
+    api, names = _api(token), [*_LIMITS, PICTURE_NAME]
+    with _clear(repo_id, branch, "push to"):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if branch is not None:
+            api.create_branch(repo_id, branch=branch, exist_ok=True)
+        parent = api.model_info(repo_id, revision=branch).sha
+        there = {item.path for item in api.get_paths_info(repo_id, names, revision=parent)}
+        present = _read_card(api, repo_id, parent) if CARD_NAME in there else None
+    (folder / CARD_NAME).write_text(make_card(present), encoding="utf-8")
+    ours = [name for name in names if (folder / name).is_file()]
+    operations: list[Any] = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in ours]
+    operations += [CommitOperationDelete(path_in_repo=name) for name in names if name in there and name not in ours]
+    with _clear(repo_id, branch, "push to"):
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message,
+            revision=branch,
+            create_pr=create_pr,
+            parent_commit=parent,
+        )
+
+
+def _read_card(api: HfApi, repo_id: str, commit: str | None) -> str:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = api.hf_hub_download(repo_id, CARD_NAME, revision=commit, cache_dir=scratch)
+        return files.read_text(Path(path))
+
+
+# --- search -----------------------------------------------------------------------------------------------------
+
+
+def search(limit: int = 20, token: bool | str | None = None) -> list[dict[str, Any]]:
+    """Controllers on the Hub, those downloaded most first.
+
+    Args:
+        limit: how many at most.
+        token: to see one's own private ones; by default that of `hf auth login`.
+
+    Returns:
+        For each `id`, `commit`, `tags`, `downloads` and `likes`; all but `id` are None where the Hub does not tell.
+
+    Raises:
+        HubError: no way to the Hub, or it refuses.
+    """
+    with _clear("the list of models", None):
+        found = _api(token).list_models(filter=CONTROLLER_TAGS, sort="downloads", limit=limit, full=True)
+        return [
+            {"id": m.id, "commit": m.sha, "tags": m.tags, "downloads": m.downloads, "likes": m.likes} for m in found
+        ]
+
+
+# --- errors -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _clear(repo_id: str, revision: str | None, doing: str = "read") -> Iterator[None]:
+    """Turn what the client raises into HubError; errors of the disk and of arguments stay."""
+    from httpx2 import HTTPError
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except HubError:
+        raise
+    except (HTTPError, OSError, RuntimeError, errors.EntryNotFoundError, errors.RevisionResolutionError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise  # a full disk, a folder that may not be written
+        raise HubError(_say(error, repo_id, revision, doing)) from error
+    except ValueError as error:
+        cause = error.__cause__  # with force_download the client wraps what the Hub answered
+        if not isinstance(cause, HTTPError | OSError):
+            raise
+        raise HubError(_say(cause, repo_id, revision, doing)) from error
+
+
+def _say(error: BaseException, repo_id: str, revision: str | None, doing: str) -> str:
+    from httpx2 import HTTPError, HTTPStatusError
+    from huggingface_hub import constants, errors
+
+    login = "log in with `hf auth login` or pass token="
+    if isinstance(error, errors.GatedRepoError):
+        return f"'{repo_id}' is gated; ask for access at {constants.ENDPOINT}/{repo_id}, then {login}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"the Hub has no repository '{repo_id}' that you may see; check the name, or, if it is private, {login}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"'{repo_id}' has no revision '{revision or 'main'}'; name a branch, a tag, a commit or refs/pr/N"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (409, 412):
+        return (
+            f"somebody else committed to '{repo_id}' meanwhile, so nothing was published; look at their change and "
+            f"push again ({_first(error)})"
+        )
+    if status in (401, 403):
+        return f"the Hub does not let you {doing} '{repo_id}'; check that the token may, or {login} ({_first(error)})"
+    if status is not None:
+        return f"the Hub answered {status} to the wish to {doing} '{repo_id}'; try again later ({_first(error)})"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"HF_HUB_OFFLINE=1 forbids to {doing} '{repo_id}'; unset it"
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.RevisionResolutionError):
+        return (
+            f"'{repo_id}' at '{revision or 'main'}' is not in the cache, and the Hub was not reached; check the "
+            f"network, HF_HUB_OFFLINE and local_files_only ({_first(error)})"
+        )
+    if isinstance(error, HTTPError | ConnectionError) and not isinstance(error, HTTPStatusError):
+        return f"no connection to {constants.ENDPOINT} to {doing} '{repo_id}'; check the network ({_first(error)})"
+    return f"the attempt to {doing} '{repo_id}' failed, try again ({_first(error)})"
+
+
+def _first(error: BaseException) -> str:
+    """Its type and the first line that says something, cut."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "".join(c if c.isprintable() else "?" for c in lines[0][:200]) if lines else ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

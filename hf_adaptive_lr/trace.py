@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .decision import Decision
-from .hub import replace_file
+from .files import replace_file
 
 
 class TraceWriter:

@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Seq2SeqTrainer, Trainer
 
 from .auto import resolve_controller
+from .card import MODEL_TAGS, mention
 from .controller import Controller
 from .extra_batches import ExtraBatches
+from .files import replace_file
 from .held_out import hold_out
 from .look_ahead import LookAhead
 from .optimizers import DSA
@@ -242,6 +244,25 @@ class AdaptiveLRMixin(_Trainer):
             return self.get_eval_dataloader(dataset)
         finally:
             self.accelerator.even_batches = even
+
+    # --- the model's own card -----------------------------------------------------------------------------------
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's card of the model, with a section about the controller; `push_to_hub` uploads it, too.
+
+        The section names the controller and its settings, links its repository and commit when it came from the Hub,
+        and takes the place of the one of an earlier call.
+        """
+        if len(args) < 3:  # the third is the tags, here and in TRL
+            given = kwargs.get("tags") or []
+            kwargs["tags"] = [*([given] if isinstance(given, str) else given)]
+            kwargs["tags"] += [tag for tag in MODEL_TAGS if tag not in kwargs["tags"]]
+        super().create_model_card(*args, **kwargs)
+        path = Path(self.args.output_dir) / "README.md"
+        if self.is_world_process_zero() and path.is_file():
+            settings = {"learning_rate": self.args.learning_rate}
+            card = mention(path.read_text(encoding="utf-8"), self.controller, settings)
+            replace_file(path, lambda draft: draft.write_text(card, encoding="utf-8"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the controller's values to training logs, for `log_history` and every reporter."""

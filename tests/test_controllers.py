@@ -189,6 +189,31 @@ def test_other_ways_to_miss_a_controller(tmp_path, monkeypatch) -> None:
     assert AutoController.from_pretrained("./linear") == Linear(final_factor=0.5)
 
 
+def test_a_config_tells_what_the_controller_sees_and_answers(tmp_path) -> None:
+    """For whoever reads the file without this library; files of before have no such block, and load."""
+    for name in EVERY:
+        controller = by_default(name)
+        path = controller.save_pretrained(tmp_path / name) / "config.json"
+        config = json.loads(path.read_text())
+        assert config["contract"] == {
+            "observation": sorted(controller.needs),
+            "answers": controller.answers,
+            "decisions": controller.decisions,
+            "needs_horizon": controller.needs_horizon,
+            "weights": sum(t.numel() for t in controller.params.values()),
+        }
+        del config["contract"]
+        path.write_text(json.dumps(config))
+        loaded = AutoController.from_pretrained(path.parent)
+        assert loaded == controller
+        assert loaded.provenance == {
+            "source": str(path.parent),
+            "folder": str(path.parent),
+            "commit": "",
+            "revision": "",
+        }
+
+
 def test_a_save_over_an_old_one_is_whole(tmp_path) -> None:
     _learned().save_pretrained(tmp_path)
     Linear().save_pretrained(tmp_path)

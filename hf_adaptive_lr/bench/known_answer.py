@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..cli.train import make_trainer
 from ..controller import Controller
-from ..hub import library_version, replace_file
+from ..files import library_version, replace_file
 from ..meta.driver import DriverConfig
 from ..meta.driver import run as drive
 from ..meta.episode import Episode, play_through

@@ -23,7 +23,7 @@ import torch
 from ..arguments import AdaptiveLRTrainingArguments
 from ..cli.errors import PROGRAM
 from ..controllers import MLRSNet
-from ..hub import library_version, replace_file
+from ..files import library_version, replace_file
 from ..meta_trainer import MetaLRTrainer
 from .run_record import curve
 from .verdict_data import collate, load

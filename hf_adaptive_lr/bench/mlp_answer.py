@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..cli.train import make_trainer
 from ..controller import Controller
-from ..hub import library_version, replace_file
+from ..files import library_version, replace_file
 from ..meta.driver import DriverConfig
 from ..meta.driver import run as drive
 from ..meta.episode import RISE, Episode, play_through

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from ..controller import Controller
 from ..controllers import CONTROLLERS
-from ..hub import library_version, replace_file
+from ..files import library_version, replace_file
 from .lanes import Lane, OwnTime, share_one_heap
 from .probes import CHEAP, Reader, Recurrent
 from .workload import SIZES, TINY, Size, trainer_for

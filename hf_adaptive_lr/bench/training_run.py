@@ -21,7 +21,7 @@ from transformers import PrinterCallback
 
 from ..arguments import AdaptiveLRTrainingArguments
 from ..controller import Controller
-from ..hub import library_version
+from ..files import library_version
 from ..trainer import AdaptiveLRTrainer
 from .run_record import EVAL_BATCH, Meter, Record, curve, diverged, evaluate, short
 from .runner import Row, RunKey

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ..auto import PRETRAINED, AutoController
 from ..controller import Controller
 from ..controllers import CONTROLLERS
-from ..hub import WEIGHTS_NAME, configure, read_config
+from ..files import WEIGHTS_NAME, configure, read_config
 from .runner import digest
 
 TUNED = "tuned"

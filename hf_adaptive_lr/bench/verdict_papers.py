@@ -249,7 +249,7 @@ _DSA = Paper(
     notes="A reconstruction from the abstract. What is judged here is that reconstruction.",
 )
 
-_PLRS_TASKS = ("digits-mlp", "fashion-cnn", "fashion-resnet", "newsgroups-minilm3")
+_PLRS_TASKS = ("digits-mlp", "fashion-cnn", "fashion-resnet")
 _PLRS = Paper(
     name="plrs",
     title="Devapriya, Tholeti, Suresh & Kalyani 2024, Probabilistic learning rate scheduler with provable convergence",

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+from collections.abc import Sequence
 from typing import Any
+
+from .errors import UserError
+from .push import printable, user_errors
 
 
 def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -13,25 +17,72 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     parser = verbs.add_parser(
         "list",
         help="list the controllers",
-        description="List the controllers known by name: what each answers with, which measurements it needs.",
-        epilog="example: hf-adaptive-lr list --json",
+        description="List the controllers known by name: what each answers with, which measurements it needs. With "
+        "--hub, those that people have published on the Hub.",
+        epilog="examples:\n  hf-adaptive-lr list --json\n  hf-adaptive-lr list --hub --limit 10",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--hub", action="store_true", help="list the controllers on the Hub, by their tag")
+    parser.add_argument("--limit", type=int, help="list at most this many of the Hub (default: 50)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
-    rows = controllers()
+    if args.limit is not None and not (args.hub and args.limit >= 1):
+        raise UserError(f"--limit {args.limit}: at least 1" if args.hub else "--limit is for --hub")
+    rows = on_the_hub(args.limit or 50) if args.hub else controllers()
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
-    shown = [("name", "answers", "needs", "what it does")]
-    shown += [(row["name"], row["answers"], " ".join(row["needs"]) or "-", row["summary"]) for row in rows]
-    widths = [max(len(row[column]) for row in shown) for column in range(3)]
-    for row in shown:
-        print("  ".join([*(word.ljust(width) for word, width in zip(row, widths, strict=False)), row[3]]))
+    shown: list[tuple[str, ...]]
+    if args.hub:
+        shown = [("repository", "type", "downloads", "likes", "commit")]
+        shown += [
+            (
+                printable(row["id"]),
+                _type(row["tags"] or ()),
+                *(_said(row[k]) for k in ("downloads", "likes", "commit")),
+            )
+            for row in rows
+        ]
+    else:
+        shown = [("name", "answers", "needs", "what it does")]
+        shown += [(row["name"], row["answers"], " ".join(row["needs"]) or "-", row["summary"]) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for line in shown:
+        print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
     return 0
+
+
+def on_the_hub(limit: int) -> list[dict[str, Any]]:
+    """Controllers that people have published, found by their tag.
+
+    Args:
+        limit: how many at most.
+
+    Returns:
+        Rows of `id`, `commit`, `tags`, `downloads` and `likes`.
+
+    Raises:
+        UserError: the Hub cannot be asked.
+    """
+    with user_errors():
+        from .. import hub
+
+        return hub.search(limit=limit)
+
+
+def _said(value: object) -> str:
+    return "-" if value is None else printable(value)
+
+
+def _type(tags: Sequence[str]) -> str:
+    """The controller type among a repository's tags, as its card has them."""
+    from ..controllers import CONTROLLERS
+
+    return next((tag for tag in tags if tag in CONTROLLERS), "-")
 
 
 def controllers() -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ class ActorCritic(Controller):
             0.999 and eps 1e-8).
         critic_lr: learning rate of the critic's Adam, above 0; 1e-3 (paper, likewise).
         unit: learning rate that a = 1 stands for, above 0; None is the base LR, 1.0 the paper's absolute scale.
-        max_ratio: a stays within a factor of this of the base LR, above 1; the paper has no bound.
+        max_ratio: a stays within a factor of this of the base LR, above 1, at most 1e6; the paper has no bound.
         same_batch: the actor learns from s' instead of s_j', the paper's ablation (figure 6: it does worse).
 
     Raises:
@@ -96,7 +96,7 @@ class ActorCritic(Controller):
         )
         check_range(self, "critic_lr", self.critic_lr, 1e-12, 10.0, hint="1e-3 is the paper's")
         check_range(
-            self, "max_ratio", self.max_ratio, 1.0 + 1e-6, 1e12, hint="100 allows base LR / 100 ... base LR * 100"
+            self, "max_ratio", self.max_ratio, 1.0 + 1e-6, 1e6, hint="100 allows base LR / 100 ... base LR * 100"
         )
         if self.unit is not None:
             check_range(self, "unit", self.unit, 1e-12, 1e12, hint="None counts in base LRs, 1.0 is the paper's")

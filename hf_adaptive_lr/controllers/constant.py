@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,11 +17,11 @@ class Constant(Controller):
     """Answers one factor; by default 1, the same as `lr_scheduler_type="constant"`.
 
     Args:
-        factor: factor of the base LR, finite and at least 0. The mean of a random schedule makes its control:
+        factor: factor of the base LR, in [0, 1e6]. The mean of a random schedule makes its control:
             `Constant(factor=PLRS().mean_factor)`. The scheduler's `min_lr` still bounds it from below.
 
     Raises:
-        ValueError: `factor` is negative or not finite.
+        ValueError: `factor` is out of range.
 
     Example:
         >>> Constant().config()
@@ -35,8 +34,7 @@ class Constant(Controller):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        hint = "1 is the base LR; pass a finite factor of it"
-        check_range(self, "factor", self.factor, 0.0, sys.float_info.max, hint=hint)
+        check_range(self, "factor", self.factor, 0.0, 1e6, hint="1 is the base LR; pass a finite factor of it")
 
     def decide(
         self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None

@@ -54,7 +54,7 @@ class MLRSNet(Controller):
         hidden_size: H, width of h, 1 ... 1024; 50 (code).
         gates: "train" is [i, f - 1, o, g], the authors' meta-training; "test" is [i, f, g, o], their meta-test and
             checkpoints. Weights of one are noise in the other.
-        gamma: scale, above 0, used as it is; None computes it from L and C (about 0.4 ... 1.1 at the start).
+        gamma: scale, in (0, 1e6], used as it is; None computes it from L and C (about 0.4 ... 1.1 at the start).
         classes: C, at least 2; None takes what the model has. Not used if `gamma` is given.
         initial_loss: L at the first decision, above 0, mean loss over the training set; None: the first batch's.
         snapshots: sets of weights, 1 ... 100, each for an equal share of the run; 3 in the authors' meta-test.
@@ -103,8 +103,8 @@ class MLRSNet(Controller):
         for name, options in (("network", ("lstm", "scalar")), ("gates", ("train", "test"))):
             if getattr(self, name) not in options:
                 raise ValueError(f"MLRSNet: {name}={getattr(self, name)!r} must be one of {options}")
-        ranges = {"inner_size": (1, 1024), "hidden_size": (1, 1024), "gamma": (1e-12, 1e12), "classes": (2, math.inf)}
-        ranges |= {"initial_loss": (1e-12, 1e12), "snapshots": (1, 100), "bias": (-50, 50)}
+        ranges = {"inner_size": (1, 1024), "hidden_size": (1, 1024), "gamma": (1e-12, 1e6), "classes": (2, math.inf)}
+        ranges |= {"initial_loss": (1e-12, 1e6), "snapshots": (1, 100), "bias": (-50, 50)}
         ranges |= {"meta_every": (1, math.inf), "meta_lr": (1e-12, 10), "meta_weight_decay": (0, 10)}
         for name, (low, high) in ranges.items():
             if getattr(self, name) is not None:

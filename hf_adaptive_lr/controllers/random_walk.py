@@ -32,7 +32,7 @@ class RandomWalk(Controller):
     Args:
         step: standard deviation of one move of the log LR, in [0, 5]; 0 never moves. 0.1 changes the LR by about a
             tenth.
-        span: the walk is reflected where |log(lr / base_lr)| reaches this, in [0.001, 20]; None for no bounds but the
+        span: the walk is reflected where |log(lr / base_lr)| reaches this, in [0.001, 13.8]; None: no bounds but the
             scheduler's. log(10) = 2.3 keeps it within a factor of ten.
 
     Raises:
@@ -59,7 +59,7 @@ class RandomWalk(Controller):
         super().__post_init__()
         check_range(self, "step", self.step, 0.0, 5.0, hint="0.1 moves the LR by about a tenth, 0 not at all")
         if self.span is not None:
-            check_range(self, "span", self.span, 1e-3, 20.0, hint="2.3 keeps the LR within a factor of ten")
+            check_range(self, "span", self.span, 1e-3, 13.8, hint="2.3 keeps the LR within a factor of ten")
 
     def init(
         self,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..controller import Controller, State
+from ..controller import Controller, State, check_range
 from ..observation import Observation
 
 
@@ -24,7 +24,7 @@ class Replay(Controller):
     Args:
         progress: shares of the run, ascending, within [0, 1]; the factor is constant before the first and after the
             last.
-        factors: factor at each of them, finite and at least 0.
+        factors: factor at each of them, in [0, 1e6].
 
     Raises:
         ValueError: tables of different length, empty, not ascending, or out of range.
@@ -57,6 +57,7 @@ class Replay(Controller):
             raise ValueError(
                 f"Replay: factors={self.factors} must be finite and at least 0; divide LRs by the base LR"
             )
+        check_range(self, "the largest factor", max(self.factors), 0.0, 1e6, hint="divide LRs by the base LR")
 
     def decide(
         self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None

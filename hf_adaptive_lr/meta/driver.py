@@ -19,7 +19,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from ..controller import Controller
-from ..hub import library_version, replace_file
+from ..files import library_version, replace_file
 from ..ranks import world_size
 from .problem import Problem
 from .processes import rank

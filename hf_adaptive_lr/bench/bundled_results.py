@@ -1,0 +1,207 @@
+"""What the rows of the verdicts say about the bundled controllers: their `eval_results.json` and their cards.
+
+    python -m hf_adaptive_lr.bench.bundled_results
+
+Writes `eval_results.json` into every folder of `hf_adaptive_lr/pretrained` that is tried in a verdict, and the card as
+it would stand on the Hub into `model_cards/hub`. Nothing is run; a task without all its seeds counts as not tested.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..auto import PRETRAINED, AutoController
+from ..card import RESULTS_VERSION, draw_schedules, notes_of, render, schedule
+from ..cli.errors import PROGRAM
+from ..files import replace_file
+from .runner import Row, RowsError
+from .verdict_judge import Cell, Runs, paired, values
+from .verdict_methods import BASELINES, METHODS
+from .verdict_papers import LOWER_IS_BETTER, PAPERS, REQUIRED_SEEDS, Measure
+from .verdict_plan import Book, counted, failed, tuned
+from .verdict_stats import Interval, judge, mean_interval
+from .verdict_tasks import TASKS, Task
+
+ROWS, CARDS = Path("model_cards/rows"), Path("model_cards/hub")
+METHOD_OF: Mapping[str, str] = {"ppo_schedule": "ppo_schedule", "mlr_snet": "mlr_snet_frozen"}
+"""The method of the verdicts that is a bundled controller as it is, by the controller's name, which is the paper's."""
+MEASURES: tuple[Measure, ...] = ("test_loss", "test_accuracy")
+RIVALS = (*BASELINES, "step_decay")
+"""What a bundled controller is compared with, where it was run."""
+
+
+def bundled(folder: Path = PRETRAINED) -> list[str]:
+    """Names of the bundled controllers that a verdict tries."""
+    return [name for name in sorted(METHOD_OF) if (folder / name).is_dir()]
+
+
+def results(name: str, book: Book, tasks: Mapping[str, Task] = TASKS) -> dict[str, Any]:
+    """The `eval_results.json` of a bundled controller, from rows.
+
+    Args:
+        name: of the controller.
+        book: the rows.
+        tasks: all tasks by name.
+    """
+    paper = PAPERS[name]
+    rivals = [rival for rival in RIVALS if rival in (*BASELINES, *paper.methods)]
+    found, not_tested = [], []
+    for task in (tasks[task_name] for task_name in paper.tasks):
+        cells = {method: _cell(task, method, book, tasks) for method in (METHOD_OF[name], *rivals)}
+        mine = cells.pop(METHOD_OF[name])
+        setting = next((row["setting"] for row in mine.runs.values() if "setting" in row), None)
+        if len(mine.runs) < REQUIRED_SEEDS or setting is None:
+            not_tested.append(_left_out(task, mine.runs))
+            continue
+        found.append(_result(task, mine, cells, setting))
+    return {
+        "format_version": RESULTS_VERSION,
+        "command": f"{PROGRAM} verdict {name}",
+        "results": found,
+        "not_tested": not_tested,
+    }
+
+
+def _cell(task: Task, method: str, book: Book, tasks: Mapping[str, Task]) -> Cell:
+    return Cell(counted(task, METHODS[method], book, tasks), tuned(task, METHODS[method], book, tasks))
+
+
+def _left_out(task: Task, runs: Runs) -> str:
+    why = "not run to the end" if len(runs) < REQUIRED_SEEDS else "every run ended in an error"
+    return f"{task.name}: {task.data}, {task.model}, {task.optimizer} ({why})"
+
+
+def _note(task: Task) -> dict[str, str]:
+    notes = [f"{100 * task.label_noise:.0f} % of the training labels drawn anew"] if task.label_noise else []
+    notes += [f"learning rate tuned on {task.tuned_on}"] if task.tuned_on else []
+    return {"note": ", ".join(notes)} if notes else {}
+
+
+def _result(task: Task, mine: Cell, others: Mapping[str, Cell], setting: Mapping[str, Any]) -> dict[str, Any]:
+    against = {name: _against(mine.runs, other.runs) for name, other in others.items()}
+    return {
+        "task": task.name,
+        **_note(task),
+        "data": task.data,
+        "model": task.model,
+        "optimizer": task.optimizer,
+        "parameters": setting["parameters"],
+        "updates": setting["updates"],
+        "seeds": len(mine.runs),
+        "failed": sum(map(failed, mine.runs.values())),
+        "learning_rate": next(iter(mine.runs.values()))["lr"],
+        "metrics": {
+            measure: _rounded("mean", interval)
+            for measure in MEASURES
+            if (found := list(values(mine.runs, measure).values())) and _known(interval := mean_interval(found))
+        },
+        "against": {name: differences for name, differences in against.items() if differences},
+    }
+
+
+def _against(mine: Runs, other: Runs) -> dict[str, Any]:
+    """Differences over the pairs in which neither failed; a run that failed where the other did not makes it worse."""
+    if len(mine.keys() & other.keys()) < REQUIRED_SEEDS:
+        return {}
+    lost = any(failed(mine[seed]) and not failed(row) for seed, row in other.items() if seed in mine)
+    found: dict[str, Any] = {}
+    for measure in MEASURES:
+        difference = paired(mine, other, measure)
+        if difference is not None and _known(difference):
+            word = "worse" if lost else judge(difference, lower_is_better=LOWER_IS_BETTER[measure])
+            found[measure] = {**_rounded("difference", difference), "word": word}
+    return found
+
+
+def _known(interval: Interval) -> bool:
+    return math.isfinite(interval.mean) and math.isfinite(interval.half)
+
+
+def _rounded(name: str, interval: Interval) -> dict[str, float]:
+    return {name: float(f"{interval.mean:.6g}"), "half_width": float(f"{interval.half:.6g}")}
+
+
+def card(name: str, eval_results: Mapping[str, Any], notes: str | None, folder: Path = PRETRAINED) -> str:
+    """The card of a bundled controller.
+
+    Args:
+        name: of the controller.
+        eval_results: what `results` returned.
+        notes: what a person wrote.
+        folder: of the bundled controllers.
+    """
+    controller, training = AutoController.from_pretrained(name), _training(folder / name)
+    picture = f"{name}.png" if schedule(controller, training) is not None else None
+    return render(controller, repo_id=name, training=training, eval_results=eval_results, notes=notes, picture=picture)
+
+
+def _training(folder: Path) -> Row | None:
+    path = folder / "training.json"
+    if not path.is_file():
+        return None
+    record: Row = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def as_text(eval_results: Mapping[str, Any]) -> str:
+    """The contents of an `eval_results.json`."""
+    return json.dumps(eval_results, indent=1, allow_nan=False) + "\n"
+
+
+def write(name: str, book: Book, cards: Path) -> Path:
+    """Write a bundled controller's `eval_results.json`, card and picture; what a person wrote on the card stays.
+
+    Args:
+        name: of the controller.
+        book: the rows.
+        cards: folder of the cards; made if missing.
+
+    Returns:
+        The card.
+    """
+    found = results(name, book)
+    page = cards / f"{name}.md"
+    notes = notes_of(page.read_text(encoding="utf-8")) if page.is_file() else None
+    rendered = card(name, found, notes)
+    cards.mkdir(parents=True, exist_ok=True)
+    replace_file(PRETRAINED / name / "eval_results.json", lambda path: path.write_text(as_text(found), "utf-8"))
+    replace_file(page, lambda path: path.write_text(rendered, encoding="utf-8"))
+    controller, training = AutoController.from_pretrained(name), _training(PRETRAINED / name)
+    if schedule(controller, training) is not None:
+        replace_file(cards / f"{name}.png", lambda path: _draw(controller, path, training))
+    return page
+
+
+def _draw(controller: Any, path: Path, training: Row | None) -> None:
+    if not draw_schedules(controller, path, training):
+        raise ModuleNotFoundError("matplotlib is missing; pip install 'hf_adaptive_lr[demo]'", name="matplotlib")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write what the rows say; 0 when done, 2 when they cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hf_adaptive_lr.bench.bundled_results", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--rows-dir", type=Path, default=ROWS, metavar="DIR", help=f"rows (default: {ROWS})")
+    parser.add_argument("--cards-dir", type=Path, default=CARDS, metavar="DIR", help=f"cards (default: {CARDS})")
+    options = parser.parse_args(argv)
+    if not options.rows_dir.is_dir():
+        print(f"{PROGRAM}: error: no folder '{options.rows_dir}'; run it in the project's folder", file=sys.stderr)
+        return 2
+    try:
+        for name in bundled():
+            print(f"wrote {write(name, Book(options.rows_dir), options.cards_dir)}")
+    except (RowsError, ModuleNotFoundError) as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

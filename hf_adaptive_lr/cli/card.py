@@ -1,0 +1,68 @@
+"""`hf-adaptive-lr card`: the card of a controller, as a push would publish it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from .push import user_errors
+
+_EXAMPLES = """\
+examples:
+  hf-adaptive-lr card mlr_snet
+  hf-adaptive-lr card my-controller --output my-controller/README.md"""
+
+
+def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
+    """Register the verb."""
+    parser = verbs.add_parser(
+        "card",
+        help="show the card of a controller",
+        description="Show the card of a controller, made from its training.json and eval_results.json; the notes of "
+        "the README.md beside them stay.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("controller", metavar="CONTROLLER", help="a name, a folder, or user/name on the Hub")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write it to this file instead of printing it")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON: the card, and whether it has held-out results"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Render the card, and print or write it."""
+    with user_errors():
+        from .. import card, files
+        from ..auto import AutoController
+
+        controller = AutoController.from_pretrained(args.controller)
+        folder = controller.provenance.get("folder")
+        beside = {p.name: p for p in Path(folder).iterdir() if p.is_file()} if folder else {}
+        training, eval_results = (
+            files.read_json(beside[name]) if name in beside else None
+            for name in (files.TRAINING_NAME, files.EVAL_NAME)
+        )
+        text = card.render(
+            controller,
+            repo_id=args.controller,
+            training=training,
+            eval_results=eval_results,
+            notes=card.notes_of(files.read_text(beside["README.md"])) if "README.md" in beside else None,
+        )
+        if args.output is not None:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            files.replace_file(args.output, lambda path: path.write_text(text, encoding="utf-8"))
+    if args.json:
+        said = {"controller": args.controller, "controller_type": controller.controller_type}
+        written = None if args.output is None else str(args.output)
+        held_out = bool(eval_results and eval_results["results"])
+        print(json.dumps({**said, "held_out_results": held_out, "written_to": written, "card": text}, indent=2))
+    elif args.output is not None:
+        print(f"written to {args.output}")
+    else:
+        print(text, end="")
+    return 0

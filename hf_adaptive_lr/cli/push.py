@@ -1,0 +1,87 @@
+"""`hf-adaptive-lr push`: publish a controller on the Hub."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .errors import UserError
+
+_EXAMPLES = """\
+examples:
+  hf-adaptive-lr push my-controller user/my-controller
+  hf-adaptive-lr push my-controller user/my-controller --private --without-results
+
+The account is the one of `hf auth login`, or of the environment variable HF_TOKEN."""
+_HTTP = ("huggingface_hub", "httpx2", "httpx")
+_IN_PYTHON = "pass eval_results=..., or without_results=True"
+_IN_THE_SHELL = "write eval_results.json into its folder, or pass --without-results"
+
+
+def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
+    """Register the verb."""
+    parser = verbs.add_parser(
+        "push",
+        help="publish a controller on the Hub",
+        description="Publish a controller on the Hub, with its training, held-out results and card, in one commit.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("controller", metavar="CONTROLLER", help="folder of the controller, or a name")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="user/name; made if it does not exist")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--branch", help="branch to commit to (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--commit-message", metavar="TEXT", help="message of the commit")
+    parser.add_argument(
+        "--without-results", action="store_true", help="publish without eval_results.json; the card will say so"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Publish, and say where it is."""
+    with user_errors():
+        from ..auto import AutoController
+
+        controller = AutoController.from_pretrained(args.controller)
+        try:
+            done = controller.push_to_hub(
+                args.repo_id,
+                commit_message=args.commit_message,
+                private=args.private,
+                branch=args.branch,
+                create_pr=args.create_pr,
+                without_results=args.without_results,
+            )
+        except ValueError as error:
+            raise ValueError(str(error).replace(_IN_PYTHON, _IN_THE_SHELL)) from error
+    request = getattr(done, "pr_url", None)
+    said = {"repo_id": args.repo_id, "commit": done.oid, "url": done.commit_url, "pull_request": request}
+    if args.json:
+        print(json.dumps(said, indent=2))
+        return 0
+    print(f"pushed {controller.controller_type} to {args.repo_id}, commit {done.oid}")
+    print(f"  {request or done.commit_url}")
+    return 0
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """What a Hub, a network or a file does to a request ends as one line, in which no terminal sees commands."""
+    try:
+        yield
+    except Exception as error:
+        from_http = type(error).__module__.partition(".")[0] in _HTTP
+        if not from_http and not isinstance(error, ValueError | OSError):
+            raise
+        raise UserError(printable(str(error)) or type(error).__name__) from error
+
+
+def printable(words: object) -> str:
+    """Text from elsewhere as one line, without what a terminal would obey."""
+    return "".join(c for c in " ".join(str(words).split()) if c.isprintable())

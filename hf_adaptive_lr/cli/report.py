@@ -1,0 +1,58 @@
+"""`hf-adaptive-lr report`: why the learning rate was what it was, as one HTML page."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+_EXAMPLES = """\
+examples:
+  hf-adaptive-lr report runs/text
+  hf-adaptive-lr report runs/text runs/text-linear --output compared.html
+
+The page opens offline. report.html#run=0&step=812 says why update 812 of the first run had its learning rate."""
+
+
+def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
+    """Register the verb."""
+    parser = verbs.add_parser(
+        "report",
+        help="explain a run's learning rate on one HTML page",
+        description="Write one HTML page with the loss, the learning rate proposed, bounded and applied, all events, "
+        "and why it changed at any update.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path, help="folder with lr_trace.jsonl")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", default=Path("report.html"), help="page (default: report.html)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the folders, write the page and say where it is."""
+    from ..report import ReportError, read_run, render_report
+
+    try:
+        page = render_report([read_run(folder) for folder in args.run_dirs])
+        _write(args.output, page)
+    except (ReportError, OSError) as error:
+        raise UserError(str(error)) from error
+    print(f"written to {args.output} ({len(page.encode()) / 1e3:,.0f} kB): open it in a browser")
+    return 0
+
+
+def _write(path: Path, page: str) -> None:
+    """Whole or not at all. `files.replace_file` would do, but loads torch, which takes longer than the page."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(page, encoding="utf-8", newline="\n")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,245 @@
+"""Noticing divergence from two numbers per update, its loss and its gradient norm, before the update is applied.
+
+Nothing here knows a model: plain floats in, a reason code out, and a state of numbers and short lists.
+
+Losses and norms are compared as *levels*, `asinh(x / 2u)` with a unit `u` far below the run's first values. Above the
+unit that is a logarithm, and the logarithm is right for two reasons: minibatch losses and gradient norms scatter by
+ratios (log-normal, so a robust z-score of raw values alarms on about every hundredth healthy update of a noisy run,
+one of levels on none), and a threshold in ratios is the same for a loss that starts at 0.7 and one that starts at 11.
+Unlike a logarithm it takes zero and negative losses; for a loss that swings around zero the scatter of levels is so
+wide that only non-finite values alarm, which is the honest answer there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .controller import check_range
+
+REASONS = ("non_finite_loss", "non_finite_gradient", "loss_spike", "gradient_explosion", "slow_divergence")
+"""Every answer of [`Detector.see`] besides None."""
+
+_SIGMA = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
+_UNIT = 1e-6  # the unit of levels over the median size of the first values
+_FIRST = 3  # so few updates can a far too large LR not yet have spoilt
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When an update counts as divergent. The defaults alarm in well under 1 % of healthy runs (tests/test_guard.py).
+
+    A value spikes when it is above the reference by `z` robust standard deviations of its level *and* `rise` times
+    above the largest value, in each of the windows. The reference is the window's median, but at least `floor` times
+    the run's first loss or norm: a run that has learnt its data by heart has hard batches that are a thousand times
+    above its median and do no harm.
+
+    Args:
+        windows: lengths, in healthy updates, of the windows for median, MAD and maximum; ascending, each in [4, 4096].
+        burn_in: first updates that can only alarm by being non-finite; in [3, 1000].
+        z: robust standard deviations of the level, [1, 100].
+        loss_rise: a loss spike is at least this many times the largest loss of the windows, [1.1, 1e6].
+        gradient_rise: the same for gradient norms; large, because clipping and Adam tame the rest, [1.1, 1e9].
+        floor: least reference, as a fraction of the first loss or norm, [0, 10].
+        slow_window: updates whose median loss is followed for slow divergence, [3, 4096].
+        slow_rise: slow divergence is that median above this many times the first loss, [1.05, 1e6] ...
+        slow_far: ... or this many times its own best and above half the first loss, [1.05, 1e6] ...
+        slow_patience: ... at this many healthy updates in succession; 0 turns slow divergence off, [0, 1e6].
+        slow_sigmas: both thresholds widen by so many standard deviations of a level, [0, 10]; the first loss is known
+            no better than that. A deviation above 1 counts as 1.
+    """
+
+    windows: tuple[int, ...] = (16, 64)
+    burn_in: int = 8
+    z: float = 7.0
+    loss_rise: float = 3.0
+    gradient_rise: float = 30.0
+    floor: float = 0.1
+    slow_window: int = 16
+    slow_rise: float = 1.5
+    slow_far: float = 4.0
+    slow_patience: int = 48
+    slow_sigmas: float = 1.5
+
+    def __post_init__(self) -> None:
+        windows = tuple(self.windows)
+        if not windows or list(windows) != sorted(set(windows)):
+            raise ValueError(f"Thresholds: windows={self.windows} must be one or more lengths in ascending order")
+        object.__setattr__(self, "windows", windows)
+        wholes = [("windows", w, 4, 4096) for w in windows]
+        wholes += [("burn_in", self.burn_in, _FIRST, 1000), ("slow_window", self.slow_window, _FIRST, 4096)]
+        wholes += [("slow_patience", self.slow_patience, 0, 1_000_000)]
+        for name, value, low, high in wholes:
+            check_range(self, name, value, low, high, hint="it is a number of updates")
+            if not isinstance(value, int):
+                raise TypeError(f"Thresholds: {name} must be a whole number of updates, got {value!r}")
+        check_range(self, "z", self.z, 1.0, 100.0, hint="7 is the default")
+        check_range(self, "loss_rise", self.loss_rise, 1.1, 1e6, hint="it is a ratio of losses")
+        check_range(self, "gradient_rise", self.gradient_rise, 1.1, 1e9, hint="it is a ratio of gradient norms")
+        check_range(self, "floor", self.floor, 0.0, 10.0, hint="it is a fraction of the first loss")
+        check_range(self, "slow_rise", self.slow_rise, 1.05, 1e6, hint="it is a ratio of losses")
+        check_range(self, "slow_far", self.slow_far, 1.05, 1e6, hint="it is a ratio of losses")
+        check_range(self, "slow_sigmas", self.slow_sigmas, 0.0, 10.0, hint="1.5 is the default")
+
+
+class Detector:
+    """Follows a run's losses and gradient norms and says when the update about to be applied is divergent.
+
+    Only healthy updates enter the windows, so that a series of bad ones cannot make itself normal. It costs about
+    10 us per update.
+
+    Args:
+        thresholds: when to alarm.
+
+    Example:
+        >>> detector = Detector()
+        >>> [detector.see(1.0 + 0.01 * (i % 3), 0.5) for i in range(20)].count(None)
+        20
+        >>> detector.see(100.0, 0.5), detector.see(float("nan"), 0.5), detector.see(1.0, 0.5)
+        ('loss_spike', 'non_finite_loss', None)
+    """
+
+    def __init__(self, thresholds: Thresholds | None = None) -> None:
+        self.thresholds = thresholds or Thresholds()
+        self.seen: dict[str, float] = {}
+        """The numbers behind the last alarm: `typical` and `limit` of what alarmed; empty for non-finite values."""
+        keep = max(*self.thresholds.windows, self.thresholds.slow_window)
+        self._loss, self._norm = _Track(self.thresholds, keep), _Track(self.thresholds, keep)
+        self._best: float | None = None  # lowest median level
+        self._slow = 0  # healthy updates in succession that were high
+
+    @property
+    def calm(self) -> bool:
+        """Whether nothing points to a slow divergence under way."""
+        return self._slow == 0
+
+    def see(self, loss: float, grad_norm: float) -> str | None:
+        """Judge one update.
+
+        Args:
+            loss: its mean loss.
+            grad_norm: L2 norm of its gradient before clipping.
+
+        Returns:
+            None for a healthy update, else one of `REASONS`.
+        """
+        loss, grad_norm = float(loss), float(grad_norm)
+        self.seen = {}
+        if not math.isfinite(loss):
+            return "non_finite_loss"
+        if not math.isfinite(grad_norm):
+            return "non_finite_gradient"
+        for reason, track, value, rise in (
+            ("loss_spike", self._loss, loss, self.thresholds.loss_rise),
+            ("gradient_explosion", self._norm, grad_norm, self.thresholds.gradient_rise),
+        ):
+            limit = track.spike_limit(value, rise)
+            if limit is not None:
+                self.seen = {"typical": track.value(_median(track.levels)), "limit": track.value(limit)}
+                return reason
+        self._loss.push(loss)
+        self._norm.push(grad_norm)
+        return self._slow_divergence()
+
+    def _slow_divergence(self) -> str | None:
+        t, track = self.thresholds, self._loss
+        if not t.slow_patience or len(track.levels) < t.slow_window:
+            return None
+        level = _median(track.levels[-t.slow_window :])
+        self._best = level if self._best is None else min(self._best, level)
+        start = track.start_level
+        bound = min(start + math.log(t.slow_rise), max(self._best + math.log(t.slow_far), start - math.log(2.0)))
+        if level > bound:  # the scatter takes a sort, so it is asked for last
+            bound += t.slow_sigmas * min(_sigma(track.levels), 1.0)
+        self._slow = self._slow + 1 if level > bound else 0
+        if self._slow < t.slow_patience:
+            return None
+        self.seen = {"typical": track.value(level), "limit": track.value(bound)}
+        return "slow_divergence"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and short lists of numbers, all finite."""
+        return {
+            "slow": self._slow,
+            "best": self._best,
+            **self._loss.state_dict("loss"),
+            **self._norm.state_dict("norm"),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self._slow, self._best = state["slow"], state["best"]
+        self._loss.load_state_dict(state, "loss")
+        self._norm.load_state_dict(state, "norm")
+
+
+class _Track:
+    """The recent healthy values of one quantity, as levels."""
+
+    def __init__(self, thresholds: Thresholds, keep: int) -> None:
+        self._thresholds, self._keep = thresholds, keep
+        self.early: list[float] = []  # raw, until the unit is known
+        self.levels: list[float] = []
+        self.unit, self.start = 0.0, 0.0
+
+    @property
+    def start_level(self) -> float:
+        return self.level(self.start)
+
+    def level(self, value: float) -> float:
+        return math.asinh(max(-1e300, min(1e300, value / (2.0 * self.unit))))
+
+    def value(self, level: float) -> float:
+        return 2.0 * self.unit * math.sinh(min(level, 600.0)) if self.unit else 0.0
+
+    def push(self, value: float) -> None:
+        if self.unit:
+            self.levels.append(self.level(value))
+            del self.levels[: -self._keep]
+            return
+        self.early.append(value)
+        if len(self.early) < self._thresholds.burn_in:
+            return
+        self.unit = max(_UNIT * _median([abs(v) for v in self.early]), 1e-12)
+        # A far too large LR spoils all but the very first values, and a lucky first batch is no level either.
+        self.start = min(_median(self.early[:_FIRST]), _median(self.early))
+        self.levels, self.early = [self.level(v) for v in self.early][-self._keep :], []
+
+    def spike_limit(self, value: float, rise: float) -> float | None:
+        """The level that `value` should have stayed under, or None when it did."""
+        if not self.unit:
+            return None
+        level, step = self.level(value), math.log(rise)
+        floor = self.level(self._thresholds.floor * abs(self.start))
+        limit = max(floor, max(self.levels)) + step
+        if level <= limit:  # nearly always, and cheap
+            return None
+        for window in self._thresholds.windows:
+            levels = self.levels[-window:]
+            limit = max(limit, max(_median(levels), floor) + self._thresholds.z * _sigma(levels))
+        return limit if level > limit else None
+
+    def state_dict(self, name: str) -> dict[str, Any]:
+        return {
+            f"{name}_early": list(self.early),
+            f"{name}_levels": list(self.levels),
+            f"{name}_unit": self.unit,
+            f"{name}_start": self.start,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], name: str) -> None:
+        self.early, self.levels = list(state[f"{name}_early"]), list(state[f"{name}_levels"])
+        self.unit, self.start = state[f"{name}_unit"], state[f"{name}_start"]
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
+
+
+def _sigma(levels: Sequence[float]) -> float:
+    middle = _median(levels)
+    return _SIGMA * _median([abs(level - middle) for level in levels])

@@ -1,0 +1,290 @@
+"""The page: facts, charts and time lines drawn here, so that they show without JavaScript; a script for the table."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .charts import Curve, chart, loss_axis, outside, rate_axis, timeline
+from .embed import DIGITS, MAX_ROWS, is_exact, page_data
+from .read import Run
+
+_HERE = Path(__file__).parent
+_KEY_FACTS = [
+    *("controller", "controller settings", "data", "accuracy", "loss", "last eval accuracy", "learning rate"),
+    *("updates in the trace", "bounded", "held", "guard events", "largest LR", "last LR"),
+]
+_LANES = 8
+_THINNED = "what was left out are updates without a decision, then every so many plain decisions."
+_LARGEST = 8
+_COLOURS = 8
+
+
+def render_report(runs: Sequence[Run]) -> str:
+    """One HTML page that needs nothing else: no network, no other file.
+
+    Args:
+        runs: at least one, in the order of the page.
+
+    Returns:
+        The page; the same runs give the same text.
+
+    Example:
+        >>> from hf_adaptive_lr.report.read import Row, Run
+        >>> page = render_report([Run("demo", [Row(0, 0.1, "decision"), Row(1, 0.2, "decision")])])
+        >>> page.startswith("<!doctype html>") and "demo" in page
+        True
+    """
+    runs = _told_apart(runs)
+    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    # Nothing may be fetched, and no script but this one may run, whatever a run's files say.
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    title = "Learning rate of " + ", ".join(run.name for run in runs)
+    last = max(run.last_step for run in runs)
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{_text(title)}</title><style>{style}</style></head><body>",
+        f"<h1>{_text(title)}</h1>",
+        '<p class="soft">Updates are counted from 0, as in lr_trace.jsonl; what Trainer logs at its step s stands at '
+        "update s \u2212 1.</p>",
+        _facts(runs, _KEY_FACTS),
+        *([_comparison(runs, last)] if len(runs) > 1 else []),
+        *(_section(run, index, alone=len(runs) == 1) for index, run in enumerate(runs)),
+        _explain(runs),
+        "<h2>All facts</h2>",
+        _facts(runs, None),
+        f'<script type="application/json" id="data">{page_data(runs)}</script>',
+        f"<script>{script}</script></body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+# --- facts -----------------------------------------------------------------------------------------------------------
+
+
+def _facts(runs: Sequence[Run], wanted: Sequence[str] | None) -> str:
+    names = list(dict.fromkeys(name for run in runs for name in run.facts))
+    if wanted is not None:
+        names = [name for name in wanted if name in names]
+    head = "".join(f'<th scope="col">{_text(run.name)}</th>' for run in runs)
+    lines = []
+    for name in names:
+        values = [run.facts.get(name, "") for run in runs]
+        mark = ' class="differs"' if len(set(values)) > 1 else ""
+        cells = "".join(f"<td>{_text(value)}</td>" for value in values)
+        lines.append(f'<tr{mark}><th scope="row">{_text(name)}</th>{cells}</tr>')
+    top = f'<thead><tr><th scope="col">run</th>{head}</tr></thead>' if len(runs) > 1 else ""
+    return f'<div class="scroll"><table class="facts">{top}<tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _notes(notes: Iterable[str]) -> str:
+    items = "".join(f"<li>{_text(note)}</li>" for note in notes)
+    return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+# --- charts ----------------------------------------------------------------------------------------------------------
+
+
+def _comparison(runs: Sequence[Run], last: int) -> str:
+    losses = [
+        Curve(run.name, run.losses or run.seen, _colour(index))
+        for index, run in enumerate(runs)
+        if run.losses or run.seen
+    ]
+    rates = [Curve(run.name, _applied(run), _colour(index), step=True) for index, run in enumerate(runs)]
+    parts = ['<section class="run"><h2>Compared</h2>']
+    if losses:
+        parts.append(_figure("Training loss of all runs", losses, "loss", last))
+    parts.append(_figure("Learning rate of all runs, as applied", rates, "lr", last))
+    return "".join(parts) + "</section>"
+
+
+def _section(run: Run, index: int, *, alone: bool) -> str:
+    last = run.last_step
+    notes = [*run.notes]
+    losses = [
+        Curve("shown to the controller", run.seen, "k7 faint"),
+        Curve("training, as logged", run.losses, "k0"),
+        Curve("evaluation", run.evals, "k2 dash"),
+    ]
+    losses = [curve for curve in losses if curve.points]
+    parts = [_figure("Loss", losses, "loss", last)] if losses else []
+    parts.append(
+        _figure(f"Learning rate{f' of group {run.group}' if run.group else ''}", _rates(run, notes), "lr", last)
+    )
+    if run.proposals_unclear:
+        notes.append("Proposals are not drawn: whether they are factors of the base LR or learning rates is unclear.")
+    parts.append(_timeline(run, last))
+    parts.append(_largest(run, index))
+    # With one run its name is the page's title already.
+    head = "<h2>What happened</h2>" if alone else f"<h2>{_text(run.name)}</h2>"
+    return f'<section class="run">{head}{_notes(notes)}{"".join(parts)}</section>'
+
+
+def _applied(run: Run) -> list[tuple[float, float]]:
+    return [(row.step, row.lr) for row in run.rows if row.lr is not None]
+
+
+def _rates(run: Run, notes: list[str]) -> list[Curve]:
+    scale = run.base_lr
+    answers = [
+        (row.step, row.proposed * scale)
+        for row in run.rows
+        if scale is not None and isinstance(row.proposed, float) and not run.group
+    ]
+    bounded = [(row.step, row.bounded) for row in run.rows if isinstance(row.bounded, float) and not run.group]
+    curves = [
+        Curve("proposed", answers, "k1 wide", step=True, dots=_sparse(answers, run), stretches=False),
+        Curve("bounded", bounded, "k3 mid", step=True, dots=_sparse(bounded, run)),
+        Curve("applied", _applied(run), "k0", step=True),
+    ]
+    axis = rate_axis(curves)
+    hidden = outside(curves[0], axis)
+    if hidden:
+        notes.append(
+            f"{hidden:,} of {len(answers):,} proposals are far outside and drawn at the edge, or not above 0."
+        )
+    zero = sum(lr <= 0 for _, lr in curves[2].points)
+    if zero:
+        notes.append(f"The learning rate was 0 at {zero:,} updates, which a logarithmic axis cannot show.")
+    return [curve for curve in curves if curve.points]
+
+
+def _sparse(points: Sequence[object], run: Run) -> bool:
+    """Few enough to be told apart as dots."""
+    return len(points) <= 150 and 2 * len(points) < len(run.rows)
+
+
+def _figure(title: str, curves: Sequence[Curve], kind: str, last: int) -> str:
+    axis = loss_axis(curves) if kind == "loss" else rate_axis(curves)
+    unit = ("loss" if kind == "loss" else "learning rate") + (" (log)" if axis.log else "")
+    bad = sum(not math.isfinite(y) for curve in curves for _, y in curve.points)
+    said = f'<p class="soft">{bad:,} values that were not finite are left out.</p>' if bad else ""
+    items = "".join(
+        f'<li><svg viewBox="0 0 34 12" aria-hidden="true"><path class="curve {curve.style}{_dots(curve)}" d="'
+        f'{"M17 6h0" if curve.dots else "M0 6H34"}"/></svg>{_text(curve.label)}</li>'
+        for curve in curves
+    )
+    legend = f'<ul class="legend">{items}</ul>'
+    return f"<figure><h3>{_text(title)}</h3>{legend}{chart(title, unit, curves, axis, last)}{said}</figure>"
+
+
+def _dots(curve: Curve) -> str:
+    return " dots" if curve.dots else ""
+
+
+def _colour(index: int) -> str:
+    return f"k{index % _COLOURS}" + (" dash" if index >= _COLOURS else "")
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+def _timeline(run: Run, last: int) -> str:
+    lanes: dict[str, list[int]] = {}
+    for row in run.rows:
+        if row.reason not in ("decision", "between", "event"):
+            lanes.setdefault(row.reason, []).append(row.step)
+    for event in run.events:
+        lanes.setdefault(f"guard: {event.action}", []).append(
+            run.rows[event.row].step if event.step is None else event.step
+        )
+    names = list(lanes)
+    if len(names) > _LANES:
+        rest = [step for name in names[_LANES - 1 :] for step in lanes.pop(name)]
+        lanes["other"] = rest
+    if not lanes:
+        return "<figure><h3>Events</h3><p>None: no answer was bounded or held, and no guard acted.</p></figure>"
+    sorted_lanes = [(name, sorted(steps)) for name, steps in lanes.items()]
+    return f"<figure><h3>Events</h3>{timeline('Events', sorted_lanes, last)}</figure>"
+
+
+def _largest(run: Run, index: int) -> str:
+    """Links to the updates at which the learning rate moved most, those of a ramp left out."""
+    applied = [row for row in run.rows if row.lr is not None and row.lr > 0]
+    moves = []
+    for before, row in zip(applied, applied[1:], strict=False):
+        if before.lr and row.lr and row.ramp == before.ramp and row.step > before.step:
+            change = row.lr / before.lr
+            moves.append((abs(math.log(change)), -row.step, change))
+    found = [move for move in sorted(moves, reverse=True)[:_LARGEST] if move[0] > 1e-9]
+    if not found:
+        return ""
+    links = ", ".join(
+        f'<a href="#run={index}&amp;step={-step}">{-step:,}</a> ({_percent(change)})' for _, step, change in found
+    )
+    return f"<p>Largest changes, at update {links}.</p>"
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def _explain(runs: Sequence[Run]) -> str:
+    limit = MAX_ROWS // len(runs)
+    said = []
+    for run in runs:
+        name = f"{run.name}: " if len(runs) > 1 else ""
+        if len(run.rows) > limit:
+            said.append(f"{name}{limit:,} of {len(run.rows):,} updates are in this table; {_THINNED}")
+        if not is_exact(run, limit):
+            said.append(f"{name}numbers are rounded to {DIGITS} digits; lr_trace.jsonl has them in full.")
+    options = "".join(
+        f'<option value="{value}">{words}</option>'
+        for value, words in (
+            ("decisions", "decisions and events"),
+            ("events", "events: bounded, held, guard"),
+            ("changes", "changes of 10 % or more"),
+            ("all", "every update"),
+        )
+    )
+    columns = (("update", "n"), ("reason", ""), ("saw", ""), ("proposed", "n"), ("bounded", "n"), ("applied", "n"))
+    head = "".join(f'<th scope="col" class="{kind}">{name}</th>' for name, kind in (*columns, ("change", "n")))
+    return f"""<section id="explain"><h2>Why did it change?</h2>
+<noscript><p>The table and the answers need JavaScript; the figures are in lr_trace.jsonl.</p></noscript>
+<div id="live" hidden>
+<form id="jump"><label>run <select id="run"></select></label>
+<label>update <input id="step" type="number" min="0" step="1" value="0"></label>
+<button>explain</button>
+<label>show <select id="filter">{options}</select></label></form>
+<p id="said" class="soft" role="status"></p>
+<div id="why" tabindex="-1" aria-live="polite" role="region" aria-labelledby="why-title"></div>
+<div class="pager"><button type="button" id="older">earlier</button><span id="count" role="status"></span>
+<button type="button" id="newer">later</button></div>
+<div class="scroll" tabindex="0" role="region" aria-label="updates"><table id="rows"><thead><tr>{head}</tr></thead>
+<tbody></tbody></table></div></div>
+<p class="soft">Proposed and bounded are learning rates where that can be told, of parameter group 0, before warm-up.
+{" ".join(_text(line) for line in said)}</p></section>"""
+
+
+def _percent(change: float) -> str:
+    return f"{100 * (change - 1):+.3g} %".replace("-", "\u2212")
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs of the same name, as of one folder given twice, get a number."""
+    seen: Counter[str] = Counter()
+    out = []
+    for run in runs:
+        seen[run.name] += 1
+        out.append(replace(run, name=f"{run.name} ({seen[run.name]})") if seen[run.name] > 1 else run)
+    return out
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _text(value: str) -> str:
+    return html.escape(value, quote=True)
