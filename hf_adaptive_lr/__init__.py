@@ -21,6 +21,8 @@ _HOMES = {
     "AdaptiveLRTrainingArguments": "arguments",
     "MetaLRTrainer": "meta_trainer",
     "DSA": "optimizers",
+    "DivergenceGuard": "guard",
+    "HubError": "hub",
     "lr_range_test": "range_test",
     "ActorCritic": "controllers",
     "MLRSNet": "controllers",
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from .controllers import Replay as Replay
     from .controllers import Universal as Universal
     from .controllers import WarmupStableDecay as WarmupStableDecay
+    from .guard import DivergenceGuard as DivergenceGuard
+    from .hub import HubError as HubError
     from .meta_trainer import MetaLRTrainer as MetaLRTrainer
     from .observation import Observation as Observation
     from .observation import Outcome as Outcome

@@ -372,7 +372,7 @@ def _usage(repo_id: str | None) -> str:
     where = json.dumps(plain(repo_id or "path/to/folder"), ensure_ascii=False).replace("`", "'")
     return (
         f"```python\n"
-        f"from hf_adaptive_lr import AdaptiveLRTrainer, AutoController\n"
+        f"from hf_adaptive_lr import AdaptiveLRTrainer, AutoController\n\n"
         f"controller = AutoController.from_pretrained({where})\n"
         f"trainer = AdaptiveLRTrainer(model=model, args=args, train_dataset=train, controller=controller)\n"
         f"trainer.train()\n"

@@ -82,7 +82,7 @@ class Decision:
         lr: learning rate of every parameter group, as applied.
         reason: `decision`, `bounded` (the answer was outside the bounds), `between` (no decision was due), `held`
             (non-finite observation or answer), `cooldown`.
-        ramp: warm-up or cooldown multiplier in [0, 1]; 1 outside both.
+        ramp: warm-up or cooldown multiplier in [0, 1], times what `set_scale` said; 1 outside all three.
         proposed: the controller's answer (group 0), or None when it was not asked.
         bounded: the answer after bounds, as a learning rate of group 0.
         observation: the measured fields, empty when nothing was measured.

@@ -58,6 +58,7 @@ class Governor:
             self.every = max(1, settings.total_steps // settings.decisions)
         self.updates = 0
         self.held = 0
+        self.scale = 1.0
         self._cooldown: tuple[int, int] | None = None  # (first update, length)
         self._answer = list(self.base_lrs)
         self._state = controller.init(n_groups=len(self.base_lrs), seed=settings.seed)
@@ -203,7 +204,7 @@ class Governor:
             )
 
     def _applied(self, step: int, reason: str, **details: Any) -> Decision:
-        ramp = self._ramp(step)
+        ramp = self._ramp(step) * self.scale
         lrs = self._answer
         if ramp != 1.0:
             lrs = [max(lr * ramp, min(lr, self.settings.min_lr)) for lr in lrs]
@@ -265,6 +266,7 @@ class Governor:
             "every": self.every,
             "updates": self.updates,
             "held": self.held,
+            "scale": self.scale,
             "cooldown": None if self._cooldown is None else list(self._cooldown),
             "base_lrs": list(self.base_lrs),
             "answer": list(self._answer),
@@ -306,6 +308,7 @@ class Governor:
             )
         self.base_lrs, self._answer = list(state["base_lrs"]), list(state["answer"])
         self.updates, self.held = state["updates"], state["held"]
+        self.scale = float(state.get("scale", 1.0))
         self._state = dict(state["controller_state"])
         if state["declared_total_steps"] == self.settings.total_steps:
             self.total_steps, self.every = state["total_steps"], state["every"]

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
 from .auto import resolve_controller
-from .controller import Controller, State
+from .controller import Controller, State, check_range
 from .decision import Decision, Settings, Value
 from .governor import Governor
 from .measure import Measurer
@@ -230,6 +230,20 @@ class ControlledLR(LRScheduler):
     def cooldown(self, steps: int) -> None:
         """Decay the learning rate now in force linearly to zero within `steps` updates, starting with the next one."""
         self.governor.cooldown(steps)
+
+    def set_scale(self, scale: float) -> None:
+        """From the next update on, write `scale` times what would have been written, as a guard does after a rollback.
+
+        The controller goes on seeing its own learning rate; `min_lr` still holds.
+
+        Args:
+            scale: absolute, 1.0 at the start; in [0, 1].
+
+        Raises:
+            ValueError: out of range.
+        """
+        check_range(self, "scale", scale, 0.0, 1.0, hint="1.0 writes what the controller says")
+        self.governor.scale = float(scale)
 
     def simulate(
         self, steps: int, observe: Callable[[int, float], Mapping[str, float]] | None = None

@@ -491,26 +491,23 @@ def test_a_rollback_cuts_what_any_scheduler_writes(name, rewind) -> None:
     rewound = run.guard.events[-1]["update"] - 5 - run.guard.events[-1]["restored_update"]
     plain = Run(scheduler=scheduler, guarded=False).train(data[: applied - rewound] if rewind else data[:applied])
     got, expected = run.optimizer.param_groups[0]["lr"], plain.optimizer.param_groups[0]["lr"]
-    if name == "controlled":  # without `set_scale` it writes its own; the wiring applies guard.factor
-        assert run.guard.factor == 0.5
-        assert got == pytest.approx(expected)
+    assert run.guard.factor == 0.5
+    assert got == pytest.approx(0.5 * expected)
+    if name == "controlled":
         assert run.scheduler.updates == (applied - rewound if rewind else applied)
-    else:
-        assert got == pytest.approx(0.5 * expected)
 
 
-def test_a_scheduler_that_scales_is_told() -> None:
-    class Scaled(ControlledLR):
-        scale = 1.0
-
-        def set_scale(self, scale: float) -> None:
-            self.scale = scale
-
-    run = Run(scheduler=lambda o: Scaled(o, Linear(), total_steps=400)).train(batches(UPDATES, size=32), _noise)
-    assert run.scheduler.scale == 0.5
-    other = Run(scheduler=lambda o: Scaled(o, Linear(), total_steps=400))
+def test_a_controlled_rate_stays_cut_after_a_resume() -> None:
+    run = Run(scheduler=PLAIN["controlled"]).train(batches(UPDATES, size=32), _noise)
+    assert run.scheduler.governor.scale == 0.5
+    other = Run(scheduler=PLAIN["controlled"])
     other.guard.load_state_dict(run.guard.state_dict())
-    assert other.scheduler.scale == 0.5
+    assert other.scheduler.governor.scale == 0.5
+    third = Run(scheduler=PLAIN["controlled"])
+    third.scheduler.load_state_dict(run.scheduler.state_dict())
+    assert third.scheduler.governor.scale == 0.5
+    with pytest.raises(ValueError, match="scale=2.0 is outside"):
+        third.scheduler.set_scale(2.0)
 
 
 @pytest.mark.parametrize("cut", [30, 83, 100])
