@@ -239,8 +239,8 @@ def test_a_card_without_held_out_results_says_so_in_a_box(given) -> None:
 
 def test_a_card_says_how_to_use_it_what_it_learned_from_and_what_it_costs() -> None:
     card = made()
-    usage = section(card, "How to use it").strip().splitlines()
-    assert len([line for line in usage if line]) == 4 + 2
+    usage = [line for line in section(card, "How to use it").splitlines() if line]
+    assert len(usage) == 4 + 2
     assert 'AutoController.from_pretrained("user/repo")' in usage[2]
     assert "```bash\nhf-adaptive-lr train ppo --suite quadratic --iterations 200\n```" in card
     assert "| suite | quadratic |" in card
