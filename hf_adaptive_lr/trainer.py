@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
-from transformers import Seq2SeqTrainer, Trainer
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 
 from .auto import resolve_controller
 from .card import MODEL_TAGS, mention
@@ -152,6 +153,18 @@ class AdaptiveLRMixin(_Trainer):
         if getattr(self.args, "dsa", False) and not isinstance(raw(made), DSA):
             self.optimizer = made = DSA(made, **(self.args.dsa_kwargs or {}))
         return made
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # transformers 5.23 saves some models (ViT) under their Hub names, loads the file as it stands, and so leaves
+        # weights at random without an error. from_pretrained knows both names.
+        path = Path(resume_from_checkpoint) / "model.safetensors"
+        target = self._inner_model() if model is None else self.accelerator.unwrap_model(model)
+        if isinstance(target, PreTrainedModel) and path.is_file():
+            with safe_open(path, framework="pt") as file:
+                renamed = set(file.keys()) - set(target.state_dict())
+            if renamed:
+                target.load_state_dict(type(target).from_pretrained(resume_from_checkpoint).state_dict())
 
     def _extra_loss(self, dataset: Any, use: int) -> Callable[[int], Tensor]:
         """Loss of batch i of a stream beside training's own, on this rank."""

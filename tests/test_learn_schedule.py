@@ -22,6 +22,9 @@ def test_a_short_lesson_leaves_a_controller(tmp_path, capsys) -> None:
     first, _, last = (torch.cat([p[i].flatten() for p in learned.params.values()]) for i in range(3))
     assert not torch.equal(first, last)
     assert main([*words, "--output-dir", str(tmp_path / "net")]) == 2
+    assert main(["--task", "digits-mlp", "--quick", "--meta-every", "0", "--output-dir", str(tmp_path / "no")]) == 2
+    assert "meta_every=0 is outside" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_bundled_schedule_has_learned_to_decay() -> None:

@@ -195,19 +195,20 @@ def test_a_raw_loop_resumes_to_the_same_weights(method, kind, tmp_path) -> None:
     assert len(set(lrs)) > 1
 
 
-def _raw_on_a_rank(method: str, folder: Path) -> None:
+def _raw_on_a_rank(method: str, kind: str, folder: Path) -> None:
     torch.set_num_threads(1)
-    lrs, model = _loop(method, "text", folder)
-    first, _ = _loop(method, "text", folder, stop=HALF)
-    rest, resumed = _loop(method, "text", folder, resume=True)
+    lrs, model = _loop(method, kind, folder)
+    first, _ = _loop(method, kind, folder, stop=HALF)
+    rest, resumed = _loop(method, kind, folder, resume=True)
     assert first + rest == lrs
     assert torch.equal(flat(resumed), flat(model))
     _save(folder, lrs, model)
 
 
+@pytest.mark.parametrize("kind", ["text", "image"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_raw_loop_on_two_processes(method, tmp_path) -> None:
-    _launch(_raw_on_a_rank, method, tmp_path)
+def test_a_raw_loop_on_two_processes(method, kind, tmp_path) -> None:
+    _launch(_raw_on_a_rank, method, kind, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first["lrs"] == second["lrs"]
     assert torch.equal(first["weights"], second["weights"])
@@ -216,8 +217,9 @@ def test_a_raw_loop_on_two_processes(method, tmp_path) -> None:
 # --- Trainer on two processes ----------------------------------------------------------------------------------------
 
 
-def _trainer_on_a_rank(method: str, folder: Path) -> None:
+def _trainer_on_a_rank(method: str, kind: str, folder: Path) -> None:
     torch.set_num_threads(1)
+    build, rows = (bert, Tokens) if kind == "text" else (vit, _Images)
 
     def train(checkpoint: str | None = None) -> AdaptiveLRTrainer:
         args = doors.arguments(
@@ -228,8 +230,8 @@ def _trainer_on_a_rank(method: str, folder: Path) -> None:
             save_strategy="no" if checkpoint else "steps",
             save_steps=HALF,
         )
-        data = {"train_dataset": Tokens(107), "controller_dataset": Tokens(20, seed=2)}
-        trainer = AdaptiveLRTrainer(model=bert(), args=args, controller=METHODS[method], **data)
+        data = {"train_dataset": rows(107), "controller_dataset": rows(20)}
+        trainer = AdaptiveLRTrainer(model=build(), args=args, controller=METHODS[method], **data)
         trainer.train(resume_from_checkpoint=checkpoint)
         return trainer
 
@@ -241,9 +243,10 @@ def _trainer_on_a_rank(method: str, folder: Path) -> None:
     _save(folder, whole.lr_scheduler.lr_history(), whole.accelerator.unwrap_model(whole.model))
 
 
+@pytest.mark.parametrize("kind", ["text", "image"])
 @pytest.mark.parametrize("method", METHODS)
-def test_trainer_on_two_processes_resumes(method, tmp_path) -> None:
-    _launch(_trainer_on_a_rank, method, tmp_path)
+def test_trainer_on_two_processes_resumes(method, kind, tmp_path) -> None:
+    _launch(_trainer_on_a_rank, method, kind, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first["lrs"] == second["lrs"]
     assert torch.equal(first["weights"], second["weights"])

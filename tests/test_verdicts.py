@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from hf_adaptive_lr import Controller
-from hf_adaptive_lr.auto import PRETRAINED
 from hf_adaptive_lr.bench import verdict_judge, verdict_pages, verdict_plan, verdict_stats
 from hf_adaptive_lr.bench.run_record import Meter, curve
 from hf_adaptive_lr.bench.runner import Row, RowsError, append_row, attempt, identity, read_rows, run_all
@@ -178,8 +177,6 @@ def test_every_method_can_be_made_and_trains(name) -> None:
     method = METHODS[name]
     assert method.lr == "tuned" or method.lr in METHODS
     assert method.replay_of is None or method.lr == method.replay_of
-    if method.weights == "bundled" and not (PRETRAINED / method.controller).is_dir():
-        pytest.skip(f"no weights of '{method.controller}' come with this version")
     for variant in method.variants():
         assert variant.make_controller().controller_type == method.controller
     row = attempt(TrainingRun(replace(DIGITS, updates=6), method.variants()[0], 0, 0.1))

@@ -23,6 +23,7 @@ import torch
 from ..arguments import AdaptiveLRTrainingArguments
 from ..cli.errors import PROGRAM
 from ..controllers import MLRSNet
+from ..demo_data import DemoDataError
 from ..files import library_version, replace_file
 from ..meta_trainer import MetaLRTrainer
 from .run_record import curve
@@ -113,7 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     chosen = {name: value for name, value in vars(options).items() if name != "output_dir"}
     lesson, started = Lesson(**chosen), time.monotonic()
-    controller, factors = learn(lesson)
+    try:
+        controller, factors = learn(lesson)
+    except (ValueError, DemoDataError) as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
     controller.save_pretrained(options.output_dir)
     record = {
         "command": "python -m hf_adaptive_lr.bench.learn_schedule "
