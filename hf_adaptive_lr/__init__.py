@@ -21,7 +21,10 @@ _HOMES = {
     "AdaptiveLRTrainingArguments": "arguments",
     "MetaLRTrainer": "meta_trainer",
     "DSA": "optimizers",
+    "DivergenceError": "guard",
     "DivergenceGuard": "guard",
+    "Envelope": "envelope",
+    "GuardCallback": "guard_callback",
     "HubError": "hub",
     "lr_range_test": "range_test",
     "ActorCritic": "controllers",
@@ -59,7 +62,10 @@ if TYPE_CHECKING:
     from .controllers import Replay as Replay
     from .controllers import Universal as Universal
     from .controllers import WarmupStableDecay as WarmupStableDecay
+    from .envelope import Envelope as Envelope
+    from .guard import DivergenceError as DivergenceError
     from .guard import DivergenceGuard as DivergenceGuard
+    from .guard_callback import GuardCallback as GuardCallback
     from .hub import HubError as HubError
     from .meta_trainer import MetaLRTrainer as MetaLRTrainer
     from .observation import Observation as Observation

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from .auto import AutoController
 from .controller import Controller
+from .envelope import Envelope
 from .files import configure
 
 
@@ -53,6 +54,14 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
     controller_max_lr: float = field(
         default=10.0, metadata={"help": "Largest learning rate, whatever the controller says."}
     )
+    controller_envelope: dict | str | None = field(  # type: ignore[type-arg]
+        default=None,
+        metadata={
+            "help": "How far the controller is trusted, as JSON: settings of Envelope, '{}' for its defaults, 'off' "
+            "for none (default: none for rules; for learned controllers, beside the divergence guard, a factor of 4 "
+            "around a linear schedule, or of 100 where the controller answers with learning rates)."
+        },
+    )
     controller_split: float = field(
         default=0.1,
         metadata={
@@ -64,6 +73,18 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
     controller_eval_steps: int | None = field(
         default=None,
         metadata={"help": "Updates between evaluations on the controller's data (default: a twentieth of the run)."},
+    )
+
+    divergence_guard: bool = field(
+        default=False,
+        metadata={
+            "help": "Notice divergence before an update is applied: skip it, go back and cut the learning rate if it "
+            "persists. Host memory for two copies of what trains."
+        },
+    )
+    divergence_guard_kwargs: dict | str | None = field(  # type: ignore[type-arg]
+        default=None,
+        metadata={"help": "Settings of GuardCallback, as JSON, for example '{\"max_rollbacks\": 2}'."},
     )
 
     dsa: bool = field(
@@ -79,9 +100,9 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        for name in ("controller_kwargs", "dsa_kwargs"):
+        for name in ("controller_kwargs", "controller_envelope", "divergence_guard_kwargs", "dsa_kwargs"):
             value = getattr(self, name)
-            if isinstance(value, str):
+            if isinstance(value, str) and (name, value) != ("controller_envelope", "off"):
                 try:
                     setattr(self, name, json.loads(value))
                 except ValueError as error:
@@ -99,6 +120,19 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
         """
         changes: dict[str, Any] = dict(self.controller_kwargs) if isinstance(self.controller_kwargs, dict) else {}
         return configure(AutoController.from_pretrained(self.controller), changes)
+
+    def make_envelope(self, controller: Controller) -> Envelope | None:
+        """How far this controller is trusted; see `controller_envelope`.
+
+        Raises:
+            TypeError: a setting that [`Envelope`] does not have.
+            ValueError: a value out of range.
+        """
+        if isinstance(self.controller_envelope, dict):
+            return Envelope(**self.controller_envelope)
+        if self.controller_envelope == "off" or not (controller.learned and self.divergence_guard):
+            return None
+        return Envelope(low=0.01, high=100.0) if controller.answers == "lr" else Envelope()
 
     def scheduler_settings(self, num_training_steps: int) -> dict[str, Any]:
         """The keyword arguments of [`ControlledLR`] that these arguments set, for a run of this many updates."""

@@ -88,6 +88,14 @@ class Controller:
 
     # --- the contract -------------------------------------------------------------------------------------------
 
+    @property
+    def lr_range(self) -> tuple[float, float] | None:
+        """Smallest and largest learning rate that it was trained for, to which an [`Envelope`] keeps an lr answer.
+
+        None leaves it to the settings. A subclass overrides it, with a config field if it is to be saved.
+        """
+        return None
+
     def init(
         self,
         batch_shape: tuple[int, ...] = (),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .controller import Controller, check_range
+from .envelope import Envelope
 
 Value = float | tuple[float, ...]
 """A measured field: one number, or one for each parameter group."""
@@ -28,6 +29,7 @@ class Settings:
         min_lr: smallest learning rate of the reference group (the first with a positive base LR).
         max_lr: largest learning rate of the reference group.
         seed: seed of the controller's own draws; use the same on all ranks.
+        envelope: how far the controller is trusted, None for as far as the other settings go.
     """
 
     total_steps: int | None = None
@@ -39,12 +41,13 @@ class Settings:
     min_lr: float = 1e-8
     max_lr: float = 10.0
     seed: int = 0
+    envelope: Envelope | None = None
 
     def check(self, controller: Controller) -> None:
         """Refuse values out of range, before any state is touched.
 
         Raises:
-            TypeError: a value that is not a number.
+            TypeError: a value that is not a number, or an `envelope` that is none.
             ValueError: names the value, the allowed range and the way out.
         """
         for name, low in (("total_steps", 1), ("every", 1), ("decisions", 1), ("warmup_steps", 0)):
@@ -71,6 +74,23 @@ class Settings:
                 f"with a "
                 "learning rate; pass min_lr and max_lr"
             )
+        self._check_envelope(controller)
+
+    def _check_envelope(self, controller: Controller) -> None:
+        if not isinstance(self.envelope, Envelope | None):
+            raise TypeError(f"envelope must be an Envelope or None, got {self.envelope!r}; Envelope() is the default")
+        low, high = self.lr_bounds(controller)
+        if not low <= high:
+            raise ValueError(
+                f"'{controller.controller_type}' knows learning rates in lr_range={controller.lr_range}, and [min_lr="
+                f"{self.min_lr}, max_lr={self.max_lr}] has none of them; change one of them, or pass no envelope"
+            )
+
+    def lr_bounds(self, controller: Controller) -> tuple[float, float]:
+        """Bounds of a learning-rate answer: with an envelope also those of what the controller was trained for."""
+        if self.envelope is None or controller.answers != "lr" or controller.lr_range is None:
+            return self.min_lr, self.max_lr
+        return max(self.min_lr, controller.lr_range[0]), min(self.max_lr, controller.lr_range[1])
 
 
 @dataclass(frozen=True)
@@ -81,12 +101,15 @@ class Decision:
         step: 0-based index of the update.
         lr: learning rate of every parameter group, as applied.
         reason: `decision`, `bounded` (the answer was outside the bounds), `between` (no decision was due), `held`
-            (non-finite observation or answer), `cooldown`.
+            (non-finite observation or answer), `cooldown`, `handed_over` (the controller was dismissed, see
+            [`Envelope`]).
         ramp: warm-up or cooldown multiplier in [0, 1], times what `set_scale` said; 1 outside all three.
         proposed: the controller's answer (group 0), or None when it was not asked.
         bounded: the answer after bounds, as a learning rate of group 0.
         observation: the measured fields, empty when nothing was measured.
-        detail: which field or bound it was, for `held` and `bounded`.
+        detail: which field it was, for `held`; for `bounded` all that apply of `envelope` (away from the reference
+            schedule), `factor bound` or `lr bound` (the settings', or the controller's `lr_range`) and `ratio` (too
+            fast); at the first update after the hand-over, why.
     """
 
     step: int

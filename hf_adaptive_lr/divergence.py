@@ -19,11 +19,19 @@ from typing import Any
 
 from .controller import check_range
 
-REASONS = ("non_finite_loss", "non_finite_gradient", "loss_spike", "gradient_explosion", "slow_divergence")
+REASONS = (
+    *("non_finite_loss", "non_finite_gradient", "loss_spike", "gradient_explosion"),
+    *("loss_shift", "slow_divergence"),
+)
 """Every answer of [`Detector.see`] besides None."""
+
+EARLY = "early_divergence"
+"""What a guard says when the loss rises at once (`Detector.rising`) and the weights are already far from the start."""
 
 _SIGMA = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 _UNIT = 1e-6  # the unit of levels over the median size of the first values
+_SHIFT_SPREAD = 32  # healthy updates from which the scatter of successive losses is taken
+_WARY = 16
 _FIRST = 3  # so few updates can a far too large LR not yet have spoilt
 
 
@@ -47,6 +55,21 @@ class Thresholds:
         slow_rise: slow divergence is that median above this many times the first loss, [1.05, 1e6] ...
         slow_far: ... or this many times its own best and above half the first loss, [1.05, 1e6] ...
         slow_patience: ... at this many healthy updates in succession; 0 turns slow divergence off, [0, 1e6].
+        shift_window: the loss has shifted when it is above the largest and above the median of so many healthy
+            updates, [4, 4096] ...
+        shift_rise: ... above that median by this ratio, [1.05, 1e6] ...
+        shift_z: ... and by so many standard deviations of a level, [1, 100]; of the differences of successive levels
+            over 32 updates, so that a falling loss does not widen it ...
+        shift_patience: ... at this many updates in succession, [1, 1000]; 0 turns it off.
+        creep_updates: a smaller shift shows when so many losses in succession are above the median of the window
+            before them, [4, 1000]; 0 turns it off ...
+        creep_window: ... of this length, [4, 4096] ...
+        creep_rise: ... their mean level by this ratio, [1.05, 1e6] ...
+        creep_z: ... and by so many standard deviations of such a mean, [1, 100].
+        opening: first updates in which a loss that rises at once is looked into, [4, 1000]; 0 turns it off.
+        opening_rise: it rises when the median of 3 losses is this many times the first one, [1.05, 1e6] ...
+        opening_drift: ... and it is divergence when the weights have moved by more than this share of their norm per
+            update, [0, 1e3]. Healthy fine-tuning moves them by 0.002 ... 0.02.
         slow_sigmas: both thresholds widen by so many standard deviations of a level, [0, 10]; the first loss is known
             no better than that. A deviation above 1 counts as 1.
     """
@@ -62,6 +85,17 @@ class Thresholds:
     slow_far: float = 4.0
     slow_patience: int = 48
     slow_sigmas: float = 1.5
+    shift_window: int = 12
+    shift_rise: float = 1.5
+    shift_z: float = 3.5
+    shift_patience: int = 4
+    creep_updates: int = 10
+    creep_window: int = 16
+    creep_rise: float = 1.3
+    creep_z: float = 7.0
+    opening: int = 12
+    opening_rise: float = 1.2
+    opening_drift: float = 0.03
 
     def __post_init__(self) -> None:
         windows = tuple(self.windows)
@@ -71,6 +105,10 @@ class Thresholds:
         wholes = [("windows", w, 4, 4096) for w in windows]
         wholes += [("burn_in", self.burn_in, _FIRST, 1000), ("slow_window", self.slow_window, _FIRST, 4096)]
         wholes += [("slow_patience", self.slow_patience, 0, 1_000_000)]
+        wholes += [("shift_window", self.shift_window, 4, 4096), ("shift_patience", self.shift_patience, 0, 1000)]
+        wholes += [("creep_window", self.creep_window, 4, 4096)]
+        wholes += [("creep_updates", self.creep_updates, 4, 1000)] if self.creep_updates else []
+        wholes += [("opening", self.opening, 4, 1000)] if self.opening else []
         for name, value, low, high in wholes:
             check_range(self, name, value, low, high, hint="it is a number of updates")
             if not isinstance(value, int):
@@ -81,6 +119,12 @@ class Thresholds:
         check_range(self, "floor", self.floor, 0.0, 10.0, hint="it is a fraction of the first loss")
         check_range(self, "slow_rise", self.slow_rise, 1.05, 1e6, hint="it is a ratio of losses")
         check_range(self, "slow_far", self.slow_far, 1.05, 1e6, hint="it is a ratio of losses")
+        check_range(self, "shift_rise", self.shift_rise, 1.05, 1e6, hint="it is a ratio of losses")
+        check_range(self, "shift_z", self.shift_z, 1.0, 100.0, hint="3.5 is the default")
+        check_range(self, "creep_rise", self.creep_rise, 1.05, 1e6, hint="it is a ratio of losses")
+        check_range(self, "creep_z", self.creep_z, 1.0, 100.0, hint="7 is the default")
+        check_range(self, "opening_rise", self.opening_rise, 1.05, 1e6, hint="it is a ratio of losses")
+        check_range(self, "opening_drift", self.opening_drift, 0.0, 1e3, hint="it is a share of the weights' norm")
         check_range(self, "slow_sigmas", self.slow_sigmas, 0.0, 10.0, hint="1.5 is the default")
 
 
@@ -105,15 +149,37 @@ class Detector:
         self.thresholds = thresholds or Thresholds()
         self.seen: dict[str, float] = {}
         """The numbers behind the last alarm: `typical` and `limit` of what alarmed; empty for non-finite values."""
-        keep = max(*self.thresholds.windows, self.thresholds.slow_window)
+        t = self.thresholds
+        before = max(t.creep_window, _SHIFT_SPREAD)
+        keep = max(*t.windows, t.slow_window, t.shift_window, before + t.creep_updates)
         self._loss, self._norm = _Track(self.thresholds, keep), _Track(self.thresholds, keep)
         self._best: float | None = None  # lowest median level
         self._slow = 0  # healthy updates in succession that were high
+        self._pending: list[list[float]] = []  # losses and norms in succession that may be a shift
+        self._trouble = math.inf  # loss of the update at which the weights went back
+        self._wary = 0  # healthy updates to go until a shift has to last again
+        self._opening: list[float] = []  # the run's first losses, one more than the opening is long
 
     @property
     def calm(self) -> bool:
-        """Whether nothing points to a slow divergence under way."""
-        return self._slow == 0
+        """Whether nothing points to a divergence under way."""
+        return self._slow == 0 and not self._pending
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the update judged last may be the beginning of a shift; it was called healthy."""
+        return bool(self._pending)
+
+    @property
+    def opening(self) -> int:
+        """Updates that were healthy before the one judged last, while the opening lasts; 0 afterwards."""
+        return len(self._opening) - 1 if 1 < len(self._opening) <= self.thresholds.opening else 0
+
+    @property
+    def rising(self) -> bool:
+        """Whether the loss has risen since the first update, and the opening lasts."""
+        last = sorted(self._opening[-3:])
+        return self.opening >= 3 and last[1] > self.thresholds.opening_rise * self._opening[0] > 0.0
 
     def see(self, loss: float, grad_norm: float) -> str | None:
         """Judge one update.
@@ -139,9 +205,50 @@ class Detector:
             if limit is not None:
                 self.seen = {"typical": track.value(_median(track.levels)), "limit": track.value(limit)}
                 return reason
-        self._loss.push(loss)
-        self._norm.push(grad_norm)
+        if self._shifts(loss, grad_norm):
+            return "loss_shift" if not self._pending else None
+        if len(self._opening) <= self.thresholds.opening:
+            self._opening.append(loss)
+        for healthy in [*self._pending, [loss, grad_norm]]:
+            self._loss.push(healthy[0])
+            self._norm.push(healthy[1])
+        self._pending, self._wary = [], max(0, self._wary - 1)
+        creep = self._loss.creep_limit() if self.thresholds.creep_updates else None
+        if creep is not None:
+            self.seen = creep
+            return "loss_shift"
         return self._slow_divergence()
+
+    def _shifts(self, loss: float, grad_norm: float) -> bool:
+        """Whether the loss is out of its band; `_pending` is empty then if it has been for long enough."""
+        limit = self._loss.shift_limit(loss) if self.thresholds.shift_patience else None
+        if limit is None:
+            return False
+        self._pending.append([loss, grad_norm])
+        if len(self._pending) >= self.thresholds.shift_patience or self._is_back(loss):
+            self._pending = []
+            self.seen = {"typical": self._loss.value(_median(self._loss.levels)), "limit": self._loss.value(limit)}
+        return True
+
+    def be_wary(self, loss: float) -> None:
+        """The weights have just gone back: until they have proved themselves, one loss like this one is a shift.
+
+        Args:
+            loss: of the update that was in trouble.
+        """
+        self._wary, self._pending = _WARY, []
+        self._trouble = loss if math.isfinite(loss) else math.inf
+
+    def _is_back(self, loss: float) -> bool:
+        """Whether a loss out of its band is nearer to that of the trouble before than to what is normal."""
+        track = self._loss
+        bad = track.level(min(self._trouble, 1e300))
+        return self._wary > 0 and track.level(loss) > 0.5 * (_median(track.levels) + bad)
+
+    def accept(self) -> None:
+        """The data has changed: what follows is normal, whatever it is."""
+        self._loss.levels, self._norm.levels, self._pending = [], [], []
+        self._best, self._slow, self._wary = None, 0, 0
 
     def _slow_divergence(self) -> str | None:
         t, track = self.thresholds, self._loss
@@ -164,6 +271,10 @@ class Detector:
         return {
             "slow": self._slow,
             "best": self._best,
+            "opening": list(self._opening),
+            "pending": [list(pair) for pair in self._pending],
+            "wary": self._wary,
+            "trouble": self._trouble if math.isfinite(self._trouble) else None,
             **self._loss.state_dict("loss"),
             **self._norm.state_dict("norm"),
         }
@@ -171,6 +282,9 @@ class Detector:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken."""
         self._slow, self._best = state["slow"], state["best"]
+        self._opening, self._wary = list(state["opening"]), state["wary"]
+        self._pending = [list(pair) for pair in state["pending"]]
+        self._trouble = math.inf if state["trouble"] is None else state["trouble"]
         self._loss.load_state_dict(state, "loss")
         self._norm.load_state_dict(state, "norm")
 
@@ -209,7 +323,7 @@ class _Track:
 
     def spike_limit(self, value: float, rise: float) -> float | None:
         """The level that `value` should have stayed under, or None when it did."""
-        if not self.unit:
+        if not self.unit or not self.levels:
             return None
         level, step = self.level(value), math.log(rise)
         floor = self.level(self._thresholds.floor * abs(self.start))
@@ -220,6 +334,33 @@ class _Track:
             levels = self.levels[-window:]
             limit = max(limit, max(_median(levels), floor) + self._thresholds.z * _sigma(levels))
         return limit if level > limit else None
+
+    def shift_limit(self, value: float) -> float | None:
+        """The level above which `value` is out of the band of the last updates, or None when it is not."""
+        t = self._thresholds
+        near = self.levels[-t.shift_window :]
+        level = self.level(value) if self.unit else 0.0
+        if not self.unit or len(near) < t.shift_window or level <= max(near):  # nearly always, and cheap
+            return None
+        floor = self.level(t.floor * abs(self.start))
+        limit = max(*near, max(_median(near), floor) + math.log(t.shift_rise))
+        if level > limit:
+            limit = max(limit, max(_median(near), floor) + t.shift_z * _spread(self.levels[-_SHIFT_SPREAD:]))
+        return limit if level > limit else None
+
+    def creep_limit(self) -> dict[str, float] | None:
+        """What the mean of the last losses should have stayed under, and what was typical; None when it did."""
+        t = self._thresholds
+        last, ref = self.levels[-t.creep_updates :], self.levels[: -t.creep_updates]
+        if len(ref) < t.creep_window or last[-1] <= ref[-1]:  # half of the time, and cheap
+            return None
+        middle = max(_median(ref[-t.creep_window :]), self.level(t.floor * abs(self.start)))
+        mean = sum(last) / len(last)
+        if min(last) <= middle or mean <= middle + math.log(t.creep_rise):
+            return None
+        rise = t.creep_z * _spread(ref[-_SHIFT_SPREAD:]) / math.sqrt(len(last))
+        limit = middle + max(math.log(t.creep_rise), rise)
+        return {"typical": self.value(middle), "limit": self.value(limit)} if mean > limit else None
 
     def state_dict(self, name: str) -> dict[str, Any]:
         return {
@@ -243,3 +384,9 @@ def _median(values: Sequence[float]) -> float:
 def _sigma(levels: Sequence[float]) -> float:
     middle = _median(levels)
     return _SIGMA * _median([abs(level - middle) for level in levels])
+
+
+def _spread(levels: Sequence[float]) -> float:
+    """Standard deviation of a level about its trend: successive ones differ by the square root of 2 times as much."""
+    steps = [after - before for before, after in zip(levels, levels[1:], strict=False)]
+    return _sigma(steps) / math.sqrt(2.0) if steps else 0.0

@@ -98,6 +98,7 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
         seed=config.seed,
         **optim,
         dsa=config.optimizer == "dsa",
+        divergence_guard=config.guard == "on",
         controller_every=config.every,
         save_strategy="steps",
         save_steps=config.save_steps,

@@ -75,6 +75,11 @@ class FinetuneConfig:
     optimizer: str = _option(
         "adamw", "adamw | sgd | dsa: AdamW with a learning rate for every weight, two forward and backward passes"
     )
+    guard: str = _option(
+        "on",
+        "on | off: skip updates that diverge, go back and cut the learning rate if it persists; host memory for two "
+        "copies of what trains, checkpoints up to three times as large",
+    )
     learning_rate: float | None = _option(
         None, "base learning rate, within [1e-8, 10] (default: 1e-4 text, 1e-3 image)"
     )
@@ -178,6 +183,8 @@ def check(config: FinetuneConfig) -> Controller:
             raise FinetuneError(f"{name}={value} must be at least {low}")
     if config.optimizer not in OPTIMIZERS:
         raise FinetuneError(f"optimizer '{config.optimizer}' must be one of: {', '.join(OPTIMIZERS)}")
+    if config.guard not in ("on", "off"):
+        raise FinetuneError(f"guard '{config.guard}' must be on or off")
     if config.seed >= 2**32:
         raise FinetuneError(f"seed={config.seed} must be below 2**32")
     _check_learning_rate(config.learning_rate)

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .run_files import EVENTS_NAME, TRACE_NAME
+
 if TYPE_CHECKING:
     from .controller import Controller
     from .finetune import FinetuneConfig
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RESULTS_NAME, TRACE_NAME, CURVES_NAME, MODEL_NAME = "results.json", "lr_trace.jsonl", "curves.png", "model"
+RESULTS_NAME, CURVES_NAME, MODEL_NAME = "results.json", "curves.png", "model"
 _PACKAGES = ("hf_adaptive_lr", "torch", "transformers", "accelerate", "datasets")
 
 
@@ -50,6 +52,7 @@ def collect(
     from .trace import read_trace
 
     trace = read_trace(config.folder / TRACE_NAME)
+    acts = [event["action"] for event in read_trace(config.folder / EVENTS_NAME)]
     rates = [row["lr"] for row in trace]
     return {
         "task": config.task,
@@ -71,6 +74,9 @@ def collect(
         },
         "controller_data": trainer.controller_data or "training batches only",
         "optimizer": config.optimizer,
+        "guard": {f"{act}s": acts.count(act) for act in ("skip", "rollback", "stop")}
+        if config.guard == "on"
+        else None,
         "learning_rate": config.learning_rate,
         "lr": {"first": rates[0], "max": max(rates), "last": rates[-1]},
         "every": config.every,

@@ -1,4 +1,4 @@
-"""From answers to learning rates: cadence, bounds, warm-up, hold on non-finite input, cooldown.
+"""From answers to learning rates: cadence, warm-up, hold on non-finite input, hand-over, cooldown.
 
 The governor owns the run state. It knows no optimizer and no device: plain Python and 0-d CPU tensors, so a run can be
 simulated and checkpointed without a model. [`ControlledLR`] measures and writes; the governor decides when to ask the
@@ -8,8 +8,6 @@ controller and what to make of its answer.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .bounds import Bounds, reference_group
 from .controller import Controller, State
 from .decision import Decision, Settings, Value
+from .envelope import Watch, reference
+from .identity import STATE_FORMAT, check_saved, identity
 from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Observation, Outcome
-
-STATE_FORMAT = 1
 
 
 class Governor:
@@ -51,7 +50,8 @@ class Governor:
             settings = replace(settings, decisions=controller.decisions)
         self.controller, self.settings = controller, settings
         self.base_lrs = [float(lr) for lr in base_lrs]
-        self._check_base_lrs()
+        self._bounds = Bounds(settings, controller)
+        self._bounds.check(self.base_lrs)
         self.total_steps = settings.total_steps
         self.every = settings.every or 1
         if settings.decisions is not None and settings.total_steps is not None:
@@ -61,29 +61,16 @@ class Governor:
         self.scale = 1.0
         self._cooldown: tuple[int, int] | None = None  # (first update, length)
         self._answer = list(self.base_lrs)
+        self._watch = Watch(settings.envelope)
         self._state = controller.init(n_groups=len(self.base_lrs), seed=settings.seed)
-        self._identity = _identity(controller)
-
-    def _check_base_lrs(self) -> None:
-        low, high = self.settings.min_lr, self.settings.max_lr
-        reference = next((lr for lr in self.base_lrs if lr > 0), None)
-        if reference is None or min(self.base_lrs) < 0 or not all(math.isfinite(lr) for lr in self.base_lrs):
-            raise ValueError(
-                f"base learning rates {self.base_lrs}: all must be finite and >= 0, and one above 0; set lr="
-            )
-        if not low <= reference <= high:
-            raise ValueError(f"learning rate {reference} is outside [min_lr={low}, max_lr={high}]; change one of them")
-        if self.controller.answers == "lr" and self.base_lrs[0] == 0:
-            raise ValueError(
-                "group 0 has learning rate 0 and the controller answers with its learning rate; give it one > 0"
-            )
+        self._identity = identity(controller)
 
     # --- one update ---------------------------------------------------------------------------------------------
 
     def due(self, update: int | None = None) -> bool:
         """Whether the controller is asked at this update (default: the one about to be applied)."""
         t = self.updates if update is None else update
-        return self._cooldown is None and self._on_grid(t)
+        return self._cooldown is None and self.handed_over is None and self._on_grid(t)
 
     def _on_grid(self, t: int) -> bool:
         own = self.controller.due(t, self.total_steps) if self._own_rhythm else None
@@ -114,10 +101,12 @@ class Governor:
         """Like `advance`, but the update does not count yet (it may still be skipped)."""
         t = self.updates
         if not self.due():
-            return self._applied(t, "between" if self._cooldown is None else "cooldown")
+            return self._unasked(t)
         bad = next((name for name, v in fields.items() if not _usable(name, v)), None)
         if bad is not None:
             return self._hold(t, f"{bad} is {fields[bad]}", fields)
+        if isinstance(loss := fields.get("loss"), float):
+            self._watch.note(loss, every_update=False)
         with torch.no_grad():
             answer, state = self.controller.decide(self._observation(fields), self._state)
         values = [float(v) for v in answer.detach().reshape(-1).tolist()]
@@ -129,15 +118,25 @@ class Governor:
         if not all(math.isfinite(v) for v in values):
             return self._hold(t, f"answer is {values[0] if len(values) == 1 else values}", fields)
         self._state = state
-        self._answer, detail = self._bound(values)
-        return self._applied(
-            t,
-            "bounded" if detail else "decision",
-            proposed=values[0],
-            bounded=self._answer[0],
-            observation=dict(fields),
-            detail=detail,
-        )
+        line = reference(t, self.total_steps)
+        fresh = self._watch.fresh and self.controller.answers == "factor"
+        before = self._bounds.at(line, self.base_lrs)[0] if fresh else self._answer
+        self._answer, detail, mistaken = self._bounds.apply(values, self.base_lrs, before, line)
+        self._watch.fresh = False
+        self._judge(t, detail if mistaken else "")
+        reason = "bounded" if detail else "decision"
+        seen = dict(fields)
+        return self._applied(t, reason, proposed=values[0], bounded=self._answer[0], observation=seen, detail=detail)
+
+    def _unasked(self, t: int) -> Decision:
+        handed = self.handed_over
+        why = handed if handed is not None and t == self._watch.since else ""
+        if self._cooldown is not None:
+            return self._applied(t, "cooldown", detail=why)
+        if handed is None:
+            return self._applied(t, "between")
+        self._answer, _ = self._bounds.at(self._watch.factor(t, self.total_steps), self.base_lrs)
+        return self._applied(t, "handed_over", detail=why)
 
     def learn(self, outcome: Outcome) -> None:
         """Let a controller that learns inside the run see what the update did; a non-finite outcome is not shown."""
@@ -153,47 +152,20 @@ class Governor:
 
     def _observation(self, fields: Mapping[str, Value]) -> Observation:
         tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in fields.items()}
-        # A group that is not to be trained has no rate that a controller could reason about.
-        reference = next(i for i, lr in enumerate(self.base_lrs) if lr > 0)
+        group = reference_group(self.base_lrs)
         return Observation(
             step=self.updates,
             total_steps=self.total_steps,
-            lr=torch.tensor(self._answer[reference], dtype=torch.float64),
-            base_lr=torch.tensor(self.base_lrs[reference], dtype=torch.float64),
+            lr=torch.tensor(self._answer[group], dtype=torch.float64),
+            base_lr=torch.tensor(self.base_lrs[group], dtype=torch.float64),
             lrs=torch.tensor(self._answer, dtype=torch.float64),
             base_lrs=torch.tensor(self.base_lrs, dtype=torch.float64),
             **tensors,
         )
 
-    def _bound(self, values: list[float]) -> tuple[list[float], str]:
-        if self.controller.answers == "lr":
-            base = self.base_lrs[0]
-            ratios = [lr / base for lr in self.base_lrs]
-            return self._bound_lrs([values[0]] if len(values) == 1 else values, ratios)
-        clamped = [_clamp(v, self.settings.min_factor, self.settings.max_factor) for v in values]
-        at = "factor bound" if clamped != values else ""
-        if len(clamped) > 1:
-            lrs, detail = self._bound_lrs([f * b for f, b in zip(clamped, self.base_lrs, strict=True)], [1.0])
-            return lrs, at or detail
-        reference = next(lr for lr in self.base_lrs if lr > 0)
-        target = _clamp(reference * clamped[0], self.settings.min_lr, self.settings.max_lr)
-        factor, detail = clamped[0], at
-        if target != reference * clamped[0]:
-            factor, detail = target / reference, at or "lr bound"
-        return [lr * factor for lr in self.base_lrs], detail
-
-    def _bound_lrs(self, lrs: list[float], ratios: list[float]) -> tuple[list[float], str]:
-        low, high = self.settings.min_lr, self.settings.max_lr
-        kept = [0.0 if base == 0 else _clamp(lr, low, high) for lr, base in zip(lrs, self.base_lrs, strict=False)]
-        detail = (
-            ""
-            if all(k == lr or base == 0 for k, lr, base in zip(kept, lrs, self.base_lrs, strict=False))
-            else "lr bound"
-        )
-        return ([kept[0] * ratio for ratio in ratios] if len(lrs) == 1 else kept), detail
-
     def _hold(self, step: int, detail: str, fields: Mapping[str, Value]) -> Decision:
         self._warn_held(f"update {step}: {detail}")
+        self._judge(step, detail)
         return self._applied(step, "held", observation=dict(fields), detail=detail)
 
     def _warn_held(self, detail: str) -> None:
@@ -208,6 +180,7 @@ class Governor:
         lrs = self._answer
         if ramp != 1.0:
             lrs = [max(lr * ramp, min(lr, self.settings.min_lr)) for lr in lrs]
+        self._watch.rate = lrs[reference_group(self.base_lrs)]
         return Decision(step=step, lr=tuple(lrs), reason=reason, ramp=ramp, **details)
 
     def _ramp(self, step: int) -> float:
@@ -223,6 +196,34 @@ class Governor:
         self.base_lrs.append(lr)
         self._answer.append(lr * (self._answer[0] / base if base > 0 else 1.0))
 
+    # --- envelope -----------------------------------------------------------------------------------------------
+
+    @property
+    def handed_over(self) -> str | None:
+        """Why the controller was dismissed, or None."""
+        return self._watch.reason
+
+    def hand_over(self, reason: str) -> None:
+        """Dismiss the controller from the next update on; see [`ControlledLR.hand_over`]."""
+        if self.settings.envelope is None:
+            raise ValueError(f"hand_over({reason!r}): there is no envelope to fall back in; pass envelope=Envelope()")
+        if not isinstance(reason, str) or not reason:
+            raise ValueError(f"hand_over({reason!r}): say why, in a few words; the trace shows it")
+        if self.handed_over is None:
+            self._watch.hand_over(reason, self.updates, self.base_lrs[reference_group(self.base_lrs)])
+
+    def note_loss(self, loss: float) -> None:
+        """See [`ControlledLR.note_loss`]."""
+        self._watch.note(float(loss), every_update=True)
+
+    def _judge(self, step: int, mistake: str) -> None:
+        if self.total_steps is not None and step >= self.total_steps:
+            return  # past the planned end no learning rate is right
+        if self._watch.judge(bool(mistake)):
+            reason = f"{self._watch.mistakes} decisions in succession were corrected, the last: {mistake}"
+            self._watch.hand_over(reason, step + 1, self.base_lrs[reference_group(self.base_lrs)])
+            warnings.warn(f"the controller was dismissed: {reason}", UserWarning, stacklevel=4)
+
     # --- horizon ------------------------------------------------------------------------------------------------
 
     def extend(self, steps: int) -> None:
@@ -230,7 +231,7 @@ class Governor:
         _whole("extend", steps)
         if self.total_steps is None:
             raise ValueError(f"extend({steps}): this run has no total_steps, so there is nothing to extend")
-        self.total_steps, self._cooldown = self.total_steps + steps, None
+        self.total_steps, self._cooldown, self._watch.fresh = self.total_steps + steps, None, True
 
     def cooldown(self, steps: int) -> None:
         """From the next update on, decay the learning rate now in force linearly to zero within `steps` updates."""
@@ -271,6 +272,7 @@ class Governor:
             "base_lrs": list(self.base_lrs),
             "answer": list(self._answer),
             "controller_state": self.controller_state(),
+            "envelope": self._watch.state_dict(),
         }
 
     def controller_state(self) -> State:
@@ -287,43 +289,15 @@ class Governor:
         A horizon that `extend` or `cooldown` set comes back with the state; another `total_steps` in the constructor
         than the saved run had is a new wish and wins.
         """
-        if "controller_type" not in state or "answer" not in state:
-            raise ValueError(
-                "this state was not saved by ControlledLR (another scheduler wrote it); resume with that scheduler, "
-                "or start "
-                "a new run from the saved weights"
-            )
-        if state["format"] > STATE_FORMAT:
-            raise ValueError(
-                f"this state has format {state['format']}, newer than this library reads ({STATE_FORMAT}); upgrade"
-            )
-        for key, mine in self._identity.items():
-            if state[key] != mine:
-                raise ValueError(
-                    f"this state was saved with {key}={state[key]}, this scheduler has {mine}; resume with the same"
-                )
-        if len(state["base_lrs"]) != len(self.base_lrs):
-            raise ValueError(
-                f"this state has {len(state['base_lrs'])} parameter groups, the optimizer has {len(self.base_lrs)}"
-            )
+        check_saved(state, self.controller, self._identity, len(self.base_lrs))
         self.base_lrs, self._answer = list(state["base_lrs"]), list(state["answer"])
         self.updates, self.held = state["updates"], state["held"]
         self.scale = float(state.get("scale", 1.0))
         self._state = dict(state["controller_state"])
+        self._watch.load_state_dict(state.get("envelope", {}))
         if state["declared_total_steps"] == self.settings.total_steps:
             self.total_steps, self.every = state["total_steps"], state["every"]
             self._cooldown = None if state["cooldown"] is None else (state["cooldown"][0], state["cooldown"][1])
-
-
-def _identity(controller: Controller) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(controller.params.items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().float().numpy().tobytes())
-    return {
-        "controller_type": controller.controller_type,
-        "config": json.dumps(controller.config(), sort_keys=True),
-        "params_sha256": digest.hexdigest() if controller.params else "",
-    }
 
 
 def _usable(name: str, value: Value) -> bool:
@@ -331,12 +305,6 @@ def _usable(name: str, value: Value) -> bool:
     if isinstance(value, tuple):
         return all(math.isfinite(v) for v in value)
     return math.isfinite(value) or (math.isnan(value) and neutral is not None and math.isnan(neutral))
-
-
-def _clamp(value: float, low: float | None, high: float | None) -> float:
-    if low is not None and value < low:
-        return low
-    return high if high is not None and value > high else value
 
 
 def _whole(name: str, steps: int) -> None:

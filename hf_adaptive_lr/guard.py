@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from .controller import check_range
-from .divergence import Detector, Thresholds
+from .divergence import EARLY, Detector, Thresholds
 from .files import replace_file
 from .param_groups import raw
 from .ranks import average_over_ranks, rank, world_size
@@ -28,8 +28,14 @@ FILE_NAME = "guard.pt"
 STATE_FORMAT = 1
 
 _PAID_BACK = 0.25  # a healthy update makes up for this many skipped ones
-_CONFIRMED = 4  # healthy updates after a snapshot before it counts as good
+_CONFIRMED = 11  # healthy updates after a snapshot before it counts as good: what creeps shows after ten
 _CALM = 8  # healthy updates since the last trouble before the next snapshot
+_SAFE_DRIFT = (
+    0.007  # of the weights' norm per update: where a cut in the opening leads, a healthy rate for fine-tuning
+)
+_LARGEST_CUT = 1e-3
+_PAROLE = 16  # healthy updates, at least, before a cut is taken back
+_DATA_PATIENCE = 3  # times max_skips: how long finite trouble that the data brings is skipped before it is accepted
 _SCALER_SKIPS = 20  # overflows in a row that are left to a gradient scaler; it needs them to find its scale
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are OneCycleLR's
 _SCHEDULER_RATES = ("base_lrs", "max_lrs", "_last_lr")
@@ -69,7 +75,7 @@ class DivergenceGuard:
     so that a run that is bad every third time does not go on for ever. A slow divergence goes back at once. Trouble
     that is there again at the very next update after a rollback comes from the data, not from weights or LR: then each
     further rollback leaves the LR alone and doubles the patience, which outlives a burst of bad batches. Snapshots
-    are taken every `snapshot_every` applied updates, only when nothing is suspicious; one counts as good after 4 more
+    are taken every `snapshot_every` applied updates, only when nothing is suspicious; one counts as good after 11 more
     healthy updates, until then the guard goes back to the one before. Rollbacks are never forgotten: at most
     `max_rollbacks` in a run.
 
@@ -91,6 +97,9 @@ class DivergenceGuard:
         max_skips: updates that may be skipped before going back, at least 0.
         max_rollbacks: times the run may go back, at least 0.
         lr_cut: factor of the learning rate at a rollback, in (0, 1].
+        recover: whether the first cut is taken back, where trouble came suddenly, after twice as many healthy updates
+            as it took to go wrong (at least 16). If the learning rate was the cause it happens again, and the second
+            cut is for good.
         rewind_schedule: whether schedulers and hyper-parameters go back with the weights. False keeps the schedule's
             position, for hosts whose own update count cannot go back and whose schedule must end with the run.
         raise_on_stop: False returns `stop` instead of raising.
@@ -115,6 +124,7 @@ class DivergenceGuard:
         max_skips: int = 5,
         max_rollbacks: int = 3,
         lr_cut: float = 0.5,
+        recover: bool = True,
         rewind_schedule: bool = True,
         raise_on_stop: bool = True,
         folder: str | os.PathLike[str] | None = None,
@@ -136,7 +146,8 @@ class DivergenceGuard:
             Snapshot(model, self.optimizer, schedulers=self.scheduler, scaler=scaler) if snapshot_every else None
         )
         self.snapshot_every, self.max_skips, self.max_rollbacks = snapshot_every, max_skips, max_rollbacks
-        self.lr_cut, self.rewind_schedule, self.raise_on_stop = lr_cut, rewind_schedule, raise_on_stop
+        self.lr_cut, self.recover = lr_cut, recover
+        self.rewind_schedule, self.raise_on_stop = rewind_schedule, raise_on_stop
         self.folder, self.on_event, self._group = folder, on_event, process_group
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
@@ -148,8 +159,12 @@ class DivergenceGuard:
         """Updates seen, applied or not; it never goes back."""
         self.rollbacks = 0
         self.stopped = False
+        self.message = ""
+        """Why the run was stopped, and what to do about it."""
         self._trouble = 0.0  # skips not yet paid back
         self._fruitless = 0  # rollbacks since the last healthy update
+        self._last_cut = 1.0  # of the last rollback
+        self._parole = 0  # healthy updates until it is taken back
         self._overflows = 0
         self._healthy = _CALM  # healthy updates since the last trouble
         self._since_snapshot = 0
@@ -196,15 +211,34 @@ class DivergenceGuard:
         seen |= self.detector.seen
         if reason == "non_finite_gradient" and self._left_to_scaler():
             return "apply"
+        if reason is None and self._diverges_at_once(seen):
+            reason = seen["reason"] = EARLY
+        if reason is None and self.detector.suspicious:
+            return "apply"  # neither healthy nor trouble yet
         if reason is None:
             self._trouble = max(0.0, self._trouble - _PAID_BACK)
             self._healthy += 1
             self._overflows = self._fruitless = 0
+            self._serve_parole(seen)
+            if isinstance(self.scheduler, ControlledLR):
+                self.scheduler.note_loss(loss)
             return "apply"
+        return self._act(reason, seen)
+
+    def _act(self, reason: str, seen: Event) -> Action:
+        """What to do about an update in trouble."""
         self._healthy = 0
         self._trouble += 1.0
+        finite = not reason.startswith("non_finite")
+        if self._fruitless:
+            self._undo_cut()
+            if finite and self._trouble > _DATA_PATIENCE * self.max_skips:
+                return self._accept(seen)
         self.optimizer.zero_grad(set_to_none=True)
-        if reason != "slow_divergence" and self._trouble <= self.max_skips * 2**self._fruitless:
+        if self._fruitless and finite:
+            return self._skip(seen)
+        lasts = reason in ("loss_shift", "slow_divergence", EARLY)
+        if not lasts and self._trouble <= self.max_skips * 2**self._fruitless:
             return self._skip(seen)
         if self.rollbacks < self.max_rollbacks:
             return self._roll_back(seen)
@@ -214,7 +248,8 @@ class DivergenceGuard:
         """Tell that the update was applied; takes a snapshot when one is due and nothing is suspicious."""
         if self._overflows:  # the scaler has skipped it
             return
-        self._ages = [age + 1 for age in self._ages]
+        if not self.detector.suspicious:
+            self._ages = [age + 1 for age in self._ages]
         self._since_snapshot += 1
         due = self.snapshot_every is not None and self._since_snapshot >= self.snapshot_every
         if due and self._healthy >= _CALM and not self._trouble and self.detector.calm and self._confirmed(0):
@@ -244,6 +279,26 @@ class DivergenceGuard:
 
     # --- acting -------------------------------------------------------------------------------------------------
 
+    def _diverges_at_once(self, seen: Event) -> bool:
+        if self.snapshots is None or not self.detector.rising:
+            return False
+        seen["drift"] = self._drift()
+        return not seen["drift"] <= self.detector.thresholds.opening_drift
+
+    def _drift(self) -> float:
+        """How far an update of the opening has moved the weights, as a share of their norm, on average."""
+        assert self.snapshots is not None
+        return self.snapshots.drift(len(self.snapshots) - 1) / self.detector.opening
+
+    def _cut(self) -> float:
+        """Factor of the learning rate at this rollback; asked before the weights go back."""
+        if self._fruitless:
+            return 1.0
+        if self.snapshots is None or not self.detector.opening or not len(self.snapshots):
+            return self.lr_cut
+        drift = self._drift()
+        return min(self.lr_cut, max(_LARGEST_CUT, _SAFE_DRIFT / drift)) if math.isfinite(drift) else self.lr_cut / 5
+
     def _left_to_scaler(self) -> bool:
         if self.scaler is None or self._overflows >= _SCALER_SKIPS:
             return False
@@ -258,19 +313,71 @@ class DivergenceGuard:
         return "skip"
 
     def _roll_back(self, seen: Event) -> Action:
-        before = self._rate()
+        dismissed = self._dismisses(seen)
+        before, cut = self._rate(), 1.0 if dismissed and seen["reason"] == "slow_divergence" else self._cut()
         restored = self._restore(seen)
         self.rollbacks += 1
         factor_then = restored["factor"] if self.rewind_schedule and restored else self.factor
-        cut = 1.0 if self._fruitless else self.lr_cut
+        self._parole = self._sentence(seen, restored)
         self._fruitless += 1
         self.factor *= cut
         self._scale(self.factor / factor_then)
-        self._trouble, self._overflows = 0.0, 0
+        self._trouble, self._overflows, self._last_cut = 0.0, 0, cut
         self._drop_observations()
+        if dismissed:
+            self.scheduler.hand_over(f"{seen['reason']} at update {seen['update']}")
+            seen["handed_over"] = True
+        self.detector.be_wary(seen["loss"])
         after = before * cut if self._writes_itself() else self._rate()
         self._log("rollback", seen, lr_before=before, lr_after=after)
         return "rollback"
+
+    def _dismisses(self, seen: Event) -> bool:
+        """Whether a controller in an envelope is to go: it led the run astray slowly, or for the second time."""
+        again = self.rollbacks > 0 and not self._fruitless
+        can = isinstance(self.scheduler, ControlledLR) and self.scheduler.can_hand_over
+        return can and (again or seen["reason"] == "slow_divergence")
+
+    def _sentence(self, seen: Event, restored: Mapping[str, Any] | None) -> int:
+        """Healthy updates after which the cut is taken back; 0 for never.
+
+        A sudden accident may come from anywhere. So the first time the cut lasts for twice as long as it took to go
+        wrong; if the learning rate was the cause, it happens again, and then the cut is for good.
+        """
+        slow = seen["reason"] in (EARLY, "slow_divergence")
+        if (
+            not self.recover
+            or slow
+            or restored is None
+            or self.rollbacks > 1
+            or seen["update"] <= self.detector.thresholds.opening
+        ):
+            return 0
+        lost: int = seen["update"] - restored["update"]
+        return max(_PAROLE, 2 * lost)
+
+    def _serve_parole(self, seen: Event) -> None:
+        if self._parole:
+            self._parole -= 1
+            if not self._parole:
+                before, cut = self._rate(), self._last_cut
+                self._undo_cut()
+                after = before / cut if self._writes_itself() else self._rate()
+                self._log("recover", seen, lr_before=before, lr_after=after)
+
+    def _undo_cut(self) -> None:
+        """Good weights meet the same trouble before their first update: the learning rate had no part in it."""
+        if self._last_cut != 1.0:
+            self.factor /= self._last_cut
+            self._scale(1.0 / self._last_cut)
+        self._last_cut, self._parole = 1.0, 0
+
+    def _accept(self, seen: Event) -> Action:
+        """Good weights have gone on meeting losses like this one: the data has changed for good."""
+        self.detector.accept()
+        self._trouble, self._fruitless = 0.0, 0
+        self._log("accept", seen)
+        return "apply"
 
     def _stop(self, seen: Event) -> Action:
         before = self._rate()
@@ -292,8 +399,9 @@ class DivergenceGuard:
         )
 
     def _end(self, message: str) -> Action:
+        self.message = f"training diverged: {message}"
         if self.raise_on_stop:
-            raise DivergenceError(f"training diverged: {message}")
+            raise DivergenceError(self.message)
         return "stop"
 
     def _restore(self, seen: Event) -> Mapping[str, Any] | None:
@@ -355,7 +463,7 @@ class DivergenceGuard:
 
     # --- events and state ---------------------------------------------------------------------------------------
 
-    def _log(self, action: Action, seen: Event, **more: Any) -> None:
+    def _log(self, action: str, seen: Event, **more: Any) -> None:
         rate = self._rate()
         event = {"action": action, **seen, "lr_before": rate, "lr_after": rate, **more}
         event |= {"factor": self.factor, "rollbacks": self.rollbacks, "trouble": self._trouble}
@@ -374,6 +482,8 @@ class DivergenceGuard:
             "stopped": self.stopped,
             "trouble": self._trouble,
             "fruitless": self._fruitless,
+            "last_cut": self._last_cut,
+            "parole": self._parole,
             "overflows": self._overflows,
             "healthy": self._healthy,
             "since_snapshot": self._since_snapshot,
@@ -393,6 +503,7 @@ class DivergenceGuard:
         self.updates, self.rollbacks = state["updates"], state["rollbacks"]
         self.factor, self.stopped = state["factor"], state["stopped"]
         self._trouble, self._fruitless, self._overflows = state["trouble"], state["fruitless"], state["overflows"]
+        self._last_cut, self._parole = state["last_cut"], state["parole"]
         self._healthy, self._since_snapshot = state["healthy"], state["since_snapshot"]
         kept = 0 if self.snapshots is None else len(self.snapshots)
         self._ages = [*state["ages"], *[0] * kept][:kept]

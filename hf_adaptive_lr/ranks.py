@@ -96,16 +96,21 @@ def refuse_sharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
     names = sorted(fields)
     if not names:
         return
-    sharder = _sharder(optimizer)
-    if sharder is not None:
+    by = sharder(optimizer)
+    if by is not None:
         raise ValueError(
-            f"the controller needs {' and '.join(names)}, and {sharder} leaves each rank only a part of the "
+            f"the controller needs {' and '.join(names)}, and {by} leaves each rank only a part of the "
             f"gradients: the number "
             "would be wrong. Use a controller that needs only the loss, or train under DDP"
         )
 
 
-def _sharder(optimizer: Optimizer) -> str | None:
+def sharder(optimizer: Optimizer) -> str | None:
+    """Who leaves each rank only a part of this optimizer's weights, in words; None when every rank has them whole.
+
+    Args:
+        optimizer: the raw optimizer.
+    """
     if type(optimizer).__module__.split(".")[0] == "deepspeed":
         return "DeepSpeed"
     params: list[Parameter] = [p for group in optimizer.param_groups for p in group["params"]]

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from .auto import resolve_controller
 from .controller import Controller, State, check_range
 from .decision import Decision, Settings, Value
+from .envelope import Envelope
 from .governor import Governor
 from .measure import Measurer
 from .outcome_sensors import ExtraLoss
@@ -30,8 +31,8 @@ class ControlledLR(LRScheduler):
 
     The decision for update t is taken in the optimizer's step pre-hook, when the loss and gradient of batch t are
     known. The hooks fire only for updates that really happen, so accumulated and skipped steps are right by
-    construction, and `step()` changes nothing, so calling it too often (Accelerate calls it once per process) does no
-    harm.
+    construction; a step without any gradient, or closure to compute one, is a skipped one. `step()` changes nothing,
+    so calling it too often (Accelerate calls it once per process) does no harm.
 
     Args:
         optimizer: any torch optimizer, raw or prepared by Accelerate. Its `lr` values are the base learning rates.
@@ -55,6 +56,7 @@ class ControlledLR(LRScheduler):
         seed: seed of the controller's own draws; the same on all ranks.
         process_group: ranks that decide together, None for the default group.
         trace_size: number of updates that `trace` keeps.
+        envelope: how far the controller is trusted; see [`Envelope`]. None trusts it within the bounds above.
 
     Raises:
         TypeError: the optimizer or controller is of another type.
@@ -93,6 +95,7 @@ class ControlledLR(LRScheduler):
         seed: int = 0,
         process_group: ProcessGroup | None = None,
         trace_size: int = 10_000,
+        envelope: Envelope | None = None,
     ) -> None:
         # LRScheduler.__init__ is left out on purpose: it would patch optimizer.step and write learning rates itself.
         self.optimizer = raw(optimizer)
@@ -108,6 +111,7 @@ class ControlledLR(LRScheduler):
             min_lr=min_lr,
             max_lr=max_lr,
             seed=seed,
+            envelope=envelope,
         )
         self.governor = Governor(self.controller, base_lrs(self.optimizer), settings)
         extra = {"other_loss": other_loss, "meta_loss": meta_loss}
@@ -245,6 +249,43 @@ class ControlledLR(LRScheduler):
         check_range(self, "scale", scale, 0.0, 1.0, hint="1.0 writes what the controller says")
         self.governor.scale = float(scale)
 
+    @property
+    def handed_over(self) -> str | None:
+        """Why the controller was dismissed; None while it is in charge."""
+        return self.governor.handed_over
+
+    @property
+    def can_hand_over(self) -> bool:
+        """Whether there is an envelope and the controller is still in charge."""
+        return self.governor.settings.envelope is not None and self.handed_over is None
+
+    def hand_over(self, reason: str) -> None:
+        """Dismiss the controller: from the next update on the LR falls linearly to zero over what is left of the run.
+
+        It begins at the base learning rates, or, with an envelope of `fallback="auto"`, at the one that worked best
+        (late in the run lower, see [`Envelope`]); where the length of the run is unknown it stays there. Warm-up,
+        `set_scale`, `cooldown` and `extend` work as before, and a cooldown under way goes on. Nothing is measured any
+        more. A second call changes nothing.
+
+        Args:
+            reason: why, in a few words; the trace has it as `detail` of the first update without the controller.
+
+        Raises:
+            ValueError: no reason, or no envelope.
+        """
+        self.governor.hand_over(reason)
+
+    def note_loss(self, loss: float) -> None:
+        """Tell the loss of an update, for an envelope of `fallback="auto"`; a guard does, with the loss of all ranks.
+
+        Call it once per update or not at all: then losses that the controller sees at its decisions have to do. Taken
+        for the result of the learning rate that was applied last. Without an envelope it does nothing.
+
+        Args:
+            loss: any number, also NaN; the same on all ranks.
+        """
+        self.governor.note_loss(loss)
+
     def simulate(
         self, steps: int, observe: Callable[[int, float], Mapping[str, float]] | None = None
     ) -> list[Decision]:
@@ -308,9 +349,8 @@ class ControlledLR(LRScheduler):
         ]
 
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        del args, kwargs
         self._decision = None
-        if overflowed(optimizer):
+        if _idle(optimizer, (*args, *kwargs.values())) or overflowed(optimizer):
             return
         self._add_new_groups()
         self._measure.in_step = True  # a closure given to optimizer.step must not be taken for a micro-batch
@@ -331,7 +371,7 @@ class ControlledLR(LRScheduler):
     def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del optimizer, args, kwargs
         decision, self._decision = self._decision, None
-        if decision is None:  # the update was skipped inside a fused step
+        if decision is None:  # nothing to apply, or skipped inside a fused step
             self._measure.drop()
             return
         t = self.governor.updates
@@ -358,6 +398,13 @@ class ControlledLR(LRScheduler):
             lr = float(group.setdefault("initial_lr", group["lr"]))
             self.governor.add_group(lr)
             self._last_lr.append(lr)
+
+
+def _idle(optimizer: Optimizer, given: tuple[Any, ...]) -> bool:
+    """Whether the step that is beginning has no gradient to apply, and was given no closure that computes one."""
+    if any(callable(argument) for argument in given):
+        return False
+    return all(p.grad is None for group in optimizer.param_groups for p in group["params"])
 
 
 def _write(optimizer: Optimizer, lrs: tuple[float, ...]) -> None:

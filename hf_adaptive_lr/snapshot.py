@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .param_groups import raw
-from .ranks import _sharder
+from .ranks import sharder
 
 FILE_NAME = "snapshot.pt"
 FORMAT = 1
@@ -75,10 +75,10 @@ class Snapshot:
         self.scaler, self.slots = scaler, slots
         if slots < 1:
             raise ValueError(f"slots={slots}: keep at least one state")
-        sharder = next(filter(None, map(_sharder, self.optimizers)), None)
-        if sharder is not None:
+        by = next(filter(None, map(sharder, self.optimizers)), None)
+        if by is not None:
             raise ValueError(
-                f"{sharder} leaves each rank only a part of the weights, and a snapshot in host memory would lose the "
+                f"{by} leaves each rank only a part of the weights, and a snapshot in host memory would lose the "
                 "rest; go back through the trainer's own checkpoints there"
             )
         self._states: list[dict[str, Any]] = []
@@ -203,6 +203,17 @@ class Snapshot:
         return self.meta(index)
 
     @torch.no_grad()
+    def drift(self, index: int = 0) -> float:
+        """Distance of the trained weights from a state, relative to their norm there; one host sync."""
+        saved = self._states[index]["weights"]
+        apart, there = 0.0, 0.0
+        for name, weight in self._weights().items():
+            then = saved[name].to(weight.device, torch.float32)
+            apart += float((weight.float() - then).square().sum())
+            there += float(then.square().sum())
+        return math.sqrt(apart / there) if there else math.inf
+
+    @torch.no_grad()
     def repair_buffers(self, index: int = 0) -> bool:
         """Put the buffers back if one is not finite: a NaN batch spoils batch statistics even when no step follows.
 
@@ -219,40 +230,70 @@ class Snapshot:
 
     # --- disk ---------------------------------------------------------------------------------------------------
 
-    def to_disk(self, folder: str | os.PathLike[str]) -> Path:
+    def to_disk(self, folder: str | os.PathLike[str], *, rank: int = 0) -> Path:
         """Write all states to `folder/snapshot.pt`; a crash at any moment leaves the old file or the new one, whole.
 
-        One process writes to a folder, the main one under torch.distributed. `torch.load(..., weights_only=True)`
-        reads the file.
+        `torch.load(..., weights_only=True)` reads the file.
+
+        Args:
+            folder: made if missing.
+            rank: under torch.distributed, every process's own. All hold the same but for their generators, so those
+                other than 0 write only these, to a file beside it.
+
+        Returns:
+            The file that was written.
 
         Raises:
             TypeError: a scheduler's state holds something else than plain values and tensors.
         """
         for state in self._states:
             _check_plain(state, "")
-        path = Path(folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
         _wait(self._cuda_devices())
-        draft = path.with_name(f".{FILE_NAME}.tmp")  # one name, so that what a killed process left is overwritten
-        with draft.open("wb") as file:
-            torch.save({"format": FORMAT, "states": self._states}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-        _sync_folder(path.parent)
-        return path
+        if rank == 0:
+            return _write(Path(folder) / FILE_NAME, {"format": FORMAT, "states": self._states})
+        generators = [state["generators"] for state in self._states]
+        return _write(Path(folder) / generators_name(rank), {"format": FORMAT, "generators": generators})
 
-    def from_disk(self, folder: str | os.PathLike[str]) -> None:
+    def from_disk(self, folder: str | os.PathLike[str], *, rank: int = 0) -> None:
         """Take the states of a file that `to_disk` wrote in place of those in memory; `restore` goes back to one.
+
+        Args:
+            folder: where `to_disk` wrote.
+            rank: this process's; where its generators were not written, it takes those of rank 0.
 
         Raises:
             ValueError: a newer version of this library wrote it.
         """
-        path = Path(folder) / FILE_NAME
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["format"] > FORMAT:
-            raise ValueError(f"{path} has format {saved['format']}, newer than this library reads ({FORMAT}); upgrade")
-        self._states, self._spare = saved["states"][: self.slots], []
+        states = _read(Path(folder) / FILE_NAME)["states"][: self.slots]
+        own = Path(folder) / generators_name(rank)
+        if rank and own.is_file():
+            for state, generators in zip(states, _read(own)["generators"], strict=False):
+                state["generators"] = generators
+        self._states, self._spare = states, []
+
+
+def generators_name(rank: int) -> str:
+    """Name of the file with the generators of a process other than the main one."""
+    return f"snapshot_rng_{rank}.pt"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if saved["format"] > FORMAT:
+        raise ValueError(f"{path} has format {saved['format']}, newer than this library reads ({FORMAT}); upgrade")
+    return saved
+
+
+def _write(path: Path, content: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.tmp")  # one name, so that what a killed process left is overwritten
+    with draft.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    _sync_folder(path.parent)
+    return path
 
 
 # --- copies in host memory --------------------------------------------------------------------------------------

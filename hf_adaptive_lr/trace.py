@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,34 @@ class TraceWriter:
         text = "".join(json.dumps(row) + "\n" for row in kept)
         replace_file(self.path, lambda path: path.write_text(text, encoding="utf-8"))
         self._started = True
+
+
+class EventWriter:
+    """Appends what a guard did to a JSON-lines file, `events.jsonl` in the output folder.
+
+    Args:
+        path: the file; `start` makes it fit the run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, updates: int) -> None:
+        """Drop what the file says of updates from this one on: the run is there (again), and nothing has happened yet.
+
+        Args:
+            updates: how many updates the guard has seen.
+        """
+        kept = [row for row in read_trace(self.path) if row["update"] < updates] if updates > 0 else []
+        if kept or self.path.is_file():
+            text = "".join(json.dumps(row) + "\n" for row in kept)
+            replace_file(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Append one line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:

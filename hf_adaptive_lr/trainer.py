@@ -24,10 +24,12 @@ from .card import MODEL_TAGS, mention
 from .controller import Controller
 from .extra_batches import ExtraBatches
 from .files import replace_file
+from .guard_callback import GuardCallback
 from .held_out import hold_out
 from .look_ahead import LookAhead
 from .optimizers import DSA
 from .param_groups import raw
+from .run_files import TRACE_NAME
 from .scheduler import ControlledLR
 from .tap import frozen_generators
 from .trace import TraceWriter
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     _Trainer = Trainer
 else:
     _Trainer = object  # at run time the mixin composes with any Trainer subclass
-
-TRACE_NAME = "lr_trace.jsonl"
 
 # Heads whose loss really is normalised by num_items_in_batch; most classification heads accept the argument and ignore
 # it, and then loss and gradients come out multiplied by accumulation steps x processes.
@@ -66,6 +66,7 @@ class AdaptiveLRMixin(_Trainer):
     lr_scheduler: Any
     _created_lr_scheduler: bool
     _look_ahead: LookAhead | None = None
+    _guard: GuardCallback | None = None
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class AdaptiveLRMixin(_Trainer):
         self.controller_dataset = controller_dataset
         self.controller_data: str | None = None
         super().__init__(*args, **kwargs)
+        self._prepare_guard()
         if self._controller is None and not hasattr(self.args, "make_controller"):
             raise ValueError("no controller: pass controller=, or args=AdaptiveLRTrainingArguments(controller=...)")
         self._prepare_controller_data()
@@ -110,6 +112,17 @@ class AdaptiveLRMixin(_Trainer):
             share = getattr(self.args, "controller_split", 0.1)
             self.train_dataset, self.controller_dataset = hold_out(self.train_dataset, share, self.args.seed)
             self.controller_data = f"seeded split of the training set ({share:g})"
+
+    def _prepare_guard(self) -> None:
+        if getattr(self.args, "divergence_guard", False) and self.guard_callback is None:
+            self.add_callback(GuardCallback(**(self.args.divergence_guard_kwargs or {})))
+        if self.guard_callback is not None:
+            self.guard_callback.restore_checkpoint = self._restore_checkpoint
+
+    @property
+    def guard_callback(self) -> GuardCallback | None:
+        """The divergence guard that watches this trainer, if any."""
+        return next((cb for cb in self.callback_handler.callbacks if isinstance(cb, GuardCallback)), None)
 
     # --- what Trainer calls -------------------------------------------------------------------------------------
 
@@ -138,9 +151,10 @@ class AdaptiveLRMixin(_Trainer):
             hook=False,
             other_loss=self._extra_loss(self.train_dataset, 0) if "loss_other" in controller.needs else None,
             meta_loss=self._extra_loss(self.controller_dataset, 1) if "meta_inner" in controller.needs else None,
+            envelope=self.args.make_envelope(controller) if hasattr(self.args, "make_envelope") else None,
             **self._scheduler_settings(num_training_steps),
         )
-        self._look_ahead = LookAhead.of(target, model)
+        self._look_ahead, self._guard = LookAhead.of(target, model), self.guard_callback
         if self.is_world_process_zero():
             scheduler.listeners.append(TraceWriter(Path(self.args.output_dir) / TRACE_NAME))
         self.lr_scheduler, self._created_lr_scheduler = scheduler, True
@@ -154,7 +168,16 @@ class AdaptiveLRMixin(_Trainer):
             self.optimizer = made = DSA(made, **(self.args.dsa_kwargs or {}))
         return made
 
+    def _restore_checkpoint(self, folder: Path) -> None:
+        """Weights and optimizer of a checkpoint, in mid-run; position, schedule and generators stay."""
+        position = self.lr_scheduler.state_dict()
+        self._load_from_checkpoint(str(folder), self.model_wrapped)
+        self._load_optimizer_and_scheduler(str(folder))
+        self.lr_scheduler.load_state_dict(position)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.guard_callback is not None:
+            self.guard_callback.resumed_from = Path(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         # transformers 5.23 saves some models (ViT) under their Hub names, loads the file as it stands, and so leaves
         # weights at random without an error. from_pretrained knows both names.
@@ -198,7 +221,10 @@ class AdaptiveLRMixin(_Trainer):
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         # Trainer returns each micro-batch's share of the update's loss; its mean loss is that times the number of
         # shares.
-        scheduler.observe(loss=loss * self.current_gradient_accumulation_steps)
+        mean = loss * self.current_gradient_accumulation_steps
+        scheduler.observe(loss=mean)
+        if self._guard is not None:
+            self._guard.observe(loss=mean)
         return loss
 
     def _replay(self, inputs: dict[str, Any], num_items_in_batch: Any) -> Callable[[], Tensor]:
@@ -217,6 +243,8 @@ class AdaptiveLRMixin(_Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         self.lr_scheduler.observe(grad_norm=norm)
+        if self._guard is not None:
+            self._guard.observe(grad_norm=norm)
         if self._evaluates_now():
             self.lr_scheduler.observe(eval_loss=self._controller_loss(model))
         return norm
@@ -282,6 +310,8 @@ class AdaptiveLRMixin(_Trainer):
         scheduler = self.lr_scheduler
         if "learning_rate" in logs and isinstance(scheduler, ControlledLR):
             logs |= scheduler.log_values()
+            if self._guard is not None:
+                logs |= self._guard.log_values()
         super().log(logs, start_time)
 
 

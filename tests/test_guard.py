@@ -111,7 +111,7 @@ PLANTED = {
     "gradient inf": (_becomes(1, math.inf), "non_finite_gradient"),
     "gradient NaN": (_becomes(1, math.nan), "non_finite_gradient"),
     "x1000 gradient": (_times(1, 1000.0), "gradient_explosion"),
-    "slow rise": (_rises_slowly, "slow_divergence"),
+    "slow rise": (_rises_slowly, ("loss_shift", "slow_divergence")),
     "high from the start": (_stays_high, "slow_divergence"),
 }
 
@@ -126,7 +126,7 @@ def test_planted_events_are_found(name) -> None:
         rows = _log_normal(rng, SHAPES[shape], sigma=rng.choice([0.02, 0.1, 0.3]))
         plant(rows)
         alarm = _first_alarm(rows)
-        found += alarm is not None and alarm[1] == reason
+        found += alarm is not None and alarm[1] in reason
     assert found >= 57, found
 
 
@@ -258,9 +258,10 @@ def test_the_guard_is_bounded_for_any_numbers_and_resumes_exactly(rows, cut) -> 
             assert torch.equal(twin_model.weight, model.weight)
             assert twin_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
     assert actions.count("rollback") <= 2
-    cuts = sum(e["lr_after"] < e["lr_before"] for e in guard.events)
+    cuts = sum(e["lr_after"] < 0.999 * e["lr_before"] for e in guard.events)
     assert cuts <= actions.count("rollback")
-    assert optimizer.param_groups[0]["lr"] == 0.5**cuts == guard.factor
+    assert 0.0 < guard.factor <= 1.0
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(guard.factor, rel=1e-12)
     assert "stop" not in actions or set(actions[actions.index("stop") :]) == {"stop"}
     state = guard.state_dict()
     assert _plain(state)
@@ -383,7 +384,7 @@ def test_a_guarded_run_ends_where_the_clean_run_does(name) -> None:
 
 def test_events_say_what_happened() -> None:
     told = []
-    run = Run(on_event=told.append).train(batches(UPDATES, size=32), _noise)
+    run = Run(on_event=told.append, recover=False).train(batches(UPDATES, size=32), _noise)
     assert told == run.guard.events
     assert json.loads(json.dumps(told)) == told
     assert [e["action"] for e in told] == ["skip"] * 5 + ["rollback"]
@@ -434,7 +435,7 @@ def test_bounded_a_model_that_always_gives_nan_ends_in_a_clear_error(tmp_path) -
     assert quiet.actions == ["stop"] * 3
 
 
-@pytest.mark.parametrize("length", [4, 12, 30])
+@pytest.mark.parametrize("length", [4, 12, 20])
 def test_a_burst_of_corrupted_labels_is_outlived(length) -> None:
     def burst(t, run, x, y):
         return x, ((y + 1) % 3 if 120 <= t < 120 + length else y), 1.0
@@ -443,8 +444,74 @@ def test_a_burst_of_corrupted_labels_is_outlived(length) -> None:
     clean = Run(lr=1.0).train(data)
     run = Run(lr=1.0, detector=Thresholds(loss_rise=2.0)).train(data, burst)
     assert run.actions[120 : 120 + length].count("apply") == 0
-    assert run.guard.factor == (1.0 if length < 6 else 0.5)  # only what followed an applied update is the LR's fault
+    assert run.guard.factor == 1.0  # good weights met the same trouble, so the learning rate had no part in it
     assert run.loss() < clean.loss() + 0.1
+
+
+def test_data_that_changes_for_good_is_accepted() -> None:
+    def harder(t, run, x, y):
+        return x, ((y + 1) % 3 if t >= 120 else y), 1.0
+
+    run = Run(lr=1.0).train(batches(UPDATES * 2, size=64), harder)
+    acts = [event["action"] for event in run.guard.events]
+    assert acts.count("accept") == 1 and acts.count("rollback") <= 1 and "stop" not in acts
+    assert run.guard.factor == 1.0
+    assert run.actions[-100:] == ["apply"] * 100
+
+
+def test_the_first_cut_of_sudden_trouble_is_taken_back_and_the_second_is_not() -> None:
+    data = batches(UPDATES * 2, size=32)
+    run = Run().train(data, _noise)
+    back = next(e for e in run.guard.events if e["action"] == "rollback")
+    taken = next(e for e in run.guard.events if e["action"] == "recover")
+    healthy = taken["update"] - back["update"]
+    assert healthy >= 2 * (back["update"] - back["restored_update"])
+    assert (taken["lr_before"], taken["lr_after"], run.guard.factor) == (0.05, 0.1, 1.0)
+
+    def twice(t, run, x, y):
+        return _noise(t if t != 250 else 80, run, x, y)
+
+    again = Run().train(data, twice)
+    assert [e["action"] for e in again.guard.events if e["action"] != "skip"][:3] == [
+        "rollback",
+        "recover",
+        "rollback",
+    ]
+    assert again.guard.factor <= 0.5
+
+
+def test_a_rate_thirty_times_too_large_is_found_at_once_and_cut_to_a_safe_one() -> None:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = (torch.from_numpy(a) for a in load_digits(return_X_y=True))
+    order = torch.randperm(1500, generator=torch.Generator().manual_seed(0))
+
+    def train(lr: float, guarded: bool) -> tuple[float, DivergenceGuard]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+        guard = DivergenceGuard(model, optimizer)
+        guard.start()
+        for t in range(150):
+            rows = order[t * 10 % 1400 :][:64]
+            loss = nn.functional.cross_entropy(model(pixels[rows].float() / 16), labels[rows])
+            loss.backward()
+            if not guarded or guard.before_step(loss.detach()) == "apply":
+                optimizer.step()
+                guard.after_step() if guarded else None
+            optimizer.zero_grad()
+        rest = order[1400:]
+        with torch.no_grad():
+            return float(nn.functional.cross_entropy(model(pixels[rest].float() / 16), labels[rest])), guard
+
+    good, _ = train(1e-2, guarded=False)
+    bad, _ = train(0.6, guarded=False)
+    saved, guard = train(0.6, guarded=True)
+    first = guard.events[0]
+    assert (first["action"], first["reason"]) == ("rollback", "early_divergence") and first["update"] <= 12
+    assert first["drift"] > 0.03 and first["restored_update"] == 0
+    assert bad > good + 0.5 and saved < good + 0.25
+    assert train(1e-2, guarded=True)[1].events == []
 
 
 def test_every_other_update_bad_does_not_go_on_for_ever() -> None:
@@ -485,7 +552,7 @@ PLAIN = {
 def test_a_rollback_cuts_what_any_scheduler_writes(name, rewind) -> None:
     scheduler = PLAIN[name]
     data = batches(UPDATES, size=16)
-    run = Run(scheduler=scheduler, rewind_schedule=rewind).train(data, _noise)
+    run = Run(scheduler=scheduler, rewind_schedule=rewind, recover=False).train(data, _noise)
     assert run.actions.count("rollback") == 1
     applied = run.actions.count("apply")
     rewound = run.guard.events[-1]["update"] - 5 - run.guard.events[-1]["restored_update"]
@@ -498,7 +565,7 @@ def test_a_rollback_cuts_what_any_scheduler_writes(name, rewind) -> None:
 
 
 def test_a_controlled_rate_stays_cut_after_a_resume() -> None:
-    run = Run(scheduler=PLAIN["controlled"]).train(batches(UPDATES, size=32), _noise)
+    run = Run(scheduler=PLAIN["controlled"], recover=False).train(batches(UPDATES, size=32), _noise)
     assert run.scheduler.governor.scale == 0.5
     other = Run(scheduler=PLAIN["controlled"])
     other.guard.load_state_dict(run.guard.state_dict())

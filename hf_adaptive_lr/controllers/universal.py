@@ -30,6 +30,8 @@ class Universal(Controller):
     Args:
         hidden_size: width of the GRU, 1 ... 1024.
         max_move: largest change of the log learning rate in one decision, in (0, 5].
+        lr_range: smallest and largest learning rate met in training, ascending within [1e-12, 1e3]; inside an
+            [`Envelope`] no answer leaves it.
 
     Raises:
         ValueError: a value out of range, or weights of another shape.
@@ -48,11 +50,20 @@ class Universal(Controller):
 
     hidden_size: int = 32
     max_move: float = 2.0
+    lr_range: tuple[float, float] = (1e-7, 1.0)
 
     def __post_init__(self) -> None:
         check_range(self, "hidden_size", self.hidden_size, 1, 1024, hint="32 is what was trained")
         check_range(self, "max_move", self.max_move, 1e-3, 5.0, hint="2.0 changes the LR by at most a factor of e^2")
+        self._check_lr_range()
         super().__post_init__()
+
+    def _check_lr_range(self) -> None:
+        if not isinstance(self.lr_range, tuple) or len(self.lr_range) != 2:
+            raise TypeError(f"Universal: lr_range must be two numbers, lowest and highest, got {self.lr_range!r}")
+        low, high = self.lr_range
+        check_range(self, "the low end of lr_range", low, 1e-12, 1e3, hint="give learning rates met in training")
+        check_range(self, "the high end of lr_range", high, low, 1e3, hint="give the lower end first")
 
     def param_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Gates in torch's order (reset, update, new), then the head."""

@@ -170,12 +170,14 @@ class DSA(Optimizer):
             closure: see the class; by default the one that was fed.
 
         Returns:
-            What the closure returned at the trial weights (2). If the closure raises there, the trial step stands.
+            What the closure returned at the trial weights (2); None when a fed update was skipped, that is, when its
+            gradients were taken away. If the closure raises there, the trial step stands.
 
         Raises:
             RuntimeError: no closure, or no gradient at all; nothing was changed.
             ValueError: a sparse gradient, or a group with `maximize=True`; nothing was changed.
         """
+        fed = closure is None
         closure = closure or self._fed
         if closure is None:
             raise RuntimeError(
@@ -184,6 +186,9 @@ class DSA(Optimizer):
             )
         self._check_parameters()
         moving = [p for p in self._parameters() if p.grad is not None and p.numel()]
+        if not moving and fed:  # whoever feeds it has run backward: the update was skipped since
+            self._fed = None
+            return None
         if not moving:
             raise RuntimeError("DSA: no parameter has a gradient; call loss.backward() before step, closure or not")
         self._fed = None

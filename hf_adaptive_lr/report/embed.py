@@ -25,6 +25,7 @@ REASONS = {
     "between": "No decision was due: the last one stays in force.",
     "held": "The controller's answer or what it would have seen was not finite: the learning rate stays.",
     "cooldown": "Cooldown: the learning rate falls linearly to zero and the controller is not asked.",
+    "handed_over": "The controller was dismissed: the learning rate falls linearly to zero over what is left.",
     "event": "This update was not applied.",
 }
 """Reason codes of the trace, in words."""

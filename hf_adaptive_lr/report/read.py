@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-TRACE_NAME, EVENTS_NAME = "lr_trace.jsonl", "events.jsonl"
+from ..run_files import EVENTS_NAME, TRACE_NAME
+
 RESULTS_NAME, SETTINGS_NAME, STATE_NAME = "results.json", "finetune_config.json", "trainer_state.json"
 MAX_EVENTS = 10_000
 """Events of a run that a page has room for; the first ones are kept."""

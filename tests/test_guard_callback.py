@@ -1,0 +1,322 @@
+"""GuardCallback in real trainings: healthy runs are not touched, damaged ones are skipped, taken back or ended."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import debug_launcher
+from transformers import Trainer, TrainerCallback
+
+from hf_adaptive_lr import (
+    AdaptiveLRCallback,
+    AdaptiveLRTrainer,
+    AdaptiveLRTrainingArguments,
+    DivergenceError,
+    GuardCallback,
+    Linear,
+)
+from tests import doors
+from tests.tiny import Tokens, bert, flat
+
+UPDATES, FAULT = 40, 18
+GUARD = {"snapshot_every": 5}
+
+
+class Trouble(TrainerCallback):
+    """NaN losses in these updates, or noise on all weights ahead of them."""
+
+    def __init__(self, nan: tuple[int, ...] = (), noise: tuple[int, ...] = (), rank: int | None = None) -> None:
+        self.nan, self.noise, self.rank = nan, noise, rank
+        self.before: torch.Tensor | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        here = self.rank is None or args.process_index == self.rank
+
+        def spoil(module, inputs, output):
+            if here and module.training and state.global_step in self.nan:
+                output.loss = output.loss * math.nan
+            return output
+
+        self.handle = kwargs["model"].register_forward_hook(spoil)
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step in self.noise:
+            with torch.no_grad():
+                for p in kwargs["model"].parameters():
+                    p.add_(20 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+        if state.global_step == FAULT:
+            self.before = flat(kwargs["model"])
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == FAULT + 1:
+            self.after = flat(kwargs["model"])
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.handle.remove()
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, update: int) -> None:
+        self.update = update
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        control.should_training_stop |= state.global_step == self.update
+
+
+DOORS = ("plain", "trainer", "callback")
+
+
+def _trainer(door: str, folder: Path, *callbacks: TrainerCallback, **changes) -> Trainer:
+    kind = AdaptiveLRTrainingArguments if door == "trainer" else None
+    native = {"lr_scheduler_type": "constant"} if door == "callback" else {"lr_scheduler_type": "linear"}
+    settings = {"max_steps": UPDATES, "learning_rate": 1e-3, "logging_strategy": "no", **({} if kind else native)}
+    settings |= {"logging_strategy": "steps"} if "logging_steps" in changes else {}
+    settings |= changes
+    args = doors.arguments(folder, kind, **settings) if kind else doors.arguments(folder, **settings)
+    common = {"model": bert(), "args": args, "train_dataset": Tokens()}
+    if door == "trainer":
+        return AdaptiveLRTrainer(**common, controller=Linear(), callbacks=list(callbacks))
+    extra = [AdaptiveLRCallback(Linear())] if door == "callback" else []
+    return Trainer(**common, callbacks=[*callbacks, *extra])
+
+
+def _guard(trainer: Trainer) -> GuardCallback:
+    return next(cb for cb in trainer.callback_handler.callbacks if isinstance(cb, GuardCallback))
+
+
+def _actions(trainer: Trainer) -> list[tuple[str, int, str]]:
+    return [(e["action"], e["update"], e["reason"]) for e in _guard(trainer).guard.events]
+
+
+def _events(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_healthy_run_is_the_same_bit_for_bit_with_a_guard(door, tmp_path) -> None:
+    weights = []
+    for name, callbacks in (("without", []), ("with", [GuardCallback(**GUARD)])):
+        trainer = _trainer(door, tmp_path / name, *callbacks)
+        trainer.train()
+        weights.append(flat(trainer.model))
+    assert torch.equal(*weights)
+    assert _guard(trainer).guard.events == [] and not (tmp_path / "with" / "events.jsonl").exists()
+    assert len(_guard(trainer).guard.snapshots) == 2
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_update_with_a_nan_loss_is_skipped_and_does_not_count(door, tmp_path) -> None:
+    trouble = Trouble(nan=(FAULT,))
+    trainer = _trainer(door, tmp_path, trouble, GuardCallback(**GUARD))
+    trainer.train()
+    assert _actions(trainer) == [("skip", FAULT, "non_finite_loss")]
+    assert torch.equal(trouble.before, trouble.after)
+    assert torch.isfinite(flat(trainer.model)).all()
+    assert trainer.state.global_step == UPDATES
+    (event,) = _events(tmp_path)
+    assert event["step"] == FAULT and event["loss"] == "nan"
+    counted = next(iter(trainer.optimizer.state.values()))["step"]
+    assert int(counted) == UPDATES - 1
+    native = door != "callback"
+    scheduler = trainer.lr_scheduler if native else trainer.optimizer.optimizer._adaptive_lr()
+    assert scheduler.last_epoch == UPDATES - 1
+    assert not trainer.accelerator.optimizer_step_was_skipped
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_damaged_weights_go_back_and_the_learning_rate_is_cut(door, tmp_path) -> None:
+    trainer = _trainer(door, tmp_path, Trouble(noise=(FAULT,)), GuardCallback(**GUARD))
+    trainer.train()
+    actions = [action for action, *_ in _actions(trainer)]
+    assert actions.count("rollback") == 1 and actions.count("skip") == 5
+    back = next(e for e in _events(tmp_path) if e["action"] == "rollback")
+    assert back["restored_update"] <= FAULT and back["lr_after"] == pytest.approx(back["lr_before"] / 2)
+    assert flat(trainer.model).abs().max() < 3  # the noise was of 20
+    if door == "trainer":
+        last = [json.loads(line) for line in (tmp_path / "lr_trace.jsonl").read_text().splitlines()][-1]
+        assert last["ramp"] == 0.5
+        assert last["lr"] == pytest.approx(0.5 * 1e-3 * (1 - last["step"] / UPDATES))
+    elif door == "plain":
+        assert set(trainer.lr_scheduler.base_lrs) == {5e-4}
+
+
+def test_a_run_that_cannot_be_saved_ends_with_its_last_good_weights(tmp_path) -> None:
+    trouble = Trouble(nan=tuple(range(FAULT, UPDATES * 9)))
+    trainer = _trainer("trainer", tmp_path, trouble, GuardCallback(**GUARD, max_skips=1), max_steps=UPDATES * 3)
+    trainer.train()
+    guard = _guard(trainer).guard
+    assert guard.stopped and guard.rollbacks == 3 and trainer.state.global_step < UPDATES * 3
+    good = torch.load(tmp_path / "last_good" / "snapshot.pt", weights_only=True)["states"][0]
+    assert torch.equal(good["weights"]["0.classifier.weight"], trainer.model.classifier.weight)
+    assert "non_finite_loss" in guard.message and "written to" in guard.message
+    trainer = _trainer("trainer", tmp_path / "b", trouble, GuardCallback(**GUARD, max_skips=1, raise_on_stop=True))
+    with pytest.raises(DivergenceError, match="training diverged: non_finite_loss"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("stop", [FAULT + 1, FAULT + 7, FAULT + 12])
+def test_a_run_in_trouble_resumes_bit_for_bit(door, stop, tmp_path) -> None:
+    def make(name: str, *more: TrainerCallback) -> Trainer:
+        settings = {"save_strategy": "steps", "save_steps": 1}
+        trouble = Trouble(nan=(FAULT - 3, FAULT + 10), noise=(FAULT,))
+        return _trainer(door, tmp_path / name, trouble, GuardCallback(**GUARD), *more, **settings)
+
+    whole = make("whole")
+    whole.train()
+    make("parts", StopAt(stop)).train()
+    with (tmp_path / "parts" / "events.jsonl").open("a") as file:  # as if it had gone on for a while and been killed
+        file.write(json.dumps({"action": "skip", "update": stop + 1}) + "\n" + '{"torn')
+    parts = make("parts")
+    parts.train(resume_from_checkpoint=str(tmp_path / "parts" / f"checkpoint-{stop}"))
+    assert torch.equal(flat(whole.model), flat(parts.model))
+    assert _events(tmp_path / "whole") == _events(tmp_path / "parts")
+    assert _guard(whole).guard.state_dict() == _guard(parts).guard.state_dict()
+    assert any(action == "rollback" for action, *_ in _actions(parts))
+
+
+def test_a_checkpoint_without_snapshots_or_without_a_guard_resumes_too(tmp_path, caplog) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 10}
+    _trainer("trainer", tmp_path, StopAt(10), **settings).train()
+    trainer = _trainer("trainer", tmp_path, GuardCallback(**GUARD, save_snapshots=False), StopAt(20), **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert not (tmp_path / "checkpoint-20" / "snapshot.pt").exists()
+    trainer = _trainer("trainer", tmp_path, GuardCallback(**GUARD), **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+    assert _guard(trainer).guard.updates == UPDATES - 10  # it was born at update 10
+
+
+def test_the_arguments_make_a_guard_and_its_values_are_logged(tmp_path) -> None:
+    settings = {"divergence_guard": True, "divergence_guard_kwargs": '{"snapshot_every": 5, "max_rollbacks": 2}'}
+    trainer = _trainer("trainer", tmp_path, Trouble(nan=(FAULT,)), logging_steps=5, **settings)
+    trainer.train()
+    assert _guard(trainer).guard.max_rollbacks == 2
+    logged = [row["adaptive_lr/guard_skips"] for row in trainer.state.log_history if "learning_rate" in row]
+    assert logged[0] == 0.0 and logged[-1] == 1.0
+
+
+def test_accumulated_micro_batches_are_one_update(tmp_path) -> None:
+    trouble = Trouble(nan=(FAULT,))
+    trainer = _trainer("plain", tmp_path, trouble, GuardCallback(**GUARD), gradient_accumulation_steps=2)
+    trainer.train()
+    assert _actions(trainer) == [("skip", FAULT, "non_finite_loss")]
+
+
+def test_dsa_is_guarded_as_well(tmp_path) -> None:
+    trainer = _trainer("trainer", tmp_path, Trouble(nan=(FAULT,)), GuardCallback(**GUARD), dsa=True)
+    trainer.train()
+    assert _actions(trainer) == [("skip", FAULT, "non_finite_loss")]
+    assert trainer.lr_scheduler.updates == UPDATES - 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr_cut": 0.0}, "lr_cut=0.0 is outside"),
+        ({"max_skips": -1}, "max_skips=-1"),
+        ({"thresholds": {"loss_ryse": 2}}, "thresholds have no 'loss_ryse'"),
+        ({"thresholds": {"loss_rise": 0.5}}, "loss_rise=0.5"),
+    ],
+)
+def test_bad_settings_are_refused_when_the_callback_is_made(settings, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        GuardCallback(**settings)
+
+
+# --- several processes ------------------------------------------------------------------------------------------
+
+
+def _on_two_ranks(door: str, folder: str) -> None:
+    """Only rank 1 has the trouble; both have to act on it, and alike."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    trouble = Trouble(nan=(FAULT,), noise=(FAULT + 4,), rank=1)
+    trainer = _trainer(door, Path(folder), trouble, GuardCallback(**GUARD), per_device_train_batch_size=4)
+    trainer.train()
+    guard = _guard(trainer).guard
+    mine = [flat(trainer.model), torch.tensor([guard.factor, guard.rollbacks, len(guard.events), guard.updates])]
+    for value in mine:
+        both = [torch.empty_like(value) for _ in range(2)]
+        dist.all_gather(both, value)
+        assert torch.equal(*both), f"rank {dist.get_rank()}"
+    assert trouble.before is not None
+    acts = _actions(trainer)
+    assert acts[0] == ("skip", FAULT, "non_finite_loss"), acts
+    assert sum(action == "rollback" for action, *_ in acts) == 1, acts
+    assert torch.isfinite(flat(trainer.model)).all() and flat(trainer.model).abs().max() < 3
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_two_processes_act_alike_when_only_one_sees_the_nan(door, tmp_path) -> None:
+    debug_launcher(_on_two_ranks, args=(door, str(tmp_path)), num_processes=2)
+    assert [e["action"] for e in _events(tmp_path)].count("rollback") == 1
+
+
+# --- kill -9 ----------------------------------------------------------------------------------------------------
+
+MOMENTS = {
+    "rollback": ("hf_adaptive_lr.snapshot._restore_optimizer", "weights are back, the optimizer is not"),
+    "write": ("hf_adaptive_lr.snapshot.os.fsync", "the snapshot is written in part"),
+    "rename": ("hf_adaptive_lr.snapshot.os.replace", "the snapshot is written, its name is not"),
+    "event": ("hf_adaptive_lr.guard_callback.EventWriter.__call__", "nobody has been told"),
+}
+
+
+def _job(folder: str, moment: str) -> None:
+    """A run that is killed by the kernel at a moment, or goes on from its last checkpoint."""
+    import unittest.mock
+
+    from transformers.trainer_utils import get_last_checkpoint
+
+    settings = {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 2}
+    trouble = Trouble(nan=(FAULT - 4,), noise=(FAULT,))
+    trainer = _trainer("trainer", Path(folder), trouble, GuardCallback(**GUARD), **settings)
+    last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    if moment == "none":
+        trainer.train(resume_from_checkpoint=last)
+        torch.save({"weights": flat(trainer.model), "from": last}, Path(folder) / "end.pt")
+        return
+
+    rename = os.replace
+
+    def kill(*args, **kwargs):
+        if moment == "rename" and not str(args[1]).endswith("snapshot.pt"):
+            return rename(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with unittest.mock.patch(MOMENTS[moment][0], kill):
+        trainer.train()
+
+
+def _run_job(folder: Path, moment: str) -> int:
+    code = f"from tests.test_guard_callback import _job; _job({str(folder)!r}, {moment!r})"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300).returncode
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unharmed")
+    assert _run_job(folder, "none") == 0
+    return folder
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_at_the_worst_moment_loses_nothing(moment, unharmed, tmp_path) -> None:
+    assert _run_job(tmp_path, moment) == -signal.SIGKILL
+    assert _run_job(tmp_path, "none") == 0
+    mine, whole = (torch.load(folder / "end.pt", weights_only=True) for folder in (tmp_path, unharmed))
+    assert mine["from"] is not None and whole["from"] is None
+    assert torch.isfinite(mine["weights"]).all()
+    if moment != "write" and moment != "rename":  # there a resumed run has no state from before its checkpoint
+        assert torch.equal(mine["weights"], whole["weights"])
+        assert _events(tmp_path) == _events(unharmed)
+    assert [e["action"] for e in _events(tmp_path)].count("rollback") == 1
