@@ -152,6 +152,10 @@ class Detector:
         t = self.thresholds
         before = max(t.creep_window, _SHIFT_SPREAD)
         keep = max(*t.windows, t.slow_window, t.shift_window, before + t.creep_updates)
+        self.lasted = 0
+        """Updates that the trouble behind the last alarm has been going on for; 0 if it came with this one."""
+        self.unseen = 0
+        """How many of these were called healthy and not even suspicious."""
         self._loss, self._norm = _Track(self.thresholds, keep), _Track(self.thresholds, keep)
         self._best: float | None = None  # lowest median level
         self._slow = 0  # healthy updates in succession that were high
@@ -192,7 +196,7 @@ class Detector:
             None for a healthy update, else one of `REASONS`.
         """
         loss, grad_norm = float(loss), float(grad_norm)
-        self.seen = {}
+        self.seen, self.lasted, self.unseen = {}, 0, 0
         if not math.isfinite(loss):
             return "non_finite_loss"
         if not math.isfinite(grad_norm):
@@ -215,7 +219,8 @@ class Detector:
         self._pending, self._wary = [], max(0, self._wary - 1)
         creep = self._loss.creep_limit() if self.thresholds.creep_updates else None
         if creep is not None:
-            self.seen = creep
+            self.seen, self.lasted = creep, self.thresholds.creep_updates
+            self.unseen = self.lasted
             return "loss_shift"
         return self._slow_divergence()
 
@@ -226,7 +231,7 @@ class Detector:
             return False
         self._pending.append([loss, grad_norm])
         if len(self._pending) >= self.thresholds.shift_patience or self._is_back(loss):
-            self._pending = []
+            self.lasted, self._pending = len(self._pending), []
             self.seen = {"typical": self._loss.value(_median(self._loss.levels)), "limit": self._loss.value(limit)}
         return True
 

@@ -28,14 +28,16 @@ FILE_NAME = "guard.pt"
 STATE_FORMAT = 1
 
 _PAID_BACK = 0.25  # a healthy update makes up for this many skipped ones
-_CONFIRMED = 11  # healthy updates after a snapshot before it counts as good: what creeps shows after ten
+_CONFIRMED = 2  # healthy updates after a snapshot before it counts as good, where trouble shows at once
+_SPAN = 16  # updates that snapshots reach back, at least: what creeps shows after ten
 _CALM = 8  # healthy updates since the last trouble before the next snapshot
 _SAFE_DRIFT = (
     0.007  # of the weights' norm per update: where a cut in the opening leads, a healthy rate for fine-tuning
 )
 _LARGEST_CUT = 1e-3
-_PAROLE = 16  # healthy updates, at least, before a cut is taken back
-_DATA_PATIENCE = 3  # times max_skips: how long finite trouble that the data brings is skipped before it is accepted
+_PERSISTS = 3  # updates in succession with a finite loss or gradient out of bounds: the weights are damaged
+_PAROLE = 8  # healthy updates, at least, before a cut is taken back
+_DATA_PATIENCE = 4  # times max_skips: how long finite trouble that the data brings is skipped before it is accepted
 _SCALER_SKIPS = 20  # overflows in a row that are left to a gradient scaler; it needs them to find its scale
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are OneCycleLR's
 _SCHEDULER_RATES = ("base_lrs", "max_lrs", "_last_lr")
@@ -71,16 +73,24 @@ class DivergenceGuard:
       with the next batch: the data is not rewound, so the batches that did the damage are left behind.
     - `stop`: the same for the last time (the LR is not cut); by default it is raised as [`DivergenceError`].
 
-    An update in trouble is skipped until `max_skips` is used up, where a healthy update pays back a quarter of a skip,
-    so that a run that is bad every third time does not go on for ever. A slow divergence goes back at once. Trouble
-    that is there again at the very next update after a rollback comes from the data, not from weights or LR: then each
-    further rollback leaves the LR alone and doubles the patience, which outlives a burst of bad batches. Snapshots
-    are taken every `snapshot_every` applied updates, only when nothing is suspicious; one counts as good after 11 more
-    healthy updates, until then the guard goes back to the one before. Rollbacks are never forgotten: at most
-    `max_rollbacks` in a run.
+    An update in trouble is skipped until `max_skips` is used up (or three in succession have had a loss or gradient
+    that is finite and out of bounds), where a healthy update pays back a quarter of a skip, so that a run that is bad
+    every third time does not go on for ever. A loss that has shifted for four updates, and a slow divergence, go back
+    at once, as does a loss that rises from the very start while an update moves the weights by percents of their norm:
+    then the learning rate is cut to where it moves them by 0.7 %.
+
+    Trouble that is there again at the very next update after a rollback comes from the data, not from weights or LR:
+    the cut is undone. A finite loss is then skipped for 20 more updates, which outlives a burst of bad batches, and
+    after that accepted: the data has changed for good. For values that are not finite each further rollback leaves the
+    LR alone and doubles the patience.
+
+    Snapshots are taken every `snapshot_every` applied updates, only when nothing is suspicious; one counts as good
+    after 2 more healthy updates and if it is older than the trouble, until then the guard goes back to the one before.
+    Rollbacks are never forgotten: at most `max_rollbacks` in a run.
 
     Cost: one small collective and one host read per update; per snapshot one more of each, a read of all that trains,
-    and a copy of it. Host memory: two copies of trainable weights, buffers and optimizer state.
+    and a copy of it. Host memory: two copies of trainable weights, buffers and optimizer state, up to
+    16 where snapshots are less than 8 updates apart.
 
     Args:
         model: the module that trains.
@@ -97,8 +107,8 @@ class DivergenceGuard:
         max_skips: updates that may be skipped before going back, at least 0.
         max_rollbacks: times the run may go back, at least 0.
         lr_cut: factor of the learning rate at a rollback, in (0, 1].
-        recover: whether the first cut is taken back, where trouble came suddenly, after twice as many healthy updates
-            as it took to go wrong (at least 16). If the learning rate was the cause it happens again, and the second
+        recover: whether the first cut is taken back, where trouble came suddenly, once there have been more healthy
+            updates than it took to go wrong. If the learning rate was the cause it happens again, and the second
             cut is for good.
         rewind_schedule: whether schedulers and hyper-parameters go back with the weights. False keeps the schedule's
             position, for hosts whose own update count cannot go back and whose schedule must end with the run.
@@ -143,7 +153,15 @@ class DivergenceGuard:
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.detector = detector if isinstance(detector, Detector) else Detector(detector)
         self.snapshots = (
-            Snapshot(model, self.optimizer, schedulers=self.scheduler, scaler=scaler) if snapshot_every else None
+            Snapshot(
+                model,
+                self.optimizer,
+                schedulers=self.scheduler,
+                scaler=scaler,
+                slots=max(2, math.ceil(_SPAN / snapshot_every)),
+            )
+            if snapshot_every
+            else None
         )
         self.snapshot_every, self.max_skips, self.max_rollbacks = snapshot_every, max_skips, max_rollbacks
         self.lr_cut, self.recover = lr_cut, recover
@@ -163,6 +181,7 @@ class DivergenceGuard:
         """Why the run was stopped, and what to do about it."""
         self._trouble = 0.0  # skips not yet paid back
         self._fruitless = 0  # rollbacks since the last healthy update
+        self._in_a_row = 0  # skips since then
         self._last_cut = 1.0  # of the last rollback
         self._parole = 0  # healthy updates until it is taken back
         self._overflows = 0
@@ -218,7 +237,7 @@ class DivergenceGuard:
         if reason is None:
             self._trouble = max(0.0, self._trouble - _PAID_BACK)
             self._healthy += 1
-            self._overflows = self._fruitless = 0
+            self._overflows = self._fruitless = self._in_a_row = 0
             self._serve_parole(seen)
             if isinstance(self.scheduler, ControlledLR):
                 self.scheduler.note_loss(loss)
@@ -237,7 +256,10 @@ class DivergenceGuard:
         self.optimizer.zero_grad(set_to_none=True)
         if self._fruitless and finite:
             return self._skip(seen)
-        lasts = reason in ("loss_shift", "slow_divergence", EARLY)
+        self._in_a_row += 1
+        # Soon after a rollback a single loss may be a shift: not yet a reason to go back once more.
+        lasts = reason in ("slow_divergence", EARLY) or (reason == "loss_shift" and self.detector.lasted > 1)
+        lasts = lasts or (finite and self._in_a_row >= _PERSISTS)
         if not lasts and self._trouble <= self.max_skips * 2**self._fruitless:
             return self._skip(seen)
         if self.rollbacks < self.max_rollbacks:
@@ -341,8 +363,8 @@ class DivergenceGuard:
     def _sentence(self, seen: Event, restored: Mapping[str, Any] | None) -> int:
         """Healthy updates after which the cut is taken back; 0 for never.
 
-        A sudden accident may come from anywhere. So the first time the cut lasts for twice as long as it took to go
-        wrong; if the learning rate was the cause, it happens again, and then the cut is for good.
+        A sudden accident may come from anywhere. So the first time the cut lasts until it did not happen again when
+        it would have; if the learning rate was the cause, it happens later, and then the cut is for good.
         """
         slow = seen["reason"] in (EARLY, "slow_divergence")
         if (
@@ -354,7 +376,7 @@ class DivergenceGuard:
         ):
             return 0
         lost: int = seen["update"] - restored["update"]
-        return max(_PAROLE, 2 * lost)
+        return max(_PAROLE, lost + 4)
 
     def _serve_parole(self, seen: Event) -> None:
         if self._parole:
@@ -410,7 +432,7 @@ class DivergenceGuard:
             seen["restored_update"] = None
             self.detector.load_state_dict(Detector(self.detector.thresholds).state_dict())
             return None
-        for _ in range(self._good()):
+        for _ in range(self._good(self.detector.unseen + 1)):
             self.snapshots.drop(0)
             self._ages.pop(0)
         meta: Mapping[str, Any] = self.snapshots.restore(0, schedule=self.rewind_schedule)
@@ -420,13 +442,13 @@ class DivergenceGuard:
         seen["restored_update"] = meta["update"]
         return meta
 
-    def _good(self) -> int:
-        """Index of the newest snapshot that has proved itself, or of the oldest."""
-        proved = (i for i in range(len(self._ages)) if self._confirmed(i))
+    def _good(self, age: int = 0) -> int:
+        """Index of the newest snapshot that has proved itself and is of this age in updates, or of the oldest."""
+        proved = (i for i in range(len(self._ages)) if self._confirmed(i, age))
         return next(proved, max(len(self._ages) - 1, 0))
 
-    def _confirmed(self, index: int) -> bool:
-        return index >= len(self._ages) or self._ages[index] >= _CONFIRMED
+    def _confirmed(self, index: int, age: int = 0) -> bool:
+        return index >= len(self._ages) or self._ages[index] >= max(_CONFIRMED, age)
 
     def _take(self) -> bool:
         snapshots = self.snapshots
@@ -482,6 +504,7 @@ class DivergenceGuard:
             "stopped": self.stopped,
             "trouble": self._trouble,
             "fruitless": self._fruitless,
+            "in_a_row": self._in_a_row,
             "last_cut": self._last_cut,
             "parole": self._parole,
             "overflows": self._overflows,
@@ -503,7 +526,7 @@ class DivergenceGuard:
         self.updates, self.rollbacks = state["updates"], state["rollbacks"]
         self.factor, self.stopped = state["factor"], state["stopped"]
         self._trouble, self._fruitless, self._overflows = state["trouble"], state["fruitless"], state["overflows"]
-        self._last_cut, self._parole = state["last_cut"], state["parole"]
+        self._last_cut, self._parole, self._in_a_row = state["last_cut"], state["parole"], state["in_a_row"]
         self._healthy, self._since_snapshot = state["healthy"], state["since_snapshot"]
         kept = 0 if self.snapshots is None else len(self.snapshots)
         self._ages = [*state["ages"], *[0] * kept][:kept]

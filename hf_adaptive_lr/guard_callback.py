@@ -46,7 +46,7 @@ class GuardCallback(TrainerCallback, ExportableState):
 
     Args:
         thresholds: when an update is divergent; a [`Thresholds`], or a dict of what differs from its defaults.
-        snapshot_every: applied updates between snapshots, at least 1; by default a tenth of the run, in [10, 50].
+        snapshot_every: applied updates between snapshots, at least 1; by default a twentieth of the run, in [5, 50].
         max_skips: updates skipped before going back, at least 0.
         max_rollbacks: how often the run may go back, at least 0.
         lr_cut: factor of the learning rate at a rollback, in (0, 1].
@@ -99,6 +99,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         self._controlled: ControlledLR | None = None
         self._writer: EventWriter | None = None
         self._applied, self._flagged, self._place = False, False, 0
+        self._sound = 0  # updates that Trainer had counted when the weights were last known to be good
         self._tap: ForwardTap | None = None
         self._forget()
 
@@ -175,8 +176,10 @@ class GuardCallback(TrainerCallback, ExportableState):
         action = guard.before_step(self._loss(), self._grad_norm)
         self._forget()
         self._applied = action == "apply"
+        if self._applied and not guard.detector.suspicious:
+            self._sound = state.global_step
         if action == "rollback" and guard.snapshots is None:
-            self._to_checkpoint(args, state)
+            self._to_checkpoint(args)
         if action == "stop":
             logger.warning(f"training ends here: {guard.message}")
             control.should_training_stop = True
@@ -274,7 +277,7 @@ class GuardCallback(TrainerCallback, ExportableState):
     def _interval(self, state: TrainerState) -> int:
         """What is lost in going back should be little of a short run, and the cost small in a long one."""
         every: int | None = self.settings["snapshot_every"]
-        return min(50, max(10, state.max_steps // 10)) if every is None else every
+        return min(50, max(5, state.max_steps // 20)) if every is None else every
 
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         kept: Any = state.stateful_callbacks  # declared otherwise; as a checkpoint it is a dict
@@ -302,9 +305,11 @@ class GuardCallback(TrainerCallback, ExportableState):
         if self._writer is not None:
             self._writer(event)
 
-    def _to_checkpoint(self, args: TrainingArguments, state: TrainerState) -> None:
+    def _to_checkpoint(self, args: TrainingArguments) -> None:
         """Sharded weights: back to the last checkpoint, where a trainer has said how."""
-        folders = [_checkpoint(args, step) for step in range(state.global_step, 0, -1)]
+        # Trainer also saves while updates are being skipped: such a checkpoint holds what is to be undone.
+        sound = self._sound - self._running().detector.unseen
+        folders = [_checkpoint(args, step) for step in range(sound, 0, -1)]
         folder = next((folder for folder in folders if (folder / "trainer_state.json").is_file()), None)
         if self.restore_checkpoint is None or folder is None:
             logger.warning("there is no checkpoint to go back to; training goes on with a lower learning rate")

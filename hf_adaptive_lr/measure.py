@@ -34,7 +34,7 @@ from .sensors import (
 )
 from .tap import ReplayPoint
 
-_MANY_DROPPED = 20  # far more than a gradient scaler skips in a row when it looks for its scale
+_MANY_DROPPED = 60  # far more than a gradient scaler or a guard skips in a row
 _NEUTRAL_GAIN = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
 
 

@@ -387,9 +387,9 @@ def test_events_say_what_happened() -> None:
     run = Run(on_event=told.append, recover=False).train(batches(UPDATES, size=32), _noise)
     assert told == run.guard.events
     assert json.loads(json.dumps(told)) == told
-    assert [e["action"] for e in told] == ["skip"] * 5 + ["rollback"]
+    assert [e["action"] for e in told] == ["skip"] * 2 + ["rollback"]
     last = told[-1]
-    assert (last["update"], last["restored_update"], last["reason"]) == (85, 60, "loss_spike")
+    assert (last["update"], last["restored_update"], last["reason"]) == (82, 60, "loss_spike")
     assert (last["lr_before"], last["lr_after"], last["factor"]) == (0.1, 0.05, 0.5)
     assert last["loss"] > last["limit"] > last["typical"]
     assert run.optimizer.param_groups[0]["lr"] == 0.05
@@ -465,7 +465,7 @@ def test_the_first_cut_of_sudden_trouble_is_taken_back_and_the_second_is_not() -
     back = next(e for e in run.guard.events if e["action"] == "rollback")
     taken = next(e for e in run.guard.events if e["action"] == "recover")
     healthy = taken["update"] - back["update"]
-    assert healthy >= 2 * (back["update"] - back["restored_update"])
+    assert healthy >= back["update"] - back["restored_update"] + 4
     assert (taken["lr_before"], taken["lr_after"], run.guard.factor) == (0.05, 0.1, 1.0)
 
     def twice(t, run, x, y):
@@ -555,7 +555,7 @@ def test_a_rollback_cuts_what_any_scheduler_writes(name, rewind) -> None:
     run = Run(scheduler=scheduler, rewind_schedule=rewind, recover=False).train(data, _noise)
     assert run.actions.count("rollback") == 1
     applied = run.actions.count("apply")
-    rewound = run.guard.events[-1]["update"] - 5 - run.guard.events[-1]["restored_update"]
+    rewound = run.guard.events[-1]["update"] - 2 - run.guard.events[-1]["restored_update"]
     plain = Run(scheduler=scheduler, guarded=False).train(data[: applied - rewound] if rewind else data[:applied])
     got, expected = run.optimizer.param_groups[0]["lr"], plain.optimizer.param_groups[0]["lr"]
     assert run.guard.factor == 0.5
@@ -577,13 +577,13 @@ def test_a_controlled_rate_stays_cut_after_a_resume() -> None:
         third.scheduler.set_scale(2.0)
 
 
-@pytest.mark.parametrize("cut", [30, 83, 100])
+@pytest.mark.parametrize("cut", [30, 82, 100])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_exact_resume_also_in_the_middle_of_a_skip_series(optimizer, cut, tmp_path) -> None:
     data = batches(130, size=32)
     whole = Run(optimizer=optimizer).train(data[:cut], _noise)
-    if cut == 83:
-        assert whole.actions[80:] == ["skip"] * 3
+    if cut == 82:
+        assert whole.actions[80:] == ["skip"] * 2
     whole.guard.save(tmp_path)
     checkpoint = {"model": whole.model.state_dict(), "optimizer": whole.optimizer.state_dict()}
     torch.save({**checkpoint, "rng": torch.get_rng_state()}, tmp_path / "run.pt")
@@ -603,10 +603,10 @@ def test_exact_resume_also_in_the_middle_of_a_skip_series(optimizer, cut, tmp_pa
 
 
 def test_resume_without_snapshots_in_a_skip_series_cuts_and_goes_on() -> None:
-    run = Run().train(batches(83, size=32), _noise)
+    run = Run().train(batches(82, size=32), _noise)
     other = Run()
     other.guard.load_state_dict(run.guard.state_dict())
-    assert [other.guard.before_step(math.nan, 1.0) for _ in range(3)] == ["skip", "skip", "rollback"]
+    assert [other.guard.before_step(math.nan, 1.0) for _ in range(4)] == ["skip"] * 3 + ["rollback"]
     assert other.guard.events[-1]["restored_update"] is None
     assert other.optimizer.param_groups[0]["lr"] == 0.05
 

@@ -343,7 +343,7 @@ def test_close_and_garbage_collection_leave_nothing_on_the_model(tmp_path) -> No
 def test_a_scheduler_on_another_optimizer_is_noticed(tmp_path) -> None:
     model = bert()
     scheduler = ControlledLR(doors.optimizer_for(model), LossOnly(), model=model)
-    args = doors.arguments(tmp_path, max_steps=30)
+    args = doors.arguments(tmp_path, max_steps=70)
     trainer = Trainer(model=model, args=args, train_dataset=Tokens(), optimizers=(None, scheduler))
     with pytest.warns(UserWarning, match=r"applied no update; .*optimizers=\(None, scheduler\)") as caught:
         trainer.train()

@@ -59,6 +59,7 @@ class Method:
     name: str
     controller: Controller | None
     every: int = 1
+    guard: bool = False
 
 
 PLAIN = Method("plain", None)
@@ -90,7 +91,7 @@ def measure(size: Size, pairs: int, seed: int) -> Times:
     rounds, order = pairs * CADENCE, random.Random(seed)
     methods = (PLAIN, *METHODS, GAIN)
     times: Times = {method: {} for method in methods}
-    with _lanes(methods, size, WARM_UP + rounds + 1, seed) as (lanes, own):
+    with lanes_of(methods, size, WARM_UP + rounds + 1, seed) as (lanes, own):
         for index in tqdm(range(rounds), desc=f"{size.name}, {len(methods)} trainers in turn", unit="round"):
             # A cost of a third of an update needs fewer measurements than one of a thousandth.
             turn = [m for m in methods if m is not GAIN or index % 4 == 0]
@@ -102,15 +103,18 @@ def measure(size: Size, pairs: int, seed: int) -> Times:
 
 
 @contextlib.contextmanager
-def _lanes(
+def lanes_of(
     methods: Sequence[Method], size: Size, updates: int, seed: int
 ) -> Iterator[tuple[dict[Method, Lane], OwnTime]]:
+    """A warm trainer for each method, and the clock of our own code; all end with the context."""
     share_one_heap()
     with tempfile.TemporaryDirectory() as folder, OwnTime().measured() as own:
         lanes = {}
         for index, m in enumerate(methods):
             path = Path(folder, str(index))
-            trainer = trainer_for(m.controller, size, every=m.every, updates=updates, folder=path, seed=seed)
+            trainer = trainer_for(
+                m.controller, size, every=m.every, updates=updates, folder=path, seed=seed, guard=m.guard
+            )
             lanes[m] = Lane(trainer)
         for _ in range(WARM_UP):
             for lane in lanes.values():
@@ -167,8 +171,8 @@ def rows_for(size: Size, times: Times) -> list[dict[str, Any]]:
     rows = []
     for method in (*METHODS, GAIN):
         bound = TARGET if parameters >= TARGET_PARAMETERS and method.controller is not None else None
-        figures = _figures(method, times[PLAIN], times[method])
-        rows.append({"row": "overhead", **common, "method": method.name, **figures, "target": bound})
+        found = figures(method, times[PLAIN], times[method])
+        rows.append({"row": "overhead", **common, "method": method.name, **found, "target": bound})
     share = rows[-1]["ratio"] - 1
     rows[-1] |= {
         "row": "gain_ratio",
@@ -180,9 +184,10 @@ def rows_for(size: Size, times: Times) -> list[dict[str, Any]]:
     return rows
 
 
-def _figures(
+def figures(
     method: Method, plain: Mapping[int, tuple[float, float]], mine: Mapping[int, tuple[float, float]]
 ) -> dict[str, Any]:
+    """Ratios of a method's blocks to those of the plain trainer in the same rounds."""
     turns = sorted(mine)
     blocks = [turns[first : first + method.every] for first in range(0, len(turns), method.every)]
     paired = [sum(mine[i][0] for i in b) / sum(plain[i][0] for i in b) for b in blocks]

@@ -149,12 +149,53 @@ def verdict_table(rows: Path) -> str:
     return "\n".join(lines)
 
 
+def guard_table(rows: Path) -> str:
+    """Shares of disturbed runs that end as well as undisturbed ones, by task and method.
+
+    Args:
+        rows: folder with the rows that `python -m hf_adaptive_lr.bench.trouble` wrote.
+    """
+    from .trouble_figures import GUARD, Figures
+    from .trouble_methods import METHODS
+    from .trouble_pages import TROUBLES, rows_file
+    from .trouble_tasks import TASKS
+
+    lines = [f"| task | {' | '.join(f'`{name}`' for name in METHODS)} | alarms in healthy runs |"]
+    lines.append("|---" * (len(METHODS) + 2) + "|")
+    for task in TASKS:
+        found = Figures(read_rows(rows / rows_file(task)))
+        shares = ["{} of {}".format(*found.overall(TROUBLES, method)) for method in METHODS]
+        alarms, updates, _ = found.false_alarms()
+        shares[list(METHODS).index(GUARD)] = f"**{shares[list(METHODS).index(GUARD)]}**"
+        lines.append(f"| {task} | {' | '.join(shares)} | {alarms} in {updates:,} updates |")
+    return "\n".join(lines)
+
+
+def guard_overhead_table(rows: Sequence[Row]) -> str:
+    """What the guard costs.
+
+    Args:
+        rows: what `python -m hf_adaptive_lr.bench.guard_overhead` wrote.
+    """
+    lines = ["| parameters | method | ratio (interval) | aim |", "|---|---|---|---|"]
+    for row in rows:
+        if row["row"] == "header":
+            continue
+        (low, high), aim = row["interval"], row["target"]
+        ratio = f"{row['ratio']:.3f} ({low:.3f} ... {high:.3f})"
+        lines.append(
+            f"| {row['parameters'] / 1e6:.1f}M | {row['method']} | {ratio} | {f'at most {aim}' if aim else '-'} |"
+        )
+    return "\n".join(lines)
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "demo": ("finetune.jsonl", demo_table),
     "known_answer": ("known_answer.jsonl", known_answer_table),
     "mlp_answer": ("mlp_answer.jsonl", mlp_answer_table),
     "throughput": ("throughput.jsonl", throughput_table),
     "overhead": ("overhead.jsonl", overhead_table),
+    "guard_overhead": ("guard_overhead.jsonl", guard_overhead_table),
 }
 
 
@@ -174,6 +215,7 @@ def render(readme: str, rows: Path = ROWS) -> str:
     for name, (file, table) in TABLES.items():
         found = read_rows(rows / file)
         readme = _replaced(readme, name, table(found) if found else "")
+    readme = _replaced(readme, "guard", guard_table(rows) if any(rows.glob("guard_*.jsonl")) else "")
     judged = any(rows.glob("verdict_*.jsonl"))
     return _replaced(readme, "verdicts", verdict_table(rows) if judged else "")
 

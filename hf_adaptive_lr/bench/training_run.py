@@ -10,6 +10,7 @@ import platform
 import tempfile
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -95,6 +96,7 @@ class TrainingRun:
             **{f"{part}_{name}": short(value) for name, value in scores.items()},
             **_course(losses, [decision.lr[0] for decision in trainer.lr_scheduler.trace], self.lr),
             "diverged": diverged(losses, scores["loss"]),
+            **_guarded(trainer),
             "held": trainer.lr_scheduler.governor.held,
             "seconds": short(wall),
             "cpu_seconds": short(cpu),
@@ -168,6 +170,14 @@ def _course(losses: list[float], lrs: list[float], base: float) -> Row:
         "loss_curve": curve(losses, LOSS_POINTS),
         "factor_curve": curve([lr / base for lr in lrs], FACTOR_POINTS),
     }
+
+
+def _guarded(trainer: Any) -> Row:
+    """How often a guard acted, and why; nothing without one."""
+    watch = trainer.guard_callback
+    if watch is None or watch.guard is None:
+        return {}
+    return {"guard": dict(Counter(event["reason"] for event in watch.guard.events if event["reason"] is not None))}
 
 
 @cache

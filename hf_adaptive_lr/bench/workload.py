@@ -13,7 +13,11 @@ from transformers import BertConfig, BertForSequenceClassification, PrinterCallb
 
 from ..arguments import AdaptiveLRTrainingArguments
 from ..controller import Controller
+from ..guard_callback import GuardCallback
 from ..trainer import AdaptiveLRTrainer
+
+SNAPSHOT_EVERY = 50
+"""Updates between the guard's snapshots."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,14 @@ class _Tokens(Dataset[dict[str, Tensor]]):
 
 
 def trainer_for(
-    controller: Controller | None, size: Size, *, every: int, updates: int, folder: Path, seed: int
+    controller: Controller | None,
+    size: Size,
+    *,
+    every: int,
+    updates: int,
+    folder: Path,
+    seed: int,
+    guard: bool = False,
 ) -> Trainer:
     """A trainer with the Trainer's defaults (AdamW, clipping at 1.0) but for what the measurement needs.
 
@@ -71,6 +82,7 @@ def trainer_for(
         updates: length of the run.
         folder: output folder.
         seed: of data, weights and dropout.
+        guard: whether a divergence guard watches, with snapshots every 50 updates.
     """
     settings: dict[str, Any] = {
         "output_dir": str(folder),
@@ -86,7 +98,8 @@ def trainer_for(
         "seed": seed,
     }
     torch.manual_seed(seed)
-    inputs: dict[str, Any] = {"model": size.model(), "train_dataset": _Tokens(size, 64 * size.batch, seed)}
+    watched = {"callbacks": [GuardCallback(snapshot_every=SNAPSHOT_EVERY)]} if guard else {}
+    inputs: dict[str, Any] = {**watched, "model": size.model(), "train_dataset": _Tokens(size, 64 * size.batch, seed)}
     trainer: Trainer
     if controller is None:
         trainer = Trainer(args=TrainingArguments(**settings), **inputs)

@@ -1,0 +1,110 @@
+"""How often the divergence guard alarms where nothing is wrong: the verdicts' tasks at their tuned learning rates.
+
+    python -m hf_adaptive_lr.bench.false_alarms --jobs 2
+
+Every run is one that the verdicts have: same task, method, seed and learning rate, this time with a guard. The runs of
+`bench.trouble` that are not disturbed are counted on its own page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..demo_data import DemoDataError
+from .runner import Row, RowsError, WorkerError, read_rows, run_all
+from .training_run import TrainingRun
+from .verdict_methods import METHODS
+from .verdict_plan import Book, tuned
+from .verdict_tasks import TASKS
+
+ROWS = Path("model_cards/rows")
+FILE = "guard_false_alarms.jsonl"
+GUARDED = ("constant", "linear", "cosine", "hypergradient")
+"""Methods whose healthy runs are watched."""
+SEEDS = 3
+SLOW = "newsgroups-minilm3"
+"""Left out: its undisturbed runs are `bench.trouble`'s."""
+
+
+def plan(rows: Path, tasks: Sequence[str], seeds: int) -> list[TrainingRun]:
+    """The healthy runs of the verdicts, each with a guard.
+
+    Args:
+        rows: folder with the verdicts' rows, which say what was tuned.
+        tasks: names of tasks.
+        seeds: of each.
+
+    Raises:
+        ValueError: nothing has been tuned on these tasks yet.
+    """
+    book, runs = Book(rows), []
+    for name in tasks:
+        for method in (METHODS[method] for method in GUARDED):
+            found = tuned(TASKS[name], method, book, TASKS)
+            if found.variant is None:
+                continue  # the verdicts have no run of it there that went well
+            watched = dataclasses.replace(
+                found.variant,
+                name=f"{method.name}+guard",
+                arguments={**found.variant.arguments, "divergence_guard": True},
+            )
+            runs += [TrainingRun(TASKS[name], watched, seed, found.lr) for seed in range(seeds)]
+    if not runs:
+        raise ValueError(f"'{rows}' has no tuned runs of {', '.join(tasks)}; run: hf-adaptive-lr verdict all")
+    return runs
+
+
+def counts(rows: Sequence[Row]) -> tuple[int, int, int, int]:
+    """Alarmed updates, updates, runs with an alarm, and runs.
+
+    Args:
+        rows: of guarded runs that did not diverge.
+    """
+    alarms = [sum(row["guard"].values()) for row in rows]
+    return sum(alarms), sum(row["setting"]["updates"] for row in rows), sum(a > 0 for a in alarms), len(rows)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One line per task, and all together."""
+    lines = ["| task | alarmed updates | runs with an alarm |", "|---|---|---|"]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        a, n, r, m = counts([row for row in rows if row["task"] == task])
+        lines.append(f"| {task} | {a} of {n:,} | {r} of {m} |")
+    a, n, r, m = counts(rows)
+    return "\n".join([*lines, f"| all | {a} of {n:,} | {r} of {m} |"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing and print the table; 0 when done, 2 when it cannot be."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    p = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.false_alarms", description=__doc__.split("\n")[0])
+    p.add_argument("--jobs", type=int, default=1, help="worker processes")
+    p.add_argument("--tasks", nargs="+", choices=list(TASKS), default=[t for t in TASKS if t != SLOW], metavar="TASK")
+    p.add_argument("--seeds", type=int, default=SEEDS, help=f"of each method (default: {SEEDS})")
+    p.add_argument("--rows-dir", type=Path, default=ROWS, help=f"rows, the verdicts' as well (default: {ROWS})")
+    p.add_argument("--render-only", action="store_true", help="run nothing")
+    options = p.parse_args(argv)
+    if options.jobs < 1 or options.seeds < 1:
+        p.error(f"--jobs {options.jobs} --seeds {options.seeds}: both at least 1")
+    path = options.rows_dir / FILE
+    try:
+        if options.render_only:
+            rows = read_rows(path)
+        else:
+            rows = run_all(plan(options.rows_dir, options.tasks, options.seeds), path, jobs=options.jobs)
+    except (RowsError, WorkerError, DemoDataError, ValueError) as error:
+        print(f"{p.prog}: error: {error}", file=sys.stderr)
+        return 2
+    failed = [row for row in rows if "error" in row]
+    print(table([row for row in rows if "error" not in row]))
+    print(f"written to {path}" + (f"; {len(failed)} runs ended in an error" if failed else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

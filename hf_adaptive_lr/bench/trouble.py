@@ -1,0 +1,138 @@
+"""What the divergence guard is worth: trainings that are disturbed on purpose, with and without it.
+
+    python -m hf_adaptive_lr.bench.trouble --jobs 2
+
+What has run is not run again: an interrupted command goes on where it was. Rows are of the guard's settings as they
+were; when these have changed since, its runs are done again. A change of how it works that leaves its settings alone
+is not noticed: then delete its rows. See `trouble_injections.py` for what goes wrong, `trouble_run.py` for one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..demo_data import DemoDataError
+from .runner import RowsError, WorkerError, Workers, forget_errors, read_rows, run_all
+from .trouble_figures import GUARD, UNGUARDED
+from .trouble_injections import INJECTIONS
+from .trouble_methods import METHODS
+from .trouble_pages import rows_file, summary, write_page
+from .trouble_run import TroubleRun
+from .trouble_tasks import QUICK_TASKS, TASKS, TroubleTask, load_parts
+
+SEEDS, OTHER_SEEDS = 10, 3
+"""Seeds of the guard and of the clean runs it is compared with, and of everything else."""
+COMMAND = "python -m hf_adaptive_lr.bench.trouble"
+CARDS, QUICK = Path("model_cards"), Path("runs/trouble-quick")
+
+
+class _UserError(Exception):
+    """A request that cannot be carried out; its message is one line."""
+
+
+def plan(task: TroubleTask, methods: Sequence[str], seeds: int) -> list[TroubleRun]:
+    """The runs of a task.
+
+    Args:
+        task: one of the two.
+        methods: names of methods; clean runs without a guard come along, as all is compared with them.
+        seeds: of the guard and of these clean runs, from 0 on; all others have no more than `OTHER_SEEDS`.
+    """
+    cases = [("clean", UNGUARDED, seeds)]
+    for injection in INJECTIONS:
+        cases += [(injection, m, seeds if m == GUARD else min(seeds, OTHER_SEEDS)) for m in METHODS if m in methods]
+    runs = [TroubleRun(task, INJECTIONS[i], METHODS[m], seed) for i, m, count in cases for seed in range(count)]
+    return list({run.key: run for run in runs}.values())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing and write the page; 0 when done, 2 when it cannot be, 130 when interrupted."""
+    # Threads that wait by spinning starve the other workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    options = parser().parse_args(argv)
+    try:
+        folder, page = _places(options)
+        tasks = _chosen(options)
+        if not options.render_only:
+            _run_missing(options, tasks, folder)
+        rows = {name: read_rows(folder / rows_file(name)) for name in TASKS}
+        write_page(rows, page, command=_command(options), quick=options.quick)
+        print(summary(rows))
+        print(f"written to {page}, from the rows in {folder}")
+    except (_UserError, RowsError, WorkerError, DemoDataError, OSError) as error:
+        print(f"trouble: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ntrouble: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    p = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
+    p.add_argument("--jobs", type=int, default=1, help="worker processes (default: 1)")
+    p.add_argument(
+        "--tasks", nargs="+", metavar="TASK", default=list(TASKS), help=f"{', '.join(TASKS)} (default: all)"
+    )
+    p.add_argument(
+        "--methods", nargs="+", metavar="METHOD", default=list(METHODS), help=f"{', '.join(METHODS)} (default: all)"
+    )
+    p.add_argument(
+        "--seeds",
+        type=int,
+        help=f"seeds of the guard and its clean runs (default: {SEEDS}); others have at most {OTHER_SEEDS}",
+    )
+    p.add_argument("--quick", action="store_true", help="tiny tasks and one seed: does it run, not what it is worth")
+    p.add_argument("--render-only", action="store_true", help="run nothing, write the page from the rows")
+    p.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
+    p.add_argument("--rows-dir", type=Path, metavar="DIR", help=f"rows (default: {CARDS / 'rows'})")
+    p.add_argument("--page", type=Path, metavar="FILE", help=f"page (default: {CARDS / 'GUARD.md'})")
+    return p
+
+
+def _run_missing(options: argparse.Namespace, tasks: Sequence[TroubleTask], folder: Path) -> None:
+    seeds = options.seeds if options.seeds is not None else (1 if options.quick else SEEDS)
+    for what, value in (("--jobs", options.jobs), ("--seeds", seeds)):
+        if value < 1:
+            raise _UserError(f"{what} {value}: at least 1")
+    for task in tasks:
+        load_parts(task)  # that data is missing is said before anything has run
+    with Workers(options.jobs) as workers:
+        for task in tasks:
+            path = folder / rows_file(task.name)
+            if options.retry_failed:
+                forget_errors(path)
+            run_all(plan(task, options.methods, seeds), path, jobs=workers)
+
+
+def _places(options: argparse.Namespace) -> tuple[Path, Path]:
+    folder = options.rows_dir or (QUICK if options.quick else CARDS) / "rows"
+    page = options.page or (QUICK if options.quick else CARDS) / "GUARD.md"
+    if options.quick and CARDS.resolve() in {folder.resolve().parent, page.resolve().parent}:
+        raise _UserError(f"--quick would mix its rows or page with the real ones in '{CARDS}'; name another folder")
+    return folder, page
+
+
+def _chosen(options: argparse.Namespace) -> list[TroubleTask]:
+    known: Any
+    for what, names, known in (("task", options.tasks, TASKS), ("method", options.methods, METHODS)):
+        for name in names:
+            if name not in known:
+                raise _UserError(f"no {what} '{name}'; known: {', '.join(known)}")
+    tasks = QUICK_TASKS if options.quick else TASKS
+    return [tasks[name] for name in TASKS if name in options.tasks]
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The page is the same whoever renders it, so it names the command for all rows, not the one that was given."""
+    return f"{COMMAND} --quick" if options.quick else f"{COMMAND} --jobs 2"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The figures of the guard's benchmark, from rows alone: tolerance, shares within it, differences, false alarms."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .runner import Row
+
+MARGIN = 0.02
+"""Loss of accuracy that is always tolerated."""
+SPREADS = 2.0
+"""Standard deviations of the clean runs that are tolerated, where that is more."""
+GOAL = 0.95
+"""Share of the guarded runs that are to end within the tolerance."""
+GUARD, UNGUARDED = "guard", "none"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one injection and method.
+
+    Args:
+        runs: rows by seed.
+        differences: accuracy minus that of the clean run, of the seeds that have both.
+        tolerance: how far below zero a difference may be.
+    """
+
+    runs: Mapping[int, Row]
+    differences: Mapping[int, float]
+    tolerance: float
+
+    @property
+    def judged(self) -> int:
+        """Runs that can be judged: those with a clean run of their seed, and those that raised."""
+        return len(self.differences) + sum("error" in row for row in self.runs.values())
+
+    @property
+    def within(self) -> int:
+        """Runs within the tolerance; one that raised is not."""
+        return sum(within(difference, self.tolerance) for difference in self.differences.values())
+
+    @property
+    def mean(self) -> float | None:
+        """Mean difference."""
+        return statistics.fmean(self.differences.values()) if self.differences else None
+
+    @property
+    def worst(self) -> float | None:
+        """Lowest difference."""
+        return min(self.differences.values(), default=None)
+
+
+def within(difference: float, tolerance: float) -> bool:
+    """Whether a run is no further below its clean run than it may be.
+
+    Args:
+        difference: its accuracy minus the clean run's.
+        tolerance: not negative.
+
+    Example:
+        >>> within(0.71 - 0.73, 0.02), within(0.70 - 0.73, 0.02), within(0.1, 0.02)
+        (True, False, True)
+    """
+    return difference >= -tolerance - 1e-9  # shares of rows are not exact in binary
+
+
+def tolerance(accuracies: Sequence[float]) -> float:
+    """Two points, or twice the standard deviation over the seeds of clean, unguarded runs if that is more.
+
+    Args:
+        accuracies: of these runs.
+
+    Example:
+        >>> tolerance([0.75, 0.75, 0.75]), round(tolerance([0.70, 0.75, 0.80]), 3)
+        (0.02, 0.1)
+    """
+    return max(MARGIN, SPREADS * spread(accuracies))
+
+
+def spread(accuracies: Sequence[float]) -> float:
+    """Standard deviation; 0 of fewer than two values."""
+    return statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+
+
+class Figures:
+    """What the rows of one task say.
+
+    Rows of an older version of the task, or of older settings of a method, are left out: of each case those count
+    that are of the same version as the newest.
+
+    Args:
+        rows: in the order they were written.
+    """
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._runs: dict[tuple[str, str], dict[int, Row]] = {}
+        for row in _current(list(rows)):
+            injection, method = row["method"].split("/")
+            self._runs.setdefault((injection, method), {})[row["seed"]] = row
+        self.clean = {
+            seed: row["accuracy"] for seed, row in self.runs("clean", UNGUARDED).items() if "error" not in row
+        }
+        """Accuracy of the clean, unguarded runs by seed."""
+        self.tolerance = tolerance(list(self.clean.values()))
+
+    @property
+    def setting(self) -> Mapping[str, Any] | None:
+        """What was trained, None without rows."""
+        return next((row["setting"] for row in self.all() if "setting" in row), None)
+
+    def all(self) -> list[Row]:
+        """Every row that counts."""
+        return [row for runs in self._runs.values() for row in runs.values()]
+
+    def runs(self, injection: str, method: str) -> Mapping[int, Row]:
+        """The rows of one injection and method, by seed."""
+        return dict(sorted(self._runs.get((injection, method), {}).items()))
+
+    def cell(self, injection: str, method: str) -> Cell:
+        """The figures of one injection and method.
+
+        A schedule is compared with its own clean runs, since it may be better or worse on these to begin with; a
+        guard with runs without one.
+        """
+        runs = self.runs(injection, method)
+        clean = self.clean
+        if method not in (GUARD, UNGUARDED):
+            clean = {s: row["accuracy"] for s, row in self.runs("clean", method).items() if "error" not in row}
+        differences = {
+            seed: row["accuracy"] - clean[seed] for seed, row in runs.items() if seed in clean and "error" not in row
+        }
+        return Cell(runs, differences, self.tolerance)
+
+    def overall(self, injections: Iterable[str], method: str) -> tuple[int, int]:
+        """Runs within the tolerance, and runs, over several injections."""
+        found = [self.cell(injection, method) for injection in injections]
+        return sum(cell.within for cell in found), sum(cell.judged for cell in found)
+
+    def false_alarms(self) -> tuple[int, int, int]:
+        """Updates of the guard's clean runs that it took for trouble, updates, and runs."""
+        runs = [row for row in self.runs("clean", GUARD).values() if "error" not in row]
+        alarms = sum(len({event["step"] for event in _alarms(row)}) for row in runs)
+        return alarms, sum(row["updates"] for row in runs), len(runs)
+
+
+def _current(rows: Sequence[Row]) -> list[Row]:
+    tasks = {row["task"]: row["task_digest"] for row in rows}
+    methods = {row["method"]: row["method_digest"] for row in rows if row["task_digest"] == tasks[row["task"]]}
+    return [
+        row
+        for row in rows
+        if row["task_digest"] == tasks[row["task"]] and row["method_digest"] == methods[row["method"]]
+    ]
+
+
+def mean_actions(runs: Iterable[Row]) -> dict[str, float] | None:
+    """What the guard did per run, by action; None without runs of a guard.
+
+    Example:
+        >>> mean_actions([{"actions": {"skip": 3}}, {"actions": {"skip": 2, "rollback": 1}}, {"actions": {}}, {}])
+        {'rollback': 0.3333333333333333, 'skip': 1.6666666666666667}
+    """
+    found = [row["actions"] for row in runs if "actions" in row]
+    names = sorted({name for actions in found for name in actions})
+    return {name: statistics.fmean(a.get(name, 0) for a in found) for name in names} if found else None
+
+
+def first_alarm(row: Row) -> int | None:
+    """Updates from the beginning of the trouble to the guard's first alarm; None when there was none."""
+    steps = [event["step"] - row["strike"] for event in _alarms(row) if row["strike"] is not None]
+    return min((step for step in steps if step >= 0), default=None)
+
+
+def _alarms(row: Row) -> list[Mapping[str, Any]]:
+    """The events that were about an update; the guard may also note that all is well again."""
+    return [event for event in row.get("events", ()) if event.get("reason") is not None]

@@ -1,0 +1,244 @@
+"""What goes wrong in the guard's benchmark, as values: one entry of `INJECTIONS` is one kind of trouble.
+
+An [`Injection`] says what happens, a [`Striker`] when: once, at two fifths of the run give or take a tenth, drawn from
+the seed. Draws come from a generator of their own, so that a troubled run sees the same batches and dropout as the
+clean one, and is the same up to the strike, bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+
+STRIKE, JITTER = 0.4, 0.1
+"""Where in the run trouble begins, and how far off this a seed may put it, as shares of the run."""
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Injection:
+    """A kind of trouble; this one is none, the others override what they disturb.
+
+    Args:
+        name: in keys and tables.
+        text: what happens, for the page.
+        share: how long it lasts, as a share of the run; 0 is one update.
+        from_start: whether it lasts for the whole run instead.
+        base_lr_factor: of the learning rate that the run is given.
+        step_lr_factor: of the learning rate of one applied update.
+    """
+
+    name: str
+    text: str
+    share: float = 0.0
+    from_start: bool = False
+    base_lr_factor: float = 1.0
+    step_lr_factor: float = 1.0
+
+    def spec(self) -> dict[str, Any]:
+        """All that a run depends on, as JSON values; not its name or text."""
+        values = dataclasses.asdict(self)
+        return {"kind": type(self).__name__, **{k: v for k, v in values.items() if k not in ("name", "text")}}
+
+    def disturb_batch(self, inputs: Inputs, classes: int, draw: Generator) -> Inputs:
+        """The batch that the model is given."""
+        del classes, draw
+        return inputs
+
+    def disturb_weights(self, weights: list[nn.Parameter], draw: Generator) -> None:
+        """Change the trained weights before the forward pass."""
+
+    def disturb_loss(self, loss: Tensor) -> Tensor:
+        """The loss that the model answers with."""
+        return loss
+
+    def disturb_gradients(self, weights: list[nn.Parameter], draw: Generator) -> None:
+        """Change the gradients after the backward pass, before they are clipped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NanBatch(Injection):
+    """Every pixel of a batch is NaN; texts have no numbers to spoil, so their loss is NaN by itself."""
+
+    def disturb_batch(self, inputs: Inputs, classes: int, draw: Generator) -> Inputs:
+        """The batch with NaN for every number that is not whole."""
+        del classes, draw
+        return {n: torch.full_like(v, torch.nan) if v.is_floating_point() else v for n, v in inputs.items()}
+
+    def disturb_loss(self, loss: Tensor) -> Tensor:
+        """NaN, and so are all gradients."""
+        return loss * torch.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfGradient(Injection):
+    """The gradient of one parameter, drawn among all, is infinite."""
+
+    def disturb_gradients(self, weights: list[nn.Parameter], draw: Generator) -> None:
+        """Fill one gradient."""
+        gradients = [p.grad for p in weights if p.grad is not None]
+        gradients[int(torch.randint(len(gradients), (), generator=draw))].fill_(torch.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpike(Injection):
+    """The loss, and with it every gradient, is multiplied.
+
+    Args:
+        factor: by this.
+    """
+
+    factor: float = 100.0
+
+    def disturb_loss(self, loss: Tensor) -> Tensor:
+        """The product."""
+        return loss * self.factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelBurst(Injection):
+    """The labels of some updates in succession are drawn from all classes."""
+
+    def disturb_batch(self, inputs: Inputs, classes: int, draw: Generator) -> Inputs:
+        """The batch with other labels."""
+        labels = inputs["labels"]
+        return {**inputs, "labels": torch.randint(classes, labels.shape, generator=draw)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightNoise(Injection):
+    """Normal noise is added to every trained tensor.
+
+    Args:
+        scale: its standard deviation over the tensor's root mean square.
+    """
+
+    scale: float = 1.0
+
+    @torch.no_grad()
+    def disturb_weights(self, weights: list[nn.Parameter], draw: Generator) -> None:
+        """Add it."""
+        for weight in weights:
+            noise = torch.randn(weight.shape, generator=draw)
+            weight.add_(self.scale * weight.square().mean().sqrt() * noise)
+
+
+_ALL = (
+    Injection(name="clean", text="nothing happens"),
+    NanBatch(name="nan_batch", text="one batch of NaN pixels; for texts, a loss of NaN"),
+    InfGradient(name="inf_gradient", text="the gradient of one parameter is infinite at one update"),
+    LossSpike(name="loss_spike", text="the loss of one update is multiplied by 100"),
+    Injection(name="lr_spike", text="one update is applied at 100 times the learning rate", step_lr_factor=100.0),
+    Injection(
+        name="high_lr", text="the run is given 30 times the learning rate", from_start=True, base_lr_factor=30.0
+    ),
+    LabelBurst(
+        name="label_burst", text="the labels of a tenth of the run, in succession, are drawn at random", share=0.1
+    ),
+    WeightNoise(name="weight_noise", text="noise as large as the weights themselves is added to all that are trained"),
+)
+
+INJECTIONS: Mapping[str, Injection] = {injection.name: injection for injection in _ALL}
+"""Every kind of trouble by its name, and `clean`."""
+
+
+def strikes(injection: Injection, updates: int, seed: int) -> range:
+    """The updates, counted from 0, at which an injection is at work.
+
+    Args:
+        injection: which.
+        updates: length of the run, at least 1.
+        seed: of the run.
+
+    Example:
+        >>> strikes(INJECTIONS["label_burst"], 200, seed=0)
+        range(95, 115)
+        >>> strikes(INJECTIONS["clean"], 200, seed=0)
+        range(0, 0)
+    """
+    if injection.name == "clean":
+        return range(0)
+    if injection.from_start:
+        return range(updates)
+    share = STRIKE + JITTER * (2.0 * float(torch.rand((), generator=_draw(injection, seed))) - 1.0)
+    first = min(round(share * updates), updates - 1)
+    return range(first, min(first + max(1, round(injection.share * updates)), updates))
+
+
+def _draw(injection: Injection, seed: int) -> Generator:
+    return torch.Generator().manual_seed(zlib.crc32(f"{injection.name} {seed}".encode()))
+
+
+class Striker:
+    """Lets an injection loose on a model at the right updates; whoever trains it calls the three methods.
+
+    Make it before training begins: its hook on the loss then comes before those of whoever watches the loss.
+
+    Args:
+        injection: what happens.
+        model: whom it happens to; answers with `loss`, and its config knows `num_labels`.
+        updates: length of the run.
+        seed: of the run.
+    """
+
+    def __init__(self, injection: Injection, model: nn.Module, updates: int, seed: int) -> None:
+        self.injection, self.updates = injection, strikes(injection, updates, seed)
+        self._classes = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
+        self._weights = [p for p in model.parameters() if p.requires_grad]
+        self._draw = _draw(injection, seed)
+        self._update = -1
+        self._spiked = False
+        self._lrs: list[float] = []
+        model.register_forward_hook(self._on_loss)
+
+    @property
+    def _at_work(self) -> bool:
+        return self._update in self.updates
+
+    def before_forward(self, update: int, inputs: Inputs) -> Inputs:
+        """The batch to be used at an update, counted from 0; spoils weights if that is what happens."""
+        self._update = update
+        if not self._at_work:
+            return inputs
+        self.injection.disturb_weights(self._weights, self._draw)
+        return self.injection.disturb_batch(inputs, self._classes, self._draw)
+
+    def after_backward(self) -> None:
+        """Spoils gradients if that is what happens."""
+        if self._at_work:
+            self.injection.disturb_gradients(self._weights, self._draw)
+
+    def watch(self, optimizer: Optimizer) -> None:
+        """Hooks on the optimizer itself: they act after every scheduler has written, and only for real updates."""
+        if self.injection.step_lr_factor != 1.0:
+            optimizer.register_step_pre_hook(self._raise_lr)
+            optimizer.register_step_post_hook(self._put_lr_back)
+
+    def _on_loss(self, model: nn.Module, args: Any, output: Any) -> None:
+        del args
+        if self._at_work and model.training:
+            output.loss = self.injection.disturb_loss(output.loss)
+
+    def _raise_lr(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        due = not self._spiked and len(self.updates) > 0 and self._update >= self.updates.start
+        # A step without gradients is one that a guard has taken out: the spike is for the next that is applied.
+        if due and any(p.grad is not None for p in self._weights):
+            self._spiked = True
+            self._lrs = [group["lr"] for group in optimizer.param_groups]
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * self.injection.step_lr_factor
+
+    def _put_lr_back(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        for group, lr in zip(optimizer.param_groups, self._lrs, strict=False):
+            group["lr"] = lr
+        self._lrs = []

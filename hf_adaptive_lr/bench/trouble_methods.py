@@ -1,0 +1,68 @@
+"""What keeps the runs of the guard's benchmark on their way, as values: the guard, nothing, and two schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .. import divergence, guard
+from ..guard_callback import GuardCallback
+from .trouble_tasks import EVALUATIONS
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What keeps a run on its way, or not.
+
+    Args:
+        name: in keys and tables.
+        text: what it is, for the page.
+        scheduler: `lr_scheduler_type` of `TrainingArguments`, with its defaults.
+        evaluates: whether the scheduler moves at evaluations, of which there are then `EVALUATIONS` in a run.
+        guard: arguments of [`GuardCallback`] that differ from its defaults; None for no guard.
+    """
+
+    name: str
+    text: str
+    scheduler: str = "linear"
+    evaluates: bool = False
+    guard: Config | None = None
+
+    def spec(self) -> dict[str, Any]:
+        """All that a run depends on, as JSON values; with the guard's settings, defaults included."""
+        return {
+            "scheduler": self.scheduler,
+            "evaluations": EVALUATIONS if self.evaluates else 0,
+            "guard": None if self.guard is None else guard_settings(self.guard),
+        }
+
+
+_ALL = (
+    Method(name="guard", text="linear schedule and `GuardCallback()`", guard={}),
+    Method(name="none", text="linear schedule, nothing else"),
+    Method(name="greedy", text="transformers' `GreedyLR` as shipped", scheduler="greedy", evaluates=True),
+    Method(
+        name="plateau",
+        text="torch's `ReduceLROnPlateau` as `Trainer` makes it",
+        scheduler="reduce_lr_on_plateau",
+        evaluates=True,
+    ),
+)
+
+METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
+"""Every method by its name."""
+
+
+def guard_settings(arguments: Config) -> dict[str, Any]:
+    """Every number that the guard decides by: arguments, thresholds, and the constants of its modules."""
+    constants = {
+        name: value
+        for module in (guard, divergence)
+        for name, value in vars(module).items()
+        if name.startswith("_") and name.isupper() and isinstance(value, int | float)
+    }
+    settings: dict[str, Any] = GuardCallback(**arguments).state()["args"]
+    return {**settings, "constants": constants}
