@@ -1,23 +1,18 @@
 """Noticing divergence from two numbers per update, its loss and its gradient norm, before the update is applied.
 
-Nothing here knows a model: plain floats in, a reason code out, and a state of numbers and short lists.
-
-Losses and norms are compared as *levels*, `asinh(x / 2u)` with a unit `u` far below the run's first values. Above the
-unit that is a logarithm, and the logarithm is right for two reasons: minibatch losses and gradient norms scatter by
-ratios (log-normal, so a robust z-score of raw values alarms on about every hundredth healthy update of a noisy run,
-one of levels on none), and a threshold in ratios is the same for a loss that starts at 0.7 and one that starts at 11.
-Unlike a logarithm it takes zero and negative losses; for a loss that swings around zero the scatter of levels is so
-wide that only non-finite values alarm, which is the honest answer there.
+Nothing here knows a model: plain floats in, a reason code out, and a state of numbers and short lists. How values are
+compared is in `levels.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .controller import check_range
+from .levels import FIRST, SHIFT_SPREAD, Track, median, sigma
 
 REASONS = (
     *("non_finite_loss", "non_finite_gradient", "loss_spike", "gradient_explosion"),
@@ -28,11 +23,7 @@ REASONS = (
 EARLY = "early_divergence"
 """What a guard says when the loss rises at once (`Detector.rising`) and the weights are already far from the start."""
 
-_SIGMA = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
-_UNIT = 1e-6  # the unit of levels over the median size of the first values
-_SHIFT_SPREAD = 32  # healthy updates from which the scatter of successive losses is taken
-_WARY = 16
-_FIRST = 3  # so few updates can a far too large LR not yet have spoilt
+_WARY = 16  # healthy updates after a rollback until a shift has to last again
 
 
 @dataclass(frozen=True)
@@ -103,7 +94,7 @@ class Thresholds:
             raise ValueError(f"Thresholds: windows={self.windows} must be one or more lengths in ascending order")
         object.__setattr__(self, "windows", windows)
         wholes = [("windows", w, 4, 4096) for w in windows]
-        wholes += [("burn_in", self.burn_in, _FIRST, 1000), ("slow_window", self.slow_window, _FIRST, 4096)]
+        wholes += [("burn_in", self.burn_in, FIRST, 1000), ("slow_window", self.slow_window, FIRST, 4096)]
         wholes += [("slow_patience", self.slow_patience, 0, 1_000_000)]
         wholes += [("shift_window", self.shift_window, 4, 4096), ("shift_patience", self.shift_patience, 0, 1000)]
         wholes += [("creep_window", self.creep_window, 4, 4096)]
@@ -150,13 +141,13 @@ class Detector:
         self.seen: dict[str, float] = {}
         """The numbers behind the last alarm: `typical` and `limit` of what alarmed; empty for non-finite values."""
         t = self.thresholds
-        before = max(t.creep_window, _SHIFT_SPREAD)
+        before = max(t.creep_window, SHIFT_SPREAD)
         keep = max(*t.windows, t.slow_window, t.shift_window, before + t.creep_updates)
         self.lasted = 0
         """Updates that the trouble behind the last alarm has been going on for; 0 if it came with this one."""
         self.unseen = 0
         """How many of these were called healthy and not even suspicious."""
-        self._loss, self._norm = _Track(self.thresholds, keep), _Track(self.thresholds, keep)
+        self._loss, self._norm = Track(self.thresholds, keep), Track(self.thresholds, keep)
         self._best: float | None = None  # lowest median level
         self._slow = 0  # healthy updates in succession that were high
         self._pending: list[list[float]] = []  # losses and norms in succession that may be a shift
@@ -207,7 +198,7 @@ class Detector:
         ):
             limit = track.spike_limit(value, rise)
             if limit is not None:
-                self.seen = {"typical": track.value(_median(track.levels)), "limit": track.value(limit)}
+                self.seen = {"typical": track.value(median(track.levels)), "limit": track.value(limit)}
                 return reason
         if self._shifts(loss, grad_norm):
             return "loss_shift" if not self._pending else None
@@ -232,7 +223,7 @@ class Detector:
         self._pending.append([loss, grad_norm])
         if len(self._pending) >= self.thresholds.shift_patience or self._is_back(loss):
             self.lasted, self._pending = len(self._pending), []
-            self.seen = {"typical": self._loss.value(_median(self._loss.levels)), "limit": self._loss.value(limit)}
+            self.seen = {"typical": self._loss.value(median(self._loss.levels)), "limit": self._loss.value(limit)}
         return True
 
     def be_wary(self, loss: float) -> None:
@@ -248,7 +239,7 @@ class Detector:
         """Whether a loss out of its band is nearer to that of the trouble before than to what is normal."""
         track = self._loss
         bad = track.level(min(self._trouble, 1e300))
-        return self._wary > 0 and track.level(loss) > 0.5 * (_median(track.levels) + bad)
+        return self._wary > 0 and track.level(loss) > 0.5 * (median(track.levels) + bad)
 
     def accept(self) -> None:
         """The data has changed: what follows is normal, whatever it is."""
@@ -259,12 +250,12 @@ class Detector:
         t, track = self.thresholds, self._loss
         if not t.slow_patience or len(track.levels) < t.slow_window:
             return None
-        level = _median(track.levels[-t.slow_window :])
+        level = median(track.levels[-t.slow_window :])
         self._best = level if self._best is None else min(self._best, level)
         start = track.start_level
         bound = min(start + math.log(t.slow_rise), max(self._best + math.log(t.slow_far), start - math.log(2.0)))
         if level > bound:  # the scatter takes a sort, so it is asked for last
-            bound += t.slow_sigmas * min(_sigma(track.levels), 1.0)
+            bound += t.slow_sigmas * min(sigma(track.levels), 1.0)
         self._slow = self._slow + 1 if level > bound else 0
         if self._slow < t.slow_patience:
             return None
@@ -292,106 +283,3 @@ class Detector:
         self._trouble = math.inf if state["trouble"] is None else state["trouble"]
         self._loss.load_state_dict(state, "loss")
         self._norm.load_state_dict(state, "norm")
-
-
-class _Track:
-    """The recent healthy values of one quantity, as levels."""
-
-    def __init__(self, thresholds: Thresholds, keep: int) -> None:
-        self._thresholds, self._keep = thresholds, keep
-        self.early: list[float] = []  # raw, until the unit is known
-        self.levels: list[float] = []
-        self.unit, self.start = 0.0, 0.0
-
-    @property
-    def start_level(self) -> float:
-        return self.level(self.start)
-
-    def level(self, value: float) -> float:
-        return math.asinh(max(-1e300, min(1e300, value / (2.0 * self.unit))))
-
-    def value(self, level: float) -> float:
-        return 2.0 * self.unit * math.sinh(min(level, 600.0)) if self.unit else 0.0
-
-    def push(self, value: float) -> None:
-        if self.unit:
-            self.levels.append(self.level(value))
-            del self.levels[: -self._keep]
-            return
-        self.early.append(value)
-        if len(self.early) < self._thresholds.burn_in:
-            return
-        self.unit = max(_UNIT * _median([abs(v) for v in self.early]), 1e-12)
-        # A far too large LR spoils all but the very first values, and a lucky first batch is no level either.
-        self.start = min(_median(self.early[:_FIRST]), _median(self.early))
-        self.levels, self.early = [self.level(v) for v in self.early][-self._keep :], []
-
-    def spike_limit(self, value: float, rise: float) -> float | None:
-        """The level that `value` should have stayed under, or None when it did."""
-        if not self.unit or not self.levels:
-            return None
-        level, step = self.level(value), math.log(rise)
-        floor = self.level(self._thresholds.floor * abs(self.start))
-        limit = max(floor, max(self.levels)) + step
-        if level <= limit:  # nearly always, and cheap
-            return None
-        for window in self._thresholds.windows:
-            levels = self.levels[-window:]
-            limit = max(limit, max(_median(levels), floor) + self._thresholds.z * _sigma(levels))
-        return limit if level > limit else None
-
-    def shift_limit(self, value: float) -> float | None:
-        """The level above which `value` is out of the band of the last updates, or None when it is not."""
-        t = self._thresholds
-        near = self.levels[-t.shift_window :]
-        level = self.level(value) if self.unit else 0.0
-        if not self.unit or len(near) < t.shift_window or level <= max(near):  # nearly always, and cheap
-            return None
-        floor = self.level(t.floor * abs(self.start))
-        limit = max(*near, max(_median(near), floor) + math.log(t.shift_rise))
-        if level > limit:
-            limit = max(limit, max(_median(near), floor) + t.shift_z * _spread(self.levels[-_SHIFT_SPREAD:]))
-        return limit if level > limit else None
-
-    def creep_limit(self) -> dict[str, float] | None:
-        """What the mean of the last losses should have stayed under, and what was typical; None when it did."""
-        t = self._thresholds
-        last, ref = self.levels[-t.creep_updates :], self.levels[: -t.creep_updates]
-        if len(ref) < t.creep_window or last[-1] <= ref[-1]:  # half of the time, and cheap
-            return None
-        middle = max(_median(ref[-t.creep_window :]), self.level(t.floor * abs(self.start)))
-        mean = sum(last) / len(last)
-        if min(last) <= middle or mean <= middle + math.log(t.creep_rise):
-            return None
-        rise = t.creep_z * _spread(ref[-_SHIFT_SPREAD:]) / math.sqrt(len(last))
-        limit = middle + max(math.log(t.creep_rise), rise)
-        return {"typical": self.value(middle), "limit": self.value(limit)} if mean > limit else None
-
-    def state_dict(self, name: str) -> dict[str, Any]:
-        return {
-            f"{name}_early": list(self.early),
-            f"{name}_levels": list(self.levels),
-            f"{name}_unit": self.unit,
-            f"{name}_start": self.start,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any], name: str) -> None:
-        self.early, self.levels = list(state[f"{name}_early"]), list(state[f"{name}_levels"])
-        self.unit, self.start = state[f"{name}_unit"], state[f"{name}_start"]
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
-
-
-def _sigma(levels: Sequence[float]) -> float:
-    middle = _median(levels)
-    return _SIGMA * _median([abs(level - middle) for level in levels])
-
-
-def _spread(levels: Sequence[float]) -> float:
-    """Standard deviation of a level about its trend: successive ones differ by the square root of 2 times as much."""
-    steps = [after - before for before, after in zip(levels, levels[1:], strict=False)]
-    return _sigma(steps) / math.sqrt(2.0) if steps else 0.0

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from .controller import check_range
 from .divergence import EARLY, Detector, Thresholds
 from .files import replace_file
+from .guard_rates import Rates
 from .param_groups import raw
 from .ranks import average_over_ranks, rank, world_size
 from .scheduler import ControlledLR
@@ -31,28 +32,16 @@ _PAID_BACK = 0.25  # a healthy update makes up for this many skipped ones
 _CONFIRMED = 2  # healthy updates after a snapshot before it counts as good, where trouble shows at once
 _SPAN = 16  # updates that snapshots reach back, at least: what creeps shows after ten
 _CALM = 8  # healthy updates since the last trouble before the next snapshot
-_SAFE_DRIFT = (
-    0.007  # of the weights' norm per update: where a cut in the opening leads, a healthy rate for fine-tuning
-)
+_SAFE_DRIFT = 0.007  # of the weights' norm per update, healthy in fine-tuning: where a cut in the opening leads
 _LARGEST_CUT = 1e-3
 _PERSISTS = 3  # updates in succession with a finite loss or gradient out of bounds: the weights are damaged
 _PAROLE = 8  # healthy updates, at least, before a cut is taken back
 _DATA_PATIENCE = 4  # times max_skips: how long finite trouble that the data brings is skipped before it is accepted
 _SCALER_SKIPS = 20  # overflows in a row that are left to a gradient scaler; it needs them to find its scale
-_GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are OneCycleLR's
-_SCHEDULER_RATES = ("base_lrs", "max_lrs", "_last_lr")
 
 
 class DivergenceError(RuntimeError):
     """Training was stopped because it diverged again and again; the last good state has been restored."""
-
-
-@runtime_checkable
-class ScalesLR(Protocol):
-    """What the guard asks of a scheduler that writes learning rates at every update, as [`ControlledLR`] does."""
-
-    def set_scale(self, scale: float) -> None:
-        """From the next update on, write `scale` times what would have been written; absolute, 1.0 at the start."""
 
 
 class DivergenceGuard:
@@ -95,7 +84,7 @@ class DivergenceGuard:
     Args:
         model: the module that trains.
         optimizer: its optimizer, raw or prepared by Accelerate.
-        scheduler: its scheduler, or None. One with `set_scale` (see [`ScalesLR`]) is told the factor. A
+        scheduler: its scheduler, or None. One with `set_scale` (see `guard_rates.ScalesLR`) is told the factor. A
             [`ControlledLR`] without it keeps writing its own rates: whoever wires it applies `factor`. For all others
             the guard scales `lr` and `initial_lr` of the groups and the scheduler's `base_lrs`.
         scaler: a `torch.amp.GradScaler`, or None. With one, overflows are left to it (it skips by itself), up to 20 in
@@ -149,7 +138,8 @@ class DivergenceGuard:
             check_range(self, name, value, low, 1_000_000, hint="it is a number of updates or rollbacks")
         check_range(self, "lr_cut", lr_cut, 1e-6, 1.0, hint="0.5 halves the learning rate at each rollback")
         self.optimizer = raw(optimizer)
-        self.scheduler = _unwrapped(scheduler)
+        self._rates = Rates(self.optimizer, scheduler)
+        self.scheduler = self._rates.scheduler
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.detector = detector if isinstance(detector, Detector) else Detector(detector)
         self.snapshots = (
@@ -330,27 +320,27 @@ class DivergenceGuard:
     def _skip(self, seen: Event) -> Action:
         if self.snapshots is not None:
             seen["buffers_repaired"] = self.snapshots.repair_buffers(self._good())
-        self._drop_observations()
+        self._rates.forget_losses()
         self._log("skip", seen)
         return "skip"
 
     def _roll_back(self, seen: Event) -> Action:
         dismissed = self._dismisses(seen)
-        before, cut = self._rate(), 1.0 if dismissed and seen["reason"] == "slow_divergence" else self._cut()
+        before, cut = self._rates.now(), 1.0 if dismissed and seen["reason"] == "slow_divergence" else self._cut()
         restored = self._restore(seen)
         self.rollbacks += 1
         factor_then = restored["factor"] if self.rewind_schedule and restored else self.factor
         self._parole = self._sentence(seen, restored)
         self._fruitless += 1
         self.factor *= cut
-        self._scale(self.factor / factor_then)
+        self._rates.scale(self.factor / factor_then, self.factor)
         self._trouble, self._overflows, self._last_cut = 0.0, 0, cut
-        self._drop_observations()
+        self._rates.forget_losses()
         if dismissed:
             self.scheduler.hand_over(f"{seen['reason']} at update {seen['update']}")
             seen["handed_over"] = True
         self.detector.be_wary(seen["loss"])
-        after = before * cut if self._writes_itself() else self._rate()
+        after = before * cut if self._rates.written_by_scheduler else self._rates.now()
         self._log("rollback", seen, lr_before=before, lr_after=after)
         return "rollback"
 
@@ -382,16 +372,16 @@ class DivergenceGuard:
         if self._parole:
             self._parole -= 1
             if not self._parole:
-                before, cut = self._rate(), self._last_cut
+                before, cut = self._rates.now(), self._last_cut
                 self._undo_cut()
-                after = before / cut if self._writes_itself() else self._rate()
+                after = before / cut if self._rates.written_by_scheduler else self._rates.now()
                 self._log("recover", seen, lr_before=before, lr_after=after)
 
     def _undo_cut(self) -> None:
         """Good weights meet the same trouble before their first update: the learning rate had no part in it."""
         if self._last_cut != 1.0:
-            self.factor /= self._last_cut
-            self._scale(1.0 / self._last_cut)
+            self.factor = min(1.0, self.factor / self._last_cut)  # never a rounding above 1
+            self._rates.scale(1.0 / self._last_cut, self.factor)
         self._last_cut, self._parole = 1.0, 0
 
     def _accept(self, seen: Event) -> Action:
@@ -402,12 +392,12 @@ class DivergenceGuard:
         return "apply"
 
     def _stop(self, seen: Event) -> Action:
-        before = self._rate()
+        before = self._rates.now()
         restored = self._restore(seen)
         if restored is not None and self.rewind_schedule:
-            self._scale(self.factor / restored["factor"])
+            self._rates.scale(self.factor / restored["factor"], self.factor)
         self.stopped = True
-        self._log("stop", seen, lr_before=before, lr_after=self._rate())
+        self._log("stop", seen, lr_before=before, lr_after=self._rates.now())
         where = ""
         if self.folder is not None and self.snapshots is not None and rank(self._group) == 0:
             where = f" and written to {self.snapshots.to_disk(self.folder)}"
@@ -460,33 +450,10 @@ class DivergenceGuard:
         self._since_snapshot = 0
         return True
 
-    # --- learning rate ------------------------------------------------------------------------------------------
-
-    def _writes_itself(self) -> bool:
-        return isinstance(self.scheduler, ScalesLR | ControlledLR)
-
-    def _scale(self, ratio: float) -> None:
-        if isinstance(self.scheduler, ScalesLR):
-            self.scheduler.set_scale(self.factor)
-        elif not self._writes_itself():
-            for group in self.optimizer.param_groups:
-                for name in _GROUP_RATES:
-                    if name in group:
-                        group[name] = _scaled(group[name], ratio)
-            _scale_scheduler(self.scheduler, ratio)
-
-    def _rate(self) -> float:
-        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        return next((rate for rate in rates if rate > 0), 0.0)
-
-    def _drop_observations(self) -> None:
-        if isinstance(self.scheduler, ControlledLR):
-            self.scheduler.step()  # changes no rate; without an update since the last call it forgets pending losses
-
     # --- events and state ---------------------------------------------------------------------------------------
 
     def _log(self, action: str, seen: Event, **more: Any) -> None:
-        rate = self._rate()
+        rate = self._rates.now()
         event = {"action": action, **seen, "lr_before": rate, "lr_after": rate, **more}
         event |= {"factor": self.factor, "rollbacks": self.rollbacks, "trouble": self._trouble}
         event = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
@@ -532,8 +499,7 @@ class DivergenceGuard:
         self._ages = [*state["ages"], *[0] * kept][:kept]
         self.detector.load_state_dict(state["detector"])
         self.events = [dict(event) for event in state["events"]]
-        if isinstance(self.scheduler, ScalesLR):
-            self.scheduler.set_scale(self.factor)
+        self._rates.tell(self.factor)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write state and snapshots into a checkpoint's folder, so that a resumed run can go back behind it."""
@@ -548,26 +514,6 @@ class DivergenceGuard:
         if self.snapshots is not None and (Path(folder) / SNAPSHOT_NAME).exists():
             self.snapshots.from_disk(folder)
         self.load_state_dict(torch.load(Path(folder) / FILE_NAME, weights_only=True))
-
-
-def _unwrapped(scheduler: Any) -> Any:
-    """The scheduler inside Accelerate's wrapper."""
-    while scheduler is not None and hasattr(scheduler, "scheduler"):
-        scheduler = scheduler.scheduler
-    return scheduler
-
-
-def _scaled(rate: Any, ratio: float) -> Any:
-    return rate.mul_(ratio) if isinstance(rate, Tensor) else rate * ratio
-
-
-def _scale_scheduler(scheduler: Any, ratio: float) -> None:
-    for name in _SCHEDULER_RATES:
-        rates = getattr(scheduler, name, None)
-        if isinstance(rates, list):
-            setattr(scheduler, name, [rate * ratio for rate in rates])
-    for inner in getattr(scheduler, "_schedulers", []):  # SequentialLR, ChainedScheduler
-        _scale_scheduler(inner, ratio)
 
 
 def _whole(value: Any) -> Any:

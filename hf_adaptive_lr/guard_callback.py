@@ -41,8 +41,8 @@ class GuardCallback(TrainerCallback, ExportableState):
     - In an unmodified Trainer the loss is that of the model's output, and gradient norms are those after clipping, so
       that explosions are seen only by their consequences; `AdaptiveLRTrainer` sees both as they are. A model that
       returns no loss is judged by its gradients alone.
-    - Sharded models (FSDP, DeepSpeed) are not snapshotted: bad updates are skipped and the learning rate is cut, and
-      `AdaptiveLRTrainer` goes back to the last checkpoint.
+    - Models sharded by FSDP are not snapshotted: bad updates are skipped and the learning rate is cut, and
+      `AdaptiveLRTrainer` goes back to the last checkpoint. DeepSpeed is refused: it steps inside the backward pass.
 
     Args:
         thresholds: when an update is divergent; a [`Thresholds`], or a dict of what differs from its defaults.
@@ -58,7 +58,7 @@ class GuardCallback(TrainerCallback, ExportableState):
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: a value out of range.
+        ValueError: a value out of range; when training begins, DeepSpeed.
 
     Example:
         >>> GuardCallback(max_rollbacks=2, thresholds={"loss_rise": 4.0}).thresholds.loss_rise
@@ -247,6 +247,8 @@ class GuardCallback(TrainerCallback, ExportableState):
         return self.guard
 
     def _make(self, args: TrainingArguments, state: TrainerState, model: Any, optimizer: Any, scheduler: Any) -> None:
+        if getattr(args, "deepspeed", None):
+            raise ValueError("DeepSpeed steps the optimizer inside backward, before a guard can judge; train under DDP")
         controlled = getattr(raw(optimizer), "_adaptive_lr", lambda: None)()
         self._controlled = controlled
         sharded = sharder(raw(optimizer))

@@ -203,6 +203,21 @@ def test_the_arguments_make_a_guard_and_its_values_are_logged(tmp_path) -> None:
     assert logged[0] == 0.0 and logged[-1] == 1.0
 
 
+def test_callback_states_that_trainer_restores_itself_are_the_same_guard(tmp_path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 10}
+    trouble = Trouble(noise=(FAULT,))
+    guard = GuardCallback(**GUARD, max_rollbacks=2, thresholds={"windows": (8, 32)})
+    whole = _trainer("trainer", tmp_path, trouble, guard, **settings)
+    whole.train()
+    settings["restore_callback_states_from_checkpoint"] = True
+    parts = _trainer("trainer", tmp_path, Trouble(noise=(FAULT,)), GuardCallback(), **settings)
+    parts.train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
+    made = _guard(parts)
+    assert (made.thresholds.windows, made.guard.max_rollbacks) == ((8, 32), 2)
+    assert made.guard.state_dict() == guard.guard.state_dict()
+    assert torch.equal(flat(whole.model), flat(parts.model))
+
+
 def test_accumulated_micro_batches_are_one_update(tmp_path) -> None:
     trouble = Trouble(nan=(FAULT,))
     trainer = _trainer("plain", tmp_path, trouble, GuardCallback(**GUARD), gradient_accumulation_steps=2)

@@ -35,6 +35,8 @@ FLOORS = [
         "range_test",
         "extra_batches",
         "guard",
+        "guard_rates",
+        "levels",
         "divergence",
         "snapshot",
         "report",

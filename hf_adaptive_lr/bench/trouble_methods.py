@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import divergence, guard
+from .. import divergence, guard, levels
 from ..guard_callback import GuardCallback
 from .trouble_tasks import EVALUATIONS
 
@@ -59,10 +59,10 @@ METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 def guard_settings(arguments: Config) -> dict[str, Any]:
     """Every number that the guard decides by: arguments, thresholds, and the constants of its modules."""
     constants = {
-        name: value
-        for module in (guard, divergence)
+        f"_{name.lstrip('_')}": value
+        for module in (guard, divergence, levels)
         for name, value in vars(module).items()
-        if name.startswith("_") and name.isupper() and isinstance(value, int | float)
+        if name.isupper() and name != "STATE_FORMAT" and type(value) in (int, float)
     }
     settings: dict[str, Any] = GuardCallback(**arguments).state()["args"]
     return {**settings, "constants": constants}
