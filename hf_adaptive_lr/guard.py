@@ -32,7 +32,6 @@ _PAID_BACK = 0.25  # a healthy update makes up for this many skipped ones
 _CONFIRMED = 2  # healthy updates after a snapshot before it counts as good, where trouble shows at once
 _SPAN = 16  # updates that snapshots reach back, at least: what creeps shows after ten
 _CALM = 8  # healthy updates since the last trouble before the next snapshot
-_SAFE_DRIFT = 0.007  # of the weights' norm per update, healthy in fine-tuning: where a cut in the opening leads
 _LARGEST_CUT = 1e-3
 _PERSISTS = 3  # updates in succession with a finite loss or gradient out of bounds: the weights are damaged
 _PAROLE = 8  # healthy updates, at least, before a cut is taken back
@@ -66,7 +65,7 @@ class DivergenceGuard:
     that is finite and out of bounds), where a healthy update pays back a quarter of a skip, so that a run that is bad
     every third time does not go on for ever. A loss that has shifted for four updates, and a slow divergence, go back
     at once, as does a loss that rises from the very start while an update moves the weights by percents of their norm:
-    then the learning rate is cut to where it moves them by 0.7 %.
+    then the learning rate is cut to where it moves them by `safe_drift`.
 
     Trouble that is there again at the very next update after a rollback comes from the data, not from weights or LR:
     the cut is undone. A finite loss is then skipped for 20 more updates, which outlives a burst of bad batches, and
@@ -99,6 +98,8 @@ class DivergenceGuard:
         recover: whether the first cut is taken back, where trouble came suddenly, once there have been more healthy
             updates than it took to go wrong. If the learning rate was the cause it happens again, and the second
             cut is for good.
+        safe_drift: where a learning rate that was far too large from the start is cut to: that an update moves the
+            weights by this share of their norm, in [1e-5, 1]. Pretrained weights want about 0.0035, new ones 0.01.
         rewind_schedule: whether schedulers and hyper-parameters go back with the weights. False keeps the schedule's
             position, for hosts whose own update count cannot go back and whose schedule must end with the run.
         raise_on_stop: False returns `stop` instead of raising.
@@ -124,6 +125,7 @@ class DivergenceGuard:
         max_rollbacks: int = 3,
         lr_cut: float = 0.5,
         recover: bool = True,
+        safe_drift: float = 0.005,
         rewind_schedule: bool = True,
         raise_on_stop: bool = True,
         folder: str | os.PathLike[str] | None = None,
@@ -136,6 +138,7 @@ class DivergenceGuard:
             ("snapshot_every", snapshot_every or 1, 1),
         ):
             check_range(self, name, value, low, 1_000_000, hint="it is a number of updates or rollbacks")
+        check_range(self, "safe_drift", safe_drift, 1e-5, 1.0, hint="it is a share of the weights' norm")
         check_range(self, "lr_cut", lr_cut, 1e-6, 1.0, hint="0.5 halves the learning rate at each rollback")
         self.optimizer = raw(optimizer)
         self._rates = Rates(self.optimizer, scheduler)
@@ -154,7 +157,7 @@ class DivergenceGuard:
             else None
         )
         self.snapshot_every, self.max_skips, self.max_rollbacks = snapshot_every, max_skips, max_rollbacks
-        self.lr_cut, self.recover = lr_cut, recover
+        self.lr_cut, self.recover, self.safe_drift = lr_cut, recover, safe_drift
         self.rewind_schedule, self.raise_on_stop = rewind_schedule, raise_on_stop
         self.folder, self.on_event, self._group = folder, on_event, process_group
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -309,7 +312,9 @@ class DivergenceGuard:
         if self.snapshots is None or not self.detector.opening or not len(self.snapshots):
             return self.lr_cut
         drift = self._drift()
-        return min(self.lr_cut, max(_LARGEST_CUT, _SAFE_DRIFT / drift)) if math.isfinite(drift) else self.lr_cut / 5
+        return (
+            min(self.lr_cut, max(_LARGEST_CUT, self.safe_drift / drift)) if math.isfinite(drift) else self.lr_cut / 5
+        )
 
     def _left_to_scaler(self) -> bool:
         if self.scaler is None or self._overflows >= _SCALER_SKIPS:

@@ -25,6 +25,8 @@ from .trace import EventWriter
 
 logger = logging.get_logger(__name__)
 
+_PRETRAINED_DRIFT, _SCRATCH_DRIFT = 0.0035, 0.01  # of the weights' norm per update, at a healthy learning rate
+
 
 class GuardCallback(TrainerCallback, ExportableState):
     """Notice divergence before an update is applied; skip it, go back if it persists: `Trainer(callbacks=[...])`.
@@ -51,6 +53,9 @@ class GuardCallback(TrainerCallback, ExportableState):
         max_rollbacks: how often the run may go back, at least 0.
         lr_cut: factor of the learning rate at a rollback, in (0, 1].
         recover: whether the first cut of a sudden trouble is taken back after a while.
+        safe_drift: where a learning rate that is far too large from the start is cut to: that an update moves the
+            weights by this share of their norm; by default 0.0035 for a model that `from_pretrained` made, 0.01 for
+            one from scratch, as pretrained weights bear less.
         raise_on_stop: True raises [`DivergenceError`] at the end of all means; False ends training there, with the
             last good weights.
         save_snapshots: whether checkpoints hold the snapshots, which makes them up to three times as large; without
@@ -74,6 +79,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         max_rollbacks: int = 3,
         lr_cut: float = 0.5,
         recover: bool = True,
+        safe_drift: float | None = None,
         raise_on_stop: bool = False,
         save_snapshots: bool = True,
     ) -> None:
@@ -84,10 +90,12 @@ class GuardCallback(TrainerCallback, ExportableState):
             "max_rollbacks": max_rollbacks,
             "lr_cut": lr_cut,
             "recover": recover,
+            "safe_drift": safe_drift,
         }
         self.raise_on_stop, self.save_snapshots = raise_on_stop, save_snapshots
         scratch = torch.nn.Linear(1, 1)  # values out of range are refused here and not when training begins
-        settings = {**self.settings, "snapshot_every": 1 if snapshot_every is None else snapshot_every}
+        made_later = {"snapshot_every": 1, "safe_drift": 0.01}
+        settings = {name: made_later[name] if value is None else value for name, value in self.settings.items()}
         DivergenceGuard(scratch, torch.optim.SGD(scratch.parameters(), lr=0.1), **settings)
         self.guard: DivergenceGuard | None = None
         """The guard of the run, from its first update on."""
@@ -248,7 +256,9 @@ class GuardCallback(TrainerCallback, ExportableState):
 
     def _make(self, args: TrainingArguments, state: TrainerState, model: Any, optimizer: Any, scheduler: Any) -> None:
         if getattr(args, "deepspeed", None):
-            raise ValueError("DeepSpeed steps the optimizer inside backward, before a guard can judge; train under DDP")
+            raise ValueError(
+                "DeepSpeed steps the optimizer inside backward, before a guard can judge; train under DDP"
+            )
         controlled = getattr(raw(optimizer), "_adaptive_lr", lambda: None)()
         self._controlled = controlled
         sharded = sharder(raw(optimizer))
@@ -260,7 +270,11 @@ class GuardCallback(TrainerCallback, ExportableState):
             scheduler=controlled if controlled is not None else scheduler,
             scaler=getattr(optimizer, "scaler", None),
             detector=Detector(self.thresholds),
-            **{**self.settings, "snapshot_every": None if sharded else self._interval(state)},
+            **{
+                **self.settings,
+                "snapshot_every": None if sharded else self._interval(state),
+                "safe_drift": self._safe_drift(model),
+            },
             rewind_schedule=False,
             raise_on_stop=self.raise_on_stop,
             folder=Path(str(args.output_dir)) / "last_good",
@@ -280,6 +294,12 @@ class GuardCallback(TrainerCallback, ExportableState):
         """What is lost in going back should be little of a short run, and the cost small in a long one."""
         every: int | None = self.settings["snapshot_every"]
         return min(50, max(5, state.max_steps // 20)) if every is None else every
+
+    def _safe_drift(self, model: Any) -> float:
+        drift: float | None = self.settings["safe_drift"]
+        config = getattr(model, "config", None)
+        pretrained = bool(getattr(config, "name_or_path", "") or getattr(config, "_name_or_path", ""))
+        return (_PRETRAINED_DRIFT if pretrained else _SCRATCH_DRIFT) if drift is None else drift
 
     def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         kept: Any = state.stateful_callbacks  # declared otherwise; as a checkpoint it is a dict

@@ -490,7 +490,7 @@ def test_a_rate_thirty_times_too_large_is_found_at_once_and_cut_to_a_safe_one() 
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
         optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-        guard = DivergenceGuard(model, optimizer)
+        guard = DivergenceGuard(model, optimizer, safe_drift=0.01)  # new weights
         guard.start()
         for t in range(150):
             rows = order[t * 10 % 1400 :][:64]

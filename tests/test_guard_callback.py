@@ -352,6 +352,20 @@ def test_the_report_of_a_run_in_trouble_says_what_the_guard_did(tmp_path) -> Non
     assert "guard: rollback" in page and "non_finite_loss" in page
 
 
+def test_the_same_figures_go_to_tensorboard(tmp_path, monkeypatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    trouble, settings = Trouble(nan=(FAULT,)), {"report_to": "tensorboard", "logging_steps": 5}
+    _trainer("trainer", tmp_path, trouble, GuardCallback(**GUARD), **settings).train()
+    board = EventAccumulator(str(tmp_path / "board"))
+    board.Reload()
+    skips = {event.step: event.value for event in board.Scalars("train/adaptive_lr/guard_skips")}
+    assert (skips[15], skips[20]) == (0.0, 1.0)
+    factors = {event.step: event.value for event in board.Scalars("train/adaptive_lr/factor")}
+    assert factors[15] == pytest.approx(1 - 14 / UPDATES)
+
+
 def test_healthy_runs_of_a_benchmark_are_watched_and_counted(tmp_path) -> None:
     from hf_adaptive_lr.bench.false_alarms import counts, table
     from hf_adaptive_lr.bench.training_run import TrainingRun

@@ -215,16 +215,19 @@ def render(readme: str, rows: Path = ROWS) -> str:
     for name, (file, table) in TABLES.items():
         found = read_rows(rows / file)
         readme = _replaced(readme, name, table(found) if found else "")
-    readme = _replaced(readme, "guard", guard_table(rows) if any(rows.glob("guard_*.jsonl")) else "")
+    if "<!-- guard:" in readme:
+        readme = _replaced(readme, "guard", guard_table(rows))
     judged = any(rows.glob("verdict_*.jsonl"))
     return _replaced(readme, "verdicts", verdict_table(rows) if judged else "")
 
 
 def _replaced(readme: str, name: str, table: str) -> str:
+    if not table:
+        return readme
     pattern = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not pattern.search(readme):
         raise ValueError(f"the README has no markers for '{name}'")
-    return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", readme) if table else readme
+    return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", readme)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
