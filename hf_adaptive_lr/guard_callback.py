@@ -95,7 +95,9 @@ class GuardCallback(TrainerCallback, ExportableState):
         self.raise_on_stop, self.save_snapshots = raise_on_stop, save_snapshots
         scratch = torch.nn.Linear(1, 1)  # values out of range are refused here and not when training begins
         made_later = {"snapshot_every": 1, "safe_drift": 0.01}
-        settings = {name: made_later[name] if value is None else value for name, value in self.settings.items()}
+        settings: dict[str, Any] = {
+            name: made_later[name] if value is None else value for name, value in self.settings.items()
+        }
         DivergenceGuard(scratch, torch.optim.SGD(scratch.parameters(), lr=0.1), **settings)
         self.guard: DivergenceGuard | None = None
         """The guard of the run, from its first update on."""
