@@ -1,0 +1,311 @@
+"""What the yardstick compares, as values: adding a method is one entry of `METHODS`.
+
+A method is a controller of ours, a scheduler that `Trainer` makes by name, or an optimizer that needs no schedule. In
+the self-tuning track each has one configuration for all tasks: that of its class, its package or its paper, and the
+default learning rate published there (`lr_source`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..auto import PRETRAINED, AutoController
+from ..controller import Controller
+from ..controllers import CONTROLLERS
+from ..model_sensors import LOGIT_FIELDS, WEIGHT_FIELDS
+from ..observation import OUTCOME_FIELDS
+from .runner import digest
+
+REPLAY = "replay:"
+TRAINER_LR, TORCH_LR = 5e-5, 1e-3
+
+_OF_CLASSES = LOGIT_FIELDS | set(WEIGHT_FIELDS)
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to choose the learning rate; exactly one of `controller`, `scheduler` and `optimizer` is given.
+
+    Args:
+        name: in keys and tables.
+        text: what it is, for the page.
+        controller: a name of [`CONTROLLERS`]; with `weights`, whatever [`AutoController`] takes.
+        config: its config fields that differ from the defaults.
+        weights: whether the controller is loaded and not made.
+        trainer: "adaptive" for `AdaptiveLRTrainer`, "meta" for `MetaLRTrainer`.
+        arguments: fields of `AdaptiveLRTrainingArguments`.
+        scheduler: `lr_scheduler_type` of `TrainingArguments`; these move at evaluations on the controller's rows.
+        scheduler_kwargs: its settings that differ from the defaults.
+        optimizer: name of an entry of `OPTIMIZERS`, instead of AdamW or the task's own.
+        finder: whether an LR range test on training rows chooses the learning rate first.
+        lr: default learning rate of real tasks.
+        vector_lr: of vectorised tasks, where no `Trainer` has a say.
+        lr_source: where these are published.
+        replay_of: name of the method whose mean schedule is replayed, the run's own seed left out.
+        on_vector: whether vectorised tasks can run it.
+        needs_classes: whether it observes predictions.
+        told: share of the run's true length that it is told, for the robustness track.
+    """
+
+    name: str
+    text: str
+    controller: str = ""
+    config: Config = field(default_factory=dict)
+    weights: bool = False
+    trainer: Literal["adaptive", "meta"] = "adaptive"
+    arguments: Config = field(default_factory=dict)
+    scheduler: str = ""
+    scheduler_kwargs: Config = field(default_factory=dict)
+    optimizer: str = ""
+    finder: bool = False
+    lr: float = TRAINER_LR
+    vector_lr: float = TORCH_LR
+    lr_source: str = "TrainingArguments.learning_rate; vectorised: torch's AdamW and SGD"
+    replay_of: str | None = None
+    on_vector: bool = True
+    needs_classes: bool = False
+    told: float = 1.0
+
+    def spec(self) -> dict[str, Any]:
+        """All that a run depends on, as JSON values; learned weights by a hash."""
+        left_out = ("name", "text", "lr", "vector_lr", "lr_source", "replay_of", "on_vector", "needs_classes")
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
+        return {**values, "weights": _fingerprint(self.make_controller()) if self.weights else ""}
+
+    @property
+    def digest(self) -> str:
+        """[`digest`] of the spec."""
+        return digest(self.spec())
+
+    def fits(self, task: Any) -> bool:
+        """Whether a task can run it."""
+        vector = task.family != "real"
+        return (self.on_vector or not vector) and (task.classification or not self.needs_classes)
+
+    def default_lr(self, task: Any) -> float:
+        """Its learning rate in the self-tuning track."""
+        return self.lr if task.family == "real" else self.vector_lr
+
+    def make_controller(self) -> Controller:
+        """The controller of a run.
+
+        Raises:
+            OSError: it cannot be loaded.
+            ValueError: no such controller or config field.
+        """
+        if self.weights:
+            return _loaded(self.controller)
+        return CONTROLLERS[self.controller](**self.config)
+
+
+@cache
+def _loaded(source: str) -> Controller:
+    return AutoController.from_pretrained(source)
+
+
+def _fingerprint(controller: Controller) -> str:
+    summary = hashlib.sha256(repr((controller.controller_type, sorted(controller.config().items()))).encode())
+    for name, tensor in sorted(controller.params.items()):
+        values: Any = tensor.detach().cpu().contiguous().numpy()
+        summary.update(name.encode() + values.tobytes())
+    return summary.hexdigest()
+
+
+# --- optimizers ---------------------------------------------------------------------------------------------------
+
+
+def _schedule_free(weights: list[nn.Parameter], lr: float) -> Optimizer:
+    import schedulefree
+
+    made: Optimizer = schedulefree.AdamWScheduleFree(weights, lr=lr, weight_decay=0.01, foreach=False)
+    return made
+
+
+def _prodigy(weights: list[nn.Parameter], lr: float) -> Optimizer:
+    import prodigyopt
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what its weight decay is
+        made: Optimizer = prodigyopt.Prodigy(weights, lr=lr, weight_decay=0.01)
+    return made
+
+
+def _dadapt(weights: list[nn.Parameter], lr: float) -> Optimizer:
+    import dadaptation  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    with contextlib.redirect_stdout(io.StringIO()):  # as above
+        made: Optimizer = dadaptation.DAdaptAdam(weights, lr=lr, weight_decay=0.01, decouple=True)
+    return made
+
+
+OPTIMIZERS: Mapping[str, Any] = {"schedulefree": _schedule_free, "prodigyopt": _prodigy, "dadaptation": _dadapt}
+"""Makers of optimizers (weights, learning rate), by the package that each needs."""
+
+
+def build_optimizer(method: Method, weights: list[nn.Parameter], lr: float) -> Optimizer:
+    """The method's optimizer, or AdamW with a weight decay of 0.01.
+
+    Args:
+        method: whose optimizer.
+        weights: that are trained.
+        lr: learning rate.
+    """
+    if method.optimizer:
+        made: Optimizer = OPTIMIZERS[method.optimizer](weights, lr)
+        return made
+    return torch.optim.AdamW(weights, lr=lr, weight_decay=0.01)
+
+
+def missing_package(method: Method) -> str | None:
+    """Name of the package that a method needs and that is not installed, None if nothing is missing."""
+    wanted = method.optimizer
+    return wanted if wanted and importlib.util.find_spec(wanted) is None else None
+
+
+# --- the methods --------------------------------------------------------------------------------------------------
+
+
+def replay(of: Method) -> Method:
+    """The control that shows whether feedback matters: the mean schedule of a method's other seeds, open loop."""
+    return dataclasses.replace(
+        of,
+        name=f"{REPLAY}{of.name}",
+        text=f"mean schedule of `{of.name}`, open loop",
+        controller="replay",
+        config={},
+        weights=False,
+        trainer="adaptive",
+        arguments={},
+        replay_of=of.name,
+        needs_classes=False,
+    )
+
+
+def third_party(source: str) -> Method:
+    """An entry for anybody's controller.
+
+    Args:
+        source: a name, a folder, or a repository of the Hub, as [`AutoController`] takes it.
+
+    Raises:
+        OSError: it cannot be loaded.
+        ValueError: it is no controller.
+    """
+    controller = AutoController.from_pretrained(source)
+    return Method(
+        name=source.rstrip("/").split("/")[-1] if source.startswith((".", "/")) else source,
+        text=f"`{controller.controller_type}` given on the command line",
+        controller=source,
+        weights=True,
+        on_vector=not controller.needs & OUTCOME_FIELDS.keys(),
+        needs_classes=bool(controller.needs & _OF_CLASSES),
+    )
+
+
+def _learned(name: str, text: str, **more: Any) -> tuple[Method, ...]:
+    """A bundled controller and its replay; nothing where this version does not bundle it."""
+    if not (PRETRAINED / name).is_dir():
+        return ()
+    method = Method(name=f"{name}_bundled", text=text, controller=name, weights=True, **more)
+    return method, replay(method)
+
+
+_HYPER = Method(name="hypergradient", text="hypergradient descent (Baydin et al. 2018)", controller="hypergradient")
+_RANKS = Method(name="plateau_ranks", text="our plateau by ranks of training losses", controller="plateau")
+_ONLINE = Method(
+    name="actor_critic", text="learns inside the run (Xu et al. 2017)", controller="actor_critic", on_vector=False
+)
+_META = Method(
+    name="mlr_snet_online",
+    text="MLR-SNet, meta-learned inside the run (Shu et al. 2020)",
+    controller="mlr_snet",
+    config={"meta_learn": True, "meta_every": 5},
+    trainer="meta",
+    on_vector=False,
+)
+# transformers gives GreedyLR a min_lr of 1e-3: from 5e-5 it can only rise. Repaired, it may fall a thousandfold, and
+# eps, the smallest change that is made, is no longer of the size of the learning rates.
+_REPAIRED = {"min_lr": TRAINER_LR / 1000, "eps": 1e-12}
+_FREE = "default of the package's class"
+
+_ENTRIES: tuple[Method, ...] = (
+    Method(name="constant", text="constant", controller="constant"),
+    Method(name="linear", text="linear to zero, `Trainer`'s default", controller="linear"),
+    Method(name="cosine", text="cosine to zero", controller="cosine"),
+    Method(name="wsd", text="warmup, stable, decay", controller="wsd"),
+    Method(name="reduce_on_plateau", text="torch's `ReduceLROnPlateau`", scheduler="reduce_lr_on_plateau"),
+    Method(name="greedy", text="transformers' `GreedyLR` as shipped", scheduler="greedy"),
+    Method(
+        name="greedy_repaired",
+        text="`GreedyLR` with min_lr=5e-8 and eps=1e-12",
+        scheduler="greedy",
+        scheduler_kwargs=_REPAIRED,
+    ),
+    Method(
+        name="schedule_free",
+        text="Schedule-Free AdamW (Defazio et al. 2024)",
+        optimizer="schedulefree",
+        lr=0.0025,
+        vector_lr=0.0025,
+        lr_source=_FREE,
+    ),
+    Method(
+        name="prodigy",
+        text="Prodigy (Mishchenko & Defazio 2023)",
+        optimizer="prodigyopt",
+        lr=1.0,
+        vector_lr=1.0,
+        lr_source=_FREE,
+    ),
+    Method(
+        name="dadapt_adam",
+        text="D-Adapted Adam (Defazio & Mishchenko 2023)",
+        optimizer="dadaptation",
+        lr=1.0,
+        vector_lr=1.0,
+        lr_source=_FREE,
+    ),
+    Method(
+        name="finder_cosine",
+        text="LR range test of 100 updates on training rows, then cosine",
+        controller="cosine",
+        finder=True,
+        on_vector=False,
+        lr_source="found by the test, whatever the default",
+    ),
+    _RANKS,
+    replay(_RANKS),
+    _HYPER,
+    replay(_HYPER),
+    Method(name="plrs", text="probabilistic LR (Devapriya et al. 2024)", controller="plrs"),
+    _ONLINE,
+    replay(_ONLINE),
+    _META,
+    replay(_META),
+    *_learned("mlr_snet", "MLR-SNet, bundled weights", needs_classes=True),
+    *_learned("ppo_schedule", "PPO schedule (Xu et al. 2019), bundled weights", needs_classes=True),
+    *_learned("universal", "this library's own, bundled weights"),
+    # The placebo: as often as `universal` decides, by a tenth each time.
+    Method(
+        name="random_walk",
+        text="random walk, the placebo",
+        controller="random_walk",
+        arguments={"controller_decisions": 20},
+    ),
+)
+
+METHODS: Mapping[str, Method] = {method.name: method for method in _ENTRIES}
+"""Every method by its name."""

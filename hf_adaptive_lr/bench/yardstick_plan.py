@@ -1,0 +1,255 @@
+"""Which runs a comparison needs, in which order; a function of the rows there are, so that it can be interrupted.
+
+First the reference, a linear schedule, is tuned: on seeds of its own, by validation loss. Then it and all methods run
+on the seeds that count; then the replays, whose schedules come out of these rows. `PRIMARY_ENDPOINT` was written
+before the first of these runs, but after looks at other draws of the vectorised tasks and at some of the real ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .runner import Identity, Row, Workers, identity, read_rows, row_identity, run_all
+from .verdict_plan import mean_schedule
+from .yardstick_methods import METHODS, Method
+from .yardstick_run import YardstickRun
+from .yardstick_tasks import COUNTED, TASKS, Task
+
+REFERENCE, DEFAULT = METHODS["linear"], METHODS["cosine"]
+"""What is tuned and regretted, and what a user would otherwise have."""
+PRIMARY = ("universal_bundled", "ppo_schedule_bundled", "hypergradient", "greedy_repaired", "schedule_free", "prodigy")
+"""The comparisons that are tested; all others are description."""
+PRIMARY_ENDPOINT = """\
+Self-tuning track of the full profile: each method with one configuration and its published default learning rate on
+all frozen tasks that can run it, seeds 0, 1 and 2. A run's score is ln(test loss / geometric mean of the test losses
+of the tuned linear schedule), where a loss that is not finite counts as ln 100 and all scores are clipped to +-ln 100.
+The endpoint is the mean score over tasks and seeds, minus that of `cosine` at its default learning rate on the same
+tasks, for six methods named in advance: `universal_bundled`, `ppo_schedule_bundled`, `hypergradient`,
+`greedy_repaired`, `schedule_free` and `prodigy`, and any controller given on the command line. The test is two-sided,
+swaps the two methods' names task by task, and is corrected by Holm's method for all of these; the level is 0.05. What
+is not in this list is description."""
+
+_SWEPT = ("linear", "schedule_free", "prodigy", "greedy_repaired", "hypergradient", "universal_bundled")
+_DECADES = tuple(float(f"1e{k}") for k in range(-7, 1))
+_NINE = tuple(10 ** (k / 2) for k in range(-4, 5))
+_TOLD = (0.25, 4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How much is run.
+
+    Args:
+        name: "quick" or "full".
+        tasks: names of tasks.
+        seeds: seeds of the self-tuning track, from 0 on.
+        vector_seeds: seeds of the vectorised robustness track.
+        sweep_seeds: seeds of the real tasks' robustness track; 0 leaves it out.
+        tuning_stride: every how-manieth learning rate is tried for the reference.
+        sweep_all: whether the robustness track of vectorised tasks has all methods, and not a few, and the horizons.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    seeds: int
+    vector_seeds: int
+    sweep_seeds: int
+    tuning_stride: int = 1
+    sweep_all: bool = True
+
+
+_VECTOR_NAMES = tuple(name for name, task in TASKS.items() if task.family != "real")
+PROFILES: Mapping[str, Profile] = {
+    "quick": Profile(
+        name="quick",
+        tasks=(*(name for name in _VECTOR_NAMES if name.endswith("-1")), "image-cnn", "text-scratch"),
+        seeds=3,
+        vector_seeds=3,
+        sweep_seeds=0,
+        tuning_stride=2,
+        sweep_all=False,
+    ),
+    "full": Profile(name="full", tasks=tuple(TASKS), seeds=3, vector_seeds=COUNTED, sweep_seeds=3),
+}
+"""Both profiles by name."""
+
+
+class Book:
+    """The rows of a comparison, by run.
+
+    Args:
+        folder: where the files are, one per task.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._rows: dict[str, dict[Identity, Row]] = {}
+
+    def path(self, task: str) -> Path:
+        """File of a task's rows."""
+        return self.folder / f"bench_{task}.jsonl"
+
+    def rows(self, task: str) -> dict[Identity, Row]:
+        """A task's rows by identity."""
+        if task not in self._rows:
+            self._rows[task] = {row_identity(row): row for row in read_rows(self.path(task))}
+        return self._rows[task]
+
+    def get(self, run: YardstickRun) -> Row | None:
+        """The row of a run, None when it has not run."""
+        return self.rows(run.task.name).get(identity(run))
+
+    def forget(self, task: str) -> None:
+        """Read the task's file again when it is next asked for."""
+        self._rows.pop(task, None)
+
+
+# --- the reference ------------------------------------------------------------------------------------------------
+
+
+def tuning_runs(task: Task, profile: Profile) -> list[YardstickRun]:
+    """The runs that tune the reference."""
+    lrs = task.lrs[:: profile.tuning_stride]
+    return [YardstickRun(task, REFERENCE, seed, lr) for lr in lrs for seed in task.tuning_seeds]
+
+
+def tuned_lr(task: Task, profile: Profile, book: Book) -> float | None:
+    """The reference's learning rate: lowest mean validation loss; None while runs are missing or when all failed."""
+    losses: dict[float, float] = defaultdict(float)
+    for run in tuning_runs(task, profile):
+        row = book.get(run)
+        if row is None:
+            return None
+        losses[run.lr] += _valid_loss(row)
+    if min(losses.values()) == math.inf:
+        return None
+    return min(losses, key=lambda lr: (losses[lr], lr))
+
+
+def _valid_loss(row: Row) -> float:
+    loss = row.get("valid_loss")
+    return math.inf if loss is None else float(loss)
+
+
+# --- the tracks ---------------------------------------------------------------------------------------------------
+
+
+def reference_runs(task: Task, profile: Profile, book: Book) -> list[YardstickRun]:
+    """The tuned reference on the seeds that count; none while it is not tuned."""
+    lr = tuned_lr(task, profile, book)
+    return [] if lr is None else [YardstickRun(task, REFERENCE, seed, lr) for seed in range(profile.seeds)]
+
+
+def own_lr_runs(task: Task, method: Method, profile: Profile, book: Book) -> list[YardstickRun]:
+    """The self-tuning track: default learning rate; of a replay none while its source is not complete.
+
+    Args:
+        task: one that the method fits.
+        method: any.
+        profile: how many seeds.
+        book: rows of the source of a replay.
+    """
+    lr, seeds = method.default_lr(task), range(profile.seeds)
+    if method.replay_of is None:
+        return [YardstickRun(task, method, seed, lr) for seed in seeds]
+    source = _source(method)
+    rows = [book.get(YardstickRun(task, source, seed, source.default_lr(task))) for seed in seeds]
+    if any(row is None for row in rows):
+        return []
+    runs = []
+    for seed in seeds:
+        curves = [row["factor_curve"] for i, row in enumerate(rows) if i != seed and row and "error" not in row]
+        config = mean_schedule(curves) if curves else {}
+        runs.append(YardstickRun(task, dataclasses.replace(method, config=config), seed, lr))
+    return runs
+
+
+def _source(method: Method) -> Method:
+    return METHODS[method.replay_of or ""]
+
+
+def sweep_lrs(task: Task, method: Method) -> tuple[float, ...]:
+    """Initial learning rates of the robustness track: eight decades, or four around the default if vectorised."""
+    if task.family == "real":
+        return _DECADES
+    return tuple(float(f"{method.default_lr(task) * factor:.3g}") for factor in _NINE)
+
+
+def sweep_runs(task: Task, method: Method, profile: Profile) -> list[YardstickRun]:
+    """The robustness track's learning rates; nothing for methods that are not in it."""
+    real = task.family == "real"
+    named = method.name in _SWEPT or method.name not in METHODS
+    if method.replay_of or method.finder or not (named or (profile.sweep_all and not real)):
+        return []
+    seeds = profile.sweep_seeds if real else profile.vector_seeds
+    return [YardstickRun(task, method, seed, lr) for lr in sweep_lrs(task, method) for seed in range(seeds)]
+
+
+def misled(method: Method) -> list[Method]:
+    """The method when it is told that the run is a quarter or four times as long as it is; none without a horizon."""
+    if not method.controller or method.replay_of or method.finder:
+        return []
+    return [dataclasses.replace(method, name=f"{method.name}@told={told:g}", told=told) for told in _TOLD]
+
+
+def misled_runs(task: Task, method: Method, profile: Profile) -> list[YardstickRun]:
+    """The robustness track's horizons; vectorised tasks of the full profile only."""
+    if task.family == "real" or not profile.sweep_all:
+        return []
+    lr, seeds = method.default_lr(task), range(profile.seeds)
+    return [YardstickRun(task, told, seed, lr) for told in misled(method) for seed in seeds]
+
+
+def missing(tasks: Sequence[Task], methods: Sequence[Method], profile: Profile, book: Book) -> Iterator[YardstickRun]:
+    """Runs that can be done now and have not been; empty when the comparison is complete.
+
+    Args:
+        tasks: what is compared on.
+        methods: what is compared; the reference and the default come along.
+        profile: how much.
+        book: the rows.
+    """
+    everything = {method.name: method for method in (REFERENCE, DEFAULT, *methods)}
+    for task in tasks:
+        runs: list[YardstickRun] = [*tuning_runs(task, profile), *reference_runs(task, profile, book)]
+        for method in everything.values():
+            if not method.fits(task):
+                continue
+            runs += own_lr_runs(task, method, profile, book)
+            runs += sweep_runs(task, method, profile) + misled_runs(task, method, profile)
+        yield from (run for run in runs if book.get(run) is None)
+
+
+def with_sources(methods: Iterable[Method]) -> list[Method]:
+    """Methods, and what those of them replay that are replays."""
+    found: dict[str, Method] = {}
+    for method in methods:
+        if method.replay_of:
+            found.setdefault(method.replay_of, _source(method))
+        found[method.name] = method
+    return list(found.values())
+
+
+def complete(
+    tasks: Sequence[Task],
+    methods: Sequence[Method],
+    profile: Profile,
+    book: Book,
+    *,
+    jobs: int | Workers = 1,
+    bar: bool = True,
+) -> None:
+    """Do all runs that are missing; see [`missing`] and [`run_all`]."""
+    if isinstance(jobs, int):
+        with Workers(jobs) as workers:
+            complete(tasks, methods, profile, book, jobs=workers, bar=bar)
+        return
+    for task in tasks:
+        while runs := list(missing([task], methods, profile, book)):
+            run_all(runs, book.path(task.name), jobs=jobs, bar=bar)
+            book.forget(task.name)

@@ -1,0 +1,216 @@
+"""The frozen tasks of the yardstick: real fine-tunes through `Trainer`, and vectorised trainings.
+
+They were written down, with their digests, before any method was judged by them: `frozen.json`. Nothing that trains a
+controller may read them. The vectorised ones are draws 1,000,101 and 1,000,102 of the suite `full`, split `test`, cut
+to 60 ... 150 updates: draws below 10,000 were looked at while the library was made, and 1,000,001 and 1,000,002 while
+this benchmark was. The rows of the real ones are chosen by seeds of their own for the same reason, but the sources are
+small: of MNIST all test rows are read, whatever the seed, and a row of the newsgroups may have been read before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..meta.problem import Problem
+from .runner import digest
+
+FROZEN = Path(__file__).with_name("frozen.json")
+"""Digest of every task; of the vectorised ones the whole problem."""
+COUNTED, LANES = 10, 13
+"""Seeds below the first may count; the reference is tuned on those from it on, which never do."""
+POINTS = 10
+"""Evaluations on validation rows in a run, evenly spaced, and one before the first update."""
+
+_REAL_LRS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+_VECTOR_LRS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 0.3, 1.0, 3.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealTask:
+    """A classification task trained by `Trainer` with AdamW and clipping at 1.
+
+    Args:
+        name: in keys and tables.
+        model: which model.
+        data: which data set.
+        batch_size: rows per update.
+        updates: length of the run.
+        train_rows: rows read from the training set, before groups are chosen; also `valid_rows`, `controller_rows`.
+        valid_rows: rows of the curves, by which the reference is tuned.
+        controller_rows: the only held-out rows that a method may see.
+        test_rows: rows read from the test set; read once, after the last update.
+        topics: for each class the labels that belong to it, rows of other labels are left out; none keeps all.
+        split_seed: chooses the rows of all parts.
+    """
+
+    name: str
+    model: Literal["minilm3", "minilm3-lora", "bert", "vit", "resnet", "cnn"]
+    data: Literal["20newsgroups", "fashion-mnist", "mnist-5000"]
+    batch_size: int
+    updates: int
+    train_rows: int
+    valid_rows: int
+    controller_rows: int
+    test_rows: int
+    topics: tuple[tuple[int, ...], ...] = ()
+    split_seed: int = 30_611
+
+    family = "real"
+    classification = True
+    lrs = _REAL_LRS
+    tuning_seeds = (COUNTED,)
+
+    def spec(self) -> dict[str, Any]:
+        """All that a run depends on, as JSON values."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
+
+    @property
+    def digest(self) -> str:
+        """[`digest`] of the spec."""
+        return digest(self.spec())
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.topics) or 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorTask:
+    """A problem of the suites; its lanes are the seeds.
+
+    All lanes always train together, whichever of them are asked for: a lane's numbers do not depend on the plan.
+
+    Args:
+        name: in keys and tables.
+        problem: what is trained.
+    """
+
+    name: str
+    problem: Problem
+
+    lrs = _VECTOR_LRS
+    tuning_seeds = tuple(range(COUNTED, LANES))  # they train along with the others, so they cost nothing
+
+    @property
+    def family(self) -> str:
+        """Family of the suite."""
+        return self.problem.task.family
+
+    @property
+    def classification(self) -> bool:
+        """Whether there are classes, so that a controller can see predictions."""
+        return self.family != "quadratic"
+
+    @property
+    def updates(self) -> int:
+        """Length of the run."""
+        return self.problem.total_steps
+
+    def spec(self) -> dict[str, Any]:
+        """All that a run depends on, as JSON values."""
+        spec: dict[str, Any] = json.loads(self.problem.to_json())
+        return spec
+
+    @property
+    def digest(self) -> str:
+        """[`digest`] of the spec."""
+        return digest(self.spec())
+
+
+Task = RealTask | VectorTask
+
+# Newsgroups in the order of their names.
+_SCIENCE_POLITICS = ((11, 12, 13, 14), (16, 17, 18))
+_SPARE_TIME = ((1, 2, 3, 4, 5), (7, 8), (9, 10), (0, 15, 19))
+_GROUPS = ((6,), (13,), (14,), (10,))
+_TEXT = {"valid_rows": 400, "controller_rows": 400, "test_rows": 1200, "data": "20newsgroups"}
+_IMAGE = {"valid_rows": 200, "controller_rows": 200, "test_rows": 1000}
+
+REAL: tuple[RealTask, ...] = (
+    RealTask(
+        name="text-minilm",
+        model="minilm3",
+        batch_size=16,
+        updates=60,
+        train_rows=6000,
+        topics=_SPARE_TIME,
+        **_TEXT,  # type: ignore[arg-type]
+    ),
+    RealTask(
+        name="text-lora",
+        model="minilm3-lora",
+        batch_size=16,
+        updates=60,
+        train_rows=6000,
+        topics=_SCIENCE_POLITICS,
+        **_TEXT,  # type: ignore[arg-type]
+    ),
+    RealTask(
+        name="text-scratch",
+        model="bert",
+        batch_size=32,
+        updates=150,
+        train_rows=8000,
+        topics=_GROUPS,
+        **{**_TEXT, "valid_rows": 900, "controller_rows": 900, "test_rows": 3000},  # type: ignore[arg-type]
+    ),
+    RealTask(
+        name="image-vit",
+        model="vit",
+        data="fashion-mnist",
+        batch_size=32,
+        updates=150,
+        train_rows=4000,
+        **_IMAGE,  # type: ignore[arg-type]
+    ),
+    RealTask(
+        name="image-resnet",
+        model="resnet",
+        data="fashion-mnist",
+        batch_size=32,
+        updates=150,
+        train_rows=3000,
+        split_seed=30_612,
+        **_IMAGE,  # type: ignore[arg-type]
+    ),
+    RealTask(
+        name="image-cnn",
+        model="cnn",
+        data="mnist-5000",
+        batch_size=32,
+        updates=100,
+        train_rows=2400,
+        **_IMAGE,  # type: ignore[arg-type]
+    ),
+)
+"""The real tasks."""
+
+
+def _read() -> dict[str, dict[str, Any]]:
+    tasks: dict[str, dict[str, Any]] = json.loads(FROZEN.read_text(encoding="utf-8"))
+    return tasks
+
+
+VECTOR: tuple[VectorTask, ...] = tuple(
+    VectorTask(name=name, problem=Problem.from_json(json.dumps(entry["problem"])))
+    for name, entry in _read().items()
+    if "problem" in entry
+)
+"""The vectorised tasks."""
+
+_ALL: tuple[Task, ...] = (*VECTOR, *REAL)
+TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
+"""Every task by its name."""
+
+
+def changed() -> list[str]:
+    """Names of tasks that are not what they were when they were frozen; empty as it should be."""
+    frozen = {name: entry["digest"] for name, entry in _read().items()}
+    now = {name: task.digest for name, task in TASKS.items()}
+    return sorted(name for name in frozen.keys() | now.keys() if frozen.get(name) != now.get(name))

@@ -1,0 +1,247 @@
+"""One vectorised training: all lanes of a task under one method, each lane a row.
+
+The order is that of a live run: loss and gradient are known, the learning rate is chosen, the update is applied.
+Controllers may see `inner_valid`, curves are on `outer_valid`, and `test` is read once, after the last update.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import OrderedDict
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from ..controller import Controller
+from ..meta.episode import MAX_LR, MIN_LR, as_lr
+from ..meta.tasks import make_task
+from ..meta.vector_run import VectorRun
+from .run_record import curve, short
+from .runner import Row
+from .trouble_tasks import EVALUATIONS
+from .yardstick_methods import OPTIMIZERS, Method
+from .yardstick_tasks import COUNTED, POINTS, VectorTask
+
+_FACTORS = 40
+_KEPT = 4
+_done: OrderedDict[tuple[str, str, float], list[Row]] = OrderedDict()
+
+
+def train_lane(task: VectorTask, method: Method, seed: int, lr: float) -> Row:
+    """The row of one lane; all lanes are trained, and kept for whoever asks for the next one.
+
+    Args:
+        task: what is trained.
+        method: how its learning rate is chosen.
+        seed: number of the lane; rows of the seeds that tune have no test loss.
+        lr: base learning rate.
+    """
+    key = (task.digest, method.digest, lr)
+    if key not in _done:
+        _done[key] = _train(task, method, lr)
+        while len(_done) > _KEPT:
+            _done.popitem(last=False)
+    row = dict(_done[key][seed])
+    if seed >= COUNTED:
+        del row["test_loss"]
+    return row
+
+
+def _train(task: VectorTask, method: Method, lr: float) -> list[Row]:
+    start, problem = time.perf_counter(), task.problem
+    optimizer: Any = _PackageOptimizer(problem.optimizer, method, lr) if method.optimizer else problem.optimizer
+    base = torch.full((problem.task.runs,), lr, dtype=torch.float64)
+    run = VectorRun(make_task(problem.task), optimizer, base, max(1, round(task.updates * method.told)))
+    chooser = _chooser(method, run)
+    points = {round(k * task.updates / POINTS) for k in range(POINTS + 1)}
+    curves, lrs, watched = [], [], 0.0
+    for step in range(task.updates + 1):
+        if step in points:
+            before = time.perf_counter()
+            curves.append((step, _evaluate(run, optimizer, "outer_valid")))
+            watched += time.perf_counter() - before
+        if step < task.updates:
+            rates = chooser.lr(step).clamp(MIN_LR, MAX_LR)
+            lrs.append(rates)
+            run.advance(rates, 1, gain=chooser.gain)
+    test = _evaluate(run, optimizer, "test")
+    seconds = (time.perf_counter() - start - watched) / len(base)
+    return [_row(task, lane, curves, torch.stack(lrs), test, run.alive, lr, seconds) for lane in range(len(base))]
+
+
+def _row(
+    task: VectorTask,
+    lane: int,
+    curves: list[tuple[int, Tensor]],
+    lrs: Tensor,
+    test: Tensor,
+    alive: Tensor,
+    base: float,
+    seconds: float,
+) -> Row:
+    losses = [(step, short(float(values[lane]))) for step, values in curves]
+    failed = not bool(alive[lane]) or losses[-1][1] > losses[0][1]
+    return {
+        "first_loss": losses[0][1],
+        "valid_loss": losses[-1][1],
+        "test_loss": short(float(test[lane])),
+        "valid_curve": losses,
+        "factor_curve": curve((lrs[:, lane] / base).tolist(), _FACTORS),
+        "final_lr": short(float(lrs[-1, lane])),
+        "failed": failed,
+        "seconds": short(seconds),
+        "updates": task.updates,
+    }
+
+
+@torch.no_grad()
+def _evaluate(run: VectorRun, optimizer: Any, split: Any) -> Tensor:
+    if not isinstance(optimizer, _PackageOptimizer):
+        return run.evaluate(split)
+    weights = run.weights
+    run.weights = optimizer.averaged(weights)
+    try:
+        return run.evaluate(split)
+    finally:
+        run.weights = weights
+
+
+# --- who chooses --------------------------------------------------------------------------------------------------
+
+
+class _Constant:
+    """The base learning rate, for optimizers that look after themselves."""
+
+    gain = False
+
+    def __init__(self, run: VectorRun) -> None:
+        self._run = run
+
+    def lr(self, step: int) -> Tensor:
+        """Of every lane."""
+        del step
+        return self._run.base_lr
+
+
+class _Controlled:
+    """A controller, as often as it decides in a live run."""
+
+    def __init__(self, run: VectorRun, controller: Controller, decisions: int | None) -> None:
+        self._run, self._controller = run, controller
+        self._decisions = decisions or controller.decisions
+        self._own_rhythm = decisions is None
+        self._state = controller.init((run.task.runs,), seed=0)
+        self._lr = run.base_lr
+        self.gain = "gain_ratio" in controller.needs
+
+    def lr(self, step: int) -> Tensor:
+        """Of every lane."""
+        if self._due(step):
+            observed = self._run.observe(self._lr, self._controller.needs)
+            with torch.no_grad():
+                answer, self._state = self._controller.decide(observed, self._state)
+            new = as_lr(self._controller, answer, self._run.base_lr)
+            # As the scheduler does: an answer that is no number holds the learning rate.
+            self._lr = torch.where(torch.isfinite(new), new, self._lr).clamp(MIN_LR, MAX_LR)
+        return self._lr
+
+    def _due(self, step: int) -> bool:
+        total, decisions = self._run.total_steps, self._decisions
+        own = self._controller.due(step, total) if self._own_rhythm else None
+        if own is not None:
+            return own
+        if decisions is None:
+            return True
+        if step >= total:
+            return step % max(1, total // decisions) == 0
+        return -(-step * decisions // total) * total // decisions == step
+
+
+class _Scheduled:
+    """A torch scheduler per lane, moved at evaluations on `inner_valid`."""
+
+    gain = False
+
+    def __init__(self, run: VectorRun, method: Method) -> None:
+        from transformers import get_scheduler
+
+        self._run, self._every = run, max(1, run.total_steps // EVALUATIONS)
+        self._optimizers = [SGD([nn.Parameter(torch.zeros(1))], lr=float(lr)) for lr in run.base_lr]
+        kwargs = dict(method.scheduler_kwargs)
+        self._schedulers: list[Any] = [
+            get_scheduler(method.scheduler, optimizer, scheduler_specific_kwargs=kwargs)
+            for optimizer in self._optimizers
+        ]
+
+    def lr(self, step: int) -> Tensor:
+        """Of every lane."""
+        if step and step % self._every == 0:
+            for scheduler, loss in zip(self._schedulers, self._run.evaluate("inner_valid").tolist(), strict=True):
+                scheduler.step(loss)
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
+        return torch.tensor(rates, dtype=torch.float64)
+
+
+def _chooser(method: Method, run: VectorRun) -> _Constant | _Controlled | _Scheduled:
+    if method.optimizer:
+        return _Constant(run)
+    if method.scheduler:
+        return _Scheduled(run, method)
+    return _Controlled(run, method.make_controller(), method.arguments.get("controller_decisions"))
+
+
+# --- optimizers of packages ---------------------------------------------------------------------------------------
+
+
+class _PackageOptimizer:
+    """An optimizer of torch's kind in every lane, with the interface of `InnerOptimizer`.
+
+    Args:
+        like: the task's own; its clipping is kept.
+        method: names the optimizer.
+        lr: its learning rate.
+    """
+
+    def __init__(self, like: Any, method: Method, lr: float) -> None:
+        self._like, self._make, self._lr = like, OPTIMIZERS[method.optimizer], lr
+        self.clip = like.clip
+
+    def init(self, weights: Tensor) -> dict[str, Tensor]:
+        """Make the lanes' optimizers."""
+        self._lanes = [nn.Parameter(lane.clone()) for lane in weights]
+        self._optimizers: list[Any] = [self._make([lane], self._lr) for lane in self._lanes]
+        self._mode("train")
+        return {}
+
+    def direction(self, weights: Tensor, grads: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """The gradient."""
+        del weights, state
+        return grads
+
+    def apply(self, weights: Tensor, direction: Tensor, lr: Tensor) -> Tensor:
+        """Weights after the update; a lane whose gradient is not finite stays."""
+        del weights, lr
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # prodigyopt calls a deprecated overload
+            for lane, optimizer, gradient in zip(self._lanes, self._optimizers, direction, strict=True):
+                if torch.isfinite(gradient).all():
+                    lane.grad = gradient.clone()
+                    optimizer.step()
+        return torch.stack([lane.detach() for lane in self._lanes])
+
+    def averaged(self, weights: Tensor) -> Tensor:
+        """Weights to be evaluated: those of Schedule-Free are not those that it trains at."""
+        if not hasattr(self._optimizers[0], "eval"):
+            return weights
+        self._mode("eval")
+        out = torch.stack([lane.detach().clone() for lane in self._lanes])
+        self._mode("train")
+        return out
+
+    def _mode(self, name: str) -> None:
+        for optimizer in self._optimizers:
+            if hasattr(optimizer, name):
+                cast(Any, getattr(optimizer, name))()

@@ -1,0 +1,136 @@
+"""`hf-adaptive-lr bench`: what learning-rate control is worth, on frozen tasks, against tuned and untuned rivals."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import PROGRAM, UserError
+
+if TYPE_CHECKING:
+    from ..bench.yardstick_methods import Method
+    from ..bench.yardstick_plan import Book, Profile
+    from ..bench.yardstick_tasks import Task
+
+OUTPUT = Path("runs/bench")
+_EXAMPLES = """\
+examples:
+  hf-adaptive-lr bench --quick --jobs 2
+  hf-adaptive-lr bench --full --jobs 2 --output-dir runs/bench-full
+  hf-adaptive-lr bench --quick --controller user/repo
+  hf-adaptive-lr bench --full --output-dir runs/bench-full --render-only
+
+What has run is not run again: an interrupted command goes on where it was. --full can be done in parts, by --tasks."""
+
+
+def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
+    """Register the verb."""
+    parser = verbs.add_parser(
+        "bench",
+        help="measure controllers against baselines on frozen tasks",
+        description="Run the yardstick: frozen tasks, all methods, and a page of tables and plots from the rows.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="fewer tasks and learning rates (default)")
+    size.add_argument("--full", action="store_true", help="everything")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help=f"rows and page (default: {OUTPUT}-PROFILE)")
+    parser.add_argument("--jobs", type=int, default=1, help="worker processes (default: 1)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="run these tasks only")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="run these methods only")
+    parser.add_argument(
+        "--controller", action="append", default=[], metavar="X", help="also this: a name, a folder or user/repo"
+    )
+    parser.add_argument("--render-only", action="store_true", help="run nothing, write the page from the rows")
+    parser.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what is missing and write the page; 0 when done, 130 when interrupted."""
+    # As in `finetune`: threads that wait by spinning starve the other workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from ..bench.runner import RowsError, WorkerError
+    from ..bench.yardstick_plan import PROFILES, Book
+    from ..demo_data import DemoDataError
+
+    profile = PROFILES["full" if args.full else "quick"]
+    folder = args.output_dir or OUTPUT.with_name(f"{OUTPUT.name}-{profile.name}")
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: at least 1")
+    tasks, book = _tasks(args, profile), Book(folder / "rows")
+    try:
+        methods = _methods(args)
+        if not args.render_only:
+            _run_missing(args, tasks, methods, profile, book)
+        _write(args, profile, book, methods, folder)
+    except (RowsError, WorkerError, DemoDataError) as error:
+        raise UserError(str(error)) from error
+    except KeyboardInterrupt:
+        again = shlex.join([PROGRAM, *sys.argv[1:]])
+        print(f"\n{PROGRAM}: interrupted; finished runs are kept, continue with: {again}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _write(args: argparse.Namespace, profile: Profile, book: Book, methods: list[Method], folder: Path) -> None:
+    from ..bench.yardstick_page import summary, write_page
+    from ..bench.yardstick_scores import Results
+
+    # The page has all tasks that there are rows of, whichever part was run just now.
+    results = Results(_tasks(argparse.Namespace(tasks=None), profile), methods, profile, book)
+    extra = "".join(f" --controller {shlex.quote(source)}" for source in args.controller)
+    page = write_page(results, folder, command=f"{PROGRAM} bench --{profile.name}{extra} --jobs 2")
+    print(summary(results))
+    print(f"written to {page}, from the rows in {book.folder}")
+
+
+def _run_missing(
+    args: argparse.Namespace, tasks: list[Task], methods: list[Method], profile: Profile, book: Book
+) -> None:
+    from ..bench.runner import forget_errors
+    from ..bench.yardstick_data import load
+    from ..bench.yardstick_plan import complete, missing, with_sources
+    from ..bench.yardstick_tasks import RealTask, changed
+
+    if stale := changed():
+        raise UserError(f"these tasks are not as they were frozen, so their rows would mean something else: {stale}")
+    methods = with_sources(methods)
+    for task in tasks:
+        if args.retry_failed:
+            forget_errors(book.path(task.name))
+            book.forget(task.name)
+        if isinstance(task, RealTask) and next(missing([task], methods, profile, book), None) is not None:
+            load(task)  # that data is missing is said before anything has run
+    complete(tasks, methods, profile, book, jobs=args.jobs)
+
+
+def _tasks(args: argparse.Namespace, profile: Profile) -> list[Task]:
+    from ..bench.yardstick_tasks import TASKS
+
+    unknown = [name for name in args.tasks or () if name not in profile.tasks]
+    if unknown:
+        raise UserError(f"no task '{unknown[0]}' in this profile; its tasks: {', '.join(profile.tasks)}")
+    return [TASKS[name] for name in profile.tasks if args.tasks is None or name in args.tasks]
+
+
+def _methods(args: argparse.Namespace) -> list[Method]:
+    from ..bench.yardstick_methods import METHODS, missing_package, third_party
+
+    unknown = [name for name in args.methods or () if name not in METHODS]
+    if unknown:
+        raise UserError(f"no method '{unknown[0]}'; known: {', '.join(METHODS)}")
+    chosen = [METHODS[name] for name in args.methods or METHODS]
+    absent = {package for method in chosen if (package := missing_package(method))}
+    if absent and not args.render_only:
+        print(f"left out for want of a package: {', '.join(sorted(absent))}; pip install 'hf_adaptive_lr[bench]'")
+    try:
+        extra = [third_party(source) for source in args.controller]
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+    return [*(m for m in chosen if args.render_only or missing_package(m) is None), *extra]
