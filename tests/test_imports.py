@@ -54,6 +54,7 @@ FLOORS = [
         "finetune_config",
         "finetune_report",
         "demo_data",
+        "demo_image_model",
         "meta",
     },
     {"bench", "cli"},
@@ -61,6 +62,7 @@ FLOORS = [
 HOME_OF_TRANSFORMERS = {
     "arguments",
     "callback",
+    "demo_image_model",
     "guard_callback",
     "trainer",
     "meta_trainer",

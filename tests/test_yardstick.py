@@ -26,23 +26,29 @@ from hf_adaptive_lr.bench.verdict_data import Parts, Rows
 from hf_adaptive_lr.bench.yardstick_methods import METHODS, TRAINER_LR, Method, missing_package, replay, third_party
 from hf_adaptive_lr.bench.yardstick_page import PAGE, render, write_page
 from hf_adaptive_lr.bench.yardstick_plan import (
+    BUDGET,
     PRIMARY,
     PRIMARY_ENDPOINT,
     PROFILES,
     Book,
     Profile,
+    budget_runs,
     complete,
     missing,
     own_lr_runs,
+    reference_runs,
+    studies,
+    sweep_lrs,
     sweep_runs,
+    troubled,
     tuned_lr,
     tuning_runs,
 )
 from hf_adaptive_lr.bench.yardstick_plots import PLOTS
 from hf_adaptive_lr.bench.yardstick_run import YardstickRun
 from hf_adaptive_lr.bench.yardstick_scores import Results, best_so_far
-from hf_adaptive_lr.bench.yardstick_tasks import COUNTED, LANES, REAL, TASKS, VectorTask, changed
-from hf_adaptive_lr.bench.yardstick_vector import _Scheduled, train_lane
+from hf_adaptive_lr.bench.yardstick_tasks import COUNTED, LANES, REAL, TASKS, VARIANTS, VECTOR, VectorTask, changed
+from hf_adaptive_lr.bench.yardstick_vector import Lion, _Scheduled, train_lane
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.meta.problem import Problem
 from hf_adaptive_lr.meta.tasks.base import TaskSpec
@@ -52,6 +58,14 @@ TINY = Profile(name="quick", tasks=(), seeds=3, vector_seeds=2, sweep_seeds=0, t
 
 
 _PAIRINGS: set[str] = set()
+
+
+def flat(spec: dict, name: str = "") -> dict:
+    """A nested spec with one level."""
+    out = {}
+    for key, value in spec.items():
+        out |= flat(value, f"{name}{key}.") if isinstance(value, dict) else {f"{name}{key}": value}
+    return out
 
 
 def vector(name: str = "toy", seed: int = 0, steps: int = 20) -> VectorTask:
@@ -96,11 +110,42 @@ def test_nothing_that_trains_controllers_knows_the_frozen_tasks() -> None:
 
 
 def test_vectorised_tasks_are_unseen_draws_of_every_family() -> None:
-    families = [task.family for task in TASKS.values() if task.family != "real"]
+    families = [task.family for task in VECTOR]
     assert {families.count(family) for family in set(families)} == {2}
     assert set(families) == {"quadratic", "mlp", "conv", "transformer", "finetune", "trouble"}
     bodies = [t.problem.task.config["body_seed"] for t in TASKS.values() if t.family == "finetune"]
     assert all(2000 <= body < 3000 for body in bodies)  # those of the split "test"
+
+
+def test_variants_differ_from_their_task_in_one_thing() -> None:
+    assert {task.axis for task in VARIANTS} == {
+        "length / 4",
+        "length x 4",
+        "batch / 4",
+        "batch x 4",
+        "width x 4",
+        "Lion",
+    }
+    for variant in VARIANTS:
+        base = TASKS["-".join(variant.name.split("-")[:2])]
+        assert not base.axis
+        mine, theirs = flat(variant.spec()), flat(base.spec())
+        assert len({name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}) == 1
+
+
+def test_lion_moves_every_weight_alike() -> None:
+    weights, grads = torch.zeros(2, 3), torch.tensor([[1.0, -2.0, 0.5], [3.0, 1.0, -1.0]])
+    lion = Lion(kind="adamw")
+    state = lion.init(weights)
+    assert torch.equal(lion.direction(weights, grads, state), grads.sign())
+    assert torch.allclose(state["exp_avg"], 0.01 * grads)
+    # Algorithm 2: the direction mixes the old mean with a tenth of the new gradient, the mean keeps a hundredth.
+    assert torch.equal(lion.direction(weights, -0.05 * grads, state), grads.sign())
+    task = dataclasses.replace(vector(steps=30), optimizer="lion")
+    assert (
+        train_lane(task, METHODS["linear"], 0, 0.03)["valid_loss"]
+        < train_lane(task, METHODS["linear"], 0, 1e-8)["valid_loss"]
+    )
 
 
 def test_parts_of_a_real_task_share_no_rows(monkeypatch) -> None:
@@ -185,6 +230,20 @@ def test_what_is_told_of_the_length_is_believed() -> None:
     assert factors[0] == 1.0 and max(factors[12:]) < 1e-3
 
 
+@pytest.mark.parametrize("kind", ["loss_spike", "weight_noise"])
+def test_trouble_comes_half_way_and_is_felt(kind) -> None:
+    task = vector(steps=40)
+    for name in ("constant", "prodigy"):
+        lr = 0.05 if name == "constant" else 1.0
+        calm = train_lane(task, METHODS[name], 0, lr)
+        rough = train_lane(task, next(m for m in troubled(METHODS[name]) if m.trouble == kind), 0, lr)
+        before = [loss for step, loss in calm["valid_curve"] if step <= 20]
+        assert [loss for step, loss in rough["valid_curve"] if step <= 20] == before
+        # Adam-like optimizers hardly feel a single large gradient.
+        assert rough["valid_curve"][6] != calm["valid_curve"][6]
+    assert rough["test_loss"] != calm["test_loss"]
+
+
 def test_a_third_party_controller_is_one_entry(tmp_path) -> None:
     Linear().save_pretrained(tmp_path / "mine")
     method = third_party(str(tmp_path / "mine"))
@@ -217,6 +276,25 @@ def test_a_comparison_is_completed_once(tmp_path) -> None:
     assert list(missing([task], methods, TINY, Book(tmp_path))) == []
     complete([task], methods, TINY, Book(tmp_path), bar=False)
     assert book.path("toy").read_bytes() == before
+
+
+def test_equal_budgets_choose_by_validation_loss_and_report_test_loss(tmp_path) -> None:
+    task, book = vector(), Book(tmp_path)
+    method, profile = METHODS["constant"], dataclasses.replace(TINY, sweep_all=True)
+    for run in tuning_runs(task, profile):
+        append_row(book.path("toy"), made_up(run, 1.0))
+    for run in reference_runs(task, profile, Book(tmp_path)):
+        append_row(book.path("toy"), made_up(run, 1.0))
+    lrs = sweep_lrs(task, method)
+    # The fourth learning rate is best by validation loss, the first by test loss, of which nobody may know.
+    for run in budget_runs(task, method, profile):
+        append_row(book.path("toy"), made_up(run, 0.1 if run.lr == lrs[3] else 2.0))
+    for run in sweep_runs(task, method, profile):
+        append_row(book.path("toy"), made_up(run, {lrs[3]: 1.5, lrs[0]: 0.5}.get(run.lr, 3.0)))
+    regret = Results([task], [method], profile, Book(tmp_path)).equal_budget(method)
+    with_best = [3 in study for study in studies()]
+    assert any(with_best) and all(len(study) == BUDGET for study in studies())
+    assert [round(float(r), 4) for r in regret[0][with_best]] == [round(math.log(1.5), 4)] * sum(with_best)
 
 
 def test_a_replay_leaves_its_own_seed_out(tmp_path) -> None:

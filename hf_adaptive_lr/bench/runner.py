@@ -61,7 +61,10 @@ Identity = tuple[RunKey, str, str]
 
 
 class Run(Protocol):
-    """One training to be done; it is sent to worker processes, so it must be picklable."""
+    """One training to be done; it is sent to worker processes, so it must be picklable.
+
+    Runs with an attribute `group` that is equal and not None are given to one worker, one after the other.
+    """
 
     @property
     def key(self) -> RunKey:
@@ -205,8 +208,8 @@ class Workers:
             spawn = multiprocessing.get_context("spawn")
             self._executor = ProcessPoolExecutor(self._jobs, mp_context=spawn, initializer=_start_worker)
         try:
-            for future in as_completed([self._executor.submit(attempt, run) for run in todo]):
-                yield future.result()
+            for future in as_completed([self._executor.submit(_attempt_all, part) for part in _together(todo)]):
+                yield from future.result()
         except BrokenProcessPool as error:
             raise WorkerError(
                 "a worker process was killed, perhaps for want of memory; finished rows are kept, so the same command "
@@ -257,6 +260,19 @@ def attempt(run: Run) -> Row:
         return head | run.execute()
     except Exception as error:  # whatever it was, the other runs go on and the failure is counted
         return head | {"error": f"{type(error).__name__}: {_without_folders(str(error))}"}
+
+
+def _attempt_all(runs: Sequence[Run]) -> list[Row]:
+    return [attempt(run) for run in runs]
+
+
+def _together(todo: Sequence[Run]) -> list[list[Run]]:
+    """Runs by their `group`, in the order of the first of each; a run without one is alone."""
+    parts: dict[Any, list[Run]] = {}
+    for number, run in enumerate(todo):
+        group = getattr(run, "group", None)
+        parts.setdefault(number if group is None else ("group", group), []).append(run)
+    return list(parts.values())
 
 
 def _without_folders(text: str) -> str:

@@ -126,18 +126,18 @@ def _minilm3(classes: int) -> nn.Module:
     return model
 
 
-@lru_cache(maxsize=1)
-def _pretrained(classes: int) -> BertForSequenceClassification:
+@lru_cache(maxsize=2)
+def _pretrained(classes: int, layers: int = 3) -> BertForSequenceClassification:
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(
         logging.ERROR
-    )  # it would report the three layers and the head that are not in the file
+    )  # it would report the layers left out and the head that is not in the file
     try:
         with no_bars(), torch.random.fork_rng(devices=[]):
             return BertForSequenceClassification.from_pretrained(
-                str(demo_text_model()), num_hidden_layers=3, num_labels=classes, dtype=torch.float32
+                str(demo_text_model()), num_hidden_layers=layers, num_labels=classes, dtype=torch.float32
             )
     finally:
         transformers_logging.set_verbosity(level)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, set_seed
+from transformers import BertConfig, BertForSequenceClassification, EfficientNetForImageClassification, set_seed
 
 from .. import demo_data
 from ..demo_data import DemoDataError, demo_image, demo_text, demo_text_model
+from ..demo_image_model import demo_image_model
+from ..finetune_model import no_bars
 from .trouble_tasks import _prepared, _vit
 from .verdict_data import TOKENS, Parts, Rows, _images
-from .verdict_models import _cnn, _minilm3, _resnet
+from .verdict_models import Classifier, _cnn, _minilm3, _pretrained, _resnet
 from .yardstick_tasks import RealTask
 
 _INIT_STD = 0.1  # about one over the root of the width, as in the guard's benchmark
+_FROZEN_BLOCKS = 11  # of EfficientNet's 16: most of its work, and a fifth of its weights
+_SIDE = 64  # of the pictures that EfficientNet sees; it halves them five times
+_AT_ONCE = 50  # pictures, for the sake of memory
 
 
 @cache
@@ -45,16 +51,22 @@ def build_model(task: RealTask, seed: int) -> nn.Module:
         seed: of the first weights; of a pretrained model, those of the head.
 
     Raises:
-        DemoDataError: the text model is not installed.
+        DemoDataError: the pretrained model cannot be had here; the message ends with the command to get it.
     """
     set_seed(seed)
     if task.model == "vit":
         return _vit(task.classes, _INIT_STD)
+    if task.model.startswith("minilm6"):
+        return _adapted(_six_layers(task.classes)) if task.model.endswith("lora") else _six_layers(task.classes)
+    if task.model == "efficientnet":
+        return _late_stages(task.classes)
     makers = {"minilm3": _whole, "minilm3-lora": _lora, "bert": _bert, "resnet": _resnet, "cnn": _cnn}
     return makers[task.model](task.classes)
 
 
 def _topics(rows: Rows, task: RealTask) -> Rows:
+    if task.model == "efficientnet":
+        return _early_stages(rows)
     return _prepared(rows, task.topics) if task.topics or task.model == "vit" else rows
 
 
@@ -103,12 +115,25 @@ def _whole(classes: int) -> nn.Module:
 
 
 def _lora(classes: int) -> nn.Module:
+    return _adapted(_whole(classes))
+
+
+def _six_layers(classes: int) -> nn.Module:
+    """The text model as it is published, with all its weights trained."""
+    model: Any = copy.deepcopy(_pretrained(classes, 6))
+    nn.init.normal_(model.classifier.weight, std=0.2)
+    nn.init.zeros_(model.classifier.bias)
+    module: nn.Module = model
+    return module
+
+
+def _adapted(whole: nn.Module) -> nn.Module:
     try:
         from peft import LoraConfig, TaskType, get_peft_model
     except ImportError as error:
         raise DemoDataError("The LoRA task needs peft. Get it with: pip install peft") from error
     config = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"])
-    model: nn.Module = get_peft_model(_whole(classes), config)
+    model: nn.Module = get_peft_model(whole, config)
     return model
 
 
@@ -123,3 +148,45 @@ def _bert(classes: int) -> nn.Module:
         num_labels=classes,  # type: ignore[call-arg]
     )
     return BertForSequenceClassification(config)
+
+
+def _late_stages(classes: int) -> nn.Module:
+    """What of EfficientNet is trained: its last five blocks and a fresh head, on what `_early_stages` gives."""
+    model: Any = copy.deepcopy(_efficientnet())
+    encoder = model.efficientnet.encoder
+    top = [encoder.top_conv, encoder.top_bn, encoder.top_activation, nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    head = [model.dropout, nn.Linear(model.config.hidden_dim, classes)]
+    blocks = encoder.blocks[_FROZEN_BLOCKS:]
+    for block in blocks:
+        block.squeeze_excite.requires_grad_(False)  # not a part of this net: always one
+    return Classifier(nn.Sequential(*blocks, *top, *head), classes)
+
+
+def _early_stages(rows: Rows) -> Rows:
+    """The rows with, in place of pixels, what the frozen blocks make of them: (rows, 112, 4, 4).
+
+    They would make the same of a row at every update: it is done once for all runs.
+    """
+    model: Any = _efficientnet().efficientnet
+    frozen = nn.Sequential(model.embeddings, *model.encoder.blocks[:_FROZEN_BLOCKS])
+    with torch.no_grad():
+        parts = [frozen(_enlarged(pixels)) for pixels in torch.split(rows.columns["pixel_values"], _AT_ONCE)]
+    return Rows({**rows.columns, "pixel_values": torch.cat(parts)})
+
+
+def _enlarged(pixels: torch.Tensor) -> torch.Tensor:
+    """Grey pixels between 0 and 1 as the model was trained to see them: larger, in three colours, -1 to 1."""
+    large = nn.functional.interpolate(pixels, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False)
+    return large.expand(-1, 3, -1, -1) * 2.0 - 1.0
+
+
+@cache
+def _efficientnet() -> EfficientNetForImageClassification:
+    """The pretrained model, in evaluation mode: the statistics of the frozen part's norms are not touched."""
+    with no_bars(), torch.random.fork_rng(devices=[]):
+        # Statistics of ImageNet must be forgotten in 80 updates; at its own momentum of 0.01 half of them would stay.
+        model: EfficientNetForImageClassification = EfficientNetForImageClassification.from_pretrained(
+            str(demo_image_model()), batch_norm_momentum=0.1, dtype=torch.float32
+        )
+    model.eval()  # type: ignore[no-untyped-call]
+    return model

@@ -34,6 +34,7 @@ TRAINER_LR, TORCH_LR = 5e-5, 1e-3
 _OF_CLASSES = LOGIT_FIELDS | set(WEIGHT_FIELDS)
 
 Config = Mapping[str, Any]
+Trouble = Literal["", "loss_spike", "weight_noise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class Method:
         on_vector: whether vectorised tasks can run it.
         needs_classes: whether it observes predictions.
         told: share of the run's true length that it is told, for the robustness track.
+        trouble: what goes wrong half-way, for the same track; vectorised tasks only.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Method:
     on_vector: bool = True
     needs_classes: bool = False
     told: float = 1.0
+    trouble: Trouble = ""
 
     def spec(self) -> dict[str, Any]:
         """All that a run depends on, as JSON values; learned weights by a hash."""
@@ -291,6 +294,13 @@ _ENTRIES: tuple[Method, ...] = (
     _HYPER,
     replay(_HYPER),
     Method(name="plrs", text="probabilistic LR (Devapriya et al. 2024)", controller="plrs"),
+    Method(
+        name="dsa",
+        text="a factor for every weight, DSA-style after Chen et al. 2022",
+        controller="constant",
+        arguments={"dsa": True},
+        on_vector=False,
+    ),
     _ONLINE,
     replay(_ONLINE),
     _META,

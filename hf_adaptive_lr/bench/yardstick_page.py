@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,10 @@ from .stat_compare import Difference, probability_of_improvement
 from .stat_runs import failure_rate, harm_rate, lr_sensitivity
 from .stat_scores import iqm, mean
 from .yardstick_methods import Method
-from .yardstick_plan import DEFAULT, PRIMARY, PRIMARY_ENDPOINT, misled
+from .yardstick_plan import DEFAULT, PRIMARY, PRIMARY_ENDPOINT
 from .yardstick_plots import PLOTS, write_plots
 from .yardstick_scores import TARGET, Results, Scores
+from .yardstick_tables import budget_table, cost_table, misled_table, systems, table, troubled_table, variants_table
 from .yardstick_tasks import changed
 
 PAGE = "BENCHMARK.md"
@@ -34,8 +35,10 @@ Mean and interquartile mean (IQM) are of clipped log-regret over tasks and seeds
 for tasks not yet seen. *Harm* is the share of pairs of runs with a test loss more than 2 % above `{DEFAULT.name}`'s;
 *failed* ended non-finite or above their first validation loss; *beats* is the probability of a lower test loss.
 *Target* is a validation loss within {TARGET - 1:.0%} of the tuned schedule's: the share of runs that meet it, and the
-median speed-up over the tuned schedule's whole run in steps and in seconds, 0 when most runs miss. *Cost* is the
-seconds of a run over the tuned schedule's. Methods that cannot run everywhere have fewer tasks, so compare with care.
+median speed-up over the tuned schedule's whole run in steps and in seconds, 0 when most runs miss. *Envelope* is the
+mean share of the run after which the best of all the linear schedules that were swept, chosen anew at every point of
+the curve, is as good as the run at its end; 1 when it never is. *Cost* is the seconds of a run over the tuned
+schedule's. Methods that cannot run everywhere have fewer tasks, so compare with care.
 """
 
 
@@ -83,7 +86,17 @@ def render(results: Results, *, command: str) -> str:
         "## Robustness: initial learning rate\n",
         _sensitivity(results),
         "## Robustness: told a wrong length\n",
-        _misled(results),
+        misled_table(results),
+        "## Robustness: trouble half-way\n",
+        troubled_table(results),
+        "## Equal budget: five learning rates each\n",
+        budget_table(results),
+        "## Variants of two tasks\n",
+        variants_table(results),
+        "## What learning cost\n",
+        cost_table(results),
+        "## Systems\n",
+        systems(),
         "## Plots\n",
         "\n".join(f"![{text}]({name})\n" for name, text in PLOTS.items()),
         "## The reference\n",
@@ -120,15 +133,15 @@ def _primary(results: Results) -> str:
         rows.append(
             [f"`{name}`", str(tasks), _difference(d), f"{d.p_adjusted:.3g}", verdict if possible else "too few tasks"]
         )
-    table = _table(["method", "tasks", f"minus `{DEFAULT.name}`", "p (Holm)", "finding"], rows)
+    shown = table(["method", "tasks", f"minus `{DEFAULT.name}`", "p (Holm)", "finding"], rows)
     missing = f"Not there, so not tested: {', '.join(f'`{name}`' for name in absent)}.\n" if absent else ""
-    return "\n".join(part for part in (table, missing) if part)
+    return "\n".join(part for part in (shown, missing) if part)
 
 
 def _headline(results: Results, names: Iterable[str]) -> str:
     ordered = sorted(names, key=lambda name: (float(mean(results.scores[name].regret)), name))
     head = ["method", "tasks", "mean", "IQM", "worst task", "harm", "failed", "beats", "target", "steps", "seconds"]
-    return _table([*head, "cost"], [_headline_row(results, name) for name in ordered])
+    return table([*head, "envelope", "cost"], [_headline_row(results, name) for name in ordered])
 
 
 def _headline_row(results: Results, name: str) -> list[str]:
@@ -155,6 +168,7 @@ def _headline_row(results: Results, name: str) -> list[str]:
         f"{met.mean():.0%}",
         f"{_speed_up(scores.steps):.2f}",
         f"{_speed_up(_relative_seconds(results, scores)):.2f}",
+        f"{np.minimum(scores.envelope, 1.0).mean():.2f}",
         f"{np.nanmedian(scores.cost):.2f}" if np.isfinite(scores.cost).any() else "-",
     ]
 
@@ -186,7 +200,7 @@ def _by_task(results: Results) -> list[str]:
         for name, scores in results.scores.items():
             cells = [f"{scores.part([t]).regret.mean():+.3f}" if t in scores.tasks else "-" for t in tasks]
             rows.append([f"`{name}`", *cells])
-        parts += [f"### {family}\n", _table(["method", *tasks], rows)]
+        parts += [f"### {family}\n", table(["method", *tasks], rows)]
     return parts
 
 
@@ -216,31 +230,7 @@ def _sensitivity(results: Results) -> str:
         "schedule, mean over tasks; excess is over the own best, in units of the tuned schedule's "
         "loss, median over tasks.\n"
     )
-    return text + "\n" + _table(["method", "tasks", "own width", "width at reference", "excess"], rows)
-
-
-def _misled(results: Results) -> str:
-    from .yardstick_plan import misled_runs
-
-    rows = []
-    for method in results.methods:
-        cells = []
-        for told in misled(method):
-            ratios = []
-            for task in results.tasks:
-                runs = [r for r in misled_runs(task, method, results.profile) if r.method.name == told.name]
-                found, own = [results.book.get(run) for run in runs], results.own_rows(task, method)
-                if own is None or not runs or not method.fits(task) or any(row is None for row in found):
-                    continue
-                a = [row.get("test_loss") for row in found if row is not None]
-                b = [row.get("test_loss") for row in own]
-                if all(x is not None and x > 0 for x in [*a, *b]):
-                    ratios.append(float(np.mean(np.log(np.array(a) / np.array(b)))))
-            cells.append(f"{np.mean(ratios):+.3f} ({len(ratios)})" if ratios else "-")
-        if any(cell != "-" for cell in cells):
-            rows.append([f"`{method.name}`", *cells])
-    text = "Mean of ln(test loss / that with the true length), and the number of vectorised tasks.\n"
-    return text + "\n" + _table(["method", "told a quarter", "told four times"], rows)
+    return text + "\n" + table(["method", "tasks", "own width", "width at reference", "excess"], rows)
 
 
 def _references(results: Results) -> str:
@@ -249,7 +239,7 @@ def _references(results: Results) -> str:
         for name, ref in results.references.items()
     ]
     text = "\\* at the edge of what was tried, so the reference may be worse than it could be.\n"
-    return _table(["task", "learning rate", "test loss", "runs to tune"], rows) + "\n" + text
+    return table(["task", "learning rate", "test loss", "runs to tune"], rows) + "\n" + text
 
 
 def _lr(method: Method) -> str:
@@ -257,20 +247,14 @@ def _lr(method: Method) -> str:
 
 
 def _versions(results: Results) -> str:
-    rows = [row for task in results.tasks for row in results.book.rows(task.name).values() if "versions" in row]
+    tasks = [*results.tasks, *results.variants]
+    rows = [row for task in tasks for row in results.book.rows(task.name).values() if "versions" in row]
     found = sorted({f"{name} {number}" for row in rows for name, number in row["versions"].items()})
     commits = sorted({row["commit"] for row in rows if row.get("commit")})
-    errors = sum("error" in row for task in results.tasks for row in results.book.rows(task.name).values())
+    errors = sum("error" in row for task in tasks for row in results.book.rows(task.name).values())
     line = f"{len(rows)} runs, {errors} more ended in an error. {', '.join(found)}."
     return line + (f" Commits: {', '.join(commits)}.\n" if commits else "\n")
 
 
 def _difference(d: Difference) -> str:
     return f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return "No rows yet.\n"
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from pathlib import Path
 
 from .runner import Identity, Row, Workers, identity, read_rows, row_identity, run_all
 from .verdict_plan import mean_schedule
-from .yardstick_methods import METHODS, Method
+from .yardstick_methods import METHODS, Method, Trouble
 from .yardstick_run import YardstickRun
-from .yardstick_tasks import COUNTED, TASKS, Task
+from .yardstick_tasks import COUNTED, EXTENDED, TASKS, VECTOR, Task, VectorTask
 
 REFERENCE, DEFAULT = METHODS["linear"], METHODS["cosine"]
 """What is tuned and regretted, and what a user would otherwise have."""
@@ -26,14 +27,17 @@ PRIMARY = ("universal_bundled", "ppo_schedule_bundled", "hypergradient", "greedy
 """The comparisons that are tested; all others are description."""
 PRIMARY_ENDPOINT = """\
 Self-tuning track of the full profile: each method with one configuration and its published default learning rate on
-all frozen tasks that can run it, seeds 0, 1 and 2. A run's score is ln(test loss / geometric mean of the test losses
-of the tuned linear schedule), where a loss that is not finite counts as ln 100 and all scores are clipped to +-ln 100.
-The endpoint is the mean score over tasks and seeds, minus that of `cosine` at its default learning rate on the same
-tasks, for six methods named in advance: `universal_bundled`, `ppo_schedule_bundled`, `hypergradient`,
-`greedy_repaired`, `schedule_free` and `prodigy`, and any controller given on the command line. The test is two-sided,
-swaps the two methods' names task by task, and is corrected by Holm's method for all of these; the level is 0.05. What
-is not in this list is description."""
+all frozen tasks that can run it, variants of tasks left out, seeds 0, 1 and 2. A run's score is ln(test loss /
+geometric mean of the test losses of the tuned linear schedule), where a loss that is not finite counts as ln 100 and
+all scores are clipped to +-ln 100. The endpoint is the mean score over tasks and seeds, minus that of `cosine` at its
+default learning rate on the same tasks, for six methods named in advance: `universal_bundled`, `ppo_schedule_bundled`,
+`hypergradient`, `greedy_repaired`, `schedule_free` and `prodigy`, and any controller given on the command line. The
+test is two-sided, swaps the two methods' names task by task, and is corrected by Holm's method for all of these; the
+level is 0.05. What is not in this list is description."""
 
+BUDGET, STUDIES = 5, 3
+"""Trials of a study of the equal-budget track, and studies."""
+_ON_VARIANTS = (*PRIMARY, DEFAULT.name, REFERENCE.name, "constant", "wsd", "dadapt_adam", "random_walk")
 _SWEPT = ("linear", "schedule_free", "prodigy", "greedy_repaired", "hypergradient", "universal_bundled")
 _DECADES = tuple(float(f"1e{k}") for k in range(-7, 1))
 _NINE = tuple(10 ** (k / 2) for k in range(-4, 5))
@@ -51,7 +55,8 @@ class Profile:
         vector_seeds: seeds of the vectorised robustness track.
         sweep_seeds: seeds of the real tasks' robustness track; 0 leaves it out.
         tuning_stride: every how-manieth learning rate is tried for the reference.
-        sweep_all: whether the robustness track of vectorised tasks has all methods, and not a few, and the horizons.
+        sweep_all: whether the robustness track of vectorised tasks has all methods, and not a few, wrong lengths and
+            trouble; and whether there is an equal-budget track.
     """
 
     name: str
@@ -63,7 +68,7 @@ class Profile:
     sweep_all: bool = True
 
 
-_VECTOR_NAMES = tuple(name for name, task in TASKS.items() if task.family != "real")
+_VECTOR_NAMES = tuple(task.name for task in VECTOR)
 PROFILES: Mapping[str, Profile] = {
     "quick": Profile(
         name="quick",
@@ -74,9 +79,16 @@ PROFILES: Mapping[str, Profile] = {
         tuning_stride=2,
         sweep_all=False,
     ),
-    "full": Profile(name="full", tasks=tuple(TASKS), seeds=3, vector_seeds=COUNTED, sweep_seeds=3),
+    "full": Profile(
+        name="full",
+        tasks=tuple(name for name in TASKS if TASKS[name] not in EXTENDED),
+        seeds=3,
+        vector_seeds=COUNTED,
+        sweep_seeds=3,
+    ),
+    "extended": Profile(name="extended", tasks=tuple(TASKS), seeds=COUNTED, vector_seeds=COUNTED, sweep_seeds=3),
 }
-"""Both profiles by name."""
+"""The profiles by name."""
 
 
 class Book:
@@ -148,6 +160,8 @@ def reference_runs(task: Task, profile: Profile, book: Book) -> list[YardstickRu
 def own_lr_runs(task: Task, method: Method, profile: Profile, book: Book) -> list[YardstickRun]:
     """The self-tuning track: default learning rate; of a replay none while its source is not complete.
 
+    Variants of tasks have fewer methods.
+
     Args:
         task: one that the method fits.
         method: any.
@@ -155,6 +169,8 @@ def own_lr_runs(task: Task, method: Method, profile: Profile, book: Book) -> lis
         book: rows of the source of a replay.
     """
     lr, seeds = method.default_lr(task), range(profile.seeds)
+    if is_variant(task) and method.name in METHODS and method.name not in _ON_VARIANTS:
+        return []
     if method.replay_of is None:
         return [YardstickRun(task, method, seed, lr) for seed in seeds]
     source = _source(method)
@@ -181,8 +197,10 @@ def sweep_lrs(task: Task, method: Method) -> tuple[float, ...]:
 
 
 def sweep_runs(task: Task, method: Method, profile: Profile) -> list[YardstickRun]:
-    """The robustness track's learning rates; nothing for methods that are not in it."""
+    """The robustness track's learning rates; nothing for methods and variants of tasks that are not in it."""
     real = task.family == "real"
+    if is_variant(task):
+        return []
     named = method.name in _SWEPT or method.name not in METHODS
     if method.replay_of or method.finder or not (named or (profile.sweep_all and not real)):
         return []
@@ -199,10 +217,44 @@ def misled(method: Method) -> list[Method]:
 
 def misled_runs(task: Task, method: Method, profile: Profile) -> list[YardstickRun]:
     """The robustness track's horizons; vectorised tasks of the full profile only."""
-    if task.family == "real" or not profile.sweep_all:
+    return _at_default_lr(task, misled(method), profile)
+
+
+def troubled(method: Method) -> list[Method]:
+    """The method when something goes wrong half-way; none for open loops, which cannot answer."""
+    if method.replay_of or method.finder:
         return []
-    lr, seeds = method.default_lr(task), range(profile.seeds)
-    return [YardstickRun(task, told, seed, lr) for told in misled(method) for seed in seeds]
+    kinds: tuple[Trouble, ...] = ("loss_spike", "weight_noise")
+    return [dataclasses.replace(method, name=f"{method.name}@trouble={kind}", trouble=kind) for kind in kinds]
+
+
+def troubled_runs(task: Task, method: Method, profile: Profile) -> list[YardstickRun]:
+    """The robustness track's trouble; vectorised tasks of the full profile only."""
+    return _at_default_lr(task, troubled(method), profile)
+
+
+def _at_default_lr(task: Task, methods: Sequence[Method], profile: Profile) -> list[YardstickRun]:
+    if task.family == "real" or is_variant(task) or not profile.sweep_all:
+        return []
+    seeds = range(profile.seeds)
+    return [YardstickRun(task, method, seed, method.default_lr(task)) for method in methods for seed in seeds]
+
+
+def budget_runs(task: Task, method: Method, profile: Profile) -> list[YardstickRun]:
+    """What the equal-budget track needs beside the robustness track's runs: the same on the seeds that tune."""
+    if task.family == "real" or not profile.sweep_all or not sweep_runs(task, method, profile):
+        return []
+    return [YardstickRun(task, method, seed, lr) for lr in sweep_lrs(task, method) for seed in task.tuning_seeds]
+
+
+def studies() -> list[list[int]]:
+    """For each study, which of the robustness track's nine learning rates it tries; the same for all methods."""
+    return [sorted(random.Random(number).sample(range(len(_NINE)), BUDGET)) for number in range(STUDIES)]
+
+
+def is_variant(task: Task) -> bool:
+    """Whether a task is another one with one thing changed."""
+    return isinstance(task, VectorTask) and bool(task.axis)
 
 
 def missing(tasks: Sequence[Task], methods: Sequence[Method], profile: Profile, book: Book) -> Iterator[YardstickRun]:
@@ -221,7 +273,8 @@ def missing(tasks: Sequence[Task], methods: Sequence[Method], profile: Profile, 
             if not method.fits(task):
                 continue
             runs += own_lr_runs(task, method, profile, book)
-            runs += sweep_runs(task, method, profile) + misled_runs(task, method, profile)
+            runs += sweep_runs(task, method, profile) + budget_runs(task, method, profile)
+            runs += misled_runs(task, method, profile) + troubled_runs(task, method, profile)
         yield from (run for run in runs if book.get(run) is None)
 
 

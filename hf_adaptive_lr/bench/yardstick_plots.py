@@ -14,9 +14,10 @@ from ..files import replace_file
 from .yardstick_scores import Results
 
 PLOTS: Mapping[str, str] = {
-    "sensitivity.png": "Test loss against the initial learning rate",
-    "profile.png": "Share of runs with at most this log-regret",
-    "schedules.png": "Mean schedules",
+    "bench_sensitivity.png": "Test loss against the initial learning rate",
+    "bench_profile.png": "Share of runs with at most this log-regret",
+    "bench_steps.png": "Share of runs that have reached the target by this share of the run",
+    "bench_schedules.png": "Mean schedules",
 }
 """File names and what they show."""
 _SHOWN = 10  # lines in a plot of schedules, no more can be told apart
@@ -31,8 +32,10 @@ def write_plots(results: Results, folder: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    for name, draw in zip(PLOTS, (_sensitivity, _profile, _schedules), strict=True):
-        figure = Figure(figsize=(12, 8) if name != "profile.png" else (9, 6), layout="constrained")
+    for name, draw in zip(PLOTS, (_sensitivity, _profile, _steps, _schedules), strict=True):
+        figure = Figure(
+            figsize=(9, 6) if name in ("bench_profile.png", "bench_steps.png") else (12, 8), layout="constrained"
+        )
         draw(figure, results)
         # Without the software's version in it, equal rows give equal files.
         picture = io.BytesIO()
@@ -68,13 +71,21 @@ def _sensitivity(figure: Any, results: Results) -> None:
 
 
 def _profile(figure: Any, results: Results) -> None:
+    regrets = {name: scores.regret.ravel() for name, scores in results.scores.items()}
+    _shares(figure, regrets, np.linspace(-1.0, 3.0, 401), "log-regret to the tuned linear schedule")
+
+
+def _steps(figure: Any, results: Results) -> None:
+    steps = {name: scores.steps.ravel() for name, scores in results.scores.items()}
+    _shares(figure, steps, np.linspace(0.0, 1.0, 201), "share of the run")
+
+
+def _shares(figure: Any, values: Mapping[str, Any], levels: Any, label: str) -> None:
     axes = figure.subplots()
-    axes.set(xlabel="log-regret to the tuned linear schedule", ylabel="share of runs", xlim=(-1.0, 3.0))
-    levels = np.linspace(-1.0, 3.0, 401)
-    for number, (name, scores) in enumerate(results.scores.items()):
-        runs = scores.regret.ravel()
+    axes.set(xlabel=label, ylabel="share of runs", xlim=(levels[0], levels[-1]))
+    for number, (name, runs) in enumerate(values.items()):
         axes.plot(levels, [float((runs <= level).mean()) for level in levels], label=name, **_style(number))
-    if results.scores:
+    if values:
         figure.legend(loc="outside right upper", fontsize=8)
 
 

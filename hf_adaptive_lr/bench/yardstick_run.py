@@ -18,6 +18,8 @@ from .yardstick_tasks import RealTask, Task
 class YardstickRun:
     """One training; its row has curves, final losses, learning rates, seconds, versions and the commit.
 
+    That of the first seed has the method's settings, too; the digests tell whether those of others are the same.
+
     Args:
         task: what is trained.
         method: how its learning rate is chosen.
@@ -45,6 +47,11 @@ class YardstickRun:
         """Changes with all that the method is."""
         return self.method.digest
 
+    @property
+    def group(self) -> tuple[str, str, float] | None:
+        """Lanes of a vectorised task train together, so one worker has them all; None for a real task."""
+        return None if isinstance(self.task, RealTask) else (self.task.digest, self.method.digest, self.lr)
+
     def execute(self) -> Row:
         """Train and measure."""
         if isinstance(self.task, RealTask):
@@ -59,7 +66,7 @@ class YardstickRun:
         return {
             "family": self.task.family,
             **measured,
-            "method_spec": self.method.spec(),
+            **({} if self.seed else {"method_spec": self.method.spec()}),
             "versions": {**versions(), **package},
             "commit": commit(),
         }

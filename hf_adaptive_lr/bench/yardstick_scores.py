@@ -22,8 +22,11 @@ from .yardstick_plan import (
     PRIMARY,
     Book,
     Profile,
+    budget_runs,
+    is_variant,
     own_lr_runs,
     reference_runs,
+    studies,
     sweep_lrs,
     sweep_runs,
     tuned_lr,
@@ -70,6 +73,8 @@ class Scores:
         steps: share of the run until the target; infinite for a miss.
         seconds: until the target; infinite for a miss.
         cost: seconds of the whole run over the reference's.
+        envelope: share of the run after which the best of all the reference's learning rates, chosen anew at every
+            point of the curve, has a validation loss as low as this run's last one; infinite when it never has.
     """
 
     tasks: tuple[str, ...]
@@ -80,6 +85,7 @@ class Scores:
     steps: Array
     seconds: Array
     cost: Array
+    envelope: Array
 
     def part(self, tasks: Sequence[str]) -> Scores:
         """The same on some of the tasks, in their order."""
@@ -101,10 +107,15 @@ class Results:
     def __init__(self, tasks: Sequence[Task], methods: Sequence[Method], profile: Profile, book: Book) -> None:
         self.profile, self.book = profile, book
         self.references = {t.name: r for t in tasks if (r := self._reference(t)) is not None}
-        self.tasks = [task for task in tasks if task.name in self.references]
+        there = [task for task in tasks if task.name in self.references]
+        self.tasks = [task for task in there if not is_variant(task)]
+        self.variants = [task for task in there if is_variant(task)]
         self.methods = list({m.name: m for m in (DEFAULT, *methods)}.values())
-        found = {method.name: self._scores(method) for method in self.methods}
-        self.scores = {name: scores for name, scores in found.items() if scores is not None}
+        self.scores, self.on_variants = self._all_scores(self.tasks), self._all_scores(self.variants)
+
+    def _all_scores(self, tasks: Sequence[Task]) -> dict[str, Scores]:
+        found = {method.name: self._scores(method, tasks) for method in self.methods}
+        return {name: scores for name, scores in found.items() if scores is not None}
 
     def _rows(self, runs: Sequence[YardstickRun]) -> list[Row] | None:
         """The rows of runs, None when there are no runs or one is missing."""
@@ -131,8 +142,8 @@ class Results:
             return None
         return self._rows(own_lr_runs(task, method, self.profile, self.book))
 
-    def _scores(self, method: Method) -> Scores | None:
-        found = {task.name: rows for task in self.tasks if (rows := self.own_rows(task, method)) is not None}
+    def _scores(self, method: Method, tasks: Sequence[Task]) -> Scores | None:
+        found = {task.name: rows for task in tasks if (rows := self.own_rows(task, method)) is not None}
         if not found:
             return None
         refs = [self.references[name] for name in found]
@@ -147,7 +158,21 @@ class Results:
         base = np.array([[ref.seconds] for ref in refs])
         # A run without seconds ended in an error; it has reached nothing.
         spent = np.where(np.isfinite(steps), steps * np.nan_to_num(seconds, nan=math.inf), math.inf)
-        return Scores(tuple(found), test, first, last, log_regret(test, loss), steps, spent, seconds / base)
+        swept = [self._envelope(task) for task in tasks if task.name in found]
+        envelope = np.array([[first_below(e, x) for x in row] for e, row in zip(swept, last, strict=True)])
+        return Scores(tuple(found), test, first, last, log_regret(test, loss), steps, spent, seconds / base, envelope)
+
+    def _envelope(self, task: Task) -> list[tuple[float, float]]:
+        """Lowest loss so far of any of the reference's learning rates, mean over the seeds that tune, by share."""
+        curves: dict[float, list[list[float]]] = {}
+        for run in tuning_runs(task, self.profile):
+            row = self.book.get(run) or {}
+            if "valid_curve" in row:
+                values = [math.inf if loss is None else loss for _, loss in row["valid_curve"]]
+                curves.setdefault(run.lr, []).append(values)
+                shares = [step / row["updates"] for step, _ in row["valid_curve"]]
+        lowest = np.min([np.mean(same, axis=0) for same in curves.values()], axis=0)
+        return best_so_far(list(zip(shares, lowest.tolist(), strict=True)))
 
     # --- comparisons ----------------------------------------------------------------------------------------------
 
@@ -182,6 +207,41 @@ class Results:
         first = [number(row, "first_loss") for row in rows]
         return lrs, losses, float(np.nanmean(first)) if np.isfinite(first).any() else math.nan
 
+    def equal_budget(self, method: Method) -> Array | None:
+        """Regret of each study's best trial by validation loss, of shape (tasks, studies); None without rows."""
+        found = []
+        for task in self.tasks:
+            tuning = self._rows(budget_runs(task, method, self.profile)) if method.fits(task) else None
+            sweep = self.sweep(task, method)
+            if tuning is None or sweep is None:
+                continue
+            valid = np.array([number(row, "valid_loss") for row in tuning]).reshape(len(sweep[0]), -1).mean(1)
+            valid = np.nan_to_num(valid, nan=math.inf)
+            best = [min(study, key=lambda trial: valid[trial]) for study in studies()]
+            regret = log_regret(sweep[1], np.array([self.references[task.name].test_loss]))
+            found.append(regret[best].mean(1))
+        return np.array(found) if found else None
+
+    def changed(self, method: Method, other: Method, runs: Sequence[Sequence[YardstickRun]]) -> Array:
+        """Mean ln(test loss of a run / that of the same seed undisturbed) by task, clipped as regret is.
+
+        Args:
+            method: undisturbed.
+            other: what was run instead, by its name.
+            runs: for each of the tasks, runs among which those of `other` are.
+        """
+        ratios = []
+        for task, among in zip(self.tasks, runs, strict=True):
+            found = self._rows([run for run in among if run.method.name == other.name])
+            own = self.own_rows(task, method) if found else None
+            if found is None or own is None:
+                continue
+            a, b = (np.array([number(row, "test_loss") for row in rows]) for rows in (found, own))
+            both = np.isfinite(b) & (b > 0)  # what was lost undisturbed cannot be lost again
+            if both.any():
+                ratios.append(float(log_regret(a[both], b[both]).mean()))
+        return np.array(ratios)
+
 
 def _with(difference: Difference, adjusted: float) -> Difference:
     from dataclasses import replace
@@ -206,7 +266,17 @@ def _share(row: Row, target: float) -> float:
     return float(steps_to_target(values, target, lower_is_better=True, steps=steps))
 
 
-def best_so_far(points: Sequence[Sequence[Any]]) -> list[tuple[int, float]]:
+def first_below(curve: Sequence[tuple[float, float]], level: float) -> float:
+    """Where a falling curve first comes to a level; infinite when it never does, or the level is NaN.
+
+    Example:
+        >>> first_below([(0.0, 2.0), (0.5, 1.0)], 1.5)
+        0.5
+    """
+    return next((at for at, value in curve if value <= level), math.inf)
+
+
+def best_so_far(points: Sequence[Sequence[Any]]) -> list[tuple[Any, float]]:
     """A curve's running minimum; points that are not finite change nothing.
 
     Example:

@@ -49,7 +49,9 @@ class RealTask:
     """
 
     name: str
-    model: Literal["minilm3", "minilm3-lora", "bert", "vit", "resnet", "cnn"]
+    model: Literal[
+        "minilm3", "minilm3-lora", "minilm6", "minilm6-lora", "bert", "vit", "resnet", "cnn", "efficientnet"
+    ]
     data: Literal["20newsgroups", "fashion-mnist", "mnist-5000"]
     batch_size: int
     updates: int
@@ -77,7 +79,7 @@ class RealTask:
     @property
     def classes(self) -> int:
         """Number of classes."""
-        return len(self.topics) or 10
+        return len(self.topics) or (20 if self.data == "20newsgroups" else 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +91,14 @@ class VectorTask:
     Args:
         name: in keys and tables.
         problem: what is trained.
+        axis: in what a variant of another task differs from it; empty for a task of its own.
+        optimizer: "lion" for one that no controller was trained with, instead of the problem's.
     """
 
     name: str
     problem: Problem
+    axis: str = ""
+    optimizer: Literal["", "lion"] = ""
 
     lrs = _VECTOR_LRS
     tuning_seeds = tuple(range(COUNTED, LANES))  # they train along with the others, so they cost nothing
@@ -115,7 +121,7 @@ class VectorTask:
     def spec(self) -> dict[str, Any]:
         """All that a run depends on, as JSON values."""
         spec: dict[str, Any] = json.loads(self.problem.to_json())
-        return spec
+        return spec | ({"optimizer_instead": self.optimizer} if self.optimizer else {})
 
     @property
     def digest(self) -> str:
@@ -188,8 +194,40 @@ REAL: tuple[RealTask, ...] = (
         train_rows=2400,
         **_IMAGE,  # type: ignore[arg-type]
     ),
+    RealTask(
+        name="image-pretrained",
+        model="efficientnet",
+        data="fashion-mnist",
+        batch_size=16,
+        updates=80,
+        train_rows=1600,
+        split_seed=30_613,
+        **_IMAGE,  # type: ignore[arg-type]
+    ),
 )
 """The real tasks."""
+
+EXTENDED: tuple[RealTask, ...] = (
+    RealTask(
+        name="text-minilm-whole",
+        model="minilm6",
+        batch_size=16,
+        updates=200,
+        train_rows=8000,
+        split_seed=30_614,
+        **_TEXT,  # type: ignore[arg-type]
+    ),
+    RealTask(
+        name="text-lora-whole",
+        model="minilm6-lora",
+        batch_size=16,
+        updates=200,
+        train_rows=8000,
+        split_seed=30_615,
+        **_TEXT,  # type: ignore[arg-type]
+    ),
+)
+"""Real tasks of the extended profile: the whole text model, all twenty newsgroups."""
 
 
 def _read() -> dict[str, dict[str, Any]]:
@@ -200,11 +238,44 @@ def _read() -> dict[str, dict[str, Any]]:
 VECTOR: tuple[VectorTask, ...] = tuple(
     VectorTask(name=name, problem=Problem.from_json(json.dumps(entry["problem"])))
     for name, entry in _read().items()
-    if "problem" in entry
+    if "problem" in entry  # variants are made from these
 )
 """The vectorised tasks."""
 
-_ALL: tuple[Task, ...] = (*VECTOR, *REAL)
+
+def _variants(base: VectorTask) -> list[VectorTask]:
+    """The task with one thing changed: length and batch by a quarter and four, width by four, the optimizer."""
+    problem, task = base.problem, base.problem.task
+    steps, batch, width = problem.total_steps, task.config["batch_size"], task.config["width"]
+
+    def with_config(**changes: Any) -> Problem:
+        return dataclasses.replace(problem, task=dataclasses.replace(task, config={**task.config, **changes}))
+
+    changed = {
+        "length / 4": dataclasses.replace(problem, total_steps=max(1, steps // 4)),
+        "length x 4": dataclasses.replace(problem, total_steps=4 * steps),
+        "batch / 4": with_config(batch_size=max(1, batch // 4)),
+        "batch x 4": with_config(batch_size=4 * batch),
+        "width x 4": with_config(width=4 * width),
+        "Lion": problem,
+    }
+    return [
+        VectorTask(
+            name=f"{base.name}-{axis.lower().replace(' / ', '-over-').replace(' x ', '-times-')}",
+            problem=made,
+            axis=axis,
+            optimizer="lion" if axis == "Lion" else "",
+        )
+        for axis, made in changed.items()
+    ]
+
+
+VARIANTS: tuple[VectorTask, ...] = tuple(
+    variant for task in VECTOR if task.name in ("mlp-2", "transformer-1") for variant in _variants(task)
+)
+"""Variants of a task trained with SGD and of one trained with AdamW: one thing at a time."""
+
+_ALL: tuple[Task, ...] = (*VECTOR, *REAL, *VARIANTS, *EXTENDED)
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 """Every task by its name."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import OrderedDict
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -17,14 +18,17 @@ from torch.optim import SGD
 
 from ..controller import Controller
 from ..meta.episode import MAX_LR, MIN_LR, as_lr
+from ..meta.inner import InnerOptimizer
 from ..meta.tasks import make_task
 from ..meta.vector_run import VectorRun
 from .run_record import curve, short
 from .runner import Row
 from .trouble_tasks import EVALUATIONS
-from .yardstick_methods import OPTIMIZERS, Method
+from .yardstick_methods import OPTIMIZERS, Method, Trouble
 from .yardstick_tasks import COUNTED, POINTS, VectorTask
 
+NOISE = 0.5
+"""Standard deviation of what hits the weights, in units of their root mean square."""
 _FACTORS = 40
 _KEPT = 4
 _done: OrderedDict[tuple[str, str, float], list[Row]] = OrderedDict()
@@ -37,7 +41,7 @@ def train_lane(task: VectorTask, method: Method, seed: int, lr: float) -> Row:
         task: what is trained.
         method: how its learning rate is chosen.
         seed: number of the lane; rows of the seeds that tune have no test loss.
-        lr: base learning rate.
+        lr: base learning rate; other rows than those of the default one, and of the reference, have no curves.
     """
     key = (task.digest, method.digest, lr)
     if key not in _done:
@@ -47,12 +51,16 @@ def train_lane(task: VectorTask, method: Method, seed: int, lr: float) -> Row:
     row = dict(_done[key][seed])
     if seed >= COUNTED:
         del row["test_loss"]
+    if lr != method.default_lr(task) and method.name != "linear":
+        # There are tens of thousands of these rows, and only their losses are read.
+        del row["valid_curve"], row["factor_curve"]
     return row
 
 
 def _train(task: VectorTask, method: Method, lr: float) -> list[Row]:
     start, problem = time.perf_counter(), task.problem
-    optimizer: Any = _PackageOptimizer(problem.optimizer, method, lr) if method.optimizer else problem.optimizer
+    own = Lion(**asdict(problem.optimizer)) if task.optimizer == "lion" else problem.optimizer
+    optimizer: Any = _PackageOptimizer(own, method, lr) if method.optimizer else own
     base = torch.full((problem.task.runs,), lr, dtype=torch.float64)
     run = VectorRun(make_task(problem.task), optimizer, base, max(1, round(task.updates * method.told)))
     chooser = _chooser(method, run)
@@ -63,6 +71,8 @@ def _train(task: VectorTask, method: Method, lr: float) -> list[Row]:
             before = time.perf_counter()
             curves.append((step, _evaluate(run, optimizer, "outer_valid")))
             watched += time.perf_counter() - before
+        if method.trouble and step == task.updates // 2:
+            _disturb(run, optimizer, method.trouble, problem.task.seed)
         if step < task.updates:
             rates = chooser.lr(step).clamp(MIN_LR, MAX_LR)
             lrs.append(rates)
@@ -70,6 +80,19 @@ def _train(task: VectorTask, method: Method, lr: float) -> list[Row]:
     test = _evaluate(run, optimizer, "test")
     seconds = (time.perf_counter() - start - watched) / len(base)
     return [_row(task, lane, curves, torch.stack(lrs), test, run.alive, lr, seconds) for lane in range(len(base))]
+
+
+def _disturb(run: VectorRun, optimizer: Any, trouble: Trouble, seed: int) -> None:
+    """Half-way, the loss of one batch is a hundred times what it is, or the weights are hit by noise."""
+    if trouble == "loss_spike":
+        run.disturb(loss_factor=100.0)
+        return
+    generator = torch.Generator().manual_seed(seed + 2_000_003)
+    noise = torch.randn(run.weights.shape, generator=generator) * run.weights.square().mean(1, keepdim=True).sqrt()
+    weights = run.weights + NOISE * noise
+    if isinstance(optimizer, _PackageOptimizer):
+        optimizer.replace(weights)
+    run.disturb(weights)
 
 
 def _row(
@@ -193,6 +216,25 @@ def _chooser(method: Method, run: VectorRun) -> _Constant | _Controlled | _Sched
     return _Controlled(run, method.make_controller(), method.arguments.get("controller_decisions"))
 
 
+# --- an optimizer that no controller was trained with ---------------------------------------------------------------
+
+
+class Lion(InnerOptimizer):
+    """Lion (Chen et al. 2023, algorithm 2) with betas of 0.9 and 0.99: every weight moves by the same amount."""
+
+    def init(self, weights: Tensor) -> dict[str, Tensor]:
+        """State before the first update."""
+        return {"count": torch.zeros((), dtype=torch.float64), "exp_avg": torch.zeros_like(weights)}
+
+    def direction(self, weights: Tensor, grads: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """Sign of the mean of old gradients and the new one."""
+        del weights
+        state["count"] += 1
+        direction = state["exp_avg"].lerp(grads, 0.1).sign()
+        state["exp_avg"].lerp_(grads, 0.01)
+        return direction
+
+
 # --- optimizers of packages ---------------------------------------------------------------------------------------
 
 
@@ -231,6 +273,12 @@ class _PackageOptimizer:
                     lane.grad = gradient.clone()
                     optimizer.step()
         return torch.stack([lane.detach() for lane in self._lanes])
+
+    def replace(self, weights: Tensor) -> None:
+        """Go on from other weights."""
+        with torch.no_grad():
+            for parameter, lane in zip(self._lanes, weights, strict=True):
+                parameter.copy_(lane)
 
     def averaged(self, weights: Tensor) -> Tensor:
         """Weights to be evaluated: those of Schedule-Free are not those that it trains at."""

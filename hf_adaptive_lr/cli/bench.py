@@ -38,7 +38,8 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="fewer tasks and learning rates (default)")
-    size.add_argument("--full", action="store_true", help="everything")
+    size.add_argument("--full", action="store_true", help="all tracks; about three core-hours, can be done in parts")
+    size.add_argument("--extended", action="store_true", help="ten seeds, and the whole text model; most of a day")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help=f"rows and page (default: {OUTPUT}-PROFILE)")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes (default: 1)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="run these tasks only")
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from ..bench.yardstick_plan import PROFILES, Book
     from ..demo_data import DemoDataError
 
-    profile = PROFILES["full" if args.full else "quick"]
+    profile = PROFILES["extended" if args.extended else "full" if args.full else "quick"]
     folder = args.output_dir or OUTPUT.with_name(f"{OUTPUT.name}-{profile.name}")
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: at least 1")

@@ -44,12 +44,28 @@ class VectorRun:
         self._lost_any = False
         self._compute()
 
-    @torch.enable_grad()
     def _compute(self) -> None:
         """Loss and clipped gradient of the next batch at the weights as they are."""
         self._batch = self.task.batch("train")
+        self._measure(1.0)
+
+    def disturb(self, weights: Tensor | None = None, loss_factor: float = 1.0) -> None:
+        """Something goes wrong before the next update: the same batch, at other weights or with another loss.
+
+        Args:
+            weights: what the weights are from now on, of shape (runs, size); None leaves them.
+            loss_factor: of this batch's loss and gradient, before clipping.
+        """
+        if weights is not None:
+            self.weights = weights
+        self._measure(loss_factor)
+
+    @torch.enable_grad()
+    def _measure(self, factor: float) -> None:
         leaf = self.weights.detach().requires_grad_()
         loss = self.task.loss(leaf, self._batch)
+        if factor != 1.0:
+            loss = loss * factor
         (grads,) = torch.autograd.grad(loss.sum(), leaf)
         self.loss = loss.detach()
         self._raw_grads = grads
