@@ -191,7 +191,7 @@ def test_overhead_compares_two_trainers_in_turn(monkeypatch):
 
 
 def test_no_rows_are_a_sentence_and_the_last_row_counts():
-    assert section([]) == "No rows yet.\n"
+    assert section([]).startswith("No rows yet")
     old = checked(PLAIN, "memory")
     new = old | {"bytes_per_parameter": 4.0, "fixed_bytes": -100}
     assert "| `plain` | - | 4 per weight - 100 | - | - | - | - |" in section([old, new])

@@ -17,7 +17,15 @@ from .yardstick_methods import Method
 from .yardstick_plan import DEFAULT, PRIMARY, PRIMARY_ENDPOINT
 from .yardstick_plots import PLOTS, write_plots
 from .yardstick_scores import TARGET, Results, Scores
-from .yardstick_tables import budget_table, cost_table, misled_table, systems, table, troubled_table, variants_table
+from .yardstick_tables import (
+    budget_table,
+    cost_table,
+    misled_table,
+    systems_table,
+    table,
+    troubled_table,
+    variants_table,
+)
 from .yardstick_tasks import changed
 
 PAGE = "BENCHMARK.md"
@@ -96,7 +104,7 @@ def render(results: Results, *, command: str) -> str:
         "## What learning cost\n",
         cost_table(results),
         "## Systems\n",
-        systems(),
+        systems_table(results),
         "## Plots\n",
         "\n".join(f"![{text}]({name})\n" for name, text in PLOTS.items()),
         "## The reference\n",

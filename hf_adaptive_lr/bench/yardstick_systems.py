@@ -26,7 +26,7 @@ NAMES = tuple(name for name, method in METHODS.items() if method.replay_of is No
 """Names of the methods: all but replays."""
 
 _SHOWN = 160
-_NO_ROWS = "No rows yet."
+_NO_ROWS = f"No rows yet; they come from `{COMMAND}`."
 _HEAD = ("method", "step overhead", "state bytes", "checkpoint bytes")
 _CHECKED = {"resume": "resume bit for bit", "ranks": "two ranks equal", "accumulation": "accumulation"}
 _TEXT = """\

@@ -11,9 +11,12 @@ import numpy as np
 
 from ..auto import PRETRAINED
 from ..files import TRAINING_NAME
+from .runner import read_rows
 from .yardstick_methods import METHODS, Method
 from .yardstick_plan import BUDGET, DEFAULT, STUDIES, misled, misled_runs, troubled, troubled_runs
 from .yardstick_scores import Results
+from .yardstick_systems import ROWS as SYSTEMS_ROWS
+from .yardstick_systems import section as systems_section
 from .yardstick_tasks import VectorTask
 
 
@@ -125,6 +128,6 @@ def _training_seconds(method: Method) -> float | None:
     return None if seconds is None else float(seconds)
 
 
-def systems() -> str:
-    """Overhead, memory, resume and ranks, from the rows of a command of its own."""
-    return "placeholder\n"
+def systems_table(results: Results) -> str:
+    """Overhead, memory, resume and ranks, from the rows of a command of its own beside the others."""
+    return systems_section(read_rows(results.book.folder / SYSTEMS_ROWS.name))
