@@ -171,6 +171,23 @@ def guard_table(rows: Path) -> str:
     return "\n".join(lines)
 
 
+def bench_table(rows: Path) -> str:
+    """The yardstick's headline; empty without rows of the full profile.
+
+    Args:
+        rows: folder with the rows that `hf-adaptive-lr bench --full` wrote.
+    """
+    from .yardstick_methods import METHODS
+    from .yardstick_page import short_table
+    from .yardstick_plan import PROFILES, Book
+    from .yardstick_scores import Results
+    from .yardstick_tasks import TASKS
+
+    profile = PROFILES["full"]
+    results = Results([TASKS[name] for name in profile.tasks], list(METHODS.values()), profile, Book(rows))
+    return short_table(results) if results.scores else ""
+
+
 def guard_overhead_table(rows: Sequence[Row]) -> str:
     """What the guard costs.
 
@@ -217,6 +234,8 @@ def render(readme: str, rows: Path = ROWS) -> str:
         readme = _replaced(readme, name, table(found) if found else "")
     if "<!-- guard:" in readme:
         readme = _replaced(readme, "guard", guard_table(rows))
+    if "<!-- bench:" in readme:
+        readme = _replaced(readme, "bench", bench_table(rows))
     judged = any(rows.glob("verdict_*.jsonl"))
     return _replaced(readme, "verdicts", verdict_table(rows) if judged else "")
 
