@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .controller import check_range
-from .levels import FIRST, SHIFT_SPREAD, Track, median, sigma
+from .levels import FIRST, RANKED, SHIFT_SPREAD, Track, median, sigma
 
 REASONS = (
     *("non_finite_loss", "non_finite_gradient", "loss_spike", "gradient_explosion"),
@@ -50,7 +50,7 @@ class Thresholds:
             updates, [4, 4096] ...
         shift_rise: ... above that median by this ratio, [1.05, 1e6] ...
         shift_z: ... and by so many standard deviations of a level, [1, 100]; of the differences of successive levels
-            over 32 updates, so that a falling loss does not widen it ...
+            over 32 updates, so that a falling loss does not widen it; being above all of the last 40 will do, too ...
         shift_patience: ... at this many updates in succession, [1, 1000]; 0 turns it off.
         creep_updates: a smaller shift shows when so many losses in succession are above the median of the window
             before them, [4, 1000]; 0 turns it off ...
@@ -141,7 +141,7 @@ class Detector:
         self.seen: dict[str, float] = {}
         """The numbers behind the last alarm: `typical` and `limit` of what alarmed; empty for non-finite values."""
         t = self.thresholds
-        before = max(t.creep_window, SHIFT_SPREAD)
+        before = max(t.creep_window, SHIFT_SPREAD, RANKED)
         keep = max(*t.windows, t.slow_window, t.shift_window, before + t.creep_updates)
         self.lasted = 0
         """Updates that the trouble behind the last alarm has been going on for; 0 if it came with this one."""

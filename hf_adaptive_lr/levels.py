@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _SIGMA = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 _UNIT = 1e-6  # the unit of levels over the median size of the first values
 SHIFT_SPREAD = 32  # healthy updates from which the scatter of successive losses is taken
+RANKED = 40  # healthy updates, all of which a shift may be above
 FIRST = 3  # so few updates can a far too large LR not yet have spoilt
 
 
@@ -83,7 +84,12 @@ class Track:
         floor = self.level(t.floor * abs(self.start))
         limit = max(*near, max(median(near), floor) + math.log(t.shift_rise))
         if level > limit:
-            limit = max(limit, max(median(near), floor) + t.shift_z * spread(self.levels[-SHIFT_SPREAD:]))
+            wide = max(median(near), floor) + t.shift_z * spread(self.levels[-SHIFT_SPREAD:])
+            # Some lucky batches make the scatter wide on both sides. But four losses in succession above the last 40
+            # have a chance of 1 in 135,751 when nothing has changed, whatever they are distributed like.
+            if len(self.levels) >= RANKED:
+                wide = min(wide, max(self.levels[-RANKED:]))
+            limit = max(limit, wide)
         return limit if level > limit else None
 
     def creep_limit(self) -> dict[str, float] | None:

@@ -145,6 +145,20 @@ def test_a_hard_batch_in_a_memorised_run_is_no_spike() -> None:
     assert _first_alarm(rows) is None
 
 
+def test_lucky_batches_do_not_hide_a_shift(monkeypatch) -> None:
+    def first_alarm(seed: int) -> tuple[int, str] | None:
+        rng = random.Random(seed)
+        # Most losses are near 0.8, and many are far below: their scatter, taken for both sides, would allow 5.
+        rows = [[0.8 * math.exp(rng.gauss(0, 0.1) - rng.choice([0, 0, rng.expovariate(0.5)])), 1.0] for _ in range(90)]
+        for row in rows[60:]:
+            row[0] = 2.4 * math.exp(rng.gauss(0, 0.1))
+        return _first_alarm(rows)
+
+    assert [first_alarm(seed) for seed in range(10)] == [(63, "loss_shift")] * 10
+    monkeypatch.setattr("hf_adaptive_lr.levels.RANKED", 10**6)
+    assert sum(first_alarm(seed) == (63, "loss_shift") for seed in range(10)) < 5
+
+
 def test_losses_around_zero_and_constant_losses_do_not_alarm() -> None:
     rng = random.Random(0)
     assert _first_alarm([[rng.gauss(0, 1), 1.0] for _ in range(500)]) is None
