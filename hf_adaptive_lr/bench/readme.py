@@ -206,12 +206,24 @@ def guard_overhead_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def false_alarms_table(rows: Sequence[Row]) -> str:
+    """What the guard did to healthy runs.
+
+    Args:
+        rows: what `python -m hf_adaptive_lr.bench.false_alarms` wrote.
+    """
+    from .false_alarms import table
+
+    return table(rows)
+
+
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "demo": ("finetune.jsonl", demo_table),
     "known_answer": ("known_answer.jsonl", known_answer_table),
     "mlp_answer": ("mlp_answer.jsonl", mlp_answer_table),
     "throughput": ("throughput.jsonl", throughput_table),
     "overhead": ("overhead.jsonl", overhead_table),
+    "false_alarms": ("guard_false_alarms.jsonl", false_alarms_table),
     "guard_overhead": ("guard_overhead.jsonl", guard_overhead_table),
 }
 
