@@ -214,7 +214,7 @@ def false_alarms_table(rows: Sequence[Row]) -> str:
     """
     from .false_alarms import table
 
-    return table(rows)
+    return table([dict(row) for row in rows])
 
 
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
