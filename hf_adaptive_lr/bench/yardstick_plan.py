@@ -49,7 +49,7 @@ class Profile:
     """How much is run.
 
     Args:
-        name: "quick" or "full".
+        name: "quick", "full" or "extended".
         tasks: names of tasks.
         seeds: seeds of the self-tuning track, from 0 on.
         vector_seeds: seeds of the vectorised robustness track.
