@@ -57,7 +57,9 @@ def train(task: RealTask, method: Method, seed: int, lr: float) -> Row:
             lr = _found(task, method, model, data, seed)
         trainer = _trainer(task, method, model, data, folder, seed, lr)
         trainer.record, trainer.valid = record, data.valid
-        trainer.points = {round(k * task.updates / POINTS) for k in range(POINTS)}
+        trainer.points = (
+            {round(k * task.updates / POINTS) for k in range(POINTS)} if _curved(task, method, lr) else {0}
+        )
         trainer.train()
         seconds = time.perf_counter() - start - trainer.watched
         trainer.watch(task.updates)
@@ -68,6 +70,11 @@ def train(task: RealTask, method: Method, seed: int, lr: float) -> Row:
     if seed < COUNTED:
         row |= {f"test_{name}": short(value) for name, value in scores(model, data.test).items()}
     return row
+
+
+def _curved(task: RealTask, method: Method, lr: float) -> bool:
+    """Whether anything reads how the run got there, which takes long to look at; the same as in vectorised rows."""
+    return method.name == "linear" or method.finder or lr == method.default_lr(task)
 
 
 def _course(trainer: Any, lr: float, losses: list[float]) -> Row:
