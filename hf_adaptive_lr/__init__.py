@@ -34,9 +34,11 @@ _HOMES = {
     "RandomWalk": "controllers",
     "Constant": "controllers",
     "Cosine": "controllers",
+    "GRUController": "controllers",
     "Hypergradient": "controllers",
     "Linear": "controllers",
     "Plateau": "controllers",
+    "Relative": "controllers",
     "Replay": "controllers",
     "Universal": "controllers",
     "WarmupStableDecay": "controllers",
@@ -53,12 +55,14 @@ if TYPE_CHECKING:
     from .controllers import ActorCritic as ActorCritic
     from .controllers import Constant as Constant
     from .controllers import Cosine as Cosine
+    from .controllers import GRUController as GRUController
     from .controllers import Hypergradient as Hypergradient
     from .controllers import Linear as Linear
     from .controllers import MLRSNet as MLRSNet
     from .controllers import Plateau as Plateau
     from .controllers import PPOSchedule as PPOSchedule
     from .controllers import RandomWalk as RandomWalk
+    from .controllers import Relative as Relative
     from .controllers import Replay as Replay
     from .controllers import Universal as Universal
     from .controllers import WarmupStableDecay as WarmupStableDecay

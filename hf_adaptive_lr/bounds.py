@@ -36,6 +36,7 @@ class Bounds:
 
     def __init__(self, settings: Settings, controller: Controller) -> None:
         self._settings, self._answers = settings, controller.answers
+        self._free = controller.ignores_base_lr
         self._low, self._high = settings.lr_bounds(controller)
 
     def check(self, base_lrs: Sequence[float]) -> None:
@@ -67,6 +68,9 @@ class Bounds:
         envelope = self._settings.envelope
         if envelope is None:
             return Bounded(*self._by_settings(values, base_lrs), mistaken=False)
+        if self._free:  # the base LR says nothing about what such a controller should answer
+            lrs, detail = self._by_settings(values, base_lrs)
+            return Bounded(lrs, detail, mistaken=bool(detail))
         units = base_lrs if self._answers == "lr" else [1.0] * len(base_lrs)
         kept = envelope.keep(values, [unit * reference for unit in units])
         lrs, detail = self._by_settings(kept, base_lrs)

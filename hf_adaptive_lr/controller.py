@@ -69,6 +69,8 @@ class Controller:
     """Whether it is nothing without trained weights, so that its name alone does not make one."""
     random: ClassVar[bool] = False
     """Whether it draws random numbers, so that runs of one batch differ."""
+    ignores_base_lr: ClassVar[bool] = False
+    """Whether its answers do not depend on the base LR, so that any will do; only for learning-rate answers."""
     fresh_eval: ClassVar[bool] = False
     """Whether every decision must see an evaluation of its own moment, where `needs` has `eval_loss`."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

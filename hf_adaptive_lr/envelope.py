@@ -34,6 +34,9 @@ class Envelope:
       from something that is not, at which the LR is held. But an answered learning rate that is far from the reference
       schedule is none, as the base LR may be what the controller is to correct; nor is any answer after the planned
       end. After `patience` mistakes in succession the controller is dismissed.
+    - Controllers that ignore the base LR (`Controller.ignores_base_lr`) have neither the reference schedule nor
+      `max_ratio`, only the `lr_range`, and their line begins at the rate of `fallback="auto"`, or where none is known
+      at the last one applied.
     - Then, or when `ControlledLR.hand_over` is called, it is asked no more, and the learning rate falls on a straight
       line from a peak to zero over what is left of the run; it stays at the peak where `total_steps` is unknown. Late
       in the run the line begins at `high` times the reference schedule of the peak, if that is less: a leap back to
@@ -153,10 +156,11 @@ class Watch:
 
     Args:
         envelope: the envelope, or None, under which nothing ever happens.
+        free: whether the controller ignores the base LR, so that nothing may fall back to it.
     """
 
-    def __init__(self, envelope: Envelope | None) -> None:
-        self.envelope = envelope
+    def __init__(self, envelope: Envelope | None, *, free: bool = False) -> None:
+        self.envelope, self.free = envelope, free
         self.best = BestRate()
         self._begin({})
 
@@ -205,8 +209,11 @@ class Watch:
         if self.envelope is None:
             return
         self.high = self.envelope.high
-        if self.envelope.fallback == "auto" and self.best.rate is not None:
-            self.peak = self.best.rate / base_lr
+        peak = self.best.rate if self.free or self.envelope.fallback == "auto" else None
+        if peak is None and self.free:
+            peak = self.rate
+        if peak is not None:
+            self.peak = peak / base_lr
 
     def factor(self, update: int, total_steps: int | None) -> float:
         """Factor of the base learning rates at an update after the hand-over."""

@@ -6,6 +6,7 @@ from a transformer. The history is explicit state, so one encoder serves a live 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -32,9 +33,15 @@ FEATURES = (
 )
 """Names of the features, in order; ratios enter as natural logarithms."""
 
+STEERING_FEATURES = (*FEATURES, "shift", "unit / first unit", "length", "length is known")
+"""Those of controllers that steer the relative update: "update ratio" is then relative to their `rho`, and the gain
+ratio counts only where an update was large enough to be measured."""
+
 _FAST, _SLOW = 0.5, 0.85  # decay per decision: half-lives of one and about four decisions
 _LOG_CLIP = 4.0
 _TINY, _HUGE = 1e-12, 1e12
+_UPDATE, _GAIN = FEATURES.index("update ratio"), FEATURES.index("gain ratio")
+_VISIBLE = 1e-5  # relative update below which the gain ratio is rounding of the loss
 
 
 def init_history(batch_shape: tuple[int, ...], device: torch.device | str | None = None) -> dict[str, Tensor]:
@@ -98,6 +105,33 @@ def encode(obs: Observation, history: Mapping[str, Tensor]) -> tuple[Tensor, dic
         "seen": history["seen"] + 1,
     }
     return features, after
+
+
+def encode_steering(
+    obs: Observation, state: Mapping[str, Tensor], *, rho: float, max_shift: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """[`STEERING_FEATURES`] of one decision and the history with it; pure.
+
+    Args:
+        obs: as for [`encode`].
+        state: history, and `unit`, `first_unit` (see `relative_update`) and `shift`.
+        rho: relative update that counts as 1.
+        max_shift: scale of `shift`.
+
+    Returns:
+        Features of `batch_shape + (16,)` in float32, within [-4, 4], and the next history.
+    """
+    features, after = encode(obs, state)
+    ratio = obs.require("update_ratio")
+    features[..., _UPDATE] = torch.where(ratio > 0, (_log(ratio) - math.log(rho)) / 2, 0.0).clamp(-4, 4)
+    features[..., _GAIN] = torch.where(ratio > _VISIBLE, features[..., _GAIN], 0.0)
+    length, known = torch.zeros_like(state["shift"]), torch.zeros_like(state["shift"])
+    if obs.total_steps is not None:
+        total = torch.as_tensor(obs.total_steps, dtype=torch.float32, device=length.device)
+        length, known = length + (total / 100).log() / 2, known + 1
+    settled = (state["unit"] - state["first_unit"]).float()
+    more = torch.stack((2 * state["shift"] / max_shift, settled, length, known), dim=-1)
+    return torch.cat((features, more.clamp(-_LOG_CLIP, _LOG_CLIP)), dim=-1), after
 
 
 def _log(value: Tensor) -> Tensor:

@@ -59,9 +59,11 @@ class Governor:
         self.updates = 0
         self.held = 0
         self.scale = 1.0
+        self.last_lr = 0.0
+        """Learning rate of the reference group at the last update that was applied; 0 before the first."""
         self._cooldown: tuple[int, int] | None = None  # (first update, length)
         self._answer = list(self.base_lrs)
-        self._watch = Watch(settings.envelope)
+        self._watch = Watch(settings.envelope, free=controller.ignores_base_lr)
         self._state = controller.init(n_groups=len(self.base_lrs), seed=settings.seed)
         self._identity = identity(controller)
 
@@ -94,8 +96,13 @@ class Governor:
             fields: the measured optional fields, all that the controller needs if a decision is due, else ignored.
         """
         decision = self.decide(fields)
-        self.updates += 1
+        self.applied(decision)
         return decision
+
+    def applied(self, decision: Decision) -> None:
+        """The update was made with these learning rates."""
+        self.last_lr = decision.lr[reference_group(self.base_lrs)]
+        self.updates += 1
 
     def decide(self, fields: Mapping[str, Value]) -> Decision:
         """Like `advance`, but the update does not count yet (it may still be skipped)."""
@@ -160,6 +167,7 @@ class Governor:
             base_lr=torch.tensor(self.base_lrs[group], dtype=torch.float64),
             lrs=torch.tensor(self._answer, dtype=torch.float64),
             base_lrs=torch.tensor(self.base_lrs, dtype=torch.float64),
+            last_lr=torch.tensor(self.last_lr, dtype=torch.float64),
             **tensors,
         )
 
@@ -268,6 +276,7 @@ class Governor:
             "updates": self.updates,
             "held": self.held,
             "scale": self.scale,
+            "applied_lr": self.last_lr,
             "cooldown": None if self._cooldown is None else list(self._cooldown),
             "base_lrs": list(self.base_lrs),
             "answer": list(self._answer),
@@ -292,7 +301,7 @@ class Governor:
         check_saved(state, self.controller, self._identity, len(self.base_lrs))
         self.base_lrs, self._answer = list(state["base_lrs"]), list(state["answer"])
         self.updates, self.held = state["updates"], state["held"]
-        self.scale = float(state.get("scale", 1.0))
+        self.scale, self.last_lr = float(state.get("scale", 1.0)), float(state.get("applied_lr", 0.0))
         self._state = dict(state["controller_state"])
         self._watch.load_state_dict(state.get("envelope", {}))
         if state["declared_total_steps"] == self.settings.total_steps:

@@ -125,6 +125,8 @@ class Observation:
         base_lr: what the user asked for, of the same group.
         lrs: learning rates in force of all groups, of `batch_shape + (n_groups,)`; None where there is one group.
         base_lrs: what the user asked for, of all groups, likewise.
+        last_lr: learning rate that the previous update was made with, of the same group, with warm-up and all else
+            that was applied; 0 before the first.
         loss: training loss of batch `step` in nats (or the model's unit), before the update.
         eval_loss: newest loss on the controller's own held-out data since the last decision, NaN if there is none.
         grad_norm: L2 norm of the gradient over all parameter groups, before clipping, at least 0.
@@ -159,6 +161,7 @@ class Observation:
     base_lr: Tensor
     lrs: Tensor | None = None
     base_lrs: Tensor | None = None
+    last_lr: Tensor | None = None
     loss: Tensor | None = None
     eval_loss: Tensor | None = None
     grad_norm: Tensor | None = None

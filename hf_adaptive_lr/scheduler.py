@@ -376,7 +376,8 @@ class ControlledLR(LRScheduler):
             return
         t = self.governor.updates
         wanted = decision.reason in ("decision", "bounded") and self.governor.wants_outcome()
-        self.governor.updates = self.last_epoch = t + 1
+        self.governor.applied(decision)
+        self.last_epoch = t + 1
         self._last_lr = list(decision.lr)
         if wanted:
             outcome = self._measure.outcome(t)

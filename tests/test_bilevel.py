@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_adaptive_lr.controller import Controller
 from hf_adaptive_lr.controllers.constant import Constant
-from hf_adaptive_lr.controllers.universal import Universal
+from hf_adaptive_lr.controllers.gru import GRUController
 from hf_adaptive_lr.meta.bilevel import BilevelConfig, BilevelTrainer, Windows, train
 from hf_adaptive_lr.meta.episode import Episode, play_through
 from hf_adaptive_lr.meta.inner import InnerOptimizer
@@ -124,8 +124,8 @@ def test_cheap_form_equals_the_general_one(doubles, optimizer, limit) -> None:
 
 @pytest.mark.parametrize(("window", "unroll", "cheap"), [(1, 1, True), (1, 1, False), (3, 2, False)])
 def test_universal_in_float32_agrees_along_the_gradient(doubles, window, unroll, cheap) -> None:
-    params = Universal.random_params(hidden_size=6, seed=2)
-    controller = Universal(hidden_size=6, params={**params, "head_weight": 10 * params["head_weight"]})
+    params = GRUController.random_params(hidden_size=6, seed=2)
+    controller = GRUController(hidden_size=6, params={**params, "head_weight": 10 * params["head_weight"]})
     config = BilevelConfig(decisions=6, window=window, unroll=unroll, cheap=cheap, limit=LOOSE)
     problem = _problem(runs=64)
 
@@ -144,16 +144,16 @@ def test_universal_in_float32_agrees_along_the_gradient(doubles, window, unroll,
 def test_a_run_that_blows_up_does_not_spoil_the_others(doubles) -> None:
     problem = Problem(TaskSpec("quadratic", 16, 0), total_steps=20, low_lr=1e-3, high_lr=10.0)
     for config in (BilevelConfig(decisions=4), BilevelConfig(decisions=4, window=2, unroll=5)):
-        params = Universal.random_params(hidden_size=4, seed=0)
-        play = Windows(problem, Universal(hidden_size=4, params=params), config)
+        params = GRUController.random_params(hidden_size=4, seed=0)
+        play = Windows(problem, GRUController(hidden_size=4, params=params), config)
         while play.left:
             _, gradients = play.gradients(_leaves(params))
             assert all(torch.isfinite(g).all() for g in gradients.values())
         assert (play.run.evaluate("outer_valid") > 1e3).any() and (play.run.evaluate("outer_valid") < 1e3).any()
 
 
-def _universal(hidden: int = 8) -> Universal:
-    return Universal(hidden_size=hidden, params=Universal.random_params(hidden_size=hidden, seed=0))
+def _universal(hidden: int = 8) -> GRUController:
+    return GRUController(hidden_size=hidden, params=GRUController.random_params(hidden_size=hidden, seed=0))
 
 
 def _play(trainer: BilevelTrainer, first: int, last: int) -> BilevelTrainer:

@@ -12,7 +12,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from hf_adaptive_lr.controllers.universal import Universal
+from hf_adaptive_lr.controllers.gru import GRUController
 from hf_adaptive_lr.meta.env import EnvConfig, LREnv, SingleLREnv
 from hf_adaptive_lr.meta.episode import FALL, RISE, Episode, play_through, stretches
 from hf_adaptive_lr.meta.inner import InnerOptimizer
@@ -114,7 +114,7 @@ def test_one_run_equals_one_column(index) -> None:
 
 
 def test_env_plays_what_the_controller_plays() -> None:
-    controller = Universal(hidden_size=8, params=Universal.random_params(hidden_size=8, seed=3))
+    controller = GRUController(hidden_size=8, params=GRUController.random_params(hidden_size=8, seed=3))
     (problem,) = SUITES["quadratic"].problems("train", 0, 4)
     episode = Episode(problem.start(), 20)
     final = play_through(controller, episode)

@@ -8,7 +8,7 @@ from accelerate import PartialState, debug_launcher
 from accelerate.state import AcceleratorState, GradientState
 
 from hf_adaptive_lr.controllers.constant import Constant
-from hf_adaptive_lr.controllers.universal import Universal
+from hf_adaptive_lr.controllers.gru import GRUController
 from hf_adaptive_lr.meta.episode import Episode, play_through
 from hf_adaptive_lr.meta.evolution import EvolutionConfig, EvolutionTrainer, Paired, shaped, train
 from hf_adaptive_lr.meta.inner import InnerOptimizer
@@ -17,8 +17,8 @@ from hf_adaptive_lr.meta.suites import SUITES
 from hf_adaptive_lr.meta.tasks.base import TaskSpec
 
 
-def _controller(hidden: int = 8) -> Universal:
-    return Universal(hidden_size=hidden, params=Universal.random_params(hidden_size=hidden, seed=0))
+def _controller(hidden: int = 8) -> GRUController:
+    return GRUController(hidden_size=hidden, params=GRUController.random_params(hidden_size=hidden, seed=0))
 
 
 def _problems(iteration: int, *, runs: int = 6, first_seed: int = 0) -> list[Problem]:
@@ -70,7 +70,7 @@ def test_shaping_is_odd_and_bounded() -> None:
 
 def test_the_step_follows_the_estimate() -> None:
     # Every pair on one problem where a larger bias is better: the bias goes up, by Adam's first step.
-    controller = Universal(hidden_size=4, params={k: 0 * v for k, v in _controller(4).params.items()})
+    controller = GRUController(hidden_size=4, params={k: 0 * v for k, v in _controller(4).params.items()})
     problem = Problem(TaskSpec("quadratic", 64, 0, {"dims": 4}), total_steps=10, low_lr=1e-4, high_lr=1e-3)
     trainer = EvolutionTrainer(controller, EvolutionConfig(decisions=5, lr=0.01))
     figures = trainer.iterate([problem], 0)

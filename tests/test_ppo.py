@@ -10,14 +10,14 @@ from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
-from hf_adaptive_lr import Universal
+from hf_adaptive_lr import GRUController
 from hf_adaptive_lr.meta.episode import Episode
 from hf_adaptive_lr.meta.ppo import Agent, PPOConfig, PPOTrainer, clipped_loss, gae, rollout
 from hf_adaptive_lr.meta.suites import SUITES
 
 
-def _start(hidden: int = 8, seed: int = 0) -> Universal:
-    return Universal(hidden_size=hidden, params=Universal.random_params(hidden_size=hidden, seed=seed))
+def _start(hidden: int = 8, seed: int = 0) -> GRUController:
+    return GRUController(hidden_size=hidden, params=GRUController.random_params(hidden_size=hidden, seed=seed))
 
 
 def _problems(index: int, runs: int = 8) -> list:
@@ -125,7 +125,7 @@ def test_a_short_training_comes_near_the_known_answer() -> None:
     log_best = task.best_schedule(problem.total_steps, iterations=150)[1].log()
     own, _, _, shared = (row["ratio"] for row in linear_rows(task, problem.total_steps, log_best))
     assert own < 1.2 < shared
-    start = Universal(params=Universal.random_params())
+    start = GRUController(params=GRUController.random_params())
     trainer, iterations = PPOTrainer(start, seed=0), 120
     untrained = judge(start, problem, log_best)["ratio"]
     for i in range(iterations):

@@ -12,18 +12,22 @@ from typing import Any
 
 from .errors import PROGRAM, UserError
 
-METHODS = ("ppo", "evolution", "bilevel", "schedule_ppo")
-"""`schedule_ppo` trains the controller `ppo_schedule` as its paper does, the others train `universal`."""
+METHODS = ("universal", "ppo", "evolution", "bilevel", "schedule_ppo")
+"""`universal` trains the controller of that name as the bundled one was, `schedule_ppo` trains `ppo_schedule` as its
+paper does; the others train `gru` on any suite."""
 
+_SUITES = {"universal": "strangers", "schedule_ppo": "fashion"}
+_RUNS = {"universal": 24, "schedule_ppo": 1}
 PRESETS = ("paper", "released")
 _FOR_SCHEDULE = ("preset", "every_steps", "recurrent")
 _EXAMPLES = """\
 examples:
+  hf-adaptive-lr train universal --minutes 60 --output-dir my-universal
   hf-adaptive-lr train ppo --suite quadratic --minutes 2 --output-dir my-controller
   hf-adaptive-lr train evolution --suite quadratic --iterations 200 --seed 1 --output-dir es
   hf-adaptive-lr train ppo --output-dir my-controller --suite quadratic --minutes 5 --resume
   hf-adaptive-lr train schedule_ppo --suite fashion --iterations 100 --output-dir xu2019
-  torchrun --nproc-per-node 2 -m hf_adaptive_lr.cli train ppo --suite quadratic --minutes 2 --output-dir shared
+  torchrun --nproc-per-node 2 -m hf_adaptive_lr.cli train universal --minutes 60 --output-dir my-universal
 
 The folder loads with AutoController.from_pretrained(...) and trains anything with --controller FOLDER."""
 
@@ -38,11 +42,15 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("method", choices=METHODS, metavar="METHOD", help=f"one of: {', '.join(METHODS)}")
-    parser.add_argument("--suite", help="name of the suite of tasks (default: quadratic; schedule_ppo: fashion)")
+    parser.add_argument(
+        "--suite", help="suite of tasks (default: quadratic; universal: strangers; schedule_ppo: fashion)"
+    )
     parser.add_argument("--minutes", type=float, help="train for this long")
     parser.add_argument("--iterations", type=int, help="train for this many iterations (the same on every machine)")
     parser.add_argument(
-        "--runs", type=int, help="runs per family and iteration (default: 64; schedule_ppo: 1, one episode)"
+        "--runs",
+        type=int,
+        help="runs per family and iteration (default: 64; universal: 24; schedule_ppo: 1)",
     )
     parser.add_argument("--hidden-size", type=int, default=32, help="width of the controller's network (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="seed of tasks and exploration (default: 0)")
@@ -77,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
 
     schedule = args.method == "schedule_ppo"
     config = DriverConfig(
-        suite=args.suite or ("fashion" if schedule else "quadratic"),
+        suite=args.suite or _SUITES.get(args.method, "quadratic"),
         output_dir=args.output_dir,
-        runs=args.runs if args.runs is not None else (1 if schedule else 64),
+        runs=args.runs if args.runs is not None else _RUNS.get(args.method, 64),
         minutes=args.minutes,
         iterations=args.iterations,
         seed=args.seed,
@@ -137,9 +145,12 @@ def make_trainer(
     """
     if method == "schedule_ppo":
         return _schedule_trainer(hidden_size, seed, preset, every_steps, recurrent=recurrent)
-    from ..controllers import Universal
+    if method == "universal":
+        return _universal_trainer(hidden_size, seed)
+    from ..controllers import GRUController
 
-    start = Universal(hidden_size=hidden_size, params=Universal.random_params(hidden_size=hidden_size, seed=seed))
+    params = GRUController.random_params(hidden_size=hidden_size, seed=seed)
+    start = GRUController(hidden_size=hidden_size, params=params)
     if method == "ppo":
         from ..meta.ppo import PPOTrainer
 
@@ -151,6 +162,16 @@ def make_trainer(
     from ..meta.bilevel import BilevelTrainer
 
     return BilevelTrainer(start, seed=seed)
+
+
+def _universal_trainer(hidden_size: int, seed: int) -> Any:
+    from ..controllers import Universal
+    from ..meta.ppo import PPOConfig, PPOTrainer
+
+    start = Universal(hidden_size=hidden_size, params=Universal.random_params(hidden_size=hidden_size, seed=seed))
+    trainer = PPOTrainer(start, PPOConfig.for_strangers(), seed=seed)
+    trainer.method = "universal"
+    return trainer
 
 
 def _schedule_trainer(hidden_size: int, seed: int, preset: str, every_steps: int | None, *, recurrent: bool) -> Any:

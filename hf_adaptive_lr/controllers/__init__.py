@@ -6,6 +6,7 @@ from ..controller import Controller
 from .actor_critic import ActorCritic
 from .constant import Constant
 from .cosine import Cosine
+from .gru import GRUController
 from .hypergradient import Hypergradient
 from .linear import Linear
 from .mlr_snet import MLRSNet
@@ -13,6 +14,7 @@ from .plateau import Plateau
 from .plrs import PLRS
 from .ppo_schedule import PPOSchedule
 from .random_walk import RandomWalk
+from .relative import Relative
 from .replay import Replay
 from .universal import Universal
 from .wsd import WarmupStableDecay
@@ -28,6 +30,8 @@ _CLASSES: tuple[type[Controller], ...] = (
     MLRSNet,
     ActorCritic,
     PPOSchedule,
+    GRUController,
+    Relative,
     Universal,
     Replay,
     RandomWalk,
@@ -41,6 +45,7 @@ __all__ = [
     "ActorCritic",
     "Constant",
     "Cosine",
+    "GRUController",
     "Hypergradient",
     "Linear",
     "MLRSNet",
@@ -48,6 +53,7 @@ __all__ = [
     "PPOSchedule",
     "Plateau",
     "RandomWalk",
+    "Relative",
     "Replay",
     "Universal",
     "WarmupStableDecay",

@@ -1,13 +1,14 @@
-"""A small recurrent network that steers the learning rate from scale-free features (no paper; this library's own).
+"""A small recurrent network that needs no learning rate from anybody (no paper; this library's own).
 
-Decides twenty times a run, as it is trained. Sees twelve log-ratios, cosines and shares (`features.py`), and answers
-with the next learning rate:
+It steers how far an update moves the weights, relative to their size, not the learning rate, and is a bounded
+correction of a straight line:
 
-    h_k = GRU(x_k, h_{k-1})         lr_k = lr_{k-1} * exp(max_move * tanh(w . h_k + b))
+    h_k = GRU(x_k, h_{k-1})                       r_k = clip(r_{k-1} + max_move * tanh(w . h_k + b), +-max_shift)
+    |w_{t+1} - w_t| / |w_t| = rho * exp(r_k) * (1 - t / T)            lr_t = the rate that does this, as last measured
 
-The move is relative to the learning rate in force, so bounds leave no hidden memory, and the base learning rate is
-only where it starts. Its weights come from meta-training (`hf_adaptive_lr.meta`); without them it is a random
-function.
+x_k are sixteen log-ratios, cosines and shares (`features.py`). The first update is made at a learning rate of 1e-7
+and measured, the next ones are small, and the user's learning rate is not used at all. Decides at updates 0, 1, 2 and
+4, then as evenly as it goes, 23 times in all. Its weights come from meta-training (`hf-adaptive-lr train universal`).
 """
 
 from __future__ import annotations
@@ -18,20 +19,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import gru_net, relative_update
 from ..controller import Controller, State, check_range
-from ..features import FEATURES, NEEDS, encode, init_history
+from ..features import NEEDS, STEERING_FEATURES, encode_steering, init_history
 from ..observation import Observation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Universal(Controller):
-    """GRU controller; `params` hold its weights.
+    """GRU controller of the relative update; `params` hold its weights. For SGD, Adam and AdamW.
 
     Args:
         hidden_size: width of the GRU, 1 ... 1024.
-        max_move: largest change of the log learning rate in one decision, in (0, 5].
-        lr_range: smallest and largest learning rate met in training, ascending within [1e-12, 1e3]; inside an
-            [`Envelope`] no answer leaves it.
+        rho: relative update in the middle of the range, at the start of the run, in [1e-6, 1].
+        start: log of the first relative update over `rho`, within +-`max_shift`; below 0, to see before it is late.
+        max_move: largest change of the log relative update in one decision, in (0, 5].
+        max_shift: largest log of the relative update over the straight line's, in (0, 10].
+        lr_range: smallest and largest learning rate it may answer, ascending within [1e-12, 1e3].
 
     Raises:
         ValueError: a value out of range, or weights of another shape.
@@ -39,22 +43,30 @@ class Universal(Controller):
     Example:
         >>> controller = Universal(hidden_size=8, params=Universal.random_params(hidden_size=8, seed=0))
         >>> sum(p.numel() for p in controller.params.values())
-        537
+        633
     """
 
     controller_type = "universal"
     answers = "lr"
     needs = NEEDS
     learned = True
+    ignores_base_lr = True
     decisions = 20
+    n_features = len(STEERING_FEATURES)
 
     hidden_size: int = 32
-    max_move: float = 2.0
-    lr_range: tuple[float, float] = (1e-7, 1.0)
+    rho: float = 0.01
+    start: float = -1.5
+    max_move: float = 0.7
+    max_shift: float = 4.0
+    lr_range: tuple[float, float] = (1e-8, 10.0)
 
     def __post_init__(self) -> None:
         check_range(self, "hidden_size", self.hidden_size, 1, 1024, hint="32 is what was trained")
-        check_range(self, "max_move", self.max_move, 1e-3, 5.0, hint="2.0 changes the LR by at most a factor of e^2")
+        check_range(self, "rho", self.rho, 1e-6, 1.0, hint="0.01 is what was trained")
+        check_range(self, "max_move", self.max_move, 1e-3, 5.0, hint="0.7 doubles or halves an update at most")
+        check_range(self, "max_shift", self.max_shift, 1e-3, 10.0, hint="4 allows a factor of 55 up and down")
+        check_range(self, "start", self.start, -self.max_shift, self.max_shift, hint="-1.5 starts low")
         self._check_lr_range()
         super().__post_init__()
 
@@ -67,35 +79,12 @@ class Universal(Controller):
 
     def param_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Gates in torch's order (reset, update, new), then the head."""
-        width, inputs = self.hidden_size, len(FEATURES)
-        return {
-            "weight_ih": (3 * width, inputs),
-            "weight_hh": (3 * width, width),
-            "bias_ih": (3 * width,),
-            "bias_hh": (3 * width,),
-            "head_weight": (1, width),
-            "head_bias": (1,),
-        }
+        return gru_net.shapes(self.n_features, self.hidden_size)
 
     @classmethod
     def random_params(cls, *, hidden_size: int = 32, seed: int = 0) -> dict[str, Tensor]:
         """Untrained weights: GRU uniform in +-1 / sqrt(width), head near zero, so that it moves little at first."""
-        generator = torch.Generator().manual_seed(seed)
-        width, inputs = hidden_size, len(FEATURES)
-        bound = width**-0.5
-
-        def uniform(*shape: int, scale: float = 1.0) -> Tensor:
-            drawn: Tensor = (torch.rand(*shape, generator=generator) * 2 - 1) * bound * scale
-            return drawn
-
-        return {
-            "weight_ih": uniform(3 * width, inputs),
-            "weight_hh": uniform(3 * width, width),
-            "bias_ih": uniform(3 * width),
-            "bias_hh": uniform(3 * width),
-            "head_weight": uniform(1, width, scale=0.1),
-            "head_bias": torch.zeros(1),
-        }
+        return gru_net.random_params(cls.n_features, hidden_size, seed)
 
     def init(
         self,
@@ -105,10 +94,15 @@ class Universal(Controller):
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> State:
-        """The encoder's history and `hidden`, of batch_shape + (hidden_size,)."""
+        """The encoder's history, what a rate of 1 moves, `shift`, and `hidden` of batch_shape + (hidden_size,)."""
         del n_groups, seed
-        hidden = torch.zeros(*batch_shape, self.hidden_size, device=device)
-        return {**init_history(batch_shape, device), "hidden": hidden}
+        history = init_history(batch_shape, device) | relative_update.init_units(batch_shape, device)
+        shift = torch.full(batch_shape, self.start, dtype=torch.float32, device=device)
+        return {**history, "shift": shift, "hidden": torch.zeros(*batch_shape, self.hidden_size, device=device)}
+
+    def due(self, update: int, total_steps: int | None) -> bool | None:
+        """At updates 0, 1, 2 and 4, then as evenly as it goes."""
+        return relative_update.due(update, total_steps, self.decisions)
 
     def decide(
         self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
@@ -121,28 +115,33 @@ class Universal(Controller):
     # The three steps of a decision, one by one, for trainers that put noise between the second and the third.
 
     def encode(self, obs: Observation, state: State) -> tuple[Tensor, State]:
-        """Features of batch_shape + (12,), and the state with the new history."""
-        features, history = encode(obs, state)
+        """Features of batch_shape + (16,), and the state with the new history."""
+        state = {**state, **relative_update.measure(obs, state)}
+        features, history = encode_steering(obs, state, rho=self.rho, max_shift=self.max_shift)
         return features, {**state, **history}
 
     def policy(self, features: Tensor, hidden: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Move before squashing, of batch_shape, and the next hidden vector; `params` may have a run dimension."""
-        gates_x = _affine(features, params["weight_ih"], params["bias_ih"])
-        gates_h = _affine(hidden, params["weight_hh"], params["bias_hh"])
-        reset_x, update_x, new_x = gates_x.chunk(3, -1)
-        reset_h, update_h, new_h = gates_h.chunk(3, -1)
-        reset, update = torch.sigmoid(reset_x + reset_h), torch.sigmoid(update_x + update_h)
-        new = torch.tanh(new_x + reset * new_h)
-        hidden = new + update * (hidden - new)
-        return _affine(hidden, params["head_weight"], params["head_bias"]).squeeze(-1), hidden
+        return gru_net.forward(features, hidden, params)
 
     def act(self, raw: Tensor, obs: Observation, state: State) -> tuple[Tensor, State]:
-        """Learning rate after the move `max_move * tanh(raw)`, and the state that remembers the move."""
+        """Learning rate after the move `max_move * tanh(raw)`, and the state that remembers it."""
         move = self.max_move * torch.tanh(raw)
-        return obs.lr * move.to(obs.lr.dtype).exp(), {**state, "move": move}
+        move = torch.where(state["measured"] == 0, torch.zeros_like(move), move)  # nothing was seen yet
+        shift = (state["shift"] + move).clamp(-self.max_shift, self.max_shift)
+        left = torch.ones_like(obs.lr) if obs.total_steps is None else obs.remaining
+        wanted = self.rho * shift.to(obs.lr.dtype).exp() * left
+        return relative_update.rate_for(wanted, state, obs), {**state, "move": move, "shift": shift}
 
+    def scattered(self, state: State, generator: torch.Generator, spread: float) -> State:
+        """For training: the state with the first update anywhere within `spread` of its log, and not always the same.
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    if weight.ndim == 2:
-        return torch.nn.functional.linear(x, weight, bias)
-    return torch.einsum("...i,...oi->...o", x, weight) + bias  # one set of weights per run
+        Args:
+            state: from `init`.
+            generator: where the draws come from.
+            spread: half the width of the even distribution around `start`; a quarter of the runs keep `start`.
+        """
+        draws = torch.rand(2, *state["shift"].shape, generator=generator)
+        moved = state["shift"] + spread * (2 * draws[0] - 1)
+        kept = torch.where(draws[1] < 0.25, state["shift"], moved)
+        return {**state, "shift": kept.clamp(-self.max_shift, self.max_shift)}

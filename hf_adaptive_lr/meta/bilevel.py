@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..controller import Controller
-from .episode import FALL, MAX_LR, MIN_LR, RISE, as_lr, stretches
+from .episode import FALL, MAX_LR, MIN_LR, RISE, as_lr, stretches_of
 from .problem import Problem
 from .tasks import make_task
 from .tasks.base import Split
@@ -78,7 +78,7 @@ class Windows:
         self.controller, self.config = controller, config
         self.state = controller.init((problem.task.runs,), seed=seed)
         self.lr = self.run.base_lr
-        spread = stretches(problem.total_steps, config.decisions)
+        spread = stretches_of(controller, problem.total_steps, config.decisions)
         self.left = [spread[i : i + config.window] for i in range(0, len(spread), config.window)]
 
     def gradients(self, params: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -25,7 +25,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..controllers.universal import Universal
+from ..controllers.gru import GRUController
 from ..features import FEATURES, encode, init_history
 from .episode import Episode
 from .problem import Problem
@@ -41,13 +41,13 @@ class EnvConfig:
 
     Args:
         decisions: moves per episode, spread evenly over the run, at least 1.
-        max_move: change of the log learning rate at action 1, above 0; by default as `universal` has it.
+        max_move: change of the log learning rate at action 1, above 0; by default as `gru` has it.
         end_weight: additional weight of the whole run's improvement in the last reward, at least 0.
         split: which problems are drawn.
     """
 
     decisions: int = 20
-    max_move: float = Universal.max_move
+    max_move: float = GRUController.max_move
     end_weight: float = 1.0
     split: TaskSplit = "train"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,20 @@ def stretches(total_steps: int, decisions: int) -> list[int]:
     return [(k + 1) * total_steps // decisions - k * total_steps // decisions for k in range(decisions)]
 
 
+def stretches_of(controller: Controller, total_steps: int, decisions: int) -> list[int]:
+    """Number of updates after each decision in the controller's own rhythm, or else evenly, see [`stretches`].
+
+    Args:
+        controller: one with a rhythm of its own decides at update 0, too.
+        total_steps: length of the run, in updates.
+        decisions: for controllers without one.
+    """
+    if controller.due(0, total_steps) is None:
+        return stretches(total_steps, decisions)
+    moments = [*(t for t in range(total_steps) if controller.due(t, total_steps)), total_steps]
+    return [later - earlier for earlier, later in itertools.pairwise(moments)]
+
+
 class Episode:
     """One episode in every run of a batch.
 
@@ -40,11 +56,15 @@ class Episode:
         run: the runs, before their first update.
         decisions: moves per episode, the same for every horizon, so that episodes of different tasks can be stacked.
         split: data that scores the run.
+        controller: whose rhythm the moves follow, if it has one.
     """
 
-    def __init__(self, run: VectorRun, decisions: int, split: Split = "outer_valid") -> None:
+    def __init__(
+        self, run: VectorRun, decisions: int, split: Split = "outer_valid", controller: Controller | None = None
+    ) -> None:
         self.run, self.split = run, split
-        self.stretches = stretches(run.total_steps, decisions)
+        total = run.total_steps
+        self.stretches = stretches_of(controller, total, decisions) if controller else stretches(total, decisions)
         self.taken = 0
         self.lr = run.base_lr
         self.start = run.evaluate(split).double().clamp_min(1e-30).log()

@@ -152,7 +152,7 @@ class EvolutionTrainer(WeightTrainer):
         for problem in problems:
             noise = {k: torch.randn(problem.task.runs, *v.shape, generator=draws) for k, v in self.weights.items()}
             params = {k: v + sigma * torch.cat([noise[k], -noise[k]]) for k, v in self.weights.items()}
-            episode = Episode(Paired.start(problem), self.config.decisions)
+            episode = Episode(Paired.start(problem), self.config.decisions, controller=self.start)
             plus, minus = play_through(self.start, episode, params, seed=self.seed).chunk(2)
             fitness = shaped(minus - plus, self.config.shape)
             for name, gradient in gradients.items():

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from ..controllers.gru import GRUController
 from ..controllers.universal import Universal
-from ..features import FEATURES
 from .episode import Episode
 from .problem import Problem
 from .processes import average_gradients, generator
+
+Recurrent: TypeAlias = GRUController | Universal
+"""Controllers with a recurrent net, whose decision can be taken apart: `encode`, `policy`, `act`."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class PPOConfig:
     Args:
         decisions: moves per episode.
         epochs: passes over each batch of episodes.
+        minibatches: parts of the episodes that a pass is made in, each with a step of its own; 1 takes all at once.
         clip: of the probability ratio (paper: 0.2).
         gamma: discount; 1 because the rewards telescope to the whole run.
         lam: lambda of generalised advantage estimation.
@@ -38,10 +42,15 @@ class PPOConfig:
         entropy: weight of the entropy bonus.
         std: initial standard deviation of the move before squashing; learned.
         max_grad_norm: clipping of the trainer's own gradients.
+        scatter: how far from their usual first update three quarters of the runs begin, for controllers that choose
+            it themselves: log of the factor, up and down.
+        even: whether every problem counts the same, its rewards being divided by their standard deviation over the
+            runs, so that a family whose losses fall by much does not outvote the others.
     """
 
     decisions: int = 20
     epochs: int = 4
+    minibatches: int = 1
     clip: float = 0.2
     gamma: float = 1.0
     lam: float = 0.95
@@ -50,6 +59,16 @@ class PPOConfig:
     entropy: float = 1e-3
     std: float = 0.5
     max_grad_norm: float = 0.5
+    scatter: float = 0.0
+    even: bool = False
+
+    @classmethod
+    def for_strangers(cls) -> PPOConfig:
+        """What `universal` is trained with."""
+        return cls(epochs=5, minibatches=4, lr=1e-3, scatter=2.0, even=True)
+
+
+_LEAST_SPREAD = 0.05  # of log losses over runs: below it the learning rate made no difference worth learning from
 
 
 @dataclass(frozen=True)
@@ -93,12 +112,12 @@ def clipped_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip: float
 class Agent(nn.Module):
     """The controller's weights as parameters, the noise, and a recurrent value net of its own."""
 
-    def __init__(self, controller: Universal, std: float) -> None:
+    def __init__(self, controller: Recurrent, std: float) -> None:
         super().__init__()
         self.controller = controller
         self.policy = nn.ParameterDict({k: nn.Parameter(v.clone()) for k, v in controller.params.items()})
         self.log_std = nn.Parameter(torch.tensor(float(std)).log())
-        self.value_rnn = nn.GRU(len(FEATURES), controller.hidden_size)
+        self.value_rnn = nn.GRU(controller.n_features, controller.hidden_size)
         self.value_head = nn.Linear(controller.hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
 
@@ -128,16 +147,19 @@ class Agent(nn.Module):
 
 
 @torch.no_grad()
-def rollout(agent: Agent, episode: Episode, noise: torch.Generator) -> Rollout:
+def rollout(agent: Agent, episode: Episode, noise: torch.Generator, scatter: float = 0.0) -> Rollout:
     """Play one episode in every run, with noise on the moves.
 
     Args:
         agent: the policy.
         episode: before its first decision; used up.
         noise: where exploration comes from.
+        scatter: see [`PPOConfig`].
     """
     controller, weights = agent.controller, dict(agent.policy.items())
     state, rows = controller.init((episode.run.task.runs,)), []
+    if scatter and isinstance(controller, Universal):
+        state = controller.scattered(state, noise, scatter)
     while not episode.done:
         obs = episode.observe()
         features, state = controller.encode(obs, state)
@@ -147,6 +169,12 @@ def rollout(agent: Agent, episode: Episode, noise: torch.Generator) -> Rollout:
         rows.append((features, raw, agent.log_prob(raw, mean), episode.play(lr).float()))
     features, raw, logp, rewards = (torch.stack(column) for column in zip(*rows, strict=True))
     return Rollout(features, raw, logp, agent.values(features), rewards)
+
+
+def _evened(played: Rollout) -> Rollout:
+    """The same with rewards in units of the standard deviation of their sums over the runs."""
+    scale = played.rewards.sum(0).std().clamp_min(_LEAST_SPREAD)
+    return replace(played, rewards=played.rewards / scale)
 
 
 class PPOTrainer:
@@ -159,9 +187,9 @@ class PPOTrainer:
             their own.
 
     Example:
-        >>> from hf_adaptive_lr import Universal
+        >>> from hf_adaptive_lr import GRUController
         >>> from hf_adaptive_lr.meta.suites import SUITES
-        >>> start = Universal(hidden_size=4, params=Universal.random_params(hidden_size=4))
+        >>> start = GRUController(hidden_size=4, params=GRUController.random_params(hidden_size=4))
         >>> trainer = PPOTrainer(start, PPOConfig(decisions=2), seed=0)
         >>> sorted(trainer.iterate(SUITES["quadratic"].problems("train", 0, 4), 0))
         ['diverged', 'inner_steps', 'policy_loss', 'return', 'value_loss']
@@ -169,9 +197,9 @@ class PPOTrainer:
 
     method = "ppo"
 
-    def __init__(self, controller: Universal, config: PPOConfig | None = None, seed: int = 0) -> None:
+    def __init__(self, controller: Recurrent, config: PPOConfig | None = None, seed: int = 0) -> None:
         if not controller.params:
-            raise ValueError("PPOTrainer needs a controller with weights; start from Universal.random_params(...)")
+            raise ValueError("PPOTrainer needs a controller with weights; start from its random_params(...)")
         self.config = config or PPOConfig()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -194,32 +222,45 @@ class PPOTrainer:
         noise = generator(self._seed, "ppo", iteration)
         for group in self._optimizer.param_groups:
             group["lr"] = self.config.lr * (1 - min(progress, 1.0))
-        episodes = [Episode(problem.start(), self.config.decisions) for problem in problems]
-        figures = self._improve([rollout(self.agent, episode, noise) for episode in episodes])
+        config, controller = self.config, self.agent.controller
+        episodes = [Episode(problem.start(), config.decisions, controller=controller) for problem in problems]
+        played = [rollout(self.agent, episode, noise, config.scatter) for episode in episodes]
+        figures = self._improve([_evened(each) for each in played] if config.even else played, noise)
         figures["return"] = float(torch.cat([e.start - e.value for e in episodes]).mean())
         figures["diverged"] = float(torch.cat([e.lost for e in episodes]).double().mean())
         figures["inner_steps"] = float(sum(e.run.step * e.run.task.runs for e in episodes))
         return figures
 
-    def _improve(self, played: list[Rollout]) -> dict[str, float]:
-        agent, config = self.agent, self.config
+    def _improve(self, played: list[Rollout], noise: torch.Generator) -> dict[str, float]:
+        config = self.config
         names = [f.name for f in fields(Rollout)]
         batch = Rollout(*(torch.cat([getattr(r, name) for r in played], 1) for name in names))
         advantages, returns = gae(batch.rewards, batch.values, config.gamma, config.lam)
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        runs, figures = advantages.shape[1], {}
         for _ in range(config.epochs):
-            mean = agent.means(batch.features)
-            policy_loss = clipped_loss(agent.log_prob(batch.raw, mean), batch.logp, advantages, config.clip)
-            value_loss = (agent.values(batch.features) - returns).square().mean()
-            loss = policy_loss + config.value_weight * value_loss - config.entropy * agent.log_std
-            self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            average_gradients([p.grad for p in agent.parameters() if p.grad is not None])
-            nn.utils.clip_grad_norm_(agent.parameters(), config.max_grad_norm)
-            self._optimizer.step()
+            parts = [torch.arange(runs)]
+            if config.minibatches > 1:
+                parts = list(torch.randperm(runs, generator=noise).chunk(config.minibatches))
+            for part in parts:
+                some = Rollout(*(getattr(batch, name)[:, part] for name in names))
+                figures = self._descend(some, advantages[:, part], returns[:, part])
+        return figures
+
+    def _descend(self, batch: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, float]:
+        agent, config = self.agent, self.config
+        mean = agent.means(batch.features)
+        policy_loss = clipped_loss(agent.log_prob(batch.raw, mean), batch.logp, advantages, config.clip)
+        value_loss = (agent.values(batch.features) - returns).square().mean()
+        loss = policy_loss + config.value_weight * value_loss - config.entropy * agent.log_std
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        average_gradients([p.grad for p in agent.parameters() if p.grad is not None])
+        nn.utils.clip_grad_norm_(agent.parameters(), config.max_grad_norm)
+        self._optimizer.step()
         return {"policy_loss": float(policy_loss.detach()), "value_loss": float(value_loss.detach())}
 
-    def controller(self) -> Universal:
+    def controller(self) -> Recurrent:
         """The controller with the weights of now."""
         return self.agent.controller.replace(params=self.agent.params())
 

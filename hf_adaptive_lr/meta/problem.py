@@ -25,6 +25,8 @@ class Problem:
         total_steps: horizon, in updates, at least 1.
         low_lr: smallest initial learning rate.
         high_lr: largest; each run draws its own, log-uniformly, from the task's seed.
+        ballast: smallest and largest factor of what the weights' norm is seen as, drawn likewise. Above 1 it is as if
+            there were more weights that nothing moves, such as the embeddings of words that do not occur.
     """
 
     task: TaskSpec
@@ -32,17 +34,27 @@ class Problem:
     total_steps: int = 200
     low_lr: float = 1e-4
     high_lr: float = 1.0
+    ballast: tuple[float, float] = (1.0, 1.0)
 
     def start(self) -> VectorRun:
         """The runs, before their first update."""
         generator = torch.Generator().manual_seed(self.task.seed + 1_000_003)
+        base_lr = self._drawn(self.low_lr, self.high_lr, generator)
+        run = VectorRun(make_task(self.task), self.optimizer, base_lr, self.total_steps)
+        if self.ballast != (1.0, 1.0):
+            run.ballast = self._drawn(*self.ballast, generator)
+        return run
+
+    def _drawn(self, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
         draw = torch.rand(self.task.runs, generator=generator, dtype=torch.float64)
-        base_lr = torch.exp(math.log(self.low_lr) + draw * math.log(self.high_lr / self.low_lr))
-        return VectorRun(make_task(self.task), self.optimizer, base_lr, self.total_steps)
+        return torch.exp(math.log(low) + draw * math.log(high / low))
 
     def to_json(self) -> str:
-        """The problem as one line of JSON, keys sorted."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """The problem as one line of JSON, keys sorted; without the ballast where there is none."""
+        values = asdict(self)
+        if self.ballast == (1.0, 1.0):
+            del values["ballast"]  # problems that were frozen before there was any keep their digests
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Problem:
@@ -51,4 +63,6 @@ class Problem:
         optimizer: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in raw["optimizer"].items()
         }
+        if "ballast" in raw:
+            raw["ballast"] = tuple(raw["ballast"])
         return cls(**{**raw, "task": TaskSpec(**raw["task"]), "optimizer": InnerOptimizer(**optimizer)})

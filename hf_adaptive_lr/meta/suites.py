@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -224,6 +224,23 @@ def _coffee(
     return optimizer(TaskSpec(family, runs, seed, drawn | config), 100)
 
 
+def _stranger(
+    family: str, config: dict[str, Any], generator: torch.Generator, seed: int, runs: int, split: TaskSplit
+) -> Problem:
+    """A problem of any shape, 40 to 240 updates long, whose best relative update cannot be known beforehand."""
+    optimizer = _choice(generator, (_adamw, _adamw, _sgd))
+    steps = round(40 * 6 ** float(torch.rand((), generator=generator)))
+    if family == "finetune":
+        drawn = _finetune_config(generator, split) | {"bodies": 4, "pretrain_steps": 200}
+    elif family == "trouble":
+        drawn = _trouble_config(generator, steps)
+    else:
+        drawn = {"mlp": _mlp_config, "conv": _conv_config, "transformer": _transformer_config}[family](generator)
+    drawn |= {"batch_size": _choice(generator, (8, 16, 32)), "eval_size": 128}
+    problem = optimizer(TaskSpec(family, runs, seed, drawn | config), steps)
+    return replace(problem, ballast=(0.5, 8.0))
+
+
 def _photos(data: str, n_train: int, generator: torch.Generator, seed: int, runs: int, split: TaskSplit) -> Problem:
     """The trainee of Xu et al. 2019, its run shortened tenfold; draws differ in rows, weights and mini-batches."""
     del generator, split
@@ -240,17 +257,30 @@ _COFFEE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("finetune", {"body": "mlp"}),
 )
 
+_STRANGERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("mlp", {}),
+    ("conv", {}),
+    ("transformer", {"width": 16}),
+    ("finetune", {"body": "transformer", "norm": "post", "rank": 0}),
+    ("finetune", {"body": "transformer", "norm": "pre", "rank": 0}),
+    ("finetune", {"body": "transformer", "rank": 2}),
+    ("finetune", {"body": "mlp"}),
+    ("trouble", {}),
+)
+
 _FULL = ("mlp", "conv", "transformer", "finetune", "trouble")
 
 SUITES: dict[str, Suite] = {
     "quadratic": Suite("quadratic", (_quadratic,)),
     "mlp": Suite("mlp", (_only_mlp,)),
     "coffee": Suite("coffee", tuple(partial(_coffee, family, config) for family, config in _COFFEE)),
+    "strangers": Suite("strangers", tuple(partial(_stranger, family, config) for family, config in _STRANGERS)),
     "full": Suite("full", (_quadratic, *(partial(_any, family) for family in _FULL))),
     "fashion": Suite("fashion", (partial(_photos, "fashion-mnist", 4000),)),
     "mnist": Suite("mnist", (partial(_photos, "mnist-5000", 2000),)),
 }
 """Every suite by name: `quadratic` has the known answer, `mlp` only perceptrons under AdamW for 200 updates, `coffee`
-six small families for 100 updates, `full` all generated families, horizons of 30 to 2,000 updates and both optimizers;
-`fashion` is one real convolutional net under Adam for 100 updates from a learning rate of 0.001, `mnist` the same on
-other images."""
+six small families for 100 updates, `strangers` eight for 40 to 240 updates, with weights that look up to eight times
+as large as they are (what `universal` is trained on), `full` all generated families, horizons of 30 to 2,000 updates
+and both optimizers; `fashion` is one real convolutional net under Adam for 100 updates from a learning rate of 0.001,
+`mnist` the same on other images."""

@@ -33,6 +33,8 @@ class VectorRun:
     def __init__(self, task: Task, optimizer: InnerOptimizer, base_lr: Tensor, total_steps: int) -> None:
         self.task, self.optimizer, self.total_steps = task, optimizer, total_steps
         self.base_lr = base_lr.double()
+        self.ballast = torch.ones_like(self.base_lr)
+        """Factor of the norm that the weights are seen to have, of shape (runs,)."""
         self.weights = task.init()
         self.state = optimizer.init(self.weights)
         self.step = 0
@@ -98,12 +100,13 @@ class VectorRun:
         if "eval_loss" in wanted:
             fields["eval_loss"] = self.evaluate("inner_valid").double()
         measured = {name: value for name, value in fields.items() if name in wanted}
-        return Observation(step=self.step, total_steps=self.total_steps, lr=lr, base_lr=self.base_lr, **measured)
+        rates = {"lr": lr, "base_lr": self.base_lr, "last_lr": self._last_lr.double()}
+        return Observation(step=self.step, total_steps=self.total_steps, **rates, **measured)
 
     def _previous_update(self) -> dict[str, Tensor]:
         d_sq = inner([self._direction], [self._direction], 1)
         dot, g_sq = inner([self._grads], [self._direction], 1), inner([self._grads], [self._grads], 1)
-        norm = inner([self.weights], [self.weights], 1).sqrt().clamp_min(1e-30)
+        norm = self.ballast * inner([self.weights], [self.weights], 1).sqrt().clamp_min(1e-30)
         alignment = cosine(dot, d_sq, g_sq)
         return {
             "alignment": alignment,

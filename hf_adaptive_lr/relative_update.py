@@ -1,0 +1,98 @@
+"""The learning rate as a size of update: what a rate does to the weights, and which rate does what is wanted.
+
+The relative update |w_{t+1} - w_t| / |w_t| means the same for every model, optimizer and parametrisation, where the
+learning rate that causes it spans seven decades. It is proportional to the learning rate, so one measured update tells
+which rate would have made another size:
+
+    unit_t = |update t-1| / |w_t| / lr_{t-1}          lr_t = wanted / unit_t
+
+Relative sizes are what LARS (You et al. 2017, arXiv:1708.03888), LAMB (arXiv:1904.00962) and Adafactor
+(arXiv:1804.04235) scale their updates to, layer by layer; here it is one number of the whole model that an unchanged
+optimizer is steered to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .observation import Observation
+
+FIRST_LR = 1e-7
+"""Learning rate of the first update, which is there to be measured; no optimizer does harm with it."""
+
+PROBES = (0, 1, 2)
+"""Updates at which there is a decision in every run: the first measures, the next ones correct the measurement."""
+_REST = 4  # the first update of the even rhythm
+_UNKNOWN = 5  # updates between decisions where the length of the run is unknown
+
+
+def due(update: int, total_steps: int | None, decisions: int) -> bool:
+    """Whether there is a decision: at the [`PROBES`], and `decisions` times, evenly, from update 4 to the end.
+
+    Args:
+        update: 0-based index of the update about to be applied.
+        total_steps: length of the run; None decides at every fifth update.
+        decisions: after the probes, at least 1.
+
+    Example:
+        >>> [t for t in range(24) if due(t, 24, 5)]
+        [0, 1, 2, 4, 8, 12, 16, 20]
+    """
+    if update < _REST:
+        return update in PROBES
+    if total_steps is None or total_steps <= _REST:
+        return (update - _REST) % _UNKNOWN == 0
+    span, done = total_steps - _REST, update - _REST
+    if done >= span:
+        return done % max(1, span // decisions) == 0
+    return -(-done * decisions // span) * span // decisions == done
+
+
+def init_units(batch_shape: tuple[int, ...], device: torch.device | str | None = None) -> dict[str, Tensor]:
+    """State of [`measure`] before the first update: two logarithms, and how many updates were measured."""
+    names = ("unit", "first_unit")
+    zeros = {name: torch.zeros(batch_shape, dtype=torch.float64, device=device) for name in names}
+    return {**zeros, "measured": torch.zeros(batch_shape, dtype=torch.int64, device=device)}
+
+
+def measure(obs: Observation, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state with the newest unit in it.
+
+    Rises count at once and falls by half, as a rate that is too small for a while costs less than one too large.
+
+    Args:
+        obs: has `update_ratio`, and `last_lr` where that is not the rate in force.
+        state: what `init_units` or the last call returned.
+    """
+    ratio = obs.require("update_ratio").double()
+    rate = (obs.lr if obs.last_lr is None else obs.last_lr).double()
+    known = (ratio > 0) & (rate > 0) & torch.isfinite(ratio)
+    new = torch.where(known, ratio / torch.where(known, rate, 1.0), 1.0).log()
+    unit, first, count = state["unit"], state["first_unit"], state["measured"]
+    smooth = torch.where(count == 0, new, torch.maximum(new, 0.5 * (unit + new)))
+    return {
+        "unit": torch.where(known, smooth, unit),
+        "first_unit": torch.where(known & (count == 0), new, first),
+        "measured": count + known.long(),
+    }
+
+
+def rate_for(wanted: Tensor, state: Mapping[str, Tensor], obs: Observation) -> Tensor:
+    """Learning rate, of batch_shape, under which the next update is expected to have the size `wanted`.
+
+    While nothing was measured: [`FIRST_LR`] at the first update, and ten times the rate in force after it, as an
+    update that does not show is too small.
+
+    Args:
+        wanted: relative update, batch_shape, above 0.
+        state: from [`measure`].
+        obs: gives the rate in force and the update.
+    """
+    start = torch.full_like(obs.lr, FIRST_LR)
+    first = torch.as_tensor(obs.step, device=obs.lr.device) == 0
+    blind = torch.where(first, start, (obs.lr * 10.0).clamp(max=1e-2))
+    unit = state["unit"].to(obs.lr.dtype)
+    return torch.where(state["measured"] == 0, blind, wanted.to(obs.lr.dtype) / unit.exp())
