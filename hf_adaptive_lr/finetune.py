@@ -87,11 +87,11 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
     from .finetune_model import accuracy, most_likely
     from .trainer import AdaptiveLRTrainer
 
-    assert config.learning_rate and config.max_steps and config.batch_size  # `resolved` set them
+    assert config.max_steps and config.batch_size  # `resolved` set them
     optim: dict[str, Any] = {"optim": "sgd"} if config.optimizer == "sgd" else {}
     args = AdaptiveLRTrainingArguments(
         output_dir=str(config.folder),
-        learning_rate=config.learning_rate,
+        learning_rate=config.base_lr,
         max_steps=config.max_steps,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=4 * config.batch_size,

@@ -29,6 +29,8 @@ _TASKS: dict[str, dict[str, Any]] = {
     "text": {"learning_rate": 1e-4, "max_steps": 150, "batch_size": 16, "output_dir": "runs/text"},
     "image": {"learning_rate": 1e-3, "max_steps": 300, "batch_size": 32, "output_dir": "runs/image"},
 }
+AUTO = "auto"
+"""The learning rate is the controller's to find."""
 OPTIMIZERS = ("adamw", "sgd", "dsa")
 """What the main job can train with."""
 _NOT_COMPARED = ("output_dir", "resume", "overwrite")  # of a resumed run with its first part
@@ -80,8 +82,10 @@ class FinetuneConfig:
         "on | off: skip updates that diverge, go back and cut the learning rate if it persists; host memory for two "
         "copies of what trains, checkpoints up to three times as large",
     )
-    learning_rate: float | None = _option(
-        None, "base learning rate, within [1e-8, 10] (default: 1e-4 text, 1e-3 image)"
+    learning_rate: float | str | None = _option(
+        None,
+        "base learning rate, within [1e-8, 10], or auto with a controller that finds it (relative, universal); "
+        "default: 1e-4 text, 1e-3 image",
     )
     max_steps: int | None = _option(None, "number of updates (default: 150 text, 300 image)")
     batch_size: int | None = _option(None, "rows per update (default: 16 text, 32 image)")
@@ -106,6 +110,12 @@ class FinetuneConfig:
         controller = "constant" if self.optimizer == "dsa" else "hypergradient"
         defaults = {**_TASKS[self.task], "controller": controller}
         return replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+
+    @property
+    def base_lr(self) -> float:
+        """The number that the optimizer is made with; any will do where the controller finds the learning rate."""
+        given = self.resolved().learning_rate
+        return float(_TASKS[self.task]["learning_rate"] if given in (AUTO, None) else given)
 
     @property
     def folder(self) -> Path:
@@ -198,9 +208,11 @@ def check(config: FinetuneConfig) -> Controller:
     return _controller(config)
 
 
-def _check_learning_rate(value: float | None) -> None:
-    if value is None or not math.isfinite(value) or not 1e-8 <= value <= 10:
-        raise FinetuneError(f"learning_rate={value} must be within [1e-8, 10]")
+def _check_learning_rate(value: float | str | None) -> None:
+    if value == AUTO:
+        return
+    if isinstance(value, str) or value is None or not math.isfinite(value) or not 1e-8 <= value <= 10:
+        raise FinetuneError(f"learning_rate={value} must be within [1e-8, 10], or '{AUTO}'")
 
 
 def _controller(config: FinetuneConfig) -> Controller:
@@ -222,8 +234,13 @@ def _controller(config: FinetuneConfig) -> Controller:
                 f"controller '{config.controller}' needs {unseen[0]}, which cannot be read with --optimizer dsa; use "
                 "another controller (constant, linear, ...) or another optimizer"
             )
+        if config.learning_rate == AUTO and not controller.ignores_base_lr:
+            raise FinetuneError(
+                f"learning_rate=auto: controller '{config.controller}' starts from a learning rate of yours; give a "
+                "number, or a controller that finds it (relative, universal)"
+            )
         settings = Settings(total_steps=config.max_steps, every=config.every)
-        Governor(controller, [config.learning_rate or 0.0], settings)
+        Governor(controller, [config.base_lr], settings)
     except json.JSONDecodeError as error:
         raise FinetuneError(f"controller_kwargs={config.controller_kwargs!r} is not valid JSON: {error}") from error
     except (OSError, TypeError, ValueError) as error:

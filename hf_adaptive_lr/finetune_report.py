@@ -48,6 +48,7 @@ def collect(
     Returns:
         JSON values; a number that is not finite is a string.
     """
+    from .finetune_config import AUTO
     from .finetune_model import DEMO_MODELS
     from .trace import read_trace
 
@@ -78,6 +79,7 @@ def collect(
         if config.guard == "on"
         else None,
         "learning_rate": config.learning_rate,
+        "learning_rate_unused": controller.ignores_base_lr and config.learning_rate != AUTO,
         "lr": {"first": rates[0], "max": max(rates), "last": rates[-1]},
         "every": config.every,
         "decisions": sum(row["reason"] in ("decision", "bounded", "held") for row in trace),
@@ -163,11 +165,16 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
         "accuracy": f"{_shown(results['accuracy'])}  (majority class {results['majority_accuracy']:.3f})",
         "loss": _shown(results["loss"]),
         "learning rate": f"{lr['first']:.3g} first, {lr['max']:.3g} largest, {lr['last']:.3g} last "
-        f"({results['controller']['controller_type']})",
+        f"({results['controller']['controller_type']}{_unused(results)})",
         "updates": f"{results['updates']} in {results['wall_seconds']:.0f} s",
         "written to": f"{folder}: {' '.join(written)}",
     }
     return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
+
+
+def _unused(results: Mapping[str, Any]) -> str:
+    given = results["learning_rate"]
+    return f", which finds it: {given:g} was not used" if results.get("learning_rate_unused") else ""
 
 
 def _save_model(folder: Path, parts: Parts) -> None:

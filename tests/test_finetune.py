@@ -27,6 +27,7 @@ from hf_adaptive_lr.finetune import FinetuneConfig, FinetuneError, run
 from hf_adaptive_lr.finetune_config import last_checkpoint
 from hf_adaptive_lr.finetune_data import JobData, load_data, open_image
 from hf_adaptive_lr.finetune_model import load_parts
+from hf_adaptive_lr.finetune_report import table
 from hf_adaptive_lr.trace import read_trace
 from tests.job import texts, write_csv, write_image_model, write_images, write_text_model
 
@@ -86,6 +87,18 @@ def test_a_text_run_learns_and_leaves_four_outputs(text_job) -> None:
         assert picture.format == "PNG"
         assert min(picture.size) > 300
     assert not [path for path in out.iterdir() if path.name.startswith(".")], "no drafts are left"
+
+
+def test_a_controller_that_finds_the_learning_rate_needs_none(text_job, tmp_path) -> None:
+    base = replace(text_job, controller="relative", controller_kwargs='{"rho": 0.1}')
+    found = run(replace(base, learning_rate="auto"))
+    given = run(replace(base, learning_rate=1e-7, output_dir=str(tmp_path / "given")))
+    assert found["accuracy"] > 0.9 and found["lr"] == given["lr"] and found["loss"] == given["loss"]
+    assert (found["learning_rate"], found["learning_rate_unused"]) == ("auto", False)
+    assert given["learning_rate_unused"] and "1e-07 was not used" in table(given, tmp_path)
+    assert "not used" not in table(found, tmp_path)
+    again = run(replace(base, learning_rate="auto", resume=True))
+    assert again["loss"] == found["loss"]
 
 
 def test_the_saved_model_answers_as_reported(text_job) -> None:

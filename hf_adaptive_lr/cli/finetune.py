@@ -14,7 +14,7 @@ from typing import Any
 
 from ..demo_data import DemoDataError
 from ..finetune import run as run_job
-from ..finetune_config import FinetuneConfig, can_resume, load_config
+from ..finetune_config import AUTO, FinetuneConfig, can_resume, load_config
 from ..finetune_data import FinetuneError
 from ..finetune_report import table
 from .errors import PROGRAM, UserError
@@ -25,6 +25,7 @@ it uses small real data and a small model that need no account and no Hub."""
 _EXAMPLES = """\
 examples:
   hf-adaptive-lr finetune --task text --learning-rate 1e-4
+  hf-adaptive-lr finetune --task text --controller relative --learning-rate auto
   hf-adaptive-lr finetune --task image --data photos/ --model org/model --output-dir out
   hf-adaptive-lr finetune --data reviews.csv --text-column review --label-column stars
   hf-adaptive-lr finetune --output-dir out --resume"""
@@ -48,6 +49,8 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         kind: dict[str, Any] = {"action": "store_true"}
         if option.default is not False:
             kind = {"type": _plain(hints[option.name]), "metavar": option.name.rpartition("_")[2].upper()}
+        if option.name == "learning_rate":
+            kind["type"] = _rate
         parser.add_argument(f"--{option.name.replace('_', '-')}", help=text.replace("%", "%%"), **kind)
     parser.add_argument("--json", action="store_true", default=False, help="print the results as JSON on stdout")
     parser.set_defaults(run=run)
@@ -86,6 +89,13 @@ def _run(config: FinetuneConfig) -> dict[str, Any] | None:
             way_on = f"there is no checkpoint yet; start again with: {config.command()}"
         print(f"{PROGRAM}: interrupted; {way_on}", file=sys.stderr)
         return None
+
+
+def _rate(word: str) -> float | str:
+    return word if word == AUTO else float(word)
+
+
+_rate.__name__ = "learning rate"  # argparse names it: invalid learning rate value
 
 
 def _plain(hint: Any) -> type:
