@@ -60,7 +60,8 @@ def encode(obs: Observation, history: Mapping[str, Tensor]) -> tuple[Tensor, dic
     """Features of one decision and the history with it; pure.
 
     Args:
-        obs: has every field of [`NEEDS`]; without `total_steps`, progress is 0 and remaining 1.
+        obs: has every field of [`NEEDS`], but perhaps the gain ratio, which is then 0; without `total_steps`, progress
+            is 0 and remaining 1.
         history: what `init_history` or the last `encode` returned.
 
     Returns:
@@ -88,7 +89,7 @@ def encode(obs: Observation, history: Mapping[str, Tensor]) -> tuple[Tensor, dic
         norm - history["norm"].where(~start, norm),
         obs.require("alignment").float(),
         torch.where(obs.require("update_ratio") > 0, (ratio + 7.0) / 2, torch.zeros_like(ratio)),
-        obs.require("gain_ratio").float().clamp(-2, 2) - 1,
+        _gain(obs, loss),
         progress,
         (remaining + 1e-3).log() / 2,
         history["move"],
@@ -105,6 +106,12 @@ def encode(obs: Observation, history: Mapping[str, Tensor]) -> tuple[Tensor, dic
         "seen": history["seen"] + 1,
     }
     return features, after
+
+
+def _gain(obs: Observation, like: Tensor) -> Tensor:
+    if obs.gain_ratio is None:  # for those who do without
+        return torch.zeros_like(like)
+    return obs.gain_ratio.float().clamp(-2, 2) - 1
 
 
 def encode_steering(

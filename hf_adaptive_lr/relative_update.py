@@ -23,32 +23,34 @@ from .observation import Observation
 FIRST_LR = 1e-7
 """Learning rate of the first update, which is there to be measured; no optimizer does harm with it."""
 
-PROBES = (0, 1, 2)
-"""Updates at which there is a decision in every run: the first measures, the next ones correct the measurement."""
-_REST = 4  # the first update of the even rhythm
-_UNKNOWN = 5  # updates between decisions where the length of the run is unknown
+_EARLY, _PER_DOUBLING = 8, 8  # of runs whose length is unknown
 
 
 def due(update: int, total_steps: int | None, decisions: int) -> bool:
-    """Whether there is a decision: at the [`PROBES`], and `decisions` times, evenly, from update 4 to the end.
+    """Whether there is a decision: at updates 0, 1, 2, 4, 8 and so on up to an even rhythm, then in that.
+
+    The first update measures, the next ones correct the measurement, and a first mistake is soon noticed.
 
     Args:
         update: 0-based index of the update about to be applied.
-        total_steps: length of the run; None decides at every fifth update.
-        decisions: after the probes, at least 1.
+        total_steps: length of the run; where it is None there are eight decisions while the run doubles its length,
+            at least four updates apart.
+        decisions: in the even rhythm, at least 1.
 
     Example:
-        >>> [t for t in range(24) if due(t, 24, 5)]
-        [0, 1, 2, 4, 8, 12, 16, 20]
+        >>> [t for t in range(100) if due(t, 100, 5)]
+        [0, 1, 2, 4, 8, 16, 20, 40, 60, 80]
     """
-    if update < _REST:
-        return update in PROBES
-    if total_steps is None or total_steps <= _REST:
-        return (update - _REST) % _UNKNOWN == 0
-    span, done = total_steps - _REST, update - _REST
-    if done >= span:
-        return done % max(1, span // decisions) == 0
-    return -(-done * decisions // span) * span // decisions == done
+    doubling = update & (update - 1) == 0
+    if total_steps is None:
+        if update < _EARLY:
+            return doubling
+        return update % max(4, (1 << update.bit_length() - 1) // _PER_DOUBLING) == 0
+    if update < total_steps // decisions:
+        return doubling
+    if update >= total_steps:
+        return update % max(1, total_steps // decisions) == 0
+    return -(-update * decisions // total_steps) * total_steps // decisions == update
 
 
 def init_units(batch_shape: tuple[int, ...], device: torch.device | str | None = None) -> dict[str, Tensor]:

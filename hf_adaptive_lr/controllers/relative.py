@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import relative_update
+from .. import draws, relative_update
 from ..controller import Controller, State, check_range
 from ..observation import Observation
+
+_MAX_SHIFT = 4.0  # as in `universal`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,8 @@ class Relative(Controller):
     Args:
         rho: relative update at the start of the run, in [1e-6, 1]. Pretrained transformers took .003 best, nets from
             scratch .01 to .1.
+        walk: for benchmarks, the placebo of `universal`: standard deviation of a random step of the log relative
+            update at each decision, in [0, 5]; 0 stays on the line.
 
     Raises:
         ValueError: a value out of range.
@@ -48,9 +52,12 @@ class Relative(Controller):
     decisions = 20
 
     rho: float = 0.005
+    walk: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "random", self.walk > 0)
+        check_range(self, "walk", self.walk, 0.0, 5.0, hint="0 is the straight line")
         check_range(self, "rho", self.rho, 1e-6, 1.0, hint="0.003 suits pretrained transformers, 0.03 new nets")
 
     def init(
@@ -61,12 +68,16 @@ class Relative(Controller):
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> State:
-        """What a learning rate of 1 would move."""
-        del n_groups, seed
-        return relative_update.init_units(batch_shape, device)
+        """What a learning rate of 1 would move; of a walk also where it is, and the generator of all runs."""
+        del n_groups
+        state: State = dict(relative_update.init_units(batch_shape, device))
+        if self.walk:
+            start = torch.zeros(batch_shape, dtype=torch.float64, device=device)
+            state |= {"shift": start, draws.GENERATOR: draws.seeded(seed)}
+        return state
 
     def due(self, update: int, total_steps: int | None) -> bool | None:
-        """At updates 0, 1, 2 and 4, then as evenly as it goes."""
+        """At updates 0, 1, 2, 4 and so on up to an even rhythm, then in that."""
         return relative_update.due(update, total_steps, self.decisions)
 
     def decide(
@@ -75,5 +86,10 @@ class Relative(Controller):
         """Learning rate of `batch_shape`."""
         del params
         state = {**state, **relative_update.measure(obs, state)}
-        left = torch.ones_like(obs.lr) if obs.total_steps is None else obs.remaining
-        return relative_update.rate_for(self.rho * left, state, obs), state
+        wanted = self.rho * (torch.ones_like(obs.lr) if obs.total_steps is None else obs.remaining)
+        if self.walk:
+            z, generator = draws.normal(state[draws.GENERATOR], tuple(obs.lr.shape))
+            shift = (state["shift"] + self.walk * z.to(obs.lr)).clamp(-_MAX_SHIFT, _MAX_SHIFT)
+            state |= {"shift": shift, draws.GENERATOR: generator}
+            wanted = wanted * shift.exp()
+        return relative_update.rate_for(wanted, state, obs), state

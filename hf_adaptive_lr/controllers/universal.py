@@ -7,8 +7,9 @@ correction of a straight line:
     |w_{t+1} - w_t| / |w_t| = rho * exp(r_k) * (1 - t / T)            lr_t = the rate that does this, as last measured
 
 x_k are sixteen log-ratios, cosines and shares (`features.py`). The first update is made at a learning rate of 1e-7
-and measured, the next ones are small, and the user's learning rate is not used at all. Decides at updates 0, 1, 2 and
-4, then as evenly as it goes, 23 times in all. Its weights come from meta-training (`hf-adaptive-lr train universal`).
+and measured, the next ones are small, and the user's learning rate is not used at all. Decides twenty times a run,
+evenly, and before that at updates 1, 2, 4 and so on. Its weights come from meta-training (`hf-adaptive-lr train
+universal`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ class Universal(Controller):
         max_move: largest change of the log relative update in one decision, in (0, 5].
         max_shift: largest log of the relative update over the straight line's, in (0, 10].
         lr_range: smallest and largest learning rate it may answer, ascending within [1e-12, 1e3].
+        without_gain: do without the gain ratio, which costs a forward pass at each decision; weights that were trained
+            with it miss it.
+        probing: False decides in the even rhythm alone, for comparisons; the update at 1e-7 is then a whole interval.
 
     Raises:
         ValueError: a value out of range, or weights of another shape.
@@ -56,17 +60,21 @@ class Universal(Controller):
 
     hidden_size: int = 32
     rho: float = 0.01
-    start: float = -1.5
-    max_move: float = 0.7
+    start: float = -2.5
+    max_move: float = 1.0
     max_shift: float = 4.0
     lr_range: tuple[float, float] = (1e-8, 10.0)
+    without_gain: bool = False
+    probing: bool = True
 
     def __post_init__(self) -> None:
+        if self.without_gain:
+            object.__setattr__(self, "needs", NEEDS - {"gain_ratio"})
         check_range(self, "hidden_size", self.hidden_size, 1, 1024, hint="32 is what was trained")
         check_range(self, "rho", self.rho, 1e-6, 1.0, hint="0.01 is what was trained")
-        check_range(self, "max_move", self.max_move, 1e-3, 5.0, hint="0.7 doubles or halves an update at most")
+        check_range(self, "max_move", self.max_move, 1e-3, 5.0, hint="1.0 changes an update by at most a factor of e")
         check_range(self, "max_shift", self.max_shift, 1e-3, 10.0, hint="4 allows a factor of 55 up and down")
-        check_range(self, "start", self.start, -self.max_shift, self.max_shift, hint="-1.5 starts low")
+        check_range(self, "start", self.start, -self.max_shift, self.max_shift, hint="-2.5 starts low")
         self._check_lr_range()
         super().__post_init__()
 
@@ -101,7 +109,9 @@ class Universal(Controller):
         return {**history, "shift": shift, "hidden": torch.zeros(*batch_shape, self.hidden_size, device=device)}
 
     def due(self, update: int, total_steps: int | None) -> bool | None:
-        """At updates 0, 1, 2 and 4, then as evenly as it goes."""
+        """At updates 0, 1, 2, 4 and so on up to an even rhythm, then in that."""
+        if not self.probing:
+            return None if total_steps is not None else update % 5 == 0
         return relative_update.due(update, total_steps, self.decisions)
 
     def decide(

@@ -35,17 +35,19 @@ def stretches(total_steps: int, decisions: int) -> list[int]:
     return [(k + 1) * total_steps // decisions - k * total_steps // decisions for k in range(decisions)]
 
 
-def stretches_of(controller: Controller, total_steps: int, decisions: int) -> list[int]:
+def stretches_of(controller: Controller, total_steps: int, decisions: int, *, hidden: bool = False) -> list[int]:
     """Number of updates after each decision in the controller's own rhythm, or else evenly, see [`stretches`].
 
     Args:
         controller: one with a rhythm of its own decides at update 0, too.
         total_steps: length of the run, in updates.
         decisions: for controllers without one.
+        hidden: whether the controller does not know the length.
     """
-    if controller.due(0, total_steps) is None:
+    told = None if hidden else total_steps
+    if controller.due(0, told) is None:
         return stretches(total_steps, decisions)
-    moments = [*(t for t in range(total_steps) if controller.due(t, total_steps)), total_steps]
+    moments = [*(t for t in range(total_steps) if controller.due(t, told)), total_steps]
     return [later - earlier for earlier, later in itertools.pairwise(moments)]
 
 
@@ -64,7 +66,9 @@ class Episode:
     ) -> None:
         self.run, self.split = run, split
         total = run.total_steps
-        self.stretches = stretches_of(controller, total, decisions) if controller else stretches(total, decisions)
+        self.stretches = stretches(total, decisions)
+        if controller is not None:
+            self.stretches = stretches_of(controller, total, decisions, hidden=run.hidden)
         self.taken = 0
         self.lr = run.base_lr
         self.start = run.evaluate(split).double().clamp_min(1e-30).log()

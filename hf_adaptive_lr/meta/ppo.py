@@ -73,13 +73,26 @@ _LEAST_SPREAD = 0.05  # of log losses over runs: below it the learning rate made
 
 @dataclass(frozen=True)
 class Rollout:
-    """A batch of played episodes, time first: every tensor is (decisions, runs) or (decisions, runs, features)."""
+    """A batch of played episodes, time first: every tensor is (decisions, runs) or (decisions, runs, features).
+
+    `played` is 1 where there was a decision and 0 where an episode was over before the longest one was.
+    """
 
     features: Tensor
     raw: Tensor
     logp: Tensor
     values: Tensor
     rewards: Tensor
+    played: Tensor
+
+    def padded(self, decisions: int) -> Rollout:
+        """The same with zeros up to this many decisions."""
+        missing = decisions - len(self.rewards)
+        return Rollout(*(_padded(getattr(self, f.name), missing) for f in fields(self)))
+
+
+def _padded(values: Tensor, missing: int) -> Tensor:
+    return torch.cat((values, values.new_zeros(missing, *values.shape[1:])))
 
 
 def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -161,14 +174,14 @@ def rollout(agent: Agent, episode: Episode, noise: torch.Generator, scatter: flo
     if scatter and isinstance(controller, Universal):
         state = controller.scattered(state, noise, scatter)
     while not episode.done:
-        obs = episode.observe()
+        obs = episode.observe(controller.needs)
         features, state = controller.encode(obs, state)
         mean, hidden = controller.policy(features, state["hidden"], weights)
         raw = mean + agent.log_std.exp() * torch.randn(mean.shape, generator=noise)
         lr, state = controller.act(raw, obs, {**state, "hidden": hidden})
         rows.append((features, raw, agent.log_prob(raw, mean), episode.play(lr).float()))
     features, raw, logp, rewards = (torch.stack(column) for column in zip(*rows, strict=True))
-    return Rollout(features, raw, logp, agent.values(features), rewards)
+    return Rollout(features, raw, logp, agent.values(features), rewards, torch.ones_like(rewards))
 
 
 def _evened(played: Rollout) -> Rollout:
@@ -233,10 +246,12 @@ class PPOTrainer:
 
     def _improve(self, played: list[Rollout], noise: torch.Generator) -> dict[str, float]:
         config = self.config
-        names = [f.name for f in fields(Rollout)]
+        names, longest = [f.name for f in fields(Rollout)], max(len(each.rewards) for each in played)
+        played = [each.padded(longest) for each in played]
         batch = Rollout(*(torch.cat([getattr(r, name) for r in played], 1) for name in names))
         advantages, returns = gae(batch.rewards, batch.values, config.gamma, config.lam)
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        real = advantages[batch.played > 0]
+        advantages = (advantages - real.mean()) / (real.std() + 1e-8)
         runs, figures = advantages.shape[1], {}
         for _ in range(config.epochs):
             parts = [torch.arange(runs)]
@@ -250,8 +265,9 @@ class PPOTrainer:
     def _descend(self, batch: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, float]:
         agent, config = self.agent, self.config
         mean = agent.means(batch.features)
-        policy_loss = clipped_loss(agent.log_prob(batch.raw, mean), batch.logp, advantages, config.clip)
-        value_loss = (agent.values(batch.features) - returns).square().mean()
+        real, logp = batch.played > 0, agent.log_prob(batch.raw, mean)
+        policy_loss = clipped_loss(logp[real], batch.logp[real], advantages[real], config.clip)
+        value_loss = (agent.values(batch.features) - returns)[real].square().mean()
         loss = policy_loss + config.value_weight * value_loss - config.entropy * agent.log_std
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

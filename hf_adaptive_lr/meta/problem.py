@@ -27,6 +27,7 @@ class Problem:
         high_lr: largest; each run draws its own, log-uniformly, from the task's seed.
         ballast: smallest and largest factor of what the weights' norm is seen as, drawn likewise. Above 1 it is as if
             there were more weights that nothing moves, such as the embeddings of words that do not occur.
+        hidden: whether controllers are not told the horizon.
     """
 
     task: TaskSpec
@@ -35,12 +36,14 @@ class Problem:
     low_lr: float = 1e-4
     high_lr: float = 1.0
     ballast: tuple[float, float] = (1.0, 1.0)
+    hidden: bool = False
 
     def start(self) -> VectorRun:
         """The runs, before their first update."""
         generator = torch.Generator().manual_seed(self.task.seed + 1_000_003)
         base_lr = self._drawn(self.low_lr, self.high_lr, generator)
         run = VectorRun(make_task(self.task), self.optimizer, base_lr, self.total_steps)
+        run.hidden = self.hidden
         if self.ballast != (1.0, 1.0):
             run.ballast = self._drawn(*self.ballast, generator)
         return run
@@ -50,10 +53,13 @@ class Problem:
         return torch.exp(math.log(low) + draw * math.log(high / low))
 
     def to_json(self) -> str:
-        """The problem as one line of JSON, keys sorted; without the ballast where there is none."""
+        """The problem as one line of JSON, keys sorted; `ballast` and `hidden` only where they are not the default."""
         values = asdict(self)
+        # Problems that were frozen before there were these keep their digests.
         if self.ballast == (1.0, 1.0):
-            del values["ballast"]  # problems that were frozen before there was any keep their digests
+            del values["ballast"]
+        if not self.hidden:
+            del values["hidden"]
         return json.dumps(values, sort_keys=True)
 
     @classmethod

@@ -238,7 +238,8 @@ def _stranger(
         drawn = {"mlp": _mlp_config, "conv": _conv_config, "transformer": _transformer_config}[family](generator)
     drawn |= {"batch_size": _choice(generator, (8, 16, 32)), "eval_size": 128}
     problem = optimizer(TaskSpec(family, runs, seed, drawn | config), steps)
-    return replace(problem, ballast=(0.5, 8.0))
+    hidden = _choice(generator, (True, *[False] * 7))
+    return replace(problem, ballast=(0.5, 20.0), hidden=hidden)
 
 
 def _photos(data: str, n_train: int, generator: torch.Generator, seed: int, runs: int, split: TaskSplit) -> Problem:
@@ -275,12 +276,20 @@ SUITES: dict[str, Suite] = {
     "mlp": Suite("mlp", (_only_mlp,)),
     "coffee": Suite("coffee", tuple(partial(_coffee, family, config) for family, config in _COFFEE)),
     "strangers": Suite("strangers", tuple(partial(_stranger, family, config) for family, config in _STRANGERS)),
+    "newcomers": Suite(
+        "newcomers", tuple(partial(_stranger, *entry) for entry in _STRANGERS if entry[0] != "finetune")
+    ),
     "full": Suite("full", (_quadratic, *(partial(_any, family) for family in _FULL))),
     "fashion": Suite("fashion", (partial(_photos, "fashion-mnist", 4000),)),
     "mnist": Suite("mnist", (partial(_photos, "mnist-5000", 2000),)),
 }
-"""Every suite by name: `quadratic` has the known answer, `mlp` only perceptrons under AdamW for 200 updates, `coffee`
-six small families for 100 updates, `strangers` eight for 40 to 240 updates, with weights that look up to eight times
-as large as they are (what `universal` is trained on), `full` all generated families, horizons of 30 to 2,000 updates
-and both optimizers; `fashion` is one real convolutional net under Adam for 100 updates from a learning rate of 0.001,
-`mnist` the same on other images."""
+"""Every suite by name.
+
+- `quadratic` has the known answer; `mlp` only perceptrons under AdamW for 200 updates.
+- `coffee`: six small families for 100 updates.
+- `strangers`: eight families for 40 to 240 updates, with weights that look up to twenty times as large as they are and
+  now and then a hidden length; what `universal` is trained on. `newcomers`: the same without fine-tuning.
+- `full`: all generated families, horizons of 30 to 2,000 updates and both optimizers.
+- `fashion`: one real convolutional net under Adam for 100 updates from a learning rate of 0.001; `mnist` the same on
+  other images.
+"""

@@ -35,6 +35,8 @@ class VectorRun:
         self.base_lr = base_lr.double()
         self.ballast = torch.ones_like(self.base_lr)
         """Factor of the norm that the weights are seen to have, of shape (runs,)."""
+        self.hidden = False
+        """Whether controllers are not told the length."""
         self.weights = task.init()
         self.state = optimizer.init(self.weights)
         self.step = 0
@@ -101,7 +103,8 @@ class VectorRun:
             fields["eval_loss"] = self.evaluate("inner_valid").double()
         measured = {name: value for name, value in fields.items() if name in wanted}
         rates = {"lr": lr, "base_lr": self.base_lr, "last_lr": self._last_lr.double()}
-        return Observation(step=self.step, total_steps=self.total_steps, **rates, **measured)
+        total = None if self.hidden else self.total_steps
+        return Observation(step=self.step, total_steps=total, **rates, **measured)
 
     def _previous_update(self) -> dict[str, Tensor]:
         d_sq = inner([self._direction], [self._direction], 1)
