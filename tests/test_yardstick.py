@@ -317,6 +317,8 @@ def test_the_sweep_has_four_decades_and_the_full_one_eight() -> None:
         lrs = sorted({run.lr for run in sweep_runs(task, METHODS["linear"], full)})
         assert math.log10(lrs[-1] / lrs[0]) == pytest.approx(decades, abs=0.01)
     assert sweep_runs(TASKS["image-cnn"], METHODS["wsd"], full) == []
+    found = sweep_runs(TASKS["image-cnn"], METHODS["relative"], full)  # one run per seed for all rates
+    assert len(found) == 24 and {(run.seed, run.lr) for run in found} == {(seed, 5e-5) for seed in range(3)}
     assert sweep_runs(TASKS["text-lora"], METHODS["linear"], full) == []
     assert len(sweep_runs(TASKS["text-lora"], METHODS["linear"], PROFILES["extended"])) == 24
 

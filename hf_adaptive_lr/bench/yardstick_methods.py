@@ -103,6 +103,13 @@ class Method:
         """Its learning rate in the self-tuning track."""
         return self.lr if task.family == "real" else self.vector_lr
 
+    @property
+    def finds_lr(self) -> bool:
+        """Whether the base learning rate changes nothing, so that runs from several are one run."""
+        if not self.controller:
+            return False
+        return (_loaded(self.controller) if self.weights else CONTROLLERS[self.controller]).ignores_base_lr
+
     def make_controller(self) -> Controller:
         """The controller of a run.
 
@@ -308,7 +315,14 @@ _ENTRIES: tuple[Method, ...] = (
     *_learned("mlr_snet", "MLR-SNet, bundled weights", needs_classes=True),
     *_learned("ppo_schedule", "PPO schedule (Xu et al. 2019), bundled weights", needs_classes=True),
     *_learned("universal", "this library's own, bundled weights"),
-    # The placebo: as often as `universal` decides, by a tenth each time.
+    Method(name="relative", text="linear decay of the relative update; needs no LR", controller="relative"),
+    Method(
+        name="relative_walk",
+        text="`relative` with random steps, the placebo of `universal`",
+        controller="relative",
+        config={"walk": 0.3},
+    ),
+    # The placebo of the others: by a tenth each time.
     Method(
         name="random_walk",
         text="random walk, the placebo",

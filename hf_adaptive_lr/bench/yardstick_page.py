@@ -243,9 +243,9 @@ def _sensitivity(results: Results) -> str:
             rows.append([f"`{method.name}`", str(len(found)), f"{own:.2f}", f"{width:.2f}", middle])
     text = (
         "Initial learning rates: eight decades up to 1 on real tasks; on vectorised ones nine points over four "
-        "decades around the default. Widths are decades within 5 % of the method's own best and of the tuned "
-        "schedule, mean over tasks; excess is over the own best, in units of the tuned schedule's "
-        "loss, median over tasks.\n"
+        "decades around the default. For methods that do not use it (`relative`, `universal`) they are one run. "
+        "Widths are decades within 5 % of the method's own best and of the tuned schedule, mean over tasks; excess "
+        "is over the own best, in units of the tuned schedule's loss, median over tasks.\n"
     )
     return text + "\n" + table(["method", "tasks", "own width", "width at reference", "excess"], rows)
 

@@ -37,8 +37,8 @@ level is 0.05. What is not in this list is description."""
 
 BUDGET, STUDIES = 5, 3
 """Trials of a study of the equal-budget track, and studies."""
-_ON_VARIANTS = (*PRIMARY, DEFAULT.name, REFERENCE.name, "constant", "wsd", "dadapt_adam", "random_walk")
-_SWEPT = ("linear", "schedule_free", "prodigy", "greedy_repaired", "hypergradient", "universal_bundled")
+_ON_VARIANTS = (*PRIMARY, DEFAULT.name, REFERENCE.name, "constant", "wsd", "dadapt_adam", "random_walk", "relative")
+_SWEPT = ("linear", "schedule_free", "prodigy", "greedy_repaired", "hypergradient", "relative", "universal_bundled")
 _DECADES = tuple(float(f"1e{k}") for k in range(-7, 1))
 _NINE = tuple(10 ** (k / 2) for k in range(-4, 5))
 _TOLD = (0.25, 4.0)
@@ -209,7 +209,10 @@ def sweep_lrs(task: Task, method: Method) -> tuple[float, ...]:
 
 
 def sweep_runs(task: Task, method: Method, profile: Profile) -> list[YardstickRun]:
-    """The robustness track's learning rates; nothing for methods and variants of tasks that are not in it."""
+    """The robustness track's learning rates; nothing for methods and variants of tasks that are not in it.
+
+    Of a method that finds the learning rate by itself it is the same run for all of them.
+    """
     real = task.family == "real"
     if is_variant(task) or (real and task.name not in profile.sweep_real):
         return []
@@ -217,7 +220,12 @@ def sweep_runs(task: Task, method: Method, profile: Profile) -> list[YardstickRu
     if method.replay_of or method.finder or not (named or (profile.sweep_all and not real)):
         return []
     seeds = profile.sweep_seeds if real else profile.vector_seeds
-    return [YardstickRun(task, method, seed, lr) for lr in sweep_lrs(task, method) for seed in range(seeds)]
+    return _swept(task, method, range(seeds))
+
+
+def _swept(task: Task, method: Method, seeds: Iterable[int]) -> list[YardstickRun]:
+    own = method.default_lr(task) if method.finds_lr else None
+    return [YardstickRun(task, method, seed, own or lr) for lr in sweep_lrs(task, method) for seed in seeds]
 
 
 def misled(method: Method) -> list[Method]:
@@ -256,7 +264,7 @@ def budget_runs(task: Task, method: Method, profile: Profile) -> list[YardstickR
     """What the equal-budget track needs beside the robustness track's runs: the same on the seeds that tune."""
     if task.family == "real" or not profile.sweep_all or not sweep_runs(task, method, profile):
         return []
-    return [YardstickRun(task, method, seed, lr) for lr in sweep_lrs(task, method) for seed in task.tuning_seeds]
+    return _swept(task, method, task.tuning_seeds)
 
 
 def studies() -> list[list[int]]:
@@ -287,7 +295,7 @@ def missing(tasks: Sequence[Task], methods: Sequence[Method], profile: Profile, 
             runs += own_lr_runs(task, method, profile, book)
             runs += sweep_runs(task, method, profile) + budget_runs(task, method, profile)
             runs += misled_runs(task, method, profile) + troubled_runs(task, method, profile)
-        yield from (run for run in runs if book.get(run) is None)
+        yield from {identity(run): run for run in runs if book.get(run) is None}.values()
 
 
 def with_sources(methods: Iterable[Method]) -> list[Method]:
