@@ -38,7 +38,16 @@ level is 0.05. What is not in this list is description."""
 BUDGET, STUDIES = 5, 3
 """Trials of a study of the equal-budget track, and studies."""
 _ON_VARIANTS = (*PRIMARY, DEFAULT.name, REFERENCE.name, "constant", "wsd", "dadapt_adam", "random_walk", "relative")
-_SWEPT = ("linear", "schedule_free", "prodigy", "greedy_repaired", "hypergradient", "relative", "universal_bundled")
+_SWEPT = (
+    "linear",
+    "cosine",
+    "schedule_free",
+    "prodigy",
+    "greedy_repaired",
+    "hypergradient",
+    "relative",
+    "universal_bundled",
+)
 _DECADES = tuple(float(f"1e{k}") for k in range(-7, 1))
 _NINE = tuple(10 ** (k / 2) for k in range(-4, 5))
 _TOLD = (0.25, 4.0)
