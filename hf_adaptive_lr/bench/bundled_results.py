@@ -2,8 +2,9 @@
 
     python -m hf_adaptive_lr.bench.bundled_results
 
-Writes `eval_results.json` into every folder of `hf_adaptive_lr/pretrained` that is tried in a verdict, and the card as
-it would stand on the Hub into `model_cards/hub`. Nothing is run; a task without all its seeds counts as not tested.
+Writes `eval_results.json` into every folder of `hf_adaptive_lr/pretrained` that is tried in a verdict or by the
+yardstick, and the card as it would stand on the Hub into `model_cards/hub`. Nothing is run; a task without all its seeds
+counts as not tested.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..auto import PRETRAINED, AutoController
 from ..card import RESULTS_VERSION, draw_schedules, notes_of, render, schedule
 from ..cli.errors import PROGRAM
 from ..files import replace_file
+from . import yardstick_results
 from .runner import Row, RowsError
 from .verdict_judge import Cell, Runs, paired, values
 from .verdict_methods import BASELINES, METHODS
@@ -37,8 +39,20 @@ RIVALS = (*BASELINES, "step_decay")
 
 
 def bundled(folder: Path = PRETRAINED) -> list[str]:
-    """Names of the bundled controllers that a verdict tries."""
-    return [name for name in sorted(METHOD_OF) if (folder / name).is_dir()]
+    """Names of the bundled controllers that a verdict or the yardstick tries."""
+    return [name for name in sorted({*METHOD_OF, *yardstick_results.METHOD_OF}) if (folder / name).is_dir()]
+
+
+def found_of(name: str, rows: Path) -> dict[str, Any]:
+    """The `eval_results.json` of a bundled controller, from whatever tries it.
+
+    Args:
+        name: of the controller.
+        rows: folder of all rows.
+    """
+    if name in yardstick_results.METHOD_OF:
+        return yardstick_results.results(name, rows)
+    return results(name, Book(rows))
 
 
 def results(name: str, book: Book, tasks: Mapping[str, Task] = TASKS) -> dict[str, Any]:
@@ -154,18 +168,18 @@ def as_text(eval_results: Mapping[str, Any]) -> str:
     return json.dumps(eval_results, indent=1, allow_nan=False) + "\n"
 
 
-def write(name: str, book: Book, cards: Path) -> Path:
+def write(name: str, rows: Path, cards: Path) -> Path:
     """Write a bundled controller's `eval_results.json`, card and picture; what a person wrote on the card stays.
 
     Args:
         name: of the controller.
-        book: the rows.
+        rows: folder of the rows.
         cards: folder of the cards; made if missing.
 
     Returns:
         The card.
     """
-    found = results(name, book)
+    found = found_of(name, rows)
     page = cards / f"{name}.md"
     notes = notes_of(page.read_text(encoding="utf-8")) if page.is_file() else None
     rendered = card(name, found, notes)
@@ -196,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         for name in bundled():
-            print(f"wrote {write(name, Book(options.rows_dir), options.cards_dir)}")
+            print(f"wrote {write(name, options.rows_dir, options.cards_dir)}")
     except (RowsError, ModuleNotFoundError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2

@@ -89,6 +89,7 @@ def _course(trainer: Any, lr: float, losses: list[float]) -> Row:
         "final_lr": short(trainer.lrs[-1]),
         "failed": not last <= first,  # NaN is neither
         "updates": len(losses),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
 
 
