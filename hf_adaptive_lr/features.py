@@ -33,14 +33,18 @@ FEATURES = (
 )
 """Names of the features, in order; ratios enter as natural logarithms."""
 
-STEERING_FEATURES = (*FEATURES, "shift", "unit / first unit", "length", "length is known")
-"""Those of controllers that steer the relative update: "update ratio" is then relative to their `rho`, and the gain
-ratio counts only where an update was large enough to be measured."""
+STEERING_FEATURES = (*FEATURES, "trend / scatter", "shift", "unit / first unit", "length", "length is known")
+"""Those of controllers that steer the relative update.
+
+"update ratio" is then relative to their `rho`, the gain ratio counts only where an update was large enough to be
+measured, and "alignment" is its mean over its root mean square, as cosines in a net of a million weights are a
+hundredth of those in a toy. "trend / scatter" is the fall of the loss in units of what one batch differs from another.
+"""
 
 _FAST, _SLOW = 0.5, 0.85  # decay per decision: half-lives of one and about four decisions
 _LOG_CLIP = 4.0
 _TINY, _HUGE = 1e-12, 1e12
-_UPDATE, _GAIN = FEATURES.index("update ratio"), FEATURES.index("gain ratio")
+_UPDATE, _GAIN, _ALIGNMENT = (FEATURES.index(name) for name in ("update ratio", "gain ratio", "alignment"))
 _VISIBLE = 1e-5  # relative update below which the gain ratio is rounding of the loss
 
 
@@ -126,9 +130,11 @@ def encode_steering(
         max_shift: scale of `shift`.
 
     Returns:
-        Features of `batch_shape + (16,)` in float32, within [-4, 4], and the next history.
+        Features of `batch_shape + (17,)` in float32, within [-4, 4], and the next history.
     """
     features, after = encode(obs, state)
+    noise, more_after = _signal_over_noise(obs, state, after)
+    features[..., _ALIGNMENT] = noise[0]
     ratio = obs.require("update_ratio")
     features[..., _UPDATE] = torch.where(ratio > 0, (_log(ratio) - math.log(rho)) / 2, 0.0).clamp(-4, 4)
     features[..., _GAIN] = torch.where(ratio > _VISIBLE, features[..., _GAIN], 0.0)
@@ -137,8 +143,33 @@ def encode_steering(
         total = torch.as_tensor(obs.total_steps, dtype=torch.float32, device=length.device)
         length, known = length + (total / 100).log() / 2, known + 1
     settled = (state["unit"] - state["first_unit"]).float()
-    more = torch.stack((2 * state["shift"] / max_shift, settled, length, known), dim=-1)
-    return torch.cat((features, more.clamp(-_LOG_CLIP, _LOG_CLIP)), dim=-1), after
+    more = torch.stack((noise[1], 2 * state["shift"] / max_shift, settled, length, known), dim=-1)
+    return torch.cat((features, more.clamp(-_LOG_CLIP, _LOG_CLIP)), dim=-1), {**after, **more_after}
+
+
+def _signal_over_noise(
+    obs: Observation, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+    """Two features that are ratios of a running mean to a running size, and the history of both."""
+    cosine = obs.require("alignment").float().nan_to_num(0.0)
+    off = (_log(obs.require("loss")) - before["slow"]).square()
+    start, second = before["seen"] == 0, before["seen"] == 1  # at the first there is no update, nor a scatter
+    mean = torch.where(second, cosine, _SLOW * before["cosine"] + (1 - _SLOW) * cosine)
+    size = torch.where(second, cosine.square(), _SLOW * before["cosine_sq"] + (1 - _SLOW) * cosine.square())
+    scatter = torch.where(second, off, _SLOW * before["scatter"] + (1 - _SLOW) * off)
+    zero = torch.zeros_like(mean)
+    history = {"cosine": mean, "cosine_sq": size, "scatter": scatter}
+    history = {name: torch.where(start, zero, value) for name, value in history.items()}
+    agreement = history["cosine"] / history["cosine_sq"].sqrt().clamp_min(_TINY)
+    trend = (after["fast"] - after["slow"]) / history["scatter"].sqrt().clamp_min(1e-4)
+    return (agreement, torch.where(start, zero, trend)), history
+
+
+def init_steering(batch_shape: tuple[int, ...], device: torch.device | str | None = None) -> dict[str, Tensor]:
+    """State of [`encode_steering`] before the first decision."""
+    names = ("cosine", "cosine_sq", "scatter")
+    zeros = {name: torch.zeros(batch_shape, dtype=torch.float32, device=device) for name in names}
+    return init_history(batch_shape, device) | zeros
 
 
 def _log(value: Tensor) -> Tensor:

@@ -48,8 +48,8 @@ class FinetuneConfig:
         FinetuneError: by `check`, for a value out of range; the message names it.
 
     Example:
-        >>> FinetuneConfig(task="text").resolved().learning_rate
-        0.0001
+        >>> FinetuneConfig(task="text").resolved().learning_rate, FinetuneConfig(task="text").base_lr
+        ('auto', 0.0001)
     """
 
     task: str = _option("text", "text | image: what is classified")
@@ -66,12 +66,12 @@ class FinetuneConfig:
     label_column: str = _option("label", "column with the labels: class labels, strings or whole numbers")
     controller: str | None = _option(
         None,
-        "name of a controller (see `hf-adaptive-lr list`) or its folder (default: hypergradient; constant for dsa)",
+        "name of a controller (see `hf-adaptive-lr list`) or its folder (default: universal; constant for dsa)",
     )
     controller_kwargs: str | None = _option(None, 'config fields of the controller to change, as JSON: {"beta": 0.02}')
     every: int | None = _option(
         None,
-        "updates from one decision to the next (default: 1 for rules, 20 decisions a run for learned controllers); "
+        "updates from one decision to the next (default: 1 for rules, 20 or so a run for learned controllers); "
         "at 1 hypergradient takes about a tenth of a text run's time",
     )
     optimizer: str = _option(
@@ -85,7 +85,7 @@ class FinetuneConfig:
     learning_rate: float | str | None = _option(
         None,
         "base learning rate, within [1e-8, 10], or auto with a controller that finds it (relative, universal); "
-        "default: 1e-4 text, 1e-3 image",
+        "default: auto, or with a controller that you name 1e-4 text, 1e-3 image",
     )
     max_steps: int | None = _option(None, "number of updates (default: 150 text, 300 image)")
     batch_size: int | None = _option(None, "rows per update (default: 16 text, 32 image)")
@@ -106,9 +106,11 @@ class FinetuneConfig:
         """
         if self.task not in _TASKS:
             raise FinetuneError(f"task '{self.task}' must be one of: {', '.join(_TASKS)}")
-        # The direction of an update that looks ahead cannot be read, which hypergradient would need.
-        controller = "constant" if self.optimizer == "dsa" else "hypergradient"
+        # The direction of an update that looks ahead cannot be read, which universal would need.
+        controller = "constant" if self.optimizer == "dsa" else "universal"
         defaults = {**_TASKS[self.task], "controller": controller}
+        if self.controller is None and controller == "universal":
+            defaults["learning_rate"] = AUTO
         return replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
 
     @property

@@ -51,6 +51,7 @@ def text_job(tmp_path, text_model) -> FinetuneConfig:
         data=str(tmp_path / "data"),
         model=str(text_model),
         output_dir=str(tmp_path / "out"),
+        controller="hypergradient",
         learning_rate=0.02,
         max_steps=40,
         batch_size=8,
@@ -89,6 +90,14 @@ def test_a_text_run_learns_and_leaves_four_outputs(text_job) -> None:
     assert not [path for path in out.iterdir() if path.name.startswith(".")], "no drafts are left"
 
 
+def test_nothing_but_data_and_a_model_need_be_said(text_job) -> None:
+    results = run(replace(text_job, controller=None, learning_rate=None, max_steps=120))
+    assert results["controller"]["controller_type"] == "universal" and results["learning_rate"] == "auto"
+    assert results["accuracy"] > 0.9 and not results["learning_rate_unused"]
+    assert run(replace(text_job, controller=None, max_steps=2, overwrite=True))["learning_rate_unused"]
+    assert FinetuneConfig(optimizer="dsa").resolved().learning_rate == 1e-4  # which has no controller that finds it
+
+
 def test_a_controller_that_finds_the_learning_rate_needs_none(text_job, tmp_path) -> None:
     base = replace(text_job, controller="relative", controller_kwargs='{"rho": 0.1}')
     found = run(replace(base, learning_rate="auto"))
@@ -121,6 +130,7 @@ def test_an_image_run_learns_with_the_demo_model_and_with_one_from_a_folder(tmp_
         task="image",
         data=str(tmp_path / "photos"),
         output_dir=str(tmp_path / "out"),
+        controller="hypergradient",
         learning_rate=5e-3,
         max_steps=20,
         batch_size=8,
@@ -135,6 +145,7 @@ def test_the_demo_images_are_learned(tmp_path) -> None:
     job = FinetuneConfig(task="image", max_steps=40, train_size=600, eval_size=200, output_dir=str(tmp_path / "out"))
     results = run(job)
     assert results["accuracy"] > 0.4 > 2 * results["majority_accuracy"]
+    assert results["learning_rate"] == "auto"
     assert results["model"]["parameters"] < 400_000
 
 

@@ -3,8 +3,8 @@
     python -m hf_adaptive_lr.bench.bundled_results
 
 Writes `eval_results.json` into every folder of `hf_adaptive_lr/pretrained` that is tried in a verdict or by the
-yardstick, and the card as it would stand on the Hub into `model_cards/hub`. Nothing is run; a task without all its seeds
-counts as not tested.
+yardstick, and the card as it would stand on the Hub into `model_cards/hub`. Nothing is run; a task without all its
+seeds counts as not tested.
 """
 
 from __future__ import annotations

@@ -188,6 +188,20 @@ def bench_table(rows: Path) -> str:
     return short_table(results) if results.scores else ""
 
 
+def universal_table(rows: Path) -> str:
+    """Accuracy by initial learning rate, of `universal` and others; empty while it has no rows.
+
+    Args:
+        rows: folder with the rows that `hf-adaptive-lr bench --full` wrote.
+    """
+    from .universal_figures import MINE
+    from .universal_page import curves_of, sensitivity
+    from .yardstick_plan import PROFILES, Book
+
+    curves = curves_of(PROFILES["full"], Book(rows))
+    return sensitivity(curves) if MINE in curves else ""
+
+
 def guard_overhead_table(rows: Sequence[Row]) -> str:
     """What the guard costs.
 
@@ -248,6 +262,8 @@ def render(readme: str, rows: Path = ROWS) -> str:
         readme = _replaced(readme, "guard", guard_table(rows))
     if "<!-- bench:" in readme:
         readme = _replaced(readme, "bench", bench_table(rows))
+    if "<!-- universal:" in readme:
+        readme = _replaced(readme, "universal", universal_table(rows).rstrip())
     judged = any(rows.glob("verdict_*.jsonl"))
     return _replaced(readme, "verdicts", verdict_table(rows) if judged else "")
 

@@ -6,7 +6,7 @@ correction of a straight line:
     h_k = GRU(x_k, h_{k-1})                       r_k = clip(r_{k-1} + max_move * tanh(w . h_k + b), +-max_shift)
     |w_{t+1} - w_t| / |w_t| = rho * exp(r_k) * (1 - t / T)            lr_t = the rate that does this, as last measured
 
-x_k are sixteen log-ratios, cosines and shares (`features.py`). The first update is made at a learning rate of 1e-7
+x_k are seventeen log-ratios, cosines and shares (`features.py`). The first update is made at a learning rate of 1e-7
 and measured, the next ones are small, and the user's learning rate is not used at all. Decides twenty times a run,
 evenly, and before that at updates 1, 2, 4 and so on. Its weights come from meta-training (`hf-adaptive-lr train
 universal`).
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import gru_net, relative_update
 from ..controller import Controller, State, check_range
-from ..features import NEEDS, STEERING_FEATURES, encode_steering, init_history
+from ..features import NEEDS, STEERING_FEATURES, encode_steering, init_steering
 from ..observation import Observation
 
 
@@ -47,7 +47,7 @@ class Universal(Controller):
     Example:
         >>> controller = Universal(hidden_size=8, params=Universal.random_params(hidden_size=8, seed=0))
         >>> sum(p.numel() for p in controller.params.values())
-        633
+        657
     """
 
     controller_type = "universal"
@@ -59,10 +59,10 @@ class Universal(Controller):
     n_features = len(STEERING_FEATURES)
 
     hidden_size: int = 32
-    rho: float = 0.01
-    start: float = -2.5
+    rho: float = 0.008
+    start: float = -0.7
     max_move: float = 1.0
-    max_shift: float = 4.0
+    max_shift: float = 3.0
     lr_range: tuple[float, float] = (1e-8, 10.0)
     without_gain: bool = False
     probing: bool = True
@@ -71,10 +71,10 @@ class Universal(Controller):
         if self.without_gain:
             object.__setattr__(self, "needs", NEEDS - {"gain_ratio"})
         check_range(self, "hidden_size", self.hidden_size, 1, 1024, hint="32 is what was trained")
-        check_range(self, "rho", self.rho, 1e-6, 1.0, hint="0.01 is what was trained")
+        check_range(self, "rho", self.rho, 1e-6, 1.0, hint="0.008 is what was trained")
         check_range(self, "max_move", self.max_move, 1e-3, 5.0, hint="1.0 changes an update by at most a factor of e")
-        check_range(self, "max_shift", self.max_shift, 1e-3, 10.0, hint="4 allows a factor of 55 up and down")
-        check_range(self, "start", self.start, -self.max_shift, self.max_shift, hint="-2.5 starts low")
+        check_range(self, "max_shift", self.max_shift, 1e-3, 10.0, hint="3 allows a factor of 20 up and down")
+        check_range(self, "start", self.start, -self.max_shift, self.max_shift, hint="-0.7 starts low")
         self._check_lr_range()
         super().__post_init__()
 
@@ -104,7 +104,7 @@ class Universal(Controller):
     ) -> State:
         """The encoder's history, what a rate of 1 moves, `shift`, and `hidden` of batch_shape + (hidden_size,)."""
         del n_groups, seed
-        history = init_history(batch_shape, device) | relative_update.init_units(batch_shape, device)
+        history = init_steering(batch_shape, device) | relative_update.init_units(batch_shape, device)
         shift = torch.full(batch_shape, self.start, dtype=torch.float32, device=device)
         return {**history, "shift": shift, "hidden": torch.zeros(*batch_shape, self.hidden_size, device=device)}
 
@@ -125,7 +125,7 @@ class Universal(Controller):
     # The three steps of a decision, one by one, for trainers that put noise between the second and the third.
 
     def encode(self, obs: Observation, state: State) -> tuple[Tensor, State]:
-        """Features of batch_shape + (16,), and the state with the new history."""
+        """Features of batch_shape + (17,), and the state with the new history."""
         state = {**state, **relative_update.measure(obs, state)}
         features, history = encode_steering(obs, state, rho=self.rho, max_shift=self.max_shift)
         return features, {**state, **history}

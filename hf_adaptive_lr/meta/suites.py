@@ -239,7 +239,7 @@ def _stranger(
     drawn |= {"batch_size": _choice(generator, (8, 16, 32)), "eval_size": 128}
     problem = optimizer(TaskSpec(family, runs, seed, drawn | config), steps)
     hidden = _choice(generator, (True, *[False] * 7))
-    return replace(problem, ballast=(0.5, 20.0), hidden=hidden)
+    return replace(problem, ballast=(0.5, 5.0), hidden=hidden)
 
 
 def _photos(data: str, n_train: int, generator: torch.Generator, seed: int, runs: int, split: TaskSplit) -> Problem:
@@ -287,7 +287,7 @@ SUITES: dict[str, Suite] = {
 
 - `quadratic` has the known answer; `mlp` only perceptrons under AdamW for 200 updates.
 - `coffee`: six small families for 100 updates.
-- `strangers`: eight families for 40 to 240 updates, with weights that look up to twenty times as large as they are and
+- `strangers`: eight families for 40 to 240 updates, with weights that look up to five times as large as they are and
   now and then a hidden length; what `universal` is trained on. `newcomers`: the same without fine-tuning.
 - `full`: all generated families, horizons of 30 to 2,000 updates and both optimizers.
 - `fashion`: one real convolutional net under Adam for 100 updates from a learning rate of 0.001; `mnist` the same on
