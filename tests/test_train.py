@@ -140,6 +140,7 @@ def test_two_processes_end_with_the_same_weights(method, tmp_path) -> None:
         (["--seed", "-1"], "seed=-1 must be at least 0"),
         (["--report-to", "abacus"], "no tracker 'abacus' is installed; installed: tensorboard"),
         (["--resume"], "no checkpoint.pt to resume from"),
+        (["--controller-kwargs", "{}"], "--controller-kwargs is for universal, not for ppo"),
     ],
 )
 def test_bad_requests_are_one_line_and_write_nothing(change, message, tmp_path, capsys) -> None:
@@ -157,6 +158,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, capsys) -> N
     for change, message in (
         (["train", "evolution", *LINE[2:], "--resume"], "method=ppo, not evolution"),
         ([*LINE, "--seed", "1", "--resume"], "seed=0, not 1"),
+        ([*LINE, "--hidden-size", "5", "--resume"], "resume with the same options"),
         (LINE, "pass --resume, or name another folder"),
     ):
         capsys.readouterr()
@@ -201,3 +203,29 @@ def test_the_comparison_on_mlps_gives_losses_that_depend_on_the_rate(monkeypatch
     assert linear[1, 0] < linear[0, 0] - 0.1
     # A controller that never moves is a constant learning rate: at a rate this small nothing is learned either way.
     assert float(learned[0, 0]) == pytest.approx(float(linear[0, 0]), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ("without", "is not valid JSON"),
+        ("[]", "must be a JSON object"),
+        ('{"hidden_size": 8}', "--hidden-size is for the width"),
+        ('{"speed": 1}', "speed"),
+        ('{"rho": 2.0}', "rho=2"),
+    ],
+)
+def test_bad_fields_of_the_controller_are_one_line_and_write_nothing(kwargs, message, tmp_path, capsys) -> None:
+    line = ["train", "universal", "--iterations", "1", "--controller-kwargs", kwargs]
+    assert main([*line, "--output-dir", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_ablation_of_universal_is_trained_and_saved_as_such(tmp_path) -> None:
+    line = ["train", "universal", "--suite", "quadratic", "--runs", "2", "--hidden-size", "4", "--iterations", "1"]
+    kwargs = ["--controller-kwargs", '{"without_gain": true}', "--output-dir", str(tmp_path / "out")]
+    assert main([*line, *kwargs]) == 0
+    controller = AutoController.from_pretrained(tmp_path / "out")
+    assert controller.config()["without_gain"] and "gain_ratio" not in controller.needs

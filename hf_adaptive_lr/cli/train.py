@@ -19,7 +19,8 @@ paper does; the others train `gru` on any suite."""
 _SUITES = {"universal": "strangers", "schedule_ppo": "fashion"}
 _RUNS = {"universal": 24, "schedule_ppo": 1}
 PRESETS = ("paper", "released")
-_FOR_SCHEDULE = ("preset", "every_steps", "recurrent")
+_FOR_SCHEDULE, _FOR_UNIVERSAL = ("preset", "every_steps", "recurrent"), ("controller_kwargs",)
+_GIVEN = (*_FOR_SCHEDULE, *_FOR_UNIVERSAL)
 _EXAMPLES = """\
 examples:
   hf-adaptive-lr train universal --minutes 60 --output-dir my-universal
@@ -74,6 +75,10 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     only.add_argument(
         "--recurrent", action="store_true", default=None, help="an LSTM cell as the policy's hidden layer"
     )
+    free = parser.add_argument_group("only for universal")
+    free.add_argument(
+        "--controller-kwargs", metavar="JSON", help='fields of the controller to change: {"without_gain": true}'
+    )
     parser.set_defaults(run=run)
 
 
@@ -83,7 +88,6 @@ def run(args: argparse.Namespace) -> int:
     from ..meta.driver import DriverConfig, check_folder
     from ..meta.driver import run as drive
 
-    schedule = args.method == "schedule_ppo"
     config = DriverConfig(
         suite=args.suite or _SUITES.get(args.method, "quadratic"),
         output_dir=args.output_dir,
@@ -94,13 +98,13 @@ def run(args: argparse.Namespace) -> int:
         checkpoint_seconds=args.checkpoint_seconds,
         report_to=tuple(args.report_to),
     )
-    given = {name: getattr(args, name) for name in _FOR_SCHEDULE if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in _GIVEN if getattr(args, name) is not None}
     try:
         config.check()
         _check_method(args.method, config.suite, config.runs, given)
         check_folder(config, args.method, resume=args.resume)
         trainer = make_trainer(args.method, hidden_size=args.hidden_size, seed=args.seed, **given)
-        if schedule and args.resume:
+        if args.resume and args.method in ("schedule_ppo", "universal", "ppo"):
             _check_settings(trainer, args.output_dir)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
@@ -132,6 +136,7 @@ def make_trainer(
     preset: str = "paper",
     every_steps: int | None = None,
     recurrent: bool = False,
+    controller_kwargs: str = "{}",
 ) -> Any:
     """A trainer with an untrained controller.
 
@@ -139,14 +144,18 @@ def make_trainer(
         method: one of [`METHODS`].
         hidden_size: width of the controller's network.
         seed: of its first weights and of everything it draws.
-        preset: one of [`PRESETS`]; this and what follows is for `schedule_ppo` alone.
+        preset: one of [`PRESETS`]; this and what follows, but for the last, is for `schedule_ppo` alone.
         every_steps: updates between decisions; None for 5, or for the preset's where that is `released`.
         recurrent: whether the policy is an LSTM cell.
+        controller_kwargs: config fields of `universal` to change, as a JSON object.
+
+    Raises:
+        ValueError: `controller_kwargs` is no JSON object, or has a field or value that the controller does not take.
     """
     if method == "schedule_ppo":
         return _schedule_trainer(hidden_size, seed, preset, every_steps, recurrent=recurrent)
     if method == "universal":
-        return _universal_trainer(hidden_size, seed)
+        return _universal_trainer(hidden_size, seed, controller_kwargs)
     from ..controllers import GRUController
 
     params = GRUController.random_params(hidden_size=hidden_size, seed=seed)
@@ -164,11 +173,21 @@ def make_trainer(
     return BilevelTrainer(start, seed=seed)
 
 
-def _universal_trainer(hidden_size: int, seed: int) -> Any:
+def _universal_trainer(hidden_size: int, seed: int, controller_kwargs: str) -> Any:
     from ..controllers import Universal
+    from ..files import configure
     from ..meta.ppo import PPOConfig, PPOTrainer
 
     start = Universal(hidden_size=hidden_size, params=Universal.random_params(hidden_size=hidden_size, seed=seed))
+    try:
+        changes = json.loads(controller_kwargs)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"controller_kwargs={controller_kwargs!r} is not valid JSON: {error}") from error
+    if not isinstance(changes, dict) or "hidden_size" in changes:
+        raise ValueError(
+            f"controller_kwargs={controller_kwargs!r} must be a JSON object; --hidden-size is for the width"
+        )
+    start = configure(start, changes)
     trainer = PPOTrainer(start, PPOConfig.for_strangers(), seed=seed)
     trainer.method = "universal"
     return trainer
@@ -190,9 +209,11 @@ def _schedule_trainer(hidden_size: int, seed: int, preset: str, every_steps: int
 def _check_method(method: str, suite: str, runs: int, given: dict[str, Any]) -> None:
     from ..meta.suites import SUITES
 
+    for names, owner in ((_FOR_SCHEDULE, "schedule_ppo"), (_FOR_UNIVERSAL, "universal")):
+        for name in names:
+            if name in given and method != owner:
+                raise ValueError(f"--{name.replace('_', '-')} is for {owner}, not for {method}")
     if method != "schedule_ppo":
-        if given:
-            raise ValueError(f"--{next(iter(given)).replace('_', '-')} is for schedule_ppo, not for {method}")
         if runs < 2:
             raise ValueError(f"runs={runs} must be at least 2")
         return

@@ -8,9 +8,10 @@ published weights.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -285,9 +286,22 @@ class PPOTrainer:
         return {
             "agent": self.agent.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "settings": self._settings(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave.
+
+        Raises:
+            ValueError: it was saved by a trainer with other settings.
+        """
+        if state["settings"] != self._settings():
+            raise ValueError(
+                f"the checkpoint is of a training with {state['settings']}, not {self._settings()}; resume with the "
+                "same options"
+            )
         self.agent.load_state_dict(state["agent"])
         self._optimizer.load_state_dict(state["optimizer"])
+
+    def _settings(self) -> str:
+        return json.dumps({**self.agent.controller.config(), **asdict(self.config)}, sort_keys=True)
