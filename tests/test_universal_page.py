@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_adaptive_lr.bench import universal_page, yardstick_methods
+from hf_adaptive_lr.bench import universal_ablations, universal_page, yardstick_methods
 from hf_adaptive_lr.bench.runner import append_row, identity
 from hf_adaptive_lr.bench.universal_figures import (
     MINE,
@@ -95,7 +95,22 @@ def test_the_page_says_it(book) -> None:
     assert "tried *this*" in page and "| tasks with a loss lower by 5 % | at least 1 | 2 of 2 |" in page
     assert universal_page.picture(universal_page.curves_of(FULL, book)).startswith(b"\x89PNG")
     empty = universal_page.render(FULL, Book(book.folder / "none"), None)
-    assert empty.count("No rows yet") == 4 and "![" not in empty
+    assert empty.count("No rows yet") == 5 and "![" not in empty
+
+
+def test_ablations_stand_beside_the_whole_one(book) -> None:
+    assert universal_ablations.ablations(FULL, book) == ""
+    for name, accuracy in ((universal_ablations.WHOLE, 0.6), ("ablations/newcomers", 0.2), ("relative_walk", 0.7)):
+        for task in (TASKS[name] for name in FULL.tasks):
+            for seed in range(3):
+                row = {"row": "run", "task": task.name, "method": name, "seed": seed, "lr": 5e-5, "first_loss": 1.0}
+                row |= {"task_digest": task.digest, "method_digest": "x", "test_loss": 1 - accuracy}
+                append_row(book.path(task.name), row | {"test_accuracy": accuracy})
+            book.forget(task.name)
+    text = universal_ablations.ablations(FULL, book)
+    assert "| the bundled one |  | 2 | 0.900 |  |  |" in text and "gain ratio" not in text
+    assert "| the bundled one | 2 | 0.700 | -0.200 [-0.200, -0.200] | 3.00 [3.00, 3.00] |" in text
+    assert "| that of a quarter of an hour | 2 | 0.200 | -0.400 [-0.400, -0.400] | 2.00 [2.00, 2.00] |" in text
 
 
 def test_the_committed_page_is_what_the_rows_say() -> None:

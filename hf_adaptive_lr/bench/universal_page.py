@@ -22,6 +22,8 @@ from ..card import NOTES, NOTES_END, notes_of
 from ..files import replace_file
 from .runner import read_rows
 from .stat_bootstrap import Estimate
+from .universal_ablations import COMMANDS as ABLATION_COMMANDS
+from .universal_ablations import ablations
 from .universal_figures import (
     MINE,
     SHOWN,
@@ -51,14 +53,24 @@ RIVALS = (
     "finder_cosine",
     "relative",
 )
-_COMMANDS = """\
+_COMMANDS = (
+    """\
 ```bash
 hf-adaptive-lr train universal --minutes 60 --output-dir my-universal
 hf-adaptive-lr bench --full --jobs 2 --output-dir model_cards
 python -m hf_adaptive_lr.bench.decision_cost
 python -m hf_adaptive_lr.bench.universal_page
 ```
+
+Those that lack something:
+
+```bash
 """
+    + f"""\
+{ABLATION_COMMANDS}\
+```
+"""
+)
 _INTRO = """\
 A GRU of 32 units that steers how far an update moves the weights, relative to their size. It takes no learning rate
 from the user: the first update is made at 1e-7 and measured. So the eight initial learning rates below are one run for
@@ -183,6 +195,8 @@ def render(profile: Profile, book: Book, notes: str | None) -> str:
         against(profile, book),
         "## Task by task, beside the linear schedule at its best learning rate of nine\n",
         by_task(profile, book),
+        "## What each part is worth\n",
+        ablations(profile, book) or "No rows yet.\n",
         "## What was tried\n",
         f"{NOTES}\n{notes or ''}\n{NOTES_END}\n",
         "## Reproduce\n",

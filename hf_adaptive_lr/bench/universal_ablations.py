@@ -1,0 +1,102 @@
+"""What each part of `universal` is worth: the yardstick's rows of controllers that lack one.
+
+Those that have to be trained again get a quarter of an hour each, beside a whole one of a quarter of an hour
+([`COMMANDS`]); the others stand beside the bundled one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .stat_bootstrap import hierarchical_bootstrap
+from .stat_scores import Array, mean
+from .universal_figures import MINE, Pairs, log_ratio, real_tasks
+from .yardstick_methods import REPLAY
+from .yardstick_plan import Book, Profile
+from .yardstick_tables import table
+
+WHOLE = "ablations/universal"
+RETRAINED: Mapping[str, str] = {
+    "ablations/newcomers": "without fine-tuning in training",
+    "ablations/without_gain": "without the gain ratio",
+    "ablations/without_probing": "without probing: the first decision is after a twentieth of the run",
+}
+"""Folders to what they lack."""
+AS_THEY_ARE: Mapping[str, str] = {
+    f"{REPLAY}{MINE}": "without feedback: its mean schedule, open loop",
+    "relative": "without the net: a straight line",
+    "relative_walk": "random steps in place of the net's: the placebo",
+}
+"""Methods of the yardstick to what they lack."""
+_TRAIN = "torchrun --nproc-per-node 2 -m hf_adaptive_lr.cli train universal --minutes 15 --output-dir"
+COMMANDS = f"""\
+{_TRAIN} ablations/universal
+{_TRAIN} ablations/newcomers --suite newcomers
+{_TRAIN} ablations/without_gain --controller-kwargs '{{"without_gain": true}}'
+{_TRAIN} ablations/without_probing --controller-kwargs '{{"probing": false}}'
+hf-adaptive-lr bench --full --jobs 2 --output-dir model_cards --methods cosine \\
+  --controller ablations/universal --controller ablations/newcomers \\
+  --controller ablations/without_gain --controller ablations/without_probing
+"""
+
+
+def ablations(profile: Profile, book: Book) -> str:
+    """Table of the ablations that there are rows of, on the real tasks; empty without any.
+
+    Args:
+        profile: which tasks and how many seeds.
+        book: the rows.
+    """
+    lines = [_line(name, "", None, profile, book) for name in (MINE, WHOLE)]
+    lines += [_line(name, text, MINE, profile, book) for name, text in AS_THEY_ARE.items()]
+    lines += [_line(name, text, WHOLE, profile, book) for name, text in RETRAINED.items()]
+    found = [line for line in lines if line]
+    head = ["", "beside", "tasks", "accuracy", "minus the whole one's", "loss over the whole one's"]
+    return table(head, found) if len(found) > 1 else ""
+
+
+def _line(name: str, text: str, whole: str | None, profile: Profile, book: Book) -> list[str]:
+    other = whole or name
+    accuracy, loss = (side_by_side(name, other, what, profile, book) for what in ("test_accuracy", "test_loss"))
+    if not accuracy.tasks:
+        return []
+    title = text or ("the bundled one" if name == MINE else "the whole one, trained for a quarter of an hour")
+    cells = [title, "", str(len(accuracy.tasks)), f"{accuracy.mine.mean():.3f}", "", ""]
+    if whole is not None:
+        cells[1] = "the bundled one" if whole == MINE else "that of a quarter of an hour"
+        difference, ratio = accuracy.difference(), hierarchical_bootstrap(log_ratio(loss), mean)
+        cells[4] = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "-"
+        cells[5] = " ".join(
+            (f"{math.exp(ratio.value):.2f}", f"[{math.exp(ratio.low):.2f}, {math.exp(ratio.high):.2f}]")
+        )
+    return cells
+
+
+def side_by_side(mine: str, other: str, what: str, profile: Profile, book: Book) -> Pairs:
+    """Two methods on the real tasks on which both have all seeds, found by their names.
+
+    The folders of ablations are not in this repository, so that their digests cannot be computed: of two trainings
+    under one name the newest rows count.
+    """
+    names: list[str] = []
+    pair: tuple[list[Array], list[Array]] = ([], [])
+    for task in real_tasks(profile):
+        values = [_by_seed(name, what, task.name, task.digest, range(profile.seeds), book) for name in (mine, other)]
+        if values[0] is not None and values[1] is not None:
+            names.append(task.name)
+            pair[0].append(values[0])
+            pair[1].append(values[1])
+    return Pairs(tuple(names), np.array(pair[0]), np.array(pair[1]))
+
+
+def _by_seed(method: str, what: str, task: str, digest: str, seeds: Sequence[int], book: Book) -> Array | None:
+    worst = 0.0 if what == "test_accuracy" else math.inf
+    found = {
+        row["seed"]: worst if row.get(what) is None else float(row[what])
+        for row in book.rows(task).values()
+        if row["method"] == method and row["task_digest"] == digest
+    }
+    return np.array([found[seed] for seed in seeds]) if all(seed in found for seed in seeds) else None
