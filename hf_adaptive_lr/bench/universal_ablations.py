@@ -40,6 +40,7 @@ COMMANDS = f"""\
 hf-adaptive-lr bench --full --jobs 2 --output-dir model_cards --methods cosine \\
   --controller ablations/universal --controller ablations/newcomers \\
   --controller ablations/without_gain --controller ablations/without_probing
+hf-adaptive-lr bench --full --output-dir model_cards --render-only
 """
 
 
