@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..files import replace_file
+from .runner import Row
 from .yardstick_scores import Results
 
 PLOTS: Mapping[str, str] = {
     "bench_sensitivity.png": "Test loss against the initial learning rate",
     "bench_profile.png": "Share of runs with at most this log-regret",
     "bench_steps.png": "Share of runs that have reached the target by this share of the run",
-    "bench_schedules.png": "Mean schedules",
+    "bench_schedules.png": "Mean learning rates in the course of the run",
 }
 """File names and what they show."""
 _SHOWN = 10  # lines in a plot of schedules, no more can be told apart
@@ -50,14 +51,17 @@ def _put(content: bytes, path: Path) -> None:
 def _axes(figure: Any, count: int) -> list[Any]:
     columns = min(6, max(1, count))
     rows = -(-max(1, count) // columns)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    return [axes for line in grid for axes in line]
+    every = [axes for line in figure.subplots(rows, columns, squeeze=False) for axes in line]
+    for axes in every[max(1, count) :]:
+        axes.set_axis_off()
+    return every
 
 
 def _sensitivity(figure: Any, results: Results) -> None:
-    grid = _axes(figure, len(results.tasks))
+    swept = [t for t in results.tasks if any(results.sweep(t, method) is not None for method in results.methods)]
+    grid = _axes(figure, len(swept))
     seen: dict[str, Any] = {}
-    for axes, task in zip(grid, results.tasks, strict=False):
+    for axes, task in zip(grid, swept, strict=False):
         axes.set(title=task.name, xscale="log", yscale="log")
         axes.axhline(results.references[task.name].test_loss, color="black", linewidth=0.8, linestyle=":")
         for number, method in enumerate(results.methods):
@@ -65,7 +69,7 @@ def _sensitivity(figure: Any, results: Results) -> None:
             if sweep is not None:
                 middle = np.median(np.nan_to_num(sweep[1], nan=np.inf), axis=1)
                 shown = np.where(np.isfinite(middle) & (middle < 1e3 * max(sweep[2], 1e-9)), middle, np.nan)
-                (seen[method.name],) = axes.plot(sweep[0], shown, **_style(number))
+                (seen[method.name],) = axes.plot(sweep[0], shown, **_style(number, strong=method.weights))
     if seen:
         figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=5, fontsize=8)
 
@@ -91,20 +95,27 @@ def _shares(figure: Any, values: Mapping[str, Any], levels: Any, label: str) -> 
 
 def _schedules(figure: Any, results: Results) -> None:
     grid = _axes(figure, len(results.tasks))
-    chosen = [m for m in results.methods if m.controller and not m.replay_of][:_SHOWN]
+    chosen = [m for m in results.methods if m.controller and not m.replay_of]
+    chosen = sorted(chosen, key=lambda method: not method.weights)[:_SHOWN]  # learned ones first
     seen: dict[str, Any] = {}
     for axes, task in zip(grid, results.tasks, strict=False):
         axes.set(title=task.name, yscale="log")
         for number, method in enumerate(chosen):
             rows = results.own_rows(task, method)
-            curves = [row["factor_curve"] for row in rows or [] if "factor_curve" in row]
-            if curves:
-                share = [point[0] for point in curves[0]]
-                factors = np.mean([[point[1] for point in curve] for curve in curves], axis=0)
-                (seen[method.name],) = axes.plot(share, np.maximum(factors, 1e-4), **_style(number))
+            there = [row for row in rows or [] if "factor_curve" in row]
+            if there:
+                share = [point[0] for point in there[0]["factor_curve"]]
+                lrs = np.mean([_lrs(row) for row in there], axis=0)
+                (seen[method.name],) = axes.plot(share, lrs, **_style(number, strong=method.weights))
     if seen:
         figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=5, fontsize=8)
 
 
-def _style(number: int) -> dict[str, Any]:
-    return {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "linewidth": 1.2}
+def _lrs(row: Row) -> list[float]:
+    base = row.get("found_lr", row["lr"])
+    return [base * max(point[1], 1e-4) for point in row["factor_curve"]]
+
+
+def _style(number: int, *, strong: bool = False) -> dict[str, Any]:
+    line = ("-", "--", ":")[number // 10 % 3]
+    return {"color": f"C{number % 10}", "linestyle": line, "linewidth": 2.5 if strong else 1.2}
