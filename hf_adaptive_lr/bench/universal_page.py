@@ -74,7 +74,8 @@ Those that lack something:
 _INTRO = """\
 A GRU of 32 units that steers how far an update moves the weights, relative to their size. It takes no learning rate
 from the user: the first update is made at 1e-7 and measured. So the eight initial learning rates below are one run for
-it, and eight for the others. The tasks were not in its training; its weights were not chosen by their test rows.
+it, and eight for the others. The tasks were not in its training; what it is and which of its weights are bundled was
+chosen on other draws of these tasks' training rows, and never by test rows.
 """
 
 
