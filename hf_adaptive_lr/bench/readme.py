@@ -195,11 +195,12 @@ def universal_table(rows: Path) -> str:
         rows: folder with the rows that `hf-adaptive-lr bench --full` wrote.
     """
     from .universal_figures import MINE
-    from .universal_page import curves_of, sensitivity
+    from .universal_page import curves_of, in_words, sensitivity
     from .yardstick_plan import PROFILES, Book
 
-    curves = curves_of(PROFILES["full"], Book(rows))
-    return sensitivity(curves) if MINE in curves else ""
+    profile, book = PROFILES["full"], Book(rows)
+    curves = curves_of(profile, book)
+    return f"{sensitivity(curves)}\n{in_words(profile, book)}" if MINE in curves else ""
 
 
 def guard_overhead_table(rows: Sequence[Row]) -> str:

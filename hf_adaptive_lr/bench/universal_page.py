@@ -161,6 +161,20 @@ def targets(profile: Profile, book: Book) -> str:
     return table(["what", "aim", "reached"], rows)
 
 
+def in_words(profile: Profile, book: Book) -> str:
+    """One sentence for the README: beside the tuned linear schedule, wins and losses; empty without rows."""
+    found = pairs(real_tasks(profile), None, "test_accuracy", profile, book)
+    if not found.tasks:
+        return ""
+    gaps = (found.mine - found.other).mean(1)
+    best, worst = int(gaps.argmax()), int(gaps.argmin())
+    return (
+        f"On all {len(gaps)} real tasks, told no learning rate, its accuracy is {found.mine.mean():.3f}; a linear "
+        f"schedule tuned for each has {found.other.mean():.3f}: difference {_interval(found.difference())}, from "
+        f"{gaps[best]:+.3f} ({found.tasks[best]}) down to {gaps[worst]:+.3f} ({found.tasks[worst]}).\n"
+    )
+
+
 def _costs(rows: Path) -> list[list[str]]:
     found = {row["controller"]: row for row in read_rows(rows / "decision_cost.jsonl")}
     if "universal" not in found:
