@@ -589,7 +589,10 @@ def test_the_command_decides_every_five_updates_unless_told(options, every, tmp_
     ("line", "message"),
     [
         (["schedule_ppo", "--suite", "quadratic", "--runs", "2"], "family 'quadratic', which have no classes"),
-        (["schedule_ppo", "--suite", "full", "--runs", "2"], "use one of: mlp, coffee, fashion, mnist"),
+        (
+            ["schedule_ppo", "--suite", "full", "--runs", "2"],
+            "use one of: mlp, coffee, strangers, newcomers, fashion, mnist",
+        ),
         (["schedule_ppo", "--suite", "mlp", "--runs", "2", "--every-steps", "0"], "every_steps=0"),
         (["ppo", "--recurrent"], "--recurrent is for schedule_ppo, not for ppo"),
         (["bilevel", "--every-steps", "3"], "--every-steps is for schedule_ppo, not for bilevel"),
