@@ -40,7 +40,7 @@ def test_rows_add_up_and_no_test_row_is_read(one_task, tmp_path, capsys, monkeyp
     assert "| `straight` | 1 |" in capsys.readouterr().out
 
 
-def test_the_other_draw_has_other_rows_and_the_same_test_set_is_left_alone() -> None:
+def test_the_other_draw_has_other_rows() -> None:
     mine, other = load(SMALL), load(dataclasses.replace(SMALL, split_seed=development.SPLIT))
     assert len(mine.valid) == len(other.valid)
     assert not all(

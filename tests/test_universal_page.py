@@ -92,6 +92,11 @@ def test_the_page_says_it(book) -> None:
     page = universal_page.render(FULL, book, "tried *this*")
     assert "| `universal_bundled` | 2 | 0.900 | 0.900 | 0.900 |" in page
     assert "| linear, tuned | 2 | 0.900 | 0.800 | +0.100 [+0.100, +0.100] | 1.00 | 0.50 |" in page
+    curves = universal_page.curves_of(FULL, book)
+    assert universal_page.left_out(FULL, curves) == ""
+    assert universal_page.left_out(dataclasses.replace(FULL, tasks=(*FULL.tasks, "text-lora")), curves).endswith(
+        "decade: text-lora.\n"
+    )
     words = universal_page.in_words(FULL, book)
     assert "On all 2 real tasks" in words and "is 0.900; a linear schedule tuned for each has 0.800" in words
     assert "tried *this*" in page and "| tasks with a loss lower by 5 % | at least 1 | 2 of 2 |" in page

@@ -195,12 +195,14 @@ def universal_table(rows: Path) -> str:
         rows: folder with the rows that `hf-adaptive-lr bench --full` wrote.
     """
     from .universal_figures import MINE
-    from .universal_page import curves_of, in_words, sensitivity
+    from .universal_page import curves_of, in_words, left_out, sensitivity
     from .yardstick_plan import PROFILES, Book
 
     profile, book = PROFILES["full"], Book(rows)
     curves = curves_of(profile, book)
-    return f"{sensitivity(curves)}\n{in_words(profile, book)}" if MINE in curves else ""
+    if MINE not in curves:
+        return ""
+    return "\n".join((sensitivity(curves), left_out(profile, curves), in_words(profile, book)))
 
 
 def guard_overhead_table(rows: Sequence[Row]) -> str:

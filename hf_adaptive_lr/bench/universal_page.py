@@ -99,6 +99,13 @@ def sensitivity(curves: Mapping[str, Mapping[str, Curve]]) -> str:
     return table(["method", "tasks", "mean over eight decades", "at its best one", "at its worst one"], rows)
 
 
+def left_out(profile: Profile, curves: Mapping[str, Mapping[str, Curve]]) -> str:
+    """A sentence about the real tasks that the table of initial learning rates lacks; empty if it has all."""
+    there = next(iter(curves.values()), {})
+    names = [task.name for task in real_tasks(profile) if task.name not in there]
+    return f"Left out, as others have not been run on them at every decade: {', '.join(names)}.\n" if names else ""
+
+
 def _interval(found: Estimate | None) -> str:
     return "-" if found is None else f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
@@ -202,6 +209,7 @@ def render(profile: Profile, book: Book, notes: str | None) -> str:
         "## Initial learning rate\n",
         "Test accuracy on real fine-tunes, mean over tasks and seeds; learning rates of 1e-7 ... 1, one per decade.\n",
         sensitivity(curves),
+        *([left_out(profile, curves)] if curves else []),
         *([f"![Test accuracy by initial learning rate]({PICTURE})\n"] if curves else []),
         "## What was aimed at\n",
         "Intervals are of 95 %, over tasks and seeds, for tasks not yet seen.\n",

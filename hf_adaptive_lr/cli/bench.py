@@ -38,7 +38,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="fewer tasks and learning rates (default)")
-    size.add_argument("--full", action="store_true", help="all tracks; three to four core-hours, can be done in parts")
+    size.add_argument("--full", action="store_true", help="all tracks; four to five core-hours, can be done in parts")
     size.add_argument("--extended", action="store_true", help="ten seeds, and the whole text model; most of a day")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help=f"rows and page (default: {OUTPUT}-PROFILE)")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes (default: 1)")
