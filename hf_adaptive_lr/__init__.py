@@ -27,6 +27,7 @@ _HOMES = {
     "GuardCallback": "guard_callback",
     "HubError": "hub",
     "lr_range_test": "range_test",
+    "split_groups": "layer_groups",
     "ActorCritic": "controllers",
     "MLRSNet": "controllers",
     "PLRS": "controllers",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from .guard import DivergenceGuard as DivergenceGuard
     from .guard_callback import GuardCallback as GuardCallback
     from .hub import HubError as HubError
+    from .layer_groups import split_groups as split_groups
     from .meta_trainer import MetaLRTrainer as MetaLRTrainer
     from .observation import Observation as Observation
     from .observation import Outcome as Outcome

@@ -12,6 +12,7 @@ from .auto import AutoController
 from .controller import Controller
 from .envelope import Envelope
 from .files import configure
+from .layer_groups import check_factors
 
 
 @dataclass
@@ -75,6 +76,24 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
         metadata={"help": "Updates between evaluations on the controller's data (default: a twentieth of the run)."},
     )
 
+    anytime: bool = field(
+        default=False,
+        metadata={
+            "help": "Do not tell the controller how long the run is: max_steps is where it ends at the latest, and "
+            "trainer.cooldown(steps) ends it well at any time before."
+        },
+    )
+    lr_factors: dict | str | None = field(  # type: ignore[type-arg]
+        default=None,
+        metadata={
+            "help": "Factors of the learning rate by part of the model, as JSON; parts: embeddings, body, head, "
+            "lora_A, lora_B. '{\"head\": 10}' trains the head ten times as fast, '{\"lora_B\": 16}' is LoRA+."
+        },
+    )
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "Factor of the learning rate from one layer to the one below, in (0, 1]."}
+    )
+
     divergence_guard: bool = field(
         default=False,
         metadata={
@@ -100,13 +119,15 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        for name in ("controller_kwargs", "controller_envelope", "divergence_guard_kwargs", "dsa_kwargs"):
+        as_json = ("controller_kwargs", "controller_envelope", "divergence_guard_kwargs", "dsa_kwargs", "lr_factors")
+        for name in as_json:
             value = getattr(self, name)
             if isinstance(value, str) and (name, value) != ("controller_envelope", "off"):
                 try:
                     setattr(self, name, json.loads(value))
                 except ValueError as error:
                     raise ValueError(f"{name}={value!r} is not valid JSON: {error}") from error
+        check_factors(self.lr_factors if isinstance(self.lr_factors, dict) else {}, self.layer_decay)
         if not 0 < self.controller_split <= 0.5:
             raise ValueError(f"controller_split={self.controller_split} is outside (0, 0.5]; 0.1 holds out a tenth")
         if self.controller_eval_steps is not None and self.controller_eval_steps < 1:
@@ -137,7 +158,7 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
     def scheduler_settings(self, num_training_steps: int) -> dict[str, Any]:
         """The keyword arguments of [`ControlledLR`] that these arguments set, for a run of this many updates."""
         return {
-            "total_steps": num_training_steps,
+            "total_steps": None if self.anytime else num_training_steps,
             "every": self.controller_every,
             "decisions": self.controller_decisions,
             "warmup_steps": self.get_warmup_steps(num_training_steps),

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .auto import resolve_controller
 from .controller import Controller
-from .scheduler import ControlledLR
+from .scheduler import ControlledLR, shorten, stop_after_cooldown
 
 STATE_ATTRIBUTE = "adaptive_lr_state"
 """Attribute of the native scheduler that carries the run state through Trainer's checkpoints."""
@@ -25,6 +25,7 @@ class AdaptiveLRCallback(TrainerCallback):
 
     Args:
         controller: a [`Controller`] or the name of one.
+        anytime: do not tell the controller how long the run is; `cooldown` ends it well.
         **settings: settings of [`ControlledLR`]: `every`, `decisions`, `warmup_steps`, `min_factor`, `max_factor`,
             `min_lr`, `max_lr`, `seed`.
 
@@ -38,19 +39,34 @@ class AdaptiveLRCallback(TrainerCallback):
 
     _SETTINGS = ("every", "decisions", "warmup_steps", "min_factor", "max_factor", "min_lr", "max_lr", "seed")
 
-    def __init__(self, controller: Controller | str, **settings: Any) -> None:
+    def __init__(self, controller: Controller | str, *, anytime: bool = False, **settings: Any) -> None:
         unknown = [name for name in settings if name not in self._SETTINGS]
         if unknown:
             raise ValueError(f"AdaptiveLRCallback has no setting '{unknown[0]}'; it has: {', '.join(self._SETTINGS)}")
         self.controller = resolve_controller(controller)
-        self.settings = settings
+        self.settings, self.anytime = settings, anytime
         self.scheduler: ControlledLR | None = None
+        self._state: TrainerState | None = None
+
+    def cooldown(self, steps: int) -> None:
+        """Let the learning rate fall linearly to zero within the next `steps` updates, and training stop there.
+
+        Args:
+            steps: updates, at least 1 and at most what is left until `max_steps`.
+
+        Raises:
+            ValueError: a number out of range, or no run under way.
+        """
+        if self.scheduler is None or self._state is None:
+            raise ValueError(f"cooldown({steps}): no run is under way; call it from a callback while train() runs")
+        shorten(self.scheduler, self._state, steps)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take over the optimizer, and the state of the checkpoint that is being resumed."""
         del control
+        args, model = _trained_here(args, kwargs)
         native = kwargs["lr_scheduler"]
         if args.lr_scheduler_type != "constant" and not isinstance(native, ControlledLR):
             warnings.warn(
@@ -62,11 +78,12 @@ class AdaptiveLRCallback(TrainerCallback):
         self.scheduler = ControlledLR(
             kwargs["optimizer"],
             self.controller,
-            model=kwargs["model"],
-            total_steps=state.max_steps,
+            model=model,
+            total_steps=None if self.anytime else state.max_steps,
             max_grad_norm=None if args.max_grad_norm else 0.0,
             **{"seed": args.seed, **self.settings},
         )
+        self._state = state
         saved = getattr(native, STATE_ATTRIBUTE, None)
         if state.global_step > 0 and saved is not None:
             self.scheduler.load_state_dict(saved)
@@ -74,6 +91,14 @@ class AdaptiveLRCallback(TrainerCallback):
             warnings.warn(
                 "the checkpoint has no controller state; the controller starts anew", UserWarning, stacklevel=2
             )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let a cooldown end the training."""
+        del args, control, kwargs
+        if self.scheduler is not None:
+            stop_after_cooldown(self.scheduler, state)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -98,3 +123,8 @@ class AdaptiveLRCallback(TrainerCallback):
         del args, state, control, kwargs
         if self.scheduler is not None:
             self.scheduler.close()
+
+
+def _trained_here(args: TrainingArguments, given: dict[str, Any]) -> tuple[TrainingArguments, Any]:
+    """Arguments and model of the trainer; SetFit hands its own over and calls the trainer's `st_args`, `st_model`."""
+    return given.get("st_args", args), given.get("st_model", given["model"])

@@ -246,6 +246,11 @@ class Governor:
         _whole("cooldown", steps)
         self._cooldown, self.total_steps = (self.updates, steps), self.updates + steps
 
+    @property
+    def cooldown_left(self) -> int | None:
+        """Updates until the end of a cooldown, at least 0; None where there is none."""
+        return None if self._cooldown is None else max(0, sum(self._cooldown) - self.updates)
+
     def simulate(
         self, steps: int, observe: Callable[[int, float], Mapping[str, float]] | None = None
     ) -> list[Decision]:

@@ -235,6 +235,11 @@ class ControlledLR(LRScheduler):
         """Decay the learning rate now in force linearly to zero within `steps` updates, starting with the next one."""
         self.governor.cooldown(steps)
 
+    @property
+    def cooldown_left(self) -> int | None:
+        """Updates until the end of a cooldown; None where there is none."""
+        return self.governor.cooldown_left
+
     def set_scale(self, scale: float) -> None:
         """From the next update on, write `scale` times what would have been written, as a guard does after a rollback.
 
@@ -414,3 +419,30 @@ def _write(optimizer: Optimizer, lrs: tuple[float, ...]) -> None:
             group["lr"].fill_(lr)  # in place, so that a compiled or captured step sees it
         else:
             group["lr"] = lr
+
+
+def shorten(scheduler: ControlledLR, state: Any, steps: int) -> None:
+    """Cool down within `steps` updates, and let Trainer stop there.
+
+    Args:
+        scheduler: of the run.
+        state: Trainer's state, whose `max_steps` is where it stops.
+        steps: at least 1, and at most what is left.
+
+    Raises:
+        ValueError: a number out of range; nothing is changed then.
+    """
+    left = state.max_steps - state.global_step
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= left:
+        raise ValueError(
+            f"cooldown({steps!r}): pass a whole number of updates, at least 1 and at most {left}, the rest"
+        )
+    scheduler.cooldown(steps)
+    stop_after_cooldown(scheduler, state)
+
+
+def stop_after_cooldown(scheduler: ControlledLR, state: Any) -> None:
+    """Where a cooldown is under way, also after a resume, let Trainer stop at its end."""
+    left = scheduler.cooldown_left
+    if left is not None:
+        state.max_steps = min(state.max_steps, state.global_step + left)

@@ -7,6 +7,7 @@ and hands it over at the moment the optimizer steps. It composes with any Traine
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,12 @@ from .extra_batches import ExtraBatches
 from .files import replace_file
 from .guard_callback import GuardCallback
 from .held_out import hold_out
+from .layer_groups import split_groups
 from .look_ahead import LookAhead
 from .optimizers import DSA
 from .param_groups import raw
 from .run_files import TRACE_NAME
-from .scheduler import ControlledLR
+from .scheduler import ControlledLR, shorten, stop_after_cooldown
 from .tap import frozen_generators
 from .trace import TraceWriter
 
@@ -103,6 +105,10 @@ class AdaptiveLRMixin(_Trainer):
         base = getattr(model, "get_base_model", None)  # PEFT
         return base() if callable(base) else model
 
+    def _whole_model(self) -> nn.Module:
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model
+
     def _prepare_controller_data(self) -> None:
         if not self.controller.needs & {"eval_loss", "meta_inner"}:
             self.controller_data = None
@@ -123,6 +129,21 @@ class AdaptiveLRMixin(_Trainer):
     def guard_callback(self) -> GuardCallback | None:
         """The divergence guard that watches this trainer, if any."""
         return next((cb for cb in self.callback_handler.callbacks if isinstance(cb, GuardCallback)), None)
+
+    def cooldown(self, steps: int) -> None:
+        """End a run well: the learning rate falls linearly to zero within the next `steps` updates, then it stops.
+
+        For the callbacks of a run under way: when the time is up, or when nothing has improved for long.
+
+        Args:
+            steps: updates, at least 1 and at most what is left until `max_steps`.
+
+        Raises:
+            ValueError: a number out of range, or no run under way.
+        """
+        if not isinstance(self.lr_scheduler, ControlledLR):
+            raise ValueError(f"cooldown({steps}): no run is under way; call it from a callback while train() runs")
+        shorten(self.lr_scheduler, self.state, steps)
 
     # --- what Trainer calls -------------------------------------------------------------------------------------
 
@@ -162,8 +183,18 @@ class AdaptiveLRMixin(_Trainer):
         return scheduler
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
-        """Trainer's optimizer, wrapped by [`DSA`] where the arguments say so."""
+        """Trainer's optimizer, split by part of the model or wrapped by [`DSA`] where the arguments say so."""
+        fresh = self.optimizer is None
         made: Optimizer = super().create_optimizer(*args, **kwargs)
+        factors, decay = getattr(self.args, "lr_factors", None), getattr(self.args, "layer_decay", None)
+        if factors or decay is not None:
+            if fresh:
+                split_groups(made, self._whole_model(), factors, decay)
+            elif "lr_factor" not in made.param_groups[0]:
+                raise ValueError(
+                    f"lr_factors={factors} and layer_decay={decay} split Trainer's own optimizer, and you passed one; "
+                    "call hf_adaptive_lr.split_groups(optimizer, model, ...) yourself and leave them out"
+                )
         if getattr(self.args, "dsa", False) and not isinstance(raw(made), DSA):
             self.optimizer = made = DSA(made, **(self.args.dsa_kwargs or {}))
         return made
@@ -178,7 +209,9 @@ class AdaptiveLRMixin(_Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.guard_callback is not None:
             self.guard_callback.resumed_from = Path(resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load = super()._load_from_checkpoint
+        # That of sentence-transformers loads into the trainer's own model and takes no other.
+        load(resume_from_checkpoint, *([model] if "model" in inspect.signature(load).parameters else []))
         # transformers 5.23 saves some models (ViT) under their Hub names, loads the file as it stands, and so leaves
         # weights at random without an error. from_pretrained knows both names.
         path = Path(resume_from_checkpoint) / "model.safetensors"
@@ -215,6 +248,7 @@ class AdaptiveLRMixin(_Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch; its loss is kept for the controller, on the device."""
         scheduler, replay = self.lr_scheduler, self._replay(dict(inputs), num_items_in_batch)
+        stop_after_cooldown(scheduler, self.state)
         scheduler.before_forward(replay)
         if self._look_ahead is not None:
             self._look_ahead.add(replay, self.args.device)

@@ -25,9 +25,12 @@ def test_docstring_examples(name, tmp_path, monkeypatch) -> None:
     assert result.failed == 0
 
 
-# The quickstart names no device; on a machine without a GPU torch says that memory will not be pinned.
+# TRL 1.16 asks transformers 5.23 for the old name of its checkpointing flag. The quickstart names no device; on a
+# machine without a GPU torch says that memory will not be pinned.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch) -> None:
+    from hf_adaptive_lr.bench import compat_models
     from tests.tiny import Tokens, bert
 
     monkeypatch.chdir(tmp_path)
@@ -37,6 +40,8 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch) -> None:
     lines = [line for line in code.group(1).splitlines() if line.strip()]
     assert len(lines) <= 12
     names = {"model": bert(), "train": Tokens(), "val": Tokens(16, seed=1)}
+    texts = compat_models.sentences().select_columns("text")
+    names |= {"language_model": compat_models.llama(), "texts": texts, "tokenizer": compat_models.tokenizer()}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         names.pop("trainer", None)
         exec(block, names)  # the reader brings model, train and val, and reads from top to bottom

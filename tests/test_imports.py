@@ -32,6 +32,7 @@ FLOORS = [
         "trace",
         "run_files",
         "held_out",
+        "layer_groups",
         "range_test",
         "extra_batches",
         "guard",
@@ -40,6 +41,7 @@ FLOORS = [
         "divergence",
         "snapshot",
         "report",
+        "refine",
     },
     {
         "arguments",

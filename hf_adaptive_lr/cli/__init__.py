@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from . import bench, card, finetune, pull, push, report, train, verdict
+from . import bench, card, finetune, pull, push, refine, report, train, verdict
 from . import list as list_verb
 from .errors import PROGRAM, UserError
 
-VERBS = (finetune, report, train, bench, verdict, list_verb, card, push, pull)
+VERBS = (finetune, report, refine, train, bench, verdict, list_verb, card, push, pull)
 """The modules of all verbs, in the order of the help."""
 
 

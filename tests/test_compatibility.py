@@ -1,0 +1,83 @@
+"""Every row of the compatibility table, run for real."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from hf_adaptive_lr.bench import compatibility
+from hf_adaptive_lr.bench.compat_checks import Check, CheckFailed, require
+from hf_adaptive_lr.bench.compatibility import CHECKS, measure, page
+
+# timm needs torchvision, whose wheel for CPUs is not on PyPI; all the others come with the test extra.
+_OPTIONAL = {"timm through transformers' wrapper": "torchvision"}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=[check.name for check in CHECKS])
+def test_a_row_of_the_table(check: Check) -> None:
+    if check.name in _OPTIONAL and find_spec(_OPTIONAL[check.name]) is None:
+        pytest.skip("torchvision is not installed")
+    assert check.run()
+
+
+def test_a_failure_is_a_row_and_not_a_crash(tmp_path, monkeypatch, capsys) -> None:
+    def wrong(folder: Path) -> list[str]:
+        require(folder.exists(), "there is a folder")
+        require(False, "water is dry")
+        return []
+
+    checks = (Check("wrong", ("torch",), wrong), Check("absent", ("no-such-package",), wrong))
+    monkeypatch.setattr(compatibility, "CHECKS", checks)
+    assert compatibility.main(["--output-dir", str(tmp_path)]) == 1
+    rows = [json.loads(line) for line in (tmp_path / "rows/compatibility.jsonl").read_text().splitlines()]
+    assert [row["name"] for row in rows] == ["wrong"]
+    assert rows[0]["error"] == "CheckFailed: not true: water is dry"
+    text = (tmp_path / "COMPATIBILITY.md").read_text()
+    assert "fails" in text and "water is dry" in text and "not installed where this was written" in text
+
+
+def test_rows_of_other_environments_stay(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "rows/compatibility.jsonl"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"name": "absent", "versions": {"x": "1"}, "held": ["all"], "error": ""}) + "\n")
+    checks = (Check("right", ("torch",), lambda folder: ["so"]), Check("absent", ("no-such-package",), lambda _: []))
+    monkeypatch.setattr(compatibility, "CHECKS", checks)
+    assert compatibility.main(["--output-dir", str(tmp_path)]) == 0
+    assert "| absent | x 1 | works | all |" in (tmp_path / "COMPATIBILITY.md").read_text()
+
+
+def test_an_unknown_row_is_named(tmp_path, capsys) -> None:
+    assert compatibility.main(["--only", "nothing-like-it", "--output-dir", str(tmp_path)]) == 2
+    assert "no row has nothing-like-it in it; rows: Trainer; " in capsys.readouterr().err
+
+
+def test_a_broken_trainer_is_found() -> None:
+    """The facts can fail: a trainer that overrules its schedule is not said to work."""
+    from transformers import Trainer, TrainingArguments
+
+    from hf_adaptive_lr.bench import compat_models as tiny
+    from hf_adaptive_lr.bench.compat_checks import Kit, check_schedule
+
+    class Stubborn(Trainer):
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            scheduler = super().create_scheduler(num_training_steps, optimizer)
+            self.args.max_grad_norm = 1e-3 if self.args.lr_scheduler_type == "linear" else 1.0
+            return scheduler
+
+    def facts(folder: Path) -> list[str]:
+        parts = {"model": tiny.bert(), "train_dataset": tiny.encoded()}
+        return [check_schedule(Kit(Stubborn, TrainingArguments, lambda: dict(parts)), folder)]
+
+    with pytest.raises(CheckFailed, match="equals lr_scheduler_type='linear'"):
+        Check("stubborn", ("transformers",), facts).run()
+
+
+def test_the_page_has_the_rows_that_it_was_given() -> None:
+    row = measure(CHECKS[0])
+    assert row is not None and not row["error"]
+    text = page([row])
+    assert f"| Trainer | transformers {row['versions']['transformers']} | works |" in text
+    assert text.count("not run") == len(CHECKS) - 1
