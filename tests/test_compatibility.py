@@ -81,3 +81,10 @@ def test_the_page_has_the_rows_that_it_was_given() -> None:
     text = page([row])
     assert f"| Trainer | transformers {row['versions']['transformers']} | works |" in text
     assert text.count("not run") == len(CHECKS) - 1
+
+
+def test_the_page_is_what_its_rows_say() -> None:
+    cards = Path(__file__).parent.parent / "model_cards"
+    rows = [json.loads(line) for line in (cards / compatibility.ROWS).read_text().splitlines()]
+    assert {row["name"] for row in rows} == {check.name for check in CHECKS}
+    assert page(rows) == (cards / compatibility.PAGE).read_text()

@@ -73,7 +73,7 @@ Every row is a set of short real trainings with the packages named, with equal w
 the bit".
 "Subclass" is `class Mine(AdaptiveLRMixin, ThatTrainer)`, "callback" is `AdaptiveLRCallback` on the unmodified trainer.
 
-{table(["what", "versions", "result", "what was checked"], lines)}
+{table(["what", "versions", "result", "what was checked"], lines).strip()}
 
 ```bash
 pip install -e ".[demo,test]" timm torchvision
