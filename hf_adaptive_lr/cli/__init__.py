@@ -8,14 +8,15 @@ one line and exit code 2; any other exception is a bug and keeps its traceback.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from . import bench, card, finetune, pull, push, refine, report, train, verdict
+from . import bench, card, config_file, finetune, pull, push, refine, report, train, verdict
 from . import list as list_verb
-from .errors import PROGRAM, UserError
+from .errors import PROGRAM, UserError, did_you_mean
 
 VERBS = (finetune, report, refine, train, bench, verdict, list_verb, card, push, pull)
 """The modules of all verbs, in the order of the help."""
@@ -24,8 +25,22 @@ VERBS = (finetune, report, refine, train, bench, verdict, list_verb, card, push,
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the usage."""
 
+    verbs: Mapping[str, argparse.ArgumentParser] = {}
+    words: Sequence[str] = ()
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{PROGRAM}: error: {message}{self._hint(message)} (see {self.prog} --help)\n")
+
+    def _hint(self, message: str) -> str:
+        """The nearest name, where the message is about one that is not known; argparse lists all but never says it."""
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice:
+            return did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]), or_all=False)
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        verb = self.verbs.get(self.words[0]) if self.words else None
+        if unknown and verb is not None:
+            return did_you_mean(unknown[1], verb._option_string_actions, or_all=False)
+        return ""
 
 
 class _Version(argparse.Action):
@@ -63,8 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
         verb.add_parser(verbs)
-    args = parser.parse_args(argv)
+        config_file.add_options(verbs.choices[verb.__name__.rpartition(".")[2]])
+    words = [*(sys.argv[1:] if argv is None else argv)]
+    parser.verbs, parser.words = verbs.choices, words
     try:
+        args = parser.parse_args(config_file.expand(words, verbs.choices))
+        config_file.save(args, verbs.choices[args.verb])
         code: int = args.run(args)
         return code
     except UserError as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import PROGRAM, UserError
+from .errors import PROGRAM, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from ..bench.yardstick_methods import Method
@@ -49,6 +50,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--render-only", action="store_true", help="run nothing, write the page from the rows")
     parser.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
+    parser.add_argument("--json", action="store_true", help="print JSON: where the page is, and what it says")
     parser.set_defaults(run=run)
 
 
@@ -87,8 +89,12 @@ def _write(args: argparse.Namespace, profile: Profile, book: Book, methods: list
     results = Results(_tasks(argparse.Namespace(tasks=None), profile), methods, profile, book)
     extra = "".join(f" --controller {shlex.quote(source)}" for source in args.controller)
     page = write_page(results, folder, command=f"{PROGRAM} bench --{profile.name}{extra} --jobs 2")
-    print(summary(results))
-    print(f"written to {page}, from the rows in {book.folder}")
+    text = summary(results)
+    if args.json:
+        said = {"profile": profile.name, "page": str(page), "rows": str(book.folder), "summary": text}
+        print(json.dumps(said, indent=2))
+        return
+    print(f"{text}\nwritten to {page}, from the rows in {book.folder}")
 
 
 def _run_missing(
@@ -116,7 +122,7 @@ def _tasks(args: argparse.Namespace, profile: Profile) -> list[Task]:
 
     unknown = [name for name in args.tasks or () if name not in profile.tasks]
     if unknown:
-        raise UserError(f"no task '{unknown[0]}' in this profile; its tasks: {', '.join(profile.tasks)}")
+        raise UserError(f"no task '{unknown[0]}' in this profile{did_you_mean(unknown[0], profile.tasks)}")
     return [TASKS[name] for name in profile.tasks if args.tasks is None or name in args.tasks]
 
 
@@ -125,11 +131,12 @@ def _methods(args: argparse.Namespace) -> list[Method]:
 
     unknown = [name for name in args.methods or () if name not in METHODS]
     if unknown:
-        raise UserError(f"no method '{unknown[0]}'; known: {', '.join(METHODS)}")
+        raise UserError(f"no method '{unknown[0]}'{did_you_mean(unknown[0], METHODS)}")
     chosen = [METHODS[name] for name in args.methods or METHODS]
     absent = {package for method in chosen if (package := missing_package(method))}
     if absent and not args.render_only:
-        print(f"left out for want of a package: {', '.join(sorted(absent))}; pip install 'hf_adaptive_lr[bench]'")
+        left_out = f"left out for want of a package: {', '.join(sorted(absent))}; pip install 'hf_adaptive_lr[bench]'"
+        print(left_out, file=sys.stderr if args.json else sys.stdout)
     try:
         extra = [third_party(source) for source in args.controller]
     except (OSError, ValueError) as error:

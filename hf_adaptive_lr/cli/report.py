@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", default=Path("report.html"), help="page (default: report.html)"
     )
+    parser.add_argument("--json", action="store_true", help="print JSON: where the page is")
     parser.set_defaults(run=run)
 
 
@@ -43,7 +45,12 @@ def run(args: argparse.Namespace) -> int:
         _write(args.output, page)
     except (ReportError, OSError) as error:
         raise UserError(str(error)) from error
-    print(f"written to {args.output} ({len(page.encode()) / 1e3:,.0f} kB): open it in a browser")
+    size = len(page.encode())
+    if args.json:
+        runs = [str(folder) for folder in args.run_dirs]
+        print(json.dumps({"output": str(args.output), "bytes": size, "runs": runs}, indent=2))
+    else:
+        print(f"written to {args.output} ({size / 1e3:,.0f} kB): open it in a browser")
     return 0
 
 

@@ -63,6 +63,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         "--report-to", nargs="+", default=[], metavar="TRACKER", help="tensorboard, trackio, wandb, ..."
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
+    parser.add_argument("--json", action="store_true", help="print JSON: where the controller is, and its cost")
     only = parser.add_argument_group("only for schedule_ppo")
     only.add_argument(
         "--preset", choices=PRESETS, help="settings of the paper or of its released code (default: paper)"
@@ -120,12 +121,21 @@ def run(args: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         record = json.loads((args.output_dir / "training.json").read_text(encoding="utf-8"))
         weights = sum(p.numel() for p in controller.params.values())
-        print(
-            f"{record['iterations']} iterations, {record['inner_steps']:.3g} inner updates in {record['seconds']:.0f} "
-            f"s"
-        )
-        print(f"written to {args.output_dir}: {controller.controller_type}, {weights} weights")
+        said = {name: record[name] for name in ("iterations", "inner_steps", "seconds")}
+        said |= {
+            "output_dir": str(args.output_dir),
+            "controller_type": controller.controller_type,
+            "weights": weights,
+        }
+        print(json.dumps(said, indent=2) if args.json else _summary(said))
     return 0
+
+
+def _summary(said: dict[str, Any]) -> str:
+    return (
+        f"{said['iterations']} iterations, {said['inner_steps']:.3g} inner updates in {said['seconds']:.0f} s\n"
+        f"written to {said['output_dir']}: {said['controller_type']}, {said['weights']} weights"
+    )
 
 
 def make_trainer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import json
 import os
 import shlex
 import sys
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import PROGRAM, UserError
+from .errors import PROGRAM, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from ..bench.verdict_methods import Method
@@ -50,6 +50,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--cards-dir", type=Path, metavar="DIR", help=f"pages (default: {CARDS})")
     parser.add_argument("--render-only", action="store_true", help="run nothing, write the pages from the rows")
     parser.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
+    parser.add_argument("--json", action="store_true", help="print JSON: where the pages are, and what they say")
     parser.set_defaults(run=run)
 
 
@@ -69,10 +70,15 @@ def run(args: argparse.Namespace) -> int:
     try:
         if not args.render_only:
             _run_missing(args, papers, book)
+        said = []
         for paper in papers:
             page = write_page(paper, book, cards, quick=args.quick)
-            print(summary(paper, book, quick=args.quick))
-            print(f"  written to {page}, from the rows in {rows}")
+            text = summary(paper, book, quick=args.quick)
+            said.append({"paper": paper.name, "page": str(page), "rows": str(rows), "summary": text})
+            if not args.json:
+                print(f"{text}\n  written to {page}, from the rows in {rows}")
+        if args.json:
+            print(json.dumps(said, indent=2))
     except (RowsError, WorkerError, DemoDataError) as error:
         raise UserError(str(error)) from error
     except KeyboardInterrupt:
@@ -94,9 +100,7 @@ def _papers(name: str, known: Any) -> list[Paper]:
     if name == "all":
         return list(known.values())
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}, all"
-        raise UserError(f"no paper '{name}'; {hint}")
+        raise UserError(f"no paper '{name}'{did_you_mean(name, [*known, 'all'])}")
     return [known[name]]
 
 
@@ -143,5 +147,5 @@ def _seeds(args: argparse.Namespace) -> int:
 def _tasks(args: argparse.Namespace, paper: Paper, known: Any) -> list[Task]:
     unknown = [name for name in args.tasks or () if name not in paper.tasks]
     if unknown:
-        raise UserError(f"'{paper.name}' is not tried on '{unknown[0]}'; its tasks: {', '.join(paper.tasks)}")
+        raise UserError(f"'{paper.name}' is not tried on '{unknown[0]}'{did_you_mean(unknown[0], paper.tasks)}")
     return [known[name] for name in paper.tasks if args.tasks is None or name in args.tasks]

@@ -7,6 +7,7 @@ and `load_state_dict(state)`. What it writes: `config.json` and `model.safetenso
 
 from __future__ import annotations
 
+import difflib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -80,7 +81,9 @@ class DriverConfig:
             ValueError: names the value, the range and the way out.
         """
         if self.suite not in SUITES:
-            raise ValueError(f"no suite '{self.suite}'; known: {', '.join(SUITES)}")
+            close = difflib.get_close_matches(self.suite, SUITES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(SUITES)}"
+            raise ValueError(f"no suite '{self.suite}'; {hint}")
         if self.minutes is None and self.iterations is None:
             raise ValueError("say how long: minutes or iterations")
         check_trackers(self.report_to)

@@ -1,0 +1,207 @@
+"""What every verb has: help with an example, options from a file, JSON, and one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+import yaml
+
+from hf_adaptive_lr import cli
+from hf_adaptive_lr.cli import UserError, config_file, main
+
+VERBS = [verb.__name__.rpartition(".")[2] for verb in cli.VERBS]
+
+
+def call(*words: object) -> int:
+    """The exit code, also where argparse leaves by an exception."""
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as left:
+        return int(left.code or 0)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers()
+    for verb in cli.VERBS:
+        verb.add_parser(verbs)
+    return parser, dict(verbs.choices)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example_and_the_common_options(verb, capsys) -> None:
+    assert call(verb, "--help") == 0
+    said = capsys.readouterr().out
+    assert "examples:" in said and f"hf-adaptive-lr {verb}" in said.partition("examples:")[2]
+    for option in ("--json", "--config FILE", "--save-config FILE"):
+        assert option in said
+
+
+# --- what is wrong ends as one line and exit code 2 ---
+
+BAD = [
+    ("finetun", "did you mean finetune?"),
+    ("--nonsense", "the following arguments are required: VERB"),
+    ("finetune --learing-rate 3", "unrecognized arguments: --learing-rate 3; did you mean --learning-rate?"),
+    ("finetune --task txt", "task 'txt' must be one of: text, image"),
+    ("finetune --controller linar", "did you mean linear?"),
+    ("finetune --learning-rate fast", "invalid learning rate value: 'fast'"),
+    ("finetune --learning-rate=-1", "learning_rate"),
+    ("finetune --data absent.csv", "absent.csv"),
+    ("finetune --max-steps 0", "max_steps"),
+    ("finetune --output-dir absent --resume", "absent"),
+    ("report absent", "'absent': no such folder"),
+    ("report", "the following arguments are required: RUN_DIR"),
+    ("refine absent --output-dir out", "'absent' is no folder"),
+    ("refine absent", "the following arguments are required: --output-dir"),
+    ("train", "the following arguments are required: METHOD, --output-dir"),
+    ("train ppoo --output-dir out", "did you mean ppo?"),
+    ("train ppo --suite quadratik --minutes 1 --output-dir out", "did you mean quadratic?"),
+    ("train ppo --output-dir out", "minutes"),
+    ("train ppo --minutes 0 --output-dir out", "minutes"),
+    ("train ppo --iterations 1 --runs 1 --output-dir out", "runs=1 must be at least 2"),
+    ("train ppo --iterations 1 --preset paper --output-dir out", "--preset is for schedule_ppo, not for ppo"),
+    ("train universal --iterations 1 --controller-kwargs {} --resume --output-dir out", "out"),
+    ("train universal --iterations 1 --controller-kwargs nonsense --output-dir out", "is not valid JSON"),
+    ("bench --methods cosin", "no method 'cosin'; did you mean cosine?"),
+    ("bench --tasks nothing-like-it", "no task 'nothing-like-it' in this profile; known: "),
+    ("bench --jobs 0", "--jobs 0: at least 1"),
+    ("bench --quick --full", "not allowed with argument --quick"),
+    ("bench --controller absent/", "absent"),
+    ("verdict plr", "no paper 'plr'; did you mean plrs?"),
+    ("verdict plrs --seeds 1 --rows-dir out --cards-dir out", "--seeds 1: at least 2"),
+    ("verdict plrs --tasks nothing-like-it --rows-dir out --cards-dir out", "is not tried on 'nothing-like-it'"),
+    ("list --limit 3", "--limit is for --hub"),
+    ("list --hub --limit 0", "--limit 0: at least 1"),
+    ("list all", "unrecognized arguments: all"),
+    ("card absent", "no controller 'absent'"),
+    ("card universl", "did you mean universal?"),
+    ("push absent user/name", "no controller 'absent'"),
+    ("push linear user/name", "no held-out results of this Linear: write eval_results.json into its folder"),
+    ("push linear nobody --without-results", "'nobody' is not a repository of the Hub; write 'user/name'"),
+    ("push", "the following arguments are required: CONTROLLER, REPO_ID"),
+    ("pull nothing-here", "'nothing-here' is not a repository of the Hub; write 'user/name'"),
+    ("pull", "the following arguments are required: REPO_ID"),
+    ("list --config absent.yaml", "'absent.yaml' cannot be read: No such file"),
+]
+
+
+@pytest.mark.parametrize("words, said", BAD, ids=[words for words, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(words, said, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(*words.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("hf-adaptive-lr: error: ") and printed.err.count("\n") == 1, printed.err
+    assert said in printed.err
+    assert list(tmp_path.rglob("*.json")) == [] and not (tmp_path / "out" / "rows").exists()
+
+
+def test_every_verb_has_bad_inputs_above() -> None:
+    assert {words.split()[0] for words, _ in BAD} >= set(VERBS)
+
+
+# --- options in a file ---
+
+
+def test_a_file_says_what_would_be_typed_and_the_command_line_wins(tmp_path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("task: image\nlearning-rate: 1e-4\noverwrite: true\nresume: false\n")
+    _, verbs = _parser()
+    for verb in verbs.values():
+        config_file.add_options(verb)
+    words = config_file.expand(["finetune", "--config", str(file), "--task", "text"], verbs)
+    args = verbs["finetune"].parse_args(words[1:])
+    assert args.task == "text" and args.learning_rate == 1e-4 and args.overwrite is True
+    assert not hasattr(args, "resume")
+
+
+def test_lists_and_repeated_options(tmp_path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("tasks: [mlp-1, mlp-2]\ncontroller:\n- a/b\n- c/d\njobs: 2\nfull: true\n")
+    _, verbs = _parser()
+    words = config_file.expand(["bench", f"--config={file}"], verbs)
+    args = verbs["bench"].parse_args([word for word in words[1:] if not word.startswith("--config")])
+    assert args.tasks == ["mlp-1", "mlp-2"] and args.controller == ["a/b", "c/d"] and args.jobs == 2 and args.full
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("learing-rate: 3", "'finetune' has no option 'learing-rate'; did you mean learning-rate?"),
+        ("[1, 2]", "must be a mapping of options to values"),
+        ("a: [", "is not YAML"),
+        ("overwrite: maybe", "--overwrite is true or false, not 'maybe'"),
+        ("task: [text, image]", "--task takes one value, not 2"),
+        ("task: {a: b}", "--task takes words, not {'a': 'b'}; quote what is JSON"),
+        ("config: other.yaml", "has no option 'config'"),
+        ("task: txt", "task 'txt' must be one of: text, image"),
+    ],
+)
+def test_a_file_that_cannot_be_used(text, said, tmp_path, capsys) -> None:
+    (tmp_path / "options.yaml").write_text(text)
+    assert call("finetune", "--config", tmp_path / "options.yaml") == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_what_was_said_is_written_and_read_back(tmp_path, capsys) -> None:
+    file = tmp_path / "new" / "options.yaml"
+    assert call("list", "--json", "--save-config", file) == 0
+    first = capsys.readouterr().out
+    assert yaml.safe_load(file.read_text()) == {"json": True}
+    assert call("list", "--config", file) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_all_kinds_of_options_survive_the_file(tmp_path) -> None:
+    _, verbs = _parser()
+    given = ["--full", "--tasks", "mlp-1", "mlp-2", "--controller", "a/b", "--jobs", "2", "--output-dir", "x y"]
+    file = tmp_path / "options.yaml"
+    args = verbs["bench"].parse_args(given)
+    args.save_config = file
+    config_file.save(args, verbs["bench"])
+    words = config_file.expand(["bench", "--config", str(file)], verbs)
+    again = verbs["bench"].parse_args(words[1:-2])
+    del args.save_config
+    assert vars(again) == vars(args)
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path) -> None:
+    _, verbs = _parser()
+    args = verbs["list"].parse_args(["--json"])
+    args.save_config = tmp_path
+    with pytest.raises(UserError, match="cannot be written"):
+        config_file.save(args, verbs["list"])
+
+
+# --- JSON ---
+
+
+def test_report_in_json(tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    rows = [{"step": i, "lr": 0.1, "reason": "decision"} for i in range(3)]
+    (run / "lr_trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert call("report", run, "--output", tmp_path / "page.html", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["bytes"] == (tmp_path / "page.html").stat().st_size and said["runs"] == [str(run)]
+
+
+def test_train_in_json(tmp_path, capsys) -> None:
+    words = ["train", "ppo", "--suite", "quadratic", "--iterations", 1, "--runs", 4, "--hidden-size", 4, "--json"]
+    assert call(*words, "--output-dir", tmp_path / "out") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["iterations"] == 1 and said["controller_type"] == "gru" and said["weights"] > 0
+
+
+def test_bench_and_verdict_in_json(tmp_path, capsys) -> None:
+    assert call("bench", "--render-only", "--json", "--output-dir", tmp_path / "bench") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["profile"] == "quick" and said["page"] == str(tmp_path / "bench" / "BENCHMARK.md")
+    folders = ["--rows-dir", tmp_path / "rows", "--cards-dir", tmp_path / "cards"]
+    assert call("verdict", "plrs", "--quick", "--render-only", "--json", *folders) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said[0]["paper"] == "plrs" and said[0]["page"].startswith(str(tmp_path))
