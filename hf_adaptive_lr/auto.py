@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from . import files, hub
+from . import files, hub, own_code
 from .controller import Controller
 from .controllers import CONTROLLERS
 
@@ -35,7 +35,8 @@ class AutoController:
 
         Args:
             pretrained_model_name_or_path: a name of [`CONTROLLERS`] (with its default config) or of a bundled
-                controller; a folder with `config.json`; or a repository of the Hub, "user/repo".
+                controller; a folder with `config.json`; a class of your own in a file, "my_rules.py:MyRule"; or a
+                repository of the Hub, "user/repo".
             revision: branch, tag, commit or `refs/pr/N` of the repository; all files come from the one commit that
                 it is at this moment.
             token: for private and gated repositories; by default that of `hf auth login`.
@@ -57,6 +58,8 @@ class AutoController:
             >>> AutoController.from_pretrained("cosine").controller_type
             'cosine'
         """
+        if own_code.is_own(os.fspath(pretrained_model_name_or_path)):
+            return own_code.load(os.fspath(pretrained_model_name_or_path))
         return hub.load(
             pretrained_model_name_or_path,
             CONTROLLERS,

@@ -307,6 +307,11 @@ class Controller:
         """
         from . import card
 
+        if self.provenance.get("code"):
+            raise ValueError(
+                f"'{self.provenance['source']}' is code of yours, which the Hub does not carry and nobody else could "
+                "load; publish the file beside your model, or its schedule as a `replay`"
+            )
         training = self._recorded(files.TRAINING_NAME) if training is None else training
         eval_results = self._recorded(files.EVAL_NAME) if eval_results is None else eval_results
         if not (eval_results and eval_results.get("results")) and not without_results:

@@ -265,8 +265,11 @@ def _check_folder(config: FinetuneConfig) -> None:
             raise FinetuneError(f"'{folder}' has no whole checkpoint to resume from; start again without --resume")
         for name, value in asdict(config).items():
             if name not in _NOT_COMPARED and name in saved and saved[name] != value:
+                if name == "max_steps" and value > saved[name]:
+                    continue  # a run may grow
+                same = "as many or more" if name == "max_steps" else "the same"
                 raise FinetuneError(
-                    f"the run in '{folder}' has {name}={saved[name]}, not {value}; resume it with the same"
+                    f"the run in '{folder}' has {name}={saved[name]}, not {value}; resume it with {same}"
                 )
     elif not config.overwrite:
         kept = [path for path in (*_outputs(folder)[:1], last_checkpoint(folder)) if path is not None]
@@ -295,8 +298,11 @@ def prepare_folder(config: FinetuneConfig) -> None:
     """
     from .files import replace_file
 
+    grown = config.resume and load_config(config.folder).get("max_steps") != config.max_steps
     if not config.resume:
         for path in _outputs(config.folder):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif grown:  # the results are those of the shorter run
+        (config.folder / RESULTS_NAME).unlink(missing_ok=True)
     settings = {name: value for name, value in asdict(config).items() if name not in _NOT_COMPARED}
     replace_file(config.folder / CONFIG_NAME, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))

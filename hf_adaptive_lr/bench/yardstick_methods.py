@@ -129,6 +129,7 @@ def _loaded(source: str) -> Controller:
 
 def _fingerprint(controller: Controller) -> str:
     summary = hashlib.sha256(repr((controller.controller_type, sorted(controller.config().items()))).encode())
+    summary.update(controller.provenance.get("code", "").encode())  # of a file of one's own
     for name, tensor in sorted(controller.params.items()):
         values: Any = tensor.detach().cpu().contiguous().numpy()
         summary.update(name.encode() + values.tobytes())

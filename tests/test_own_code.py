@@ -1,0 +1,110 @@
+"""Controllers from a Python file of one's own, wherever a controller is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_adaptive_lr import AdaptiveLRTrainer, AutoController
+from hf_adaptive_lr.bench.yardstick_methods import third_party
+from hf_adaptive_lr.cli import main
+from tests import doors
+from tests.job import texts, write_csv, write_text_model
+from tests.tiny import Tokens, bert
+
+EXAMPLE = f"{Path(__file__).parent.parent / 'examples' / 'own_controller.py'}:LossProportional"
+
+
+def test_it_is_a_controller_like_any_other(tmp_path) -> None:
+    controller = AutoController.from_pretrained(EXAMPLE)
+    assert controller.controller_type == "loss_proportional" and controller.provenance["source"] == EXAMPLE
+    trainer = AdaptiveLRTrainer(
+        model=bert(), args=doors.arguments(tmp_path, max_steps=20), train_dataset=Tokens(), controller=EXAMPLE
+    )
+    trainer.train()
+    losses = [decision.observation["loss"] for decision in trainer.lr_scheduler.trace]
+    mean, expected = losses[0], []
+    for loss in losses:
+        mean = loss if not expected else 0.9 * mean + 0.1 * loss
+        expected.append(doors.LR * mean / losses[0])
+    assert trainer.lr_scheduler.lr_history() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_main_job_takes_it_and_resumes(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "train.csv", texts(48))
+    write_text_model(tmp_path / "model")
+    words = ["finetune", "--data", "train.csv", "--model", "model", "--controller", EXAMPLE, "--learning-rate", "0.01"]
+    assert main([*words, "--max-steps", "12", "--output-dir", "out", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["updates"] == 12 and results["controller"]["provenance"]["source"] == EXAMPLE
+    assert main(["finetune", "--output-dir", "out", "--resume", "--max-steps", "16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["updates"] == 16, "a run may grow"
+    assert len(Path("out/lr_trace.jsonl").read_text().splitlines()) == 16
+    assert main(["finetune", "--output-dir", "out", "--resume", "--max-steps", "14"]) == 2
+    assert "has max_steps=16, not 14; resume it with as many or more" in capsys.readouterr().err
+
+
+def test_nobody_else_could_load_it_from_the_hub(tmp_path) -> None:
+    controller = AutoController.from_pretrained(EXAMPLE)
+    with pytest.raises(
+        ValueError, match="own_controller.py:LossProportional' is code of yours, which the Hub does not"
+    ):
+        controller.push_to_hub("user/repo", without_results=True)
+
+
+def test_the_benchmark_takes_it(tmp_path, monkeypatch, capsys) -> None:
+    method = third_party(EXAMPLE)
+    assert method.on_vector and not method.needs_classes
+    words = ["bench", "--quick", "--tasks", "quadratic-1", "--methods", "constant", "--controller", EXAMPLE]
+    assert main([*words, "--output-dir", str(tmp_path), "--json"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows/bench_quadratic-1.jsonl").read_text().splitlines()]
+    assert {row["method"] for row in rows} >= {"constant", "own_controller.py:LossProportional"}
+    assert not any(row.get("error") for row in rows)
+
+
+def test_another_text_of_the_file_is_another_method(tmp_path) -> None:
+    text = Path(EXAMPLE.rpartition(":")[0]).read_text()
+    (tmp_path / "a.py").write_text(text)
+    (tmp_path / "b.py").write_text(text.replace("** self.power", "** (2 * self.power)"))
+    first, second = (third_party(f"{tmp_path}/{name}.py:LossProportional") for name in "ab")
+    assert first.spec()["weights"] != second.spec()["weights"]
+
+
+@pytest.mark.parametrize(
+    "text, name, said",
+    [
+        (None, "X", "no file '"),
+        ("", "X", "has no controller 'X'; it defines none; subclass hf_adaptive_lr.Controller"),
+        ("X = 3", "X", "has no controller 'X'"),
+        ("from hf_adaptive_lr import Controller", "Controller", "has no controller 'Controller'"),
+        (
+            "from hf_adaptive_lr import Controller\nclass Drop(Controller):\n    controller_type = 'drop'",
+            "Dropp",
+            "did you mean Drop?",
+        ),
+        (
+            "from dataclasses import dataclass\nfrom hf_adaptive_lr import Controller\n"
+            "@dataclass(frozen=True, kw_only=True)\nclass Drop(Controller):\n"
+            "    controller_type = 'drop'\n    at: int",
+            "Drop",
+            "give its fields defaults",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded_is_one_line(text, name, said, tmp_path, capsys) -> None:
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    words = ["finetune", "--controller", f"{tmp_path}/mine.py:{name}", "--output-dir", str(tmp_path / "out")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_an_error_in_the_file_keeps_its_traceback(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text("1 / 0")
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            AutoController.from_pretrained(f"{tmp_path}/mine.py:X")
