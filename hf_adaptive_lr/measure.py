@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
+from .adapters import Adapter, find_adapters
 from .controller import Controller
 from .decision import Value
 from .door import REPLAYED, Seen, refuse_unmeasurable
@@ -169,6 +171,12 @@ class Measurer:
             raise ValueError(f"observe({name}=...) takes one number, got shape {tuple(tensor.shape)}; pass its mean")
         return tensor.reshape(())
 
+    @cached_property
+    def _adapters(self) -> tuple[Adapter, ...]:
+        """LoRA's, as far as this optimizer trains them; found when first measured, as the model is in place then."""
+        mine = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return tuple(adapter for adapter in find_adapters(self.model) if id(adapter.b) in mine)
+
     def _first_param(self) -> Tensor:
         params = (p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad)
         first: Tensor = next(params)
@@ -229,7 +237,7 @@ class Measurer:
                 self._grad_norm if self._grad_norm is not None else measure_grad_norm(self.optimizer, self.model)
             )
         if wanted & DIRECTION_FIELDS:
-            values |= measure_previous_update(self.optimizer, last_lrs, wanted)
+            values |= measure_previous_update(self.optimizer, last_lrs, wanted, self._adapters)
         values |= self._inside.measure(wanted, first_rank=rank(self.group) == 0)
         if "eval_loss" in wanted:
             # Perhaps only some ranks evaluated: averaged over those that did.

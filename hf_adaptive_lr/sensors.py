@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from .adapters import Adapter
 from .observation import PER_GROUP
 
 PREVIOUS_DIRECTION = "adaptive_lr_direction"
@@ -240,13 +241,16 @@ def _adam_chunk(numerator: Tensor, square: Tensor, shift: Any, scratch: Tensor) 
 
 
 @torch.no_grad()
-def measure_previous_update(optimizer: Optimizer, lrs: Sequence[float], needs: frozenset[str]) -> dict[str, Tensor]:
+def measure_previous_update(
+    optimizer: Optimizer, lrs: Sequence[float], needs: frozenset[str], adapters: Sequence[Adapter] = ()
+) -> dict[str, Tensor]:
     """The [`DIRECTION_FIELDS`] of the gradients now in `param.grad` and the previous update, in one pass.
 
     Args:
         optimizer: SGD, Adam or AdamW (see [`check_readable`]); foreach and fused keep the same state.
         lrs: learning rate that the previous update used, one per parameter group.
         needs: which of them to measure.
+        adapters: LoRA's, whose `update_ratio` is that of the weights they are added to.
 
     Returns:
         float64 tensors in a dict, 0-d or of shape (n_groups,); neutral values before the first update. No host sync.
@@ -268,12 +272,34 @@ def measure_previous_update(optimizer: Optimizer, lrs: Sequence[float], needs: f
             measured = {f"{scope}alignment": cosine(dot, d_sq, g_sq), f"{scope}slope": dot / loss_scale(optimizer)}
             out |= {name: value for name, value in measured.items() if name in needs}
     if "update_ratio" in needs:
-        lr_sq = torch.tensor([lrs[t.group] ** 2 for t in terms], dtype=torch.float64)
-        moved = (lr_sq.to(sums.device, non_blocking=True) * sums[:, 1]).sum().sqrt()
-        weights = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        weight_norm = torch.nn.utils.get_total_norm(weights).double()
-        out["update_ratio"] = moved / weight_norm.clamp_min(torch.finfo(torch.float32).tiny)
+        out["update_ratio"] = _update_ratio(optimizer, lrs, terms, sums, adapters)
     return out
+
+
+def _update_ratio(
+    optimizer: Optimizer, lrs: Sequence[float], terms: Sequence[_Term], sums: Tensor, adapters: Sequence[Adapter]
+) -> Tensor:
+    factors = {id(factor) for adapter in adapters for factor in (adapter.a, adapter.b)}
+    lr_sq = torch.tensor([0.0 if id(t.param) in factors else lrs[t.group] ** 2 for t in terms], dtype=torch.float64)
+    moved_sq = (lr_sq.to(sums.device, non_blocking=True) * sums[:, 1]).sum()
+    weights = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    weights = [p for p in weights if id(p) not in factors]
+    weight_sq = torch.nn.utils.get_total_norm(weights).double().square() if weights else torch.zeros_like(moved_sq)
+    by_param = {id(term.param): term for term in terms}
+    for adapter in adapters:
+        da, db = (_moved(by_param.get(id(factor)), lrs) for factor in (adapter.a, adapter.b))
+        moved_sq = moved_sq + adapter.moved_sq(da, db)
+        weight_sq = weight_sq + adapter.weight_sq()
+    return moved_sq.sqrt() / weight_sq.sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _moved(term: _Term | None, lrs: Sequence[float]) -> Tensor | None:
+    """What the previous update took off one parameter."""
+    if term is None:
+        return None
+    direction = term.numerator if term.square is None else term.numerator / (term.square.sqrt() + term.shift)
+    moved: Tensor = direction * (term.scale * lrs[term.group])
+    return moved
 
 
 def _by_group(sums: Tensor, terms: Sequence[_Term], optimizer: Optimizer) -> Tensor:

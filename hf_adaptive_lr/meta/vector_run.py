@@ -109,14 +109,15 @@ class VectorRun:
     def _previous_update(self) -> dict[str, Tensor]:
         d_sq = inner([self._direction], [self._direction], 1)
         dot, g_sq = inner([self._grads], [self._direction], 1), inner([self._grads], [self._grads], 1)
-        norm = self.ballast * inner([self.weights], [self.weights], 1).sqrt().clamp_min(1e-30)
+        moved_sq, weight_sq = self.task.sizes(self.weights, self._direction)
+        norm = self.ballast * weight_sq.sqrt().clamp_min(1e-30)
         alignment = cosine(dot, d_sq, g_sq)
         return {
             "alignment": alignment,
             "group_alignment": alignment.unsqueeze(-1),
             "slope": dot,
             "group_slope": dot.unsqueeze(-1),
-            "update_ratio": self._last_lr * d_sq.sqrt() / norm,
+            "update_ratio": self._last_lr * moved_sq.sqrt() / norm,
         }
 
     def _predictions(self) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ...sensors import inner
+
 Split = Literal["train", "inner_valid", "outer_valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "inner_valid", "outer_valid", "test")
 """Data of a task: `train` moves the weights, `inner_valid` is what a controller may be shown, `outer_valid` rewards
@@ -96,6 +98,15 @@ class Task(ABC):
             ValueError: the task has no classes.
         """
         raise self._shows("class probabilities")
+
+    def sizes(self, weights: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared norms of a direction and of the weights, each (runs,) in float64, as the `update_ratio` has them.
+
+        Args:
+            weights: (runs, size).
+            direction: (runs, size).
+        """
+        return inner([direction], [direction], 1), inner([weights], [weights], 1)
 
     def last_matrices(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The last two trained weight matrices of every run, the head's second; where there is one, it and its bias.

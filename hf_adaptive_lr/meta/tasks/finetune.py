@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...adapters import moved_sq, product_sq
+from ...sensors import inner
 from ..inner import InnerOptimizer
 from .base import TaskSpec
 from .data import EVAL, Sequences, Vectors, split_own
@@ -162,6 +164,19 @@ class FinetuneTask(Supervised):
     def trained_layout(self) -> Layout:
         """Layout of what is trained: all weights, or adapters and head."""
         return self._trained
+
+    def sizes(self, weights: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """As in the base class; adapters count as what they add to the body, as in a live run (`adapters.py`)."""
+        if not self.rank:
+            return super().sizes(weights, direction)
+        heads = ([self._trained.views(each)[name] for name in _HEAD] for each in (weights, direction))
+        weight_sq, moved = (inner(head, head, 1) for head in heads)
+        now, step = (self._trained.views(self.unscaled(each)) for each in (weights, direction))
+        for name in self.net.adaptable:
+            a, b = now[f"{name}.up"], now[f"{name}.down"]  # the layout of a layer is (inputs, outputs)
+            moved = moved + moved_sq(a, b, step[f"{name}.up"], step[f"{name}.down"], _LORA_SCALE)
+            weight_sq = weight_sq + product_sq(a, b, _LORA_SCALE) + inner([self._body[name]], [self._body[name]], 1)
+        return moved, weight_sq
 
     def params(self, weights: Tensor) -> Params:
         """Named weights of the network; adapters are added to the frozen body."""
