@@ -15,10 +15,10 @@ PYTEST_FLAGS ?=
 INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo rows test quality style build clean
+.PHONY: help demo rows test test-oldest quality style build clean
 
 help:
-	@echo "make demo | rows | test | quality | style | build | clean"
+	@echo "make demo | rows | test | test-oldest | quality | style | build | clean"
 
 demo: $(VENV)/.installed-demo
 	$(VENV)/bin/hf-adaptive-lr finetune --task text --overwrite
@@ -30,6 +30,12 @@ rows: demo
 
 test: $(VENV)/.installed-demo-test
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+# What touches transformers, accelerate, datasets and the Hub, with the oldest versions that pyproject.toml allows.
+TEST_OLDEST = tests/test_doors.py tests/test_trainer.py tests/test_resume.py tests/test_anytime.py \
+	tests/test_layer_groups.py tests/test_guard_callback.py tests/test_finetune.py tests/test_hub.py
+test-oldest: $(VENV)-oldest/.installed
+	$(VENV)-oldest/bin/python -m pytest $(PYTEST_FLAGS) $(TEST_OLDEST)
 
 quality: $(VENV)/.installed-demo-test-quality
 	$(VENV)/bin/ruff format --check .
@@ -57,6 +63,12 @@ $(VENV)/.installed-demo-test-quality: EXTRAS = demo,test,quality
 $(VENV)/.installed-demo $(VENV)/.installed-demo-test $(VENV)/.installed-demo-test-quality: \
 		pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) -e ".[$(EXTRAS)]"
+	touch $@
+
+$(VENV)-oldest/.installed: pyproject.toml .ci/oldest.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -c .ci/oldest.txt \
+		-e . pytest pytest-timeout peft pillow matplotlib scikit-learn optuna tensorboard scipy
 	touch $@
 
 $(VENV)/.installed-build: constraints.txt | $(VENV)/bin/python
