@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -68,3 +69,47 @@ def test_plain_pytorch(tmp_path) -> None:
     accuracy, low, high = run("plain_pytorch.py", "--max_steps", "200", cwd=tmp_path)
     assert accuracy > 0.7
     assert 0 < low < high
+
+
+def rates_of(name: str, *words: str, cwd: Path) -> tuple[float, float]:
+    """First and last loss of an example that has no accuracy; its learning rate must have moved."""
+    ended = python(str(EXAMPLES / name), *words, cwd=cwd)
+    assert ended.returncode == 0, ended.stderr
+    losses = re.search(r"^loss (\S+) \.\.\. (\S+)$", ended.stdout, re.MULTILINE)
+    rates = re.search(r"^learning rate (\S+) \.\.\. (\S+) \(universal\)", ended.stdout, re.MULTILINE)
+    assert losses is not None and rates is not None, ended.stdout
+    assert 0 < float(rates[1]) < float(rates[2])
+    return float(losses[1]), float(losses[2])
+
+
+def test_callback(tmp_path) -> None:
+    accuracy, low, high = run("callback.py", "--max_steps", "120", "--output_dir", "out", cwd=tmp_path)
+    assert accuracy > 0.3
+    assert low == pytest.approx(1e-7) and high > 1e-4
+
+
+def test_sft_lora(tmp_path) -> None:
+    rows = "".join(json.dumps({"text": text}) + "\n" for text, _ in texts(48))
+    (tmp_path / "texts.jsonl").write_text(rows)
+    first, last = rates_of(
+        "sft_lora.py", "--train_file", "texts.jsonl", "--max_steps", "30", "--output_dir", "out", cwd=tmp_path
+    )
+    assert last < first
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_sentence_embeddings(shelf, tmp_path) -> None:
+    pairs = [{"anchor": text, "positive": text.partition(" ")[2]} for text, _ in texts(64)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    words = ["--model_name_or_path", f"{shelf}/text_model", "--train_file", "pairs.jsonl", "--max_steps", "30"]
+    first, last = rates_of("sentence_embeddings.py", *words, "--output_dir", "out", cwd=tmp_path)
+    assert last < first
+    assert (tmp_path / "out" / "model" / "modules.json").is_file()
+
+
+def test_every_script_is_in_the_guide_and_tested() -> None:
+    scripts = {path.name for path in EXAMPLES.glob("*.py")} | {path.name for path in EXAMPLES.glob("*.ipynb")}
+    guide = (EXAMPLES / "README.md").read_text()
+    assert {name for name in scripts if f"({name})" not in guide} == set()
+    for link in re.findall(r"\]\(([\w./-]+)", guide):
+        assert (EXAMPLES / link).exists(), link
