@@ -92,8 +92,7 @@ class Measurer:
         self._auto = False  # whether the last loss came from the forward hook
         self._scaled_by_items = False
         self._grad_norm: Tensor | None = None
-        self._replay: Callable[[], Tensor] | None = None
-        self._point: ReplayPoint | None = None
+        self._passes: list[tuple[Callable[[], Tensor] | None, ReplayPoint]] = []  # one of every micro-batch
         self._announced = self._repeatable = False
         self._probe: GainProbe | None = None
         self._outcomes.clear()
@@ -123,7 +122,7 @@ class Measurer:
             self.drop()
         self._announced, self._repeatable = True, replay is not None
         if keep:
-            self._replay, self._point = replay, ReplayPoint(self._first_param().device)
+            self._passes.append((replay, ReplayPoint(self._first_param().device)))
 
     def after_forward(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
         """The forward hook saw this loss, None where it is not to be taken for the micro-batch's, in this output."""
@@ -159,7 +158,9 @@ class Measurer:
             self._auto = False
         self._grad_norm = tensors.get("grad_norm", self._grad_norm)
         if closure is not None:
-            self._replay, self._repeatable = closure, True
+            self._repeatable = True
+            if self._passes:
+                self._passes[-1] = (closure, self._passes[-1][1])
         if "eval_loss" in tensors:
             self._eval_loss = float(tensors["eval_loss"])
             if math.isnan(self._eval_loss):
@@ -308,15 +309,19 @@ class Measurer:
         self._dropped = 0
         self.clear()
 
-    def _loss_again(self) -> Tensor:
-        if self._replay is None or self._point is None or self.model is None:
+    def _loss_again(self, micro_batch: int = -1) -> Tensor:
+        replay, point = self._passes[micro_batch] if self._passes else (None, None)
+        if replay is None or point is None or self.model is None:
             raise RuntimeError(
                 "a forward pass has to be repeated and none was recorded; call before_forward() ahead of each one"
             )
-        return self._point.run(self._replay, self.model)
+        return point.run(replay, self.model)
 
     def _measure_gain(self, probe: GainProbe) -> float:
-        gained = self._losses[-1].double() - self._loss_again().double()
+        # The gradient promised it for the whole update, so all its micro-batches are looked at again.
+        before, repeated = self._losses[-max(1, len(self._passes)) :], range(-max(1, len(self._passes)), 0)
+        after = [self._loss_again(number).double() for number in repeated]
+        gained = torch.stack([loss.double() for loss in before]).mean() - torch.stack(after).mean()
         scale: Tensor | float = 1.0
         if self.max_grad_norm and self._grad_norm is not None:
             # torch.nn.utils.clip_grad_norm_ multiplies by this factor

@@ -349,3 +349,18 @@ def test_a_scheduler_on_another_optimizer_is_noticed(tmp_path) -> None:
         trainer.train()
     assert len(caught) == 1
     assert scheduler.updates == 0
+
+
+def test_the_gain_ratio_is_of_all_micro_batches(tmp_path) -> None:
+    """The same update in one piece and in four: the controller sees the same, and does the same."""
+    rates, seen = [], []
+    for name, batch, pieces in (("whole", 8, 1), ("pieces", 2, 4)):
+        args = doors.arguments(
+            tmp_path / name, per_device_train_batch_size=batch, gradient_accumulation_steps=pieces, max_steps=8
+        )
+        trainer = AdaptiveLRTrainer(model=bert(dropout=0.0), args=args, train_dataset=Tokens(), controller="universal")
+        trainer.train()
+        rates.append(trainer.lr_scheduler.lr_history())
+        seen.append([decision.observation["gain_ratio"] for decision in trainer.lr_scheduler.trace])
+    assert seen[0][2:] == pytest.approx(seen[1][2:], rel=1e-2, abs=1e-3)
+    assert rates[0] == pytest.approx(rates[1], rel=1e-2)
