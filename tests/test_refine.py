@@ -162,6 +162,15 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys, make, said) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path, capsys) -> None:
+    _state(tmp_path / "run", [1.0] * 20)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").write_text("somebody's")
+    assert main(["refine", str(tmp_path / "run"), "--output-dir", str(tmp_path / "out")]) == 2
+    assert "is not empty; name another folder" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").read_text() == "somebody's"
+
+
 def test_a_setting_out_of_range_writes_nothing(tmp_path, capsys) -> None:
     _state(tmp_path / "run", [1.0] * 20)
     assert main(["refine", str(tmp_path / "run"), "--output-dir", str(tmp_path / "out"), "--power", "9"]) == 2

@@ -47,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
     """Read the runs, write the controller, show the schedule."""
     from ..refine import RefineError, read_past_run, refine
 
+    folder = args.output_dir
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"'{folder}' is not empty; name another folder")
     try:
         runs = [read_past_run(folder) for folder in args.run_dirs]
         controller = refine(runs, args.smoothing, args.power)
