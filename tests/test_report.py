@@ -476,7 +476,12 @@ def long_run(tmp_path_factory) -> tuple[Path, list[dict[str, Any]], float]:
     trace = lines(100_000, warmup=500)
     write_run(folder / "run", trace)
     started = time.perf_counter()
-    assert report_verb.run(report_verb.argparse.Namespace(run_dirs=[folder / "run"], output=folder / "page.html")) == 0
+    assert (
+        report_verb.run(
+            report_verb.argparse.Namespace(run_dirs=[folder / "run"], output=folder / "page.html", json=False)
+        )
+        == 0
+    )
     return folder / "page.html", trace, time.perf_counter() - started
 
 

@@ -574,7 +574,7 @@ def test_bad_requests_are_one_line(toy, tmp_path, capsys, monkeypatch) -> None:
         (["zzz"], "no paper 'zzz'; known: "),
         (["toy", "--seeds", "1"], "--seeds 1: at least 2"),
         (["toy", "--jobs", "0"], "--jobs 0: at least 1"),
-        (["toy", "--tasks", "moon"], "'toy' is not tried on 'moon'; its tasks: digits-mlp"),
+        (["toy", "--tasks", "moon"], "'toy' is not tried on 'moon'; known: digits-mlp"),
         (["toy", "--quick", "--rows-dir", "model_cards/rows"], "would mix its rows or pages with the real ones"),
         (["toy", "--quick", "--cards-dir", "model_cards"], "would mix its rows or pages with the real ones"),
     ):
