@@ -133,12 +133,12 @@ def _methods(args: argparse.Namespace) -> list[Method]:
     if unknown:
         raise UserError(f"no method '{unknown[0]}'{did_you_mean(unknown[0], METHODS)}")
     chosen = [METHODS[name] for name in args.methods or METHODS]
-    absent = {package for method in chosen if (package := missing_package(method))}
-    if absent and not args.render_only:
-        left_out = f"left out for want of a package: {', '.join(sorted(absent))}; pip install 'hf_adaptive_lr[bench]'"
-        print(left_out, file=sys.stderr if args.json else sys.stdout)
     try:
         extra = [third_party(source) for source in args.controller]
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
+    absent = {package for method in chosen if (package := missing_package(method))}
+    if absent and not args.render_only:
+        left_out = f"left out for want of a package: {', '.join(sorted(absent))}; pip install 'hf_adaptive_lr[bench]'"
+        print(left_out, file=sys.stderr if args.json else sys.stdout)
     return [*(m for m in chosen if args.render_only or missing_package(m) is None), *extra]
