@@ -177,6 +177,26 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path) -> None:
         config_file.save(args, verbs["list"])
 
 
+@pytest.mark.parametrize("verb", ["list", "card", "report"])
+def test_a_file_of_somebody_else_stays(verb, tmp_path, capsys) -> None:
+    file = tmp_path / "mine"
+    file.write_text("three years of work")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "lr_trace.jsonl").write_text(json.dumps({"step": 0, "kind": "decision", "lr": 0.1}) + "\n")
+    words = {
+        "list": ["list", "--save-config"],
+        "card": ["card", "plateau", "--output"],
+        "report": ["report", run, "--output"],
+    }
+    assert call(*words[verb], file) == 2
+    error = capsys.readouterr().err
+    assert "was not written by this command" in error and error.count("\n") == 1
+    assert file.read_text() == "three years of work"
+    file.unlink()
+    assert call(*words[verb], file) == 0 == call(*words[verb], file)  # its own it replaces
+
+
 # --- JSON ---
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .errors import keep_strangers_files
 from .push import user_errors
 
 _EXAMPLES = """\
@@ -35,6 +36,8 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Render the card, and print or write it."""
+    if args.output is not None:
+        keep_strangers_files(args.output, "library_name: hf_adaptive_lr")
     with user_errors():
         from .. import card, files
         from ..auto import AutoController

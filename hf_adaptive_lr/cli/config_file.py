@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, did_you_mean
+from .errors import PROGRAM, UserError, did_you_mean, keep_strangers_files
 
 _OWN = ("config", "save_config")
 _NOT_IN_FILES = (*_OWN, "help")
+_MARK = f"# Options of {PROGRAM}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +58,7 @@ def save(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Write the options that differ from their defaults, if `--save-config` was given.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or is there and is none of ours.
     """
     path: Path | None = getattr(args, "save_config", None)
     if path is None:
@@ -69,9 +70,10 @@ def save(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         value = getattr(args, name, None)
         if value is not None and value != action.default:
             said[name.replace("_", "-")] = _plain(value)
+    keep_strangers_files(path, _MARK)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(said, sort_keys=False), encoding="utf-8")
+        path.write_text(f"{_MARK}\n{yaml.safe_dump(said, sort_keys=False)}", encoding="utf-8")
     except OSError as error:
         raise UserError(f"'{path}' cannot be written: {error.strerror or error}") from error
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, keep_strangers_files
 
 _EXAMPLES = """\
 examples:
@@ -39,7 +39,9 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read the folders, write the page and say where it is."""
     from ..report import ReportError, read_run, render_report
+    from ..report.page import MARK
 
+    keep_strangers_files(args.output, MARK)
     try:
         page = render_report([read_run(folder) for folder in args.run_dirs])
         _write(args.output, page)

@@ -15,6 +15,9 @@ from .charts import Curve, chart, loss_axis, outside, rate_axis, timeline
 from .embed import DIGITS, MAX_ROWS, is_exact, page_data
 from .read import Run
 
+MARK = '<meta name="generator" content="hf_adaptive_lr">'
+"""By this a page is known as one of ours, which may be written over."""
+
 _HERE = Path(__file__).parent
 _KEY_FACTS = [
     *("controller", "controller settings", "data", "accuracy", "loss", "last eval accuracy", "learning rate"),
@@ -52,7 +55,7 @@ def render_report(runs: Sequence[Run]) -> str:
     last = max(run.last_step for run in runs)
     parts = [
         "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
+        f'<html lang="en"><head><meta charset="utf-8">{MARK}',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{_text(title)}</title><style>{style}</style></head><body>",
