@@ -2,8 +2,7 @@
 
     python examples/callback.py --output_dir out
 
-What to copy: `lr_scheduler_type="constant"`, `max_grad_norm=0` for controllers that read the gradient's norm, and the
-callback. Everything else is what your script has already.
+What to copy: `lr_scheduler_type="constant"` and the callback. Everything else is what your script has already.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ def main() -> None:
             max_steps=args.max_steps,
             per_device_train_batch_size=32,
             lr_scheduler_type="constant",
-            max_grad_norm=0,
             report_to="none",
             dataloader_pin_memory=False,
         ),

@@ -92,7 +92,8 @@ def main() -> None:
                 accelerator.backward(model(**batch).loss)
                 if args.max_grad_norm and accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-                    # (3) Only for controllers that look at the gradient norm: its value before clipping.
+                    # (3) For controllers that look at the gradient norm: its value before clipping. They hear it
+                    # without being told, too, but measuring it twice would be a waste.
                     controlled.observe(grad_norm=norm)
                 optimizer.step()
                 scheduler.step()

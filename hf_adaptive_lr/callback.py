@@ -18,10 +18,11 @@ STATE_ATTRIBUTE = "adaptive_lr_state"
 class AdaptiveLRCallback(TrainerCallback):
     """Give the learning rate of an unmodified Trainer to a controller: `Trainer(..., callbacks=[...])`.
 
-    The loss is read by a forward hook on the model. What a callback cannot see exactly (the gradient norm before
-    clipping, a loss that the model does not return) is refused before the first update; `AdaptiveLRTrainer` sees
-    everything. Set `lr_scheduler_type="constant"`: the native schedule is overruled and only carries the logged value
-    and the checkpoint.
+    The loss is read by a forward hook on the model, the gradient norm before clipping at the end of the backward pass.
+    What a callback cannot see exactly (a loss that the model does not return, the norm under a float16 gradient
+    scaler) is refused before the first update; `AdaptiveLRTrainer` sees everything. Set
+    `lr_scheduler_type="constant"`: the native schedule is overruled and only carries the logged value and the
+    checkpoint.
 
     Args:
         controller: a [`Controller`] or the name of one.
@@ -80,7 +81,7 @@ class AdaptiveLRCallback(TrainerCallback):
             self.controller,
             model=model,
             total_steps=None if self.anytime else state.max_steps,
-            max_grad_norm=None if args.max_grad_norm else 0.0,
+            max_grad_norm=args.max_grad_norm or 0.0,
             **{"seed": args.seed, **self.settings},
         )
         self._state = state

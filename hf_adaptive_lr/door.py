@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
@@ -20,6 +21,7 @@ class Seen:
         ranks: number of processes.
         max_grad_norm: clipping in force, 0 for none, None for unknown.
         grad_norm: whether the norm before clipping was observed.
+        unclipped: whether it was measured at the end of the backward pass.
         evaluated: whether an evaluation loss was observed.
         fresh_eval: whether the controller wants one for the decision that is due.
     """
@@ -30,6 +32,7 @@ class Seen:
     ranks: int
     max_grad_norm: float | None
     grad_norm: bool
+    unclipped: bool
     evaluated: bool
     fresh_eval: bool
 
@@ -54,9 +57,10 @@ def refuse_unmeasurable(needs: frozenset[str], seen: Seen) -> None:
     unseen = _hidden_by_clipping(needs, seen)
     if unseen:
         raise ValueError(
-            f"the controller needs {unseen} from before clipping, and clipping cannot be seen from here. Use "
-            "AdaptiveLRTrainer, or give max_grad_norm= and observe(grad_norm=...) with what clip_grad_norm_ "
-            "returns, or say max_grad_norm=0 if nothing clips"
+            f"the controller needs {unseen} from before clipping, and no backward pass could be watched from here, or "
+            "only with a float16 gradient scaler's factor in it. Use AdaptiveLRTrainer, or pass model= or call "
+            "observe(loss=...) before loss.backward(), or give max_grad_norm= and observe(grad_norm=...) with what "
+            "clip_grad_norm_ returns, or say max_grad_norm=0 if nothing clips"
         )
     repeated = sorted(needs & REPLAYED)
     if repeated and not seen.replayable:
@@ -73,8 +77,31 @@ def refuse_unmeasurable(needs: frozenset[str], seen: Seen) -> None:
         )
 
 
+def scales_gradients() -> bool:
+    """Whether Accelerate puts a gradient scaler's factor into the gradients, until it clips them."""
+    state = sys.modules.get("accelerate.state")
+    return bool(state and state.AcceleratorState._shared_state and state.AcceleratorState().mixed_precision == "fp16")
+
+
+def refuse_scaled(root: float) -> None:
+    """Refuse a gradient norm that was seen with a gradient scaler's factor in it.
+
+    Args:
+        root: gradient that reached the loss, averaged over ranks; 1, or 1 / n under accumulation.
+
+    Raises:
+        ValueError: it is above 1.
+    """
+    if root > 1.001:
+        raise ValueError(
+            f"the controller needs the gradient's norm from before clipping, and the loss was multiplied by "
+            f"{root:.6g} ahead of backward(), as a float16 gradient scaler does. Use AdaptiveLRTrainer, or give "
+            "max_grad_norm= and observe(grad_norm=...) with what clip_grad_norm_ returns, or train in bfloat16"
+        )
+
+
 def _hidden_by_clipping(needs: frozenset[str], seen: Seen) -> str | None:
-    if seen.max_grad_norm == 0:
+    if seen.max_grad_norm == 0 or seen.unclipped:
         return None
     if "grad_norm" in needs and not seen.grad_norm:
         return "grad_norm"

@@ -19,9 +19,10 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from .adapters import Adapter, find_adapters
+from .backward_end import after_backward, differentiable
 from .controller import Controller
 from .decision import Value
-from .door import REPLAYED, Seen, refuse_unmeasurable
+from .door import REPLAYED, Seen, refuse_scaled, refuse_unmeasurable, scales_gradients
 from .model_sensors import LOGIT_FIELDS, PREDICTION_FIELDS, WEIGHT_FIELDS, ModelSensors, find_logits
 from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome
 from .outcome_sensors import ExtraLoss, OutcomeSensor
@@ -78,6 +79,7 @@ class Measurer:
         self._dropped = 0
         self._eval_loss = math.nan
         self._gain_ratio = _NEUTRAL_GAIN
+        self._told_norm = False  # whether somebody observes the norm, so that it need not be listened for
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
         self.clear()
 
@@ -92,6 +94,9 @@ class Measurer:
         self._auto = False  # whether the last loss came from the forward hook
         self._scaled_by_items = False
         self._grad_norm: Tensor | None = None
+        self._unclipped: Tensor | None = None  # norm at the end of the last backward pass
+        self._root: Tensor | None = None  # gradient of the loss itself in that pass
+        self._clipped: Tensor | None = None  # norm in the step
         self._passes: list[tuple[Callable[[], Tensor] | None, ReplayPoint]] = []  # one of every micro-batch
         self._announced = self._repeatable = False
         self._probe: GainProbe | None = None
@@ -124,17 +129,38 @@ class Measurer:
         if keep:
             self._passes.append((replay, ReplayPoint(self._first_param().device)))
 
-    def after_forward(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
-        """The forward hook saw this loss, None where it is not to be taken for the micro-batch's, in this output."""
+    def after_forward(
+        self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any, *, norm_due: bool = False
+    ) -> None:
+        """The forward hook saw this loss, None where it is not to be taken for the micro-batch's, in this output.
+
+        Args:
+            loss: with its graph.
+            kwargs: of the call.
+            output: of the model.
+            norm_due: whether this update's gradient norm is wanted.
+        """
         if self.in_step:
             return
         if self.needs & LOGIT_FIELDS:
             self._inside.logits = find_logits(output)
+        if norm_due:
+            self._listen(differentiable(output))
         if loss is None:
             return
         self._scaled_by_items |= kwargs.get("num_items_in_batch") is not None
         self._losses.append(loss.detach())
         self._auto = True
+
+    def _listen(self, tensors: list[Tensor]) -> None:
+        """Measure the gradient's norm at the end of the backward pass, unless somebody tells it or nothing clips."""
+        wanted = self.needs & {"grad_norm", "gain_ratio"} and self.max_grad_norm != 0
+        if wanted and not self._told_norm and not scales_gradients():
+            after_backward(tensors, self._backward_ended)
+
+    def _backward_ended(self, root: Tensor | None) -> None:
+        if any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"]):
+            self._unclipped, self._root = measure_grad_norm(self.optimizer, self.model), root
 
     def observe(
         self,
@@ -144,6 +170,7 @@ class Measurer:
         eval_loss: Tensor | float | None,
         logits: Tensor | None,
         closure: Callable[[], Tensor] | None,
+        norm_due: bool = False,
     ) -> None:
         """See [`ControlledLR.observe`]."""
         if logits is not None and self.needs & LOGIT_FIELDS:
@@ -154,9 +181,12 @@ class Measurer:
             if self._auto:  # the caller knows better than the hook
                 self._losses.pop()
                 self._scaled_by_items = False
+            elif norm_due and isinstance(loss, Tensor) and loss.requires_grad:
+                self._listen([loss])
             self._losses.append(tensors["loss"])
             self._auto = False
-        self._grad_norm = tensors.get("grad_norm", self._grad_norm)
+        if "grad_norm" in tensors:
+            self._grad_norm, self._told_norm = tensors["grad_norm"], True
         if closure is not None:
             self._repeatable = True
             if self._passes:
@@ -210,6 +240,7 @@ class Measurer:
                 ranks=world_size(self.group),
                 max_grad_norm=self.max_grad_norm,
                 grad_norm=self._grad_norm is not None,
+                unclipped=self._unclipped is not None,
                 evaluated=not math.isnan(self._eval_loss),
                 fresh_eval=self._fresh_eval and due,
             ),
@@ -234,9 +265,7 @@ class Measurer:
         if "loss" in wanted:
             values["loss"] = torch.stack([loss.double() for loss in self._losses]).mean()
         if "grad_norm" in wanted:
-            values["grad_norm"] = (
-                self._grad_norm if self._grad_norm is not None else measure_grad_norm(self.optimizer, self.model)
-            )
+            values |= self._norm()
         if wanted & DIRECTION_FIELDS:
             values |= measure_previous_update(self.optimizer, last_lrs, wanted, self._adapters)
         values |= self._inside.measure(wanted, first_rank=rank(self.group) == 0)
@@ -252,6 +281,8 @@ class Measurer:
         for name in names:
             value = values[name]
             means[name] = tuple(next(numbers) for _ in range(len(value))) if value.ndim else next(numbers)
+        if "root" in means:
+            refuse_scaled(means.pop("root"))
         if "eval_loss" in wanted:
             count = means.pop("eval_count")
             means["eval_loss"] = means["eval_loss"] / count if count else math.nan
@@ -260,6 +291,14 @@ class Measurer:
         if "gain_ratio" in wanted:
             means["gain_ratio"] = self._gain_ratio
         return means
+
+    def _norm(self) -> dict[str, Tensor]:
+        if self._grad_norm is not None:
+            return {"grad_norm": self._grad_norm}
+        if self._unclipped is not None:
+            root = {} if self._root is None else {"root": self._root}
+            return {"grad_norm": self._unclipped, **root}
+        return {"grad_norm": measure_grad_norm(self.optimizer, self.model)}
 
     def _exchange(self, values: list[Tensor], agreed: Sequence[float]) -> list[float]:
         if not values:
@@ -278,6 +317,8 @@ class Measurer:
             remember_direction(self.optimizer)
         if "gain_ratio" in self.needs:
             self._probe = GainProbe(self.optimizer)
+            if self._unclipped is not None and not self.max_grad_norm:
+                self._clipped = measure_grad_norm(self.optimizer, self.model)
 
     def before_outcome(self, lr: float) -> None:
         """The outcome of the update about to be applied is wanted.
@@ -322,14 +363,20 @@ class Measurer:
         before, repeated = self._losses[-max(1, len(self._passes)) :], range(-max(1, len(self._passes)), 0)
         after = [self._loss_again(number).double() for number in repeated]
         gained = torch.stack([loss.double() for loss in before]).mean() - torch.stack(after).mean()
-        scale: Tensor | float = 1.0
-        if self.max_grad_norm and self._grad_norm is not None:
-            # torch.nn.utils.clip_grad_norm_ multiplies by this factor
-            scale = (self.max_grad_norm / (self._grad_norm.double() + 1e-6)).clamp(max=1.0)
-        gain, promised = self._exchange([gained, probe.promised(scale)], [])
+        gain, promised = self._exchange([gained, probe.promised(self._clip_scale())], [])
         if abs(promised) < 1e-30:
             return _NEUTRAL_GAIN
         return gain / promised
+
+    def _clip_scale(self) -> Tensor | float:
+        """Factor that clipping applied to the gradients of this update."""
+        norm = self._grad_norm if self._grad_norm is not None else self._unclipped
+        if self.max_grad_norm and norm is not None:
+            # torch.nn.utils.clip_grad_norm_ multiplies by this factor
+            return (self.max_grad_norm / (norm.double() + 1e-6)).clamp(max=1.0)
+        if self._unclipped is not None and self._clipped is not None:
+            return (self._clipped.double() / self._unclipped.double().clamp(min=1e-30)).clamp(min=1e-30, max=1.0)
+        return 1.0
 
     # --- checkpoint ---------------------------------------------------------------------------------------------
 

@@ -48,8 +48,10 @@ class ControlledLR(LRScheduler):
         max_factor: largest factor.
         min_lr: smallest learning rate, of the first group with a positive one.
         max_lr: largest learning rate.
-        max_grad_norm: the clipping threshold in force, 0 for none, None when the caller does not say. Needed only by
-            controllers that read gradient magnitudes; with a threshold, pass the pre-clip norm to `observe`.
+        max_grad_norm: the clipping threshold in force, 0 for none, None when the caller does not say. Of use only to
+            controllers that read gradient magnitudes. Unless it is 0, the norm before clipping is measured at the end
+            of the backward pass of a loss that the model returned or `observe` was told before; or pass it to
+            `observe`.
         other_loss: loss of another training batch than update t's, called with t; for controllers that need
             `loss_other`. The same t must give the same batch.
         meta_loss: the same for a batch of the controller's own data, with a graph; for those that need `meta_inner`.
@@ -158,7 +160,14 @@ class ControlledLR(LRScheduler):
         Raises:
             ValueError: `loss`, `grad_norm` or `eval_loss` is not a single number.
         """
-        self._measure.observe(loss=loss, grad_norm=grad_norm, eval_loss=eval_loss, logits=logits, closure=closure)
+        self._measure.observe(
+            loss=loss,
+            grad_norm=grad_norm,
+            eval_loss=eval_loss,
+            logits=logits,
+            closure=closure,
+            norm_due=self._norm_due(),
+        )
 
     def before_forward(self, replay: Callable[[], Tensor] | None = None) -> None:
         """Tell that a training micro-batch's forward pass is about to begin; the forward hook does it by itself.
@@ -179,7 +188,13 @@ class ControlledLR(LRScheduler):
 
     def pass_ended(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
         """Called by the forward hook after a pass, with the loss it found in the output."""
-        self._measure.after_forward(loss if self._takes_losses else None, kwargs, output)
+        taken = loss if self._takes_losses else None
+        self._measure.after_forward(taken, kwargs, output, norm_due=self._norm_due())
+
+    def _norm_due(self) -> bool:
+        """Whether this update's norm is looked at: at decisions, for gain ratios, and before the first refusal."""
+        t = self.governor.updates
+        return not self._seen_updates or self.governor.due(t) or self.governor.due(t + 1)
 
     def step(self, epoch: int | None = None) -> None:
         """Changes no learning rate (the optimizer's hooks do); drops the losses of an update that was skipped."""

@@ -15,7 +15,10 @@ PACKAGE = Path(hf_adaptive_lr.__file__).parent
 
 # Lower floors first; a module may import its own floor and those below. Folders stand for all their modules.
 FLOORS = [
-    {"observation", "sensors", "adapters", "model_sensors", "outcome_sensors", "ranks", "tap", "param_groups"},
+    {
+        *("observation", "sensors", "adapters", "model_sensors", "outcome_sensors", "ranks", "tap", "param_groups"),
+        "backward_end",
+    },
     {"controller", "files", "hub", "own_code", "card", "features", "draws", "gru_net", "relative_update"},
     {
         "controllers",

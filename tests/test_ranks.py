@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Hypergradient, Plateau, ranks
 from tests import doors
-from tests.controllers_for_tests import Classified, Everything, Extra, LossOnly, Recurrent
+from tests.controllers_for_tests import Classified, Everything, Extra, LossOnly, Recurrent, Watcher
 from tests.tiny import Tokens, batches, bert, flat, mlp
 
 CONTROLLERS = [Hypergradient(), Recurrent(), Everything(), Plateau(metric="eval_loss", window=2)]
@@ -170,6 +171,35 @@ def test_a_nan_on_one_rank_holds_the_rate_on_both(tmp_path) -> None:
     assert [row["lr"] for row in first] == [row["lr"] for row in second]
     assert [row["reason"] for row in first] == ["decision", "decision", "held", "decision"]
     assert first[2]["lr"] == first[1]["lr"]
+
+
+def _norms_under_ddp(folder: Path) -> None:
+    """The norm at the end of the backward pass, beside that which clipping returns after the exchange."""
+    torch.set_num_threads(1)
+    inner = mlp()
+    model = torch.nn.parallel.DistributedDataParallel(inner)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = ControlledLR(optimizer, Watcher(fields=("grad_norm",)), model=inner, hook=False)
+    told = []
+    for number in range(3):
+        for micro_batch in range(2):
+            x, y = batches(12)[4 * number + 2 * micro_batch + dist.get_rank()]
+            with contextlib.nullcontext() if micro_batch else model.no_sync():
+                loss = torch.nn.functional.cross_entropy(model(x), y)
+                scheduler.observe(loss=loss)
+                (loss / 2).backward()
+        told.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)))
+        optimizer.step()
+        optimizer.zero_grad()
+    heard = [row.observation["grad_norm"] for row in scheduler.trace]
+    torch.save({"told": told, "heard": heard}, folder / f"{dist.get_rank()}.pt")
+
+
+def test_the_norm_before_clipping_is_that_after_the_exchange(tmp_path) -> None:
+    _launch(_norms_under_ddp, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first == second
+    assert first["heard"] == first["told"] and min(first["told"]) > 0.05
 
 
 def _sharded(folder: Path) -> None:

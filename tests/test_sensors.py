@@ -10,7 +10,7 @@ import torch
 from hf_adaptive_lr import ControlledLR, Hypergradient
 from hf_adaptive_lr.sensors import adam_direction, cosine, inner, measure_previous_update, sgd_direction
 from tests.controllers_for_tests import Everything, Watcher
-from tests.tiny import batches, mlp
+from tests.tiny import batches, flat, mlp
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -204,6 +204,57 @@ def test_the_gain_ratio_under_clipping_needs_both_the_norm_and_the_threshold() -
         scheduler.observe(loss=loss, grad_norm=norm, closure=lambda: torch.nn.functional.cross_entropy(model(x), y))
         with pytest.raises(ValueError, match="gain_ratio from before clipping"):
             optimizer.step()
+
+
+def _clipped_run(told: bool, micro_batches: int, clip: float = 0.05) -> list[dict]:
+    """Two updates under clipping; either the norm and the threshold are told, or the loss before `backward()`."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watcher = Watcher(fields=("grad_norm", "gain_ratio"))
+    scheduler = ControlledLR(
+        optimizer, watcher, model=model, hook=False, every=2, max_grad_norm=clip if told else None
+    )
+    for first in range(0, 5 * micro_batches, micro_batches):
+        for x, y in batches(5 * micro_batches)[first : first + micro_batches]:
+
+            def closure(x=x, y=y):
+                return torch.nn.functional.cross_entropy(model(x), y)
+
+            scheduler.before_forward()
+            loss = closure()
+            scheduler.observe(loss=loss, closure=closure)
+            (loss / micro_batches).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        if told:
+            scheduler.observe(grad_norm=norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    return [row.observation for row in scheduler.trace if row.observation]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_a_loss_observed_before_backward_shows_the_norm_before_clipping(micro_batches) -> None:
+    told, heard = _clipped_run(True, micro_batches), _clipped_run(False, micro_batches)
+    assert len(told) == len(heard) == 3
+    for here, there in zip(told, heard, strict=True):
+        assert here["grad_norm"] == there["grad_norm"] > 0.1
+        assert here["gain_ratio"] == pytest.approx(there["gain_ratio"], rel=1e-3)
+    assert 0.5 < told[1]["gain_ratio"] < 1.5
+
+
+def test_a_norm_with_the_factor_of_a_gradient_scaler_in_it_is_refused() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = ControlledLR(optimizer, Watcher(fields=("grad_norm",)), model=model, hook=False)
+    weights = flat(model)
+    x, y = batches(1)[0]
+    loss = torch.nn.functional.cross_entropy(model(x), y)
+    scheduler.observe(loss=loss)
+    (loss * 1024).backward()
+    with pytest.raises(ValueError, match="multiplied by 1024.*bfloat16"):
+        optimizer.step()
+    assert torch.equal(flat(model), weights)
 
 
 def test_fields_that_need_a_model_say_so() -> None:
