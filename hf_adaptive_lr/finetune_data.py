@@ -44,6 +44,7 @@ class JobData:
         report: rows to report on, read once, after training.
         report_split: where the report rows come from.
         labels: name of label 0, 1, ...
+        left_out: rows without an input or a label, which are not used.
     """
 
     name: str
@@ -51,6 +52,7 @@ class JobData:
     report: Dataset
     report_split: str
     labels: list[str]
+    left_out: int = 0
 
     def majority_accuracy(self) -> float:
         """Share of the most frequent label among the report rows, in (0, 1]: what no constant answer can beat."""
@@ -80,10 +82,10 @@ def load_data(
         eval_size: at most this many report rows.
 
     Returns:
-        The data; rows are picked by `SPLIT_SEED`.
+        The data; rows are picked by `SPLIT_SEED`, of those that have an input and a label.
 
     Raises:
-        FinetuneError: no such data, unreadable, no such column, a row without label or input, or less than two labels.
+        FinetuneError: no such data, unreadable, no such column, or less than two labels or rows that have one.
         DemoDataError: a part of the demo's data is missing; the message ends with the command to get it.
 
     Example:
@@ -102,8 +104,19 @@ def load_data(
         train = _training_split(name, splits)
         for column, role in ((input_column, task), (label_column, "label")):
             if column not in train.column_names:
-                raise FinetuneError(f"{name} has no {role} column '{column}'; its columns are: {_listed(train)}")
+                raise FinetuneError(f"{name} has no {role} column '{column}'; {_instead(task, column, train)}")
+        read = len(train)
+        train = _complete(train, input_column, label_column)
+        if len(train) < 2 <= read:
+            raise FinetuneError(
+                f"{name}: {read - len(train)} of {read} rows have no {task} in '{input_column}' or no "
+                f"label in '{label_column}'; at least 2 that have both are needed"
+            )
+        left_out = read - len(train)
         train, report, report_split = _with_report(train, splits, input_column, label_column, eval_size)
+        read = len(report)
+        report = _complete(report, input_column, label_column)
+        left_out += read - len(report)
         train, report = _pick(train, train_size), _pick(report, eval_size)
         labels, ids = _labels(name, label_column, train, report)
         train, report = (
@@ -111,7 +124,8 @@ def load_data(
             for part, part_ids in zip((train, report), ids, strict=True)
         )
         check = _checked_texts if task == "text" else _checked_images
-        return JobData(name, check(name, input_column, train), check(name, input_column, report), report_split, labels)
+        train, report = (check(name, input_column, part) for part in (train, report))
+        return JobData(name, train, report, report_split, labels, left_out)
 
 
 def check_source(what: str, source: str) -> None:
@@ -262,6 +276,31 @@ def _with_report(
     return parts["train"], parts["test"], f"{count} rows held out of train (seed {SPLIT_SEED})"
 
 
+def _complete(rows: Dataset, input_column: str, label_column: str) -> Dataset:
+    """The rows that have both; public sets mark a missing label with -1."""
+    from datasets import ClassLabel
+    from datasets import Image as ImageFeature
+
+    bare = rows.select_columns([input_column, label_column])
+    if isinstance(bare.features[input_column], ImageFeature):
+        bare = bare.cast_column(input_column, ImageFeature(decode=False))
+    is_class = isinstance(bare.features[label_column], ClassLabel)
+    pairs = zip(bare[input_column], bare[label_column], strict=True)
+    kept = [
+        row
+        for row, (value, label) in enumerate(pairs)
+        if value is not None and label is not None and not (is_class and label < 0)
+    ]
+    return rows if len(kept) == len(rows) else rows.select(kept)
+
+
+def _instead(task: str, column: str, rows: Dataset) -> str:
+    """What there is where a column is missing."""
+    if task == "image" and column == "label" and rows.column_names == ["image"]:
+        return "a folder of images has one folder for each class in it, such as photos/cat/1.png"
+    return f"its columns are: {', '.join(rows.column_names) or 'none'}"
+
+
 def _pick(rows: Dataset, size: int | None) -> Dataset:
     if size is None or size >= len(rows):
         return rows
@@ -277,10 +316,6 @@ def _labels(name: str, column: str, train: Dataset, report: Dataset) -> tuple[li
     is_class = isinstance(known, ClassLabel)
     if is_class and report.features[column] != known:
         raise FinetuneError(f"{name}: column '{column}' has other classes in the report split than in train")
-    for part in values:
-        unlabelled = next((row for row, value in enumerate(part) if value is None or (is_class and value < 0)), None)
-        if unlabelled is not None:
-            raise FinetuneError(f"{name}: a row has no label in column '{column}' (number {unlabelled} of those read)")
     if not is_class and not all(isinstance(value, str | int) for part in values for value in part):
         raise FinetuneError(f"{name}: column '{column}' holds {_dtype(known)}; labels are strings or whole numbers")
     order = list(range(len(known.names))) if is_class else sorted({value for part in values for value in part})
@@ -294,9 +329,6 @@ def _labels(name: str, column: str, train: Dataset, report: Dataset) -> tuple[li
 def _checked_texts(name: str, column: str, rows: Dataset) -> Dataset:
     if _dtype(rows.features["input"]) not in ("string", "large_string"):
         raise FinetuneError(f"{name}: text column '{column}' holds {_dtype(rows.features['input'])}, not text")
-    empty = next((row for row, text in enumerate(rows["input"]) if text is None), None)
-    if empty is not None:
-        raise FinetuneError(f"{name}: a row has no text in column '{column}' (number {empty} of those read)")
     return rows
 
 
@@ -309,8 +341,6 @@ def _checked_images(name: str, column: str, rows: Dataset) -> Dataset:
         raise FinetuneError(f"{name}: image column '{column}' holds {_dtype(rows.features['input'])}, not images")
     rows = rows.cast_column("input", ImageFeature(decode=False))
     for stored in rows["input"]:
-        if stored is None:
-            raise FinetuneError(f"{name}: a row has no image in column '{column}'")
         try:
             with _open(stored) as file:
                 Image.open(file)
@@ -321,7 +351,3 @@ def _checked_images(name: str, column: str, rows: Dataset) -> Dataset:
 
 def _dtype(feature: Any) -> str:
     return str(getattr(feature, "dtype", None) or type(feature).__name__)
-
-
-def _listed(rows: Dataset) -> str:
-    return ", ".join(rows.column_names) or "none"

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -66,6 +67,7 @@ def collect(
             "report_rows": len(data.report),
             "report_split": data.report_split,
             "labels": len(data.labels),
+            "left_out": data.left_out,
         },
         "model": {"name": config.model or DEMO_MODELS[config.task], "parameters": parts.model.num_parameters()},
         "controller": {
@@ -159,8 +161,11 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
     """
     data, lr = results["data"], results["lr"]
     written = [name for name in (RESULTS_NAME, TRACE_NAME, CURVES_NAME, MODEL_NAME) if (folder / name).exists()]
+    left_out = f" ({data['left_out']} without input or label left out)" if data.get("left_out") else ""
+    split = data["report_split"]
+    reported = split if split.startswith(f"{data['report_rows']} ") else f"{data['report_rows']} of {split}"
     rows = {
-        "data": f"{data['name']}: {data['train_rows']} rows; reported: {data['report_rows']}, {data['report_split']}",
+        "data": f"{data['name']}: {data['train_rows']} rows{left_out}; reported: {reported}",
         "model": results["model"]["name"],
         "accuracy": f"{_shown(results['accuracy'])}  (majority class {results['majority_accuracy']:.3f})",
         "loss": _shown(results["loss"]),
@@ -168,6 +173,7 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
         f"({results['controller']['controller_type']}{_unused(results)})",
         "updates": f"{results['updates']} in {results['wall_seconds']:.0f} s",
         "written to": f"{folder}: {' '.join(written)}",
+        "why": f"hf-adaptive-lr report {shlex.quote(str(folder))}",
     }
     return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
 

@@ -76,6 +76,7 @@ def test_a_text_run_learns_and_leaves_four_outputs(text_job) -> None:
         "report_rows": 12,
         "report_split": "test",
         "labels": 3,
+        "left_out": 0,
     }
     assert results["controller"] == {"controller_type": "hypergradient", **Hypergradient().config()}
     assert results["controller_data"] == "training batches only"
@@ -329,8 +330,7 @@ def test_sizes_are_kept_and_the_rows_do_not_depend_on_the_seed(tmp_path, text_jo
     [
         ([("a", 0.5), ("b", 1.5), ("c", 2.5)], "holds float64; labels are strings or whole numbers"),
         ([("a", "x"), ("b", "x"), ("c", "x")], "has 1 label; at least 2"),
-        ([("a", "x"), ("b", ""), ("c", "y"), ("d", "x")], "a row has no label in column 'label'"),
-        ([("", "x"), ("b", "y"), ("c", "y"), ("d", "x")], "a row has no text in column 'text'"),
+        ([("a", ""), ("b", ""), ("c", "y"), ("", "x")], "3 of 4 rows have no text in 'text' or no label in 'label'"),
         ([(1, "x"), (2, "y"), (3, "y")], "text column 'text' holds int64, not text"),
         ([("a", "x")], "1 training rows are too few"),
     ],
@@ -338,6 +338,21 @@ def test_sizes_are_kept_and_the_rows_do_not_depend_on_the_seed(tmp_path, text_jo
 def test_rows_that_cannot_be_used_are_named(tmp_path, rows, message) -> None:
     with pytest.raises(FinetuneError, match=message):
         read(str(write_csv(tmp_path / "d.csv", rows)))
+
+
+def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path) -> None:
+    rows = texts(20)
+    whole = read(str(write_csv(tmp_path / "whole.csv", rows)))
+    job = read(str(write_csv(tmp_path / "holes.csv", [*rows[:7], ("", "x"), *rows[7:], ("nobody's", "")])))
+    assert (whole.left_out, job.left_out) == (0, 2)
+    assert job.labels == whole.labels and job.train[:] == whole.train[:] and job.report[:] == whole.report[:]
+
+
+def test_a_folder_of_images_without_classes_says_how_they_should_lie(tmp_path) -> None:
+    for number in range(3):
+        Image.new("L", (4, 4), number).save(tmp_path / f"{number}.png")
+    with pytest.raises(FinetuneError, match="has no label column 'label'; .*one folder for each class.*photos/cat"):
+        load_data("image", str(tmp_path), input_column="image", label_column="label")
 
 
 def test_a_split_is_needed_when_there_are_several(tmp_path) -> None:
