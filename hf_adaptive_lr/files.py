@@ -122,7 +122,10 @@ def replace_file(path: Path, write: typing.Callable[[Path], object]) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         draft.unlink(missing_ok=True)
+        draft.touch()
+        usual = draft.stat().st_mode
         write(draft)
+        draft.chmod(usual)  # some writers make files that nobody else may read
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

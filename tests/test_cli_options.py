@@ -215,6 +215,7 @@ def test_train_in_json(tmp_path, capsys) -> None:
     assert call(*words, "--output-dir", tmp_path / "out") == 0
     said = json.loads(capsys.readouterr().out)
     assert said["iterations"] == 1 and said["controller_type"] == "gru" and said["weights"] > 0
+    assert len(said["return"]) == 2
 
 
 def test_bench_and_verdict_in_json(tmp_path, capsys) -> None:

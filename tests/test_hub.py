@@ -483,3 +483,10 @@ def test_search_finds_controllers_by_their_tags(hub, hub_token) -> None:
     assert found.keys() == {"id", "commit", "tags", "downloads", "likes"}
     with hub.gone(), pytest.raises(HubError, match="no connection"):
         on_hub.search()
+
+
+def test_files_of_a_controller_have_the_usual_rights(tmp_path) -> None:
+    AutoController.from_pretrained("universal").save_pretrained(tmp_path / "mine")
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    assert {path.stat().st_mode for path in (tmp_path / "mine").iterdir()} == {usual}

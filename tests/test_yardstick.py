@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import hf_adaptive_lr
-from hf_adaptive_lr import Linear
+from hf_adaptive_lr import Linear, Plateau
 from hf_adaptive_lr.bench import yardstick_data, yardstick_plan, yardstick_real
 from hf_adaptive_lr.bench.runner import append_row, attempt, identity, read_rows
 from hf_adaptive_lr.bench.stat_check import aa_test, power_test
@@ -45,6 +45,7 @@ from hf_adaptive_lr.bench.yardstick_plan import (
     tuning_runs,
 )
 from hf_adaptive_lr.bench.yardstick_plots import PLOTS
+from hf_adaptive_lr.bench.yardstick_results import results_of
 from hf_adaptive_lr.bench.yardstick_run import YardstickRun
 from hf_adaptive_lr.bench.yardstick_scores import Results, best_so_far
 from hf_adaptive_lr.bench.yardstick_tasks import COUNTED, LANES, REAL, TASKS, VARIANTS, VECTOR, VectorTask, changed
@@ -488,12 +489,37 @@ def test_the_verb_runs_resumes_and_renders(tmp_path, monkeypatch, capsys) -> Non
         (["--methods", "nonsense"], "no method 'nonsense'"),
         (["--jobs", "0"], "at least 1"),
         (["--controller", "./nowhere", "--render-only"], "nowhere"),
+        (["--controller", "plateau", "--render-only", "--write-results"], "give the folder of a controller"),
     ],
 )
 def test_requests_that_cannot_be_carried_out_are_one_line(words, says, tmp_path, capsys) -> None:
     assert main(["bench", "--output-dir", str(tmp_path), *words]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+def test_a_controllers_folder_gets_what_the_rows_say_for_its_card(tmp_path, capsys) -> None:
+    folder = tmp_path / "mine"
+    Plateau(cut=0.3).save_pretrained(folder)
+    words = ["bench", "--quick", "--output-dir", str(tmp_path / "bench"), "--controller", str(folder)]
+    assert main([*words, "--render-only", "--write-results"]) == 0
+    assert f"written to {folder / 'eval_results.json'}" in capsys.readouterr().out
+    found = json.loads((folder / "eval_results.json").read_text())
+    assert found["results"] == [] and len(found["not_tested"]) == 2  # nothing has run
+    assert f"--controller {folder}" in found["command"]
+    assert main(["card", str(folder)]) == 0  # it is read, and refused if it were malformed
+
+
+def test_results_for_a_card_are_those_of_the_rows() -> None:
+    book, full = yardstick_plan.Book(Path("model_cards/rows")), yardstick_plan.PROFILES["full"]
+    relative, linear = (results_of(METHODS[name], full, book, "command") for name in ("relative", "linear"))
+    assert len(relative["results"]) == 7 and relative["not_tested"] == []
+    assert all(result["note"] == "no learning rate given" for result in relative["results"])
+    assert not any("note" in result for result in linear["results"])
+    one = next(result for result in relative["results"] if result["task"] == "image-cnn")
+    rows = [json.loads(line) for line in Path("model_cards/rows/bench_image-cnn.jsonl").read_text().splitlines()]
+    mine = [row for row in rows if row["method"] == "relative" and row["seed"] < full.seeds and "test_accuracy" in row]
+    assert one["metrics"]["test_accuracy"]["mean"] == pytest.approx(np.mean([row["test_accuracy"] for row in mine]))
 
 
 def test_changed_tasks_are_refused(tmp_path, monkeypatch, capsys) -> None:

@@ -1,4 +1,4 @@
-"""What the yardstick's rows say about a bundled controller: its `eval_results.json`."""
+"""What the yardstick's rows say about a controller: its `eval_results.json`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..cli.errors import PROGRAM
 from .runner import Row
 from .verdict_judge import paired
 from .verdict_stats import Interval, judge, mean_interval
-from .yardstick_methods import METHODS
-from .yardstick_plan import DEFAULT, PROFILES, Book, own_lr_runs, reference_runs
+from .yardstick_methods import METHODS, Method
+from .yardstick_plan import DEFAULT, PROFILES, Book, Profile, own_lr_runs, reference_runs
 from .yardstick_run import YardstickRun
 from .yardstick_tasks import TASKS, RealTask
 
@@ -43,16 +43,29 @@ def results(name: str, rows: Path) -> dict[str, Any]:
         name: of the controller.
         rows: folder with the rows that `hf-adaptive-lr bench` wrote.
     """
-    book, found, not_tested = Book(rows), [], []
-    for task in (task for name_ in _PROFILE.tasks if isinstance(task := TASKS[name_], RealTask)):
-        mine = _present(own_lr_runs(task, METHODS[METHOD_OF[name]], _PROFILE, book), book)
-        if len(mine) < _PROFILE.seeds:
+    command = f"{PROGRAM} bench --{_PROFILE.name} --jobs 2 --output-dir model_cards"
+    return results_of(METHODS[METHOD_OF[name]], _PROFILE, Book(rows), command)
+
+
+def results_of(method: Method, profile: Profile, book: Book, command: str) -> dict[str, Any]:
+    """The `eval_results.json` of any controller that the yardstick has run: the real tasks of a profile.
+
+    Args:
+        method: the controller's entry.
+        profile: which tasks and how many seeds.
+        book: the rows.
+        command: what wrote them, for whoever wants to repeat it.
+    """
+    found, not_tested = [], []
+    for task in (task for name in profile.tasks if isinstance(task := TASKS[name], RealTask)):
+        mine = _present(own_lr_runs(task, method, profile, book), book)
+        if len(mine) < profile.seeds:
             not_tested.append(f"{task.name}: {task.data}, {task.model}, adamw (not run to the end)")
             continue
-        others = {TUNED: _present(reference_runs(task, _PROFILE, book), book)}
-        others |= {rival: _present(own_lr_runs(task, METHODS[rival], _PROFILE, book), book) for rival in RIVALS}
-        found.append(_result(task, mine, others))
-    command = f"{PROGRAM} bench --{_PROFILE.name} --jobs 2 --output-dir model_cards"
+        others = {TUNED: _present(reference_runs(task, profile, book), book)}
+        others |= {rival: _present(own_lr_runs(task, METHODS[rival], profile, book), book) for rival in RIVALS}
+        note = {"note": "no learning rate given"} if method.make_controller().ignores_base_lr else {}
+        found.append(_result(task, mine, others, note))
     return {"format_version": RESULTS_VERSION, "command": command, "results": found, "not_tested": not_tested}
 
 
@@ -62,17 +75,20 @@ def _present(runs: Sequence[YardstickRun], book: Book) -> dict[int, Row]:
     return {seed: {**row, "diverged": row.get("failed", True)} for seed, row in rows.items() if row is not None}
 
 
-def _result(task: RealTask, mine: Mapping[int, Row], others: Mapping[str, Mapping[int, Row]]) -> dict[str, Any]:
+def _result(
+    task: RealTask, mine: Mapping[int, Row], others: Mapping[str, Mapping[int, Row]], note: Mapping[str, str]
+) -> dict[str, Any]:
     first = next(iter(mine.values()))
+    everybody = (row for rows in (mine, *others.values()) for row in rows.values())  # rows of sweeps are shorter
     sound = [row for row in mine.values() if not row["diverged"]]
     compared = {name: _against(mine, rows) for name, rows in others.items() if len(rows) == len(mine)}
     return {
         "task": task.name,
-        "note": "no learning rate given",
+        **note,
         "data": task.data,
         "model": task.model,
         "optimizer": "adamw",
-        "parameters": first["parameters"],
+        "parameters": next(row["parameters"] for row in everybody if "parameters" in row),
         "updates": task.updates,
         "seeds": len(mine),
         "failed": len(mine) - len(sound),

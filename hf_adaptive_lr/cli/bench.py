@@ -48,6 +48,11 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--controller", action="append", default=[], metavar="X", help="also this: a name, a folder or user/repo"
     )
+    parser.add_argument(
+        "--write-results",
+        action="store_true",
+        help="write eval_results.json, which its card is made of, into the folder of each --controller",
+    )
     parser.add_argument("--render-only", action="store_true", help="run nothing, write the page from the rows")
     parser.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
     parser.add_argument("--json", action="store_true", help="print JSON: where the page is, and what it says")
@@ -66,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     folder = args.output_dir or OUTPUT.with_name(f"{OUTPUT.name}-{profile.name}")
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: at least 1")
+    if args.write_results and not any(Path(source).is_dir() for source in args.controller):
+        raise UserError("--write-results: give the folder of a controller, --controller my-controller")
     tasks, book = _tasks(args, profile), Book(folder / "rows")
     try:
         methods = _methods(args)
@@ -88,13 +95,33 @@ def _write(args: argparse.Namespace, profile: Profile, book: Book, methods: list
     # The page has all tasks that there are rows of, whichever part was run just now.
     results = Results(_tasks(argparse.Namespace(tasks=None), profile), methods, profile, book)
     extra = "".join(f" --controller {shlex.quote(source)}" for source in args.controller)
-    page = write_page(results, folder, command=f"{PROGRAM} bench --{profile.name}{extra} --jobs 2")
+    command = f"{PROGRAM} bench --{profile.name}{extra} --jobs 2"
+    page = write_page(results, folder, command=command)
+    written = _write_results(args, profile, book, methods, command) if args.write_results else []
     text = summary(results)
     if args.json:
         said = {"profile": profile.name, "page": str(page), "rows": str(book.folder), "summary": text}
-        print(json.dumps(said, indent=2))
+        print(json.dumps({**said, "eval_results": written}, indent=2))
         return
     print(f"{text}\nwritten to {page}, from the rows in {book.folder}")
+    for path in written:
+        print(f"written to {path}, for the controller's card")
+
+
+def _write_results(
+    args: argparse.Namespace, profile: Profile, book: Book, methods: list[Method], command: str
+) -> list[str]:
+    from ..bench.bundled_results import as_text
+    from ..bench.yardstick_results import results_of
+    from ..files import EVAL_NAME, replace_file
+
+    written = []
+    for method in (m for m in methods if m.controller in args.controller and Path(m.controller).is_dir()):
+        found = results_of(method, profile, book, command)
+        path = Path(method.controller) / EVAL_NAME
+        replace_file(path, lambda draft, found=found: draft.write_text(as_text(found), encoding="utf-8"))  # type: ignore[misc]
+        written.append(str(path))
+    return written
 
 
 def _run_missing(

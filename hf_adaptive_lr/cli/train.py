@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from .errors import PROGRAM, UserError
@@ -126,16 +127,32 @@ def run(args: argparse.Namespace) -> int:
             "output_dir": str(args.output_dir),
             "controller_type": controller.controller_type,
             "weights": weights,
+            "return": _first_and_last([row["return"] for row in record["curves"] if "return" in row]),
         }
         print(json.dumps(said, indent=2) if args.json else _summary(said))
     return 0
 
 
 def _summary(said: dict[str, Any]) -> str:
-    return (
-        f"{said['iterations']} iterations, {said['inner_steps']:.3g} inner updates in {said['seconds']:.0f} s\n"
-        f"written to {said['output_dir']}: {said['controller_type']}, {said['weights']} weights"
+    lines = [f"{said['iterations']} iterations, {said['inner_steps']:.3g} inner updates in {said['seconds']:.0f} s"]
+    if said["return"]:
+        first, last = said["return"]
+        lines.append(f"return (mean fall of a run's log loss): {first:.2f} in the first tenth, {last:.2f} in the last")
+    folder = shlex.quote(said["output_dir"])
+    return "\n".join(
+        [
+            *lines,
+            f"written to {said['output_dir']}: {said['controller_type']}, {said['weights']} weights",
+            f"try it:     {PROGRAM} finetune --controller {folder}",
+            f"measure it: {PROGRAM} bench --quick --controller {folder} --write-results",
+        ]
     )
+
+
+def _first_and_last(returns: list[float]) -> list[float]:
+    """Means over the first and the last tenth of the iterations, or nothing where there are none."""
+    tenth = max(1, len(returns) // 10)
+    return [fmean(returns[:tenth]), fmean(returns[-tenth:])] if returns else []
 
 
 def make_trainer(

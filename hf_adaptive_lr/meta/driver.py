@@ -160,6 +160,9 @@ def run(
             iteration += 1
             curves.append({name: round(value, 6) for name, value in figures.items()})
             seconds = time.monotonic() - started
+            if config.minutes is not None and (share := seconds / (60 * config.minutes)) > 0:
+                by_time = max(iteration, round(iteration / share))
+                shown.total = by_time if config.iterations is None else min(config.iterations, by_time)
             shown.update()
             shown.set_postfix(
                 {k: f"{v:.3g}" for k, v in figures.items() if k in ("return", "diverged")}, refresh=False
