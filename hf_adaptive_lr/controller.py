@@ -216,6 +216,8 @@ class Controller:
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
         """Write `config.json` and, for learned weights, `model.safetensors`; each file appears whole or not at all.
 
+        `training.json` and `eval_results.json` of the folder it was loaded from go along, if nothing was changed.
+
         Args:
             save_directory: folder, made if missing.
 
@@ -225,7 +227,13 @@ class Controller:
         Raises:
             ValueError: a config value that is not JSON (NaN), or weights that are not floating-point numbers.
         """
-        return files.save(self, Path(save_directory))
+        out = files.save(self, Path(save_directory))
+        for name in (files.TRAINING_NAME, files.EVAL_NAME):
+            recorded = self._recorded(name)
+            if recorded is not None and not (out / name).exists():
+                text = files.to_json(dict(recorded), name)
+                files.replace_file(out / name, lambda path, text=text: path.write_text(text, "utf-8"))  # type: ignore[misc]
+        return out
 
     @classmethod
     def from_pretrained(
@@ -276,7 +284,7 @@ class Controller:
         commit_message: str | None = None,
         private: bool | None = None,
         token: bool | str | None = None,
-        branch: str | None = None,
+        revision: str | None = None,
         create_pr: bool = False,
         training: Mapping[str, Any] | None = None,
         eval_results: Mapping[str, Any] | None = None,
@@ -292,10 +300,11 @@ class Controller:
             commit_message: first line of the commit.
             private: whether a new repository is private; None is the account's default.
             token: a write token; by default that of `hf auth login`.
-            branch: where to, made if missing; by default "main".
+            revision: branch to commit to, made if missing; by default "main".
             create_pr: open a pull request instead of writing to "main".
             training: how it was trained, `training.json`; by default what lies in the folder it was loaded from.
-            eval_results: held-out results, `eval_results.json`; by default likewise.
+            eval_results: held-out results, `eval_results.json`, as `hf-adaptive-lr bench --controller FOLDER
+                --write-results` writes it; by default likewise.
             without_results: publish without held-out results; the card says so.
 
         Returns:
@@ -339,7 +348,7 @@ class Controller:
                 commit_message=commit_message or f"{self.controller_type}, by hf_adaptive_lr",
                 private=private,
                 token=token,
-                branch=branch,
+                branch=revision,
                 create_pr=create_pr,
             )
 
@@ -357,8 +366,9 @@ class Controller:
         changed = self.provenance.get("changed")
         why = f"; those of '{self.provenance['source']}' do not count, as {changed} changed" if changed else ""
         return (
-            f"no held-out results of this {type(self).__name__}{why}: pass eval_results=..., or without_results=True "
-            f"to publish it with a card that says so"
+            f"no held-out results of this {type(self).__name__}{why}: pass eval_results=..., which "
+            f"`hf-adaptive-lr bench --quick --controller FOLDER --write-results` writes, or without_results=True to "
+            f"publish it with a card that says so"
         )
 
 

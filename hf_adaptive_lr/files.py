@@ -35,6 +35,8 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 TRAINING_NAME = "training.json"
 EVAL_NAME = "eval_results.json"
+CHECKPOINT_NAME = "checkpoint.pt"
+"""Of a training of a controller that goes on."""
 FORMAT_VERSION = 1
 """Version of the file format; a newer one is refused, with the library version that wrote it."""
 
@@ -212,9 +214,10 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], Any, Any]:
     path = folder / CONFIG_NAME
     if not path.is_file():
         what = "has no config.json" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"folder '{folder}' {what}; a controller folder is written by controller.save_pretrained(...)"
-        )
+        way = "a controller folder is written by controller.save_pretrained(...)"
+        if (folder / CHECKPOINT_NAME).is_file():
+            what, way = "holds a training that was not finished", "go on with `hf-adaptive-lr train ... --resume`"
+        raise FileNotFoundError(f"folder '{folder}' {what}; {way}")
     config = read_json(path, MAX_CONFIG_BYTES)
     missing = [key for key in _HEAD if not isinstance(config, dict) or key not in config]
     if missing:
@@ -488,7 +491,11 @@ def _read_weights(path: Path, build: typing.Callable[[Mapping[str, Tensor]], obj
         length = int.from_bytes(head, "little")
         if len(head) < 8 or length > size - 8:
             what = (
-                "a pickle, and pickles are never loaded" if head.startswith(_PICKLES) else "cut off, or another file"
+                "a pickle, and pickles are never loaded"
+                if head.startswith(_PICKLES)
+                else "a pointer of Git LFS, for which `git lfs pull` gets the file"
+                if head == b"version "
+                else "cut off, or another file"
             )
             raise ValueError(
                 f"{path} is not a safetensors file: it is {what} ({size:,} bytes, of which a header of {length:,} is "

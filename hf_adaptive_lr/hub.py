@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import files
@@ -321,7 +322,7 @@ def search(limit: int = 20, token: bool | str | None = None) -> list[dict[str, A
     Raises:
         HubError: no way to the Hub, or it refuses.
     """
-    with _clear("the list of models", None):
+    with _clear("models", None, "list the Hub's"):
         found = _api(token).list_models(filter=CONTROLLER_TAGS, sort="downloads", limit=limit, full=True)
         return [
             {"id": m.id, "commit": m.sha, "tags": m.tags, "downloads": m.downloads, "likes": m.likes} for m in found
@@ -356,7 +357,7 @@ def _say(error: BaseException, repo_id: str, revision: str | None, doing: str) -
     from httpx2 import HTTPError, HTTPStatusError
     from huggingface_hub import constants, errors
 
-    login = "log in with `hf auth login` or pass token="
+    login = "log in with `hf auth login`, set HF_TOKEN, or pass token= in Python"
     if isinstance(error, errors.GatedRepoError):
         return f"'{repo_id}' is gated; ask for access at {constants.ENDPOINT}/{repo_id}, then {login}"
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -387,6 +388,7 @@ def _say(error: BaseException, repo_id: str, revision: str | None, doing: str) -
 
 def _first(error: BaseException) -> str:
     """Its type and the first line that says something, cut."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = "".join(c if c.isprintable() else "?" for c in lines[0][:200]) if lines else ""
+    said = [getattr(error, "server_message", None) or "", *str(error).splitlines()]
+    lines = [line.strip() for line in said if line.strip() and not line.strip().startswith("(Request ID")]
+    text = "".join(c if c.isprintable() else "?" for c in shorten(lines[0], 200, placeholder=" ...")) if lines else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -79,7 +79,7 @@ BAD = [
     ("card absent", "no controller 'absent'"),
     ("card universl", "did you mean universal?"),
     ("push absent user/name", "no controller 'absent'"),
-    ("push linear user/name", "no held-out results of this Linear: write eval_results.json into its folder"),
+    ("push linear user/name", "no held-out results of this Linear: run `hf-adaptive-lr bench"),
     ("push linear nobody --without-results", "'nobody' is not a repository of the Hub; write 'user/name'"),
     ("push", "the following arguments are required: CONTROLLER, REPO_ID"),
     ("pull nothing-here", "'nothing-here' is not a repository of the Hub; write 'user/name'"),

@@ -80,7 +80,7 @@ def test_by_branch_tag_commit_and_pull_request(hub, hub_token) -> None:
     first = _push(Linear(final_factor=0.1)).oid
     api.create_tag(ID, tag="v1", revision=first)
     second = _push(Linear(final_factor=0.2)).oid
-    branch = _push(Linear(final_factor=0.3), branch="trial").oid
+    branch = _push(Linear(final_factor=0.3), revision="trial").oid
     request = _push(Linear(final_factor=0.4), create_pr=True)
     assert request.pr_revision == "refs/pr/1"
     expected = {
@@ -354,7 +354,7 @@ def test_weights_that_would_not_load_are_not_published(hub, hub_token) -> None:
     with pytest.raises(ValueError, match="training.json cannot be written as JSON"):
         _push(training={"loss": float("nan")})
     with pytest.raises(ValueError, match="create_pr is against main"):
-        _push(branch="x", create_pr=True)
+        _push(revision="x", create_pr=True)
     assert hub.requests == []
 
 
@@ -490,3 +490,25 @@ def test_files_of_a_controller_have_the_usual_rights(tmp_path) -> None:
     (tmp_path / "usual").touch()
     usual = (tmp_path / "usual").stat().st_mode
     assert {path.stat().st_mode for path in (tmp_path / "mine").iterdir()} == {usual}
+
+
+def test_what_is_known_about_a_controller_goes_along_unless_it_was_changed(tmp_path) -> None:
+    universal = AutoController.from_pretrained("universal")
+    universal.save_pretrained(tmp_path / "copy")
+    assert {p.name for p in (tmp_path / "copy").iterdir()} >= {"training.json", "eval_results.json"}
+    again = AutoController.from_pretrained(tmp_path / "copy")
+    assert again._recorded("training.json") == universal._recorded("training.json")
+    universal.replace(rho=0.01).save_pretrained(tmp_path / "other")
+    assert {p.name for p in (tmp_path / "other").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_folder_with_an_unfinished_training_or_a_pointer_says_so(tmp_path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "checkpoint.pt").touch()
+    with pytest.raises(FileNotFoundError, match="training that was not finished; go on with .*--resume"):
+        AutoController.from_pretrained(folder)
+    AutoController.from_pretrained("universal").save_pretrained(folder)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match="pointer of Git LFS.*git lfs pull"):
+        AutoController.from_pretrained(folder)

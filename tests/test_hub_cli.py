@@ -119,7 +119,7 @@ def test_to_a_branch_and_as_a_pull_request(here, hub, hub_token, capsys) -> None
 
 def test_a_push_without_results_wants_the_flag(here, hub, hub_token, capsys) -> None:
     assert call("push bare user/bare") == 2
-    one_line(capsys, "no held-out results", "write eval_results.json into its folder, or pass --without-results")
+    one_line(capsys, "no held-out results", "--write-results` first, or pass --without-results")
     assert ("model", "user/bare") not in hub.repos
     assert call("push bare user/bare --without-results") == 0
     readme = Path(hf_hub_download("user/bare", "README.md")).read_text()

@@ -122,8 +122,14 @@ def summary(results: Results) -> str:
     """The endpoint in a few lines of text."""
     found = results.primary()
     lines = [f"{name}: {_difference(d)}, p {d.p_adjusted:.3g} after Holm" for name, d in found.items()]
-    return (
-        "\n".join([f"mean log-regret against {DEFAULT.name}, below 0 is better:", *lines]) if lines else "no rows yet"
+    if lines:
+        return "\n".join([f"mean log-regret against {DEFAULT.name}, below 0 is better:", *lines])
+    if not results.scores:
+        return "no rows yet"
+    regrets = sorted((float(mean(scores.regret)), name) for name, scores in results.scores.items())
+    return "\n".join(
+        ["too few tasks to compare; mean log-regret against the tuned linear schedule, below 0 is better:"]
+        + [f"{name}: {regret:+.3f}" for regret, name in regrets]
     )
 
 

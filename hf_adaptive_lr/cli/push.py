@@ -17,8 +17,8 @@ examples:
 
 The account is the one of `hf auth login`, or of the environment variable HF_TOKEN."""
 _HTTP = ("huggingface_hub", "httpx2", "httpx")
-_IN_PYTHON = "pass eval_results=..., or without_results=True"
-_IN_THE_SHELL = "write eval_results.json into its folder, or pass --without-results"
+_IN_PYTHON = ("pass eval_results=..., which", "writes, or without_results=True to publish")
+_IN_THE_SHELL = ("run", "first, or pass --without-results to publish")
 
 
 def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -33,7 +33,9 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("controller", metavar="CONTROLLER", help="folder of the controller, or a name")
     parser.add_argument("repo_id", metavar="REPO_ID", help="user/name; made if it does not exist")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
-    parser.add_argument("--branch", help="branch to commit to (default: main)")
+    parser.add_argument(
+        "--revision", "--branch", dest="revision", metavar="BRANCH", help="branch to commit to (default: main)"
+    )
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--commit-message", metavar="TEXT", help="message of the commit")
     parser.add_argument(
@@ -54,12 +56,15 @@ def run(args: argparse.Namespace) -> int:
                 args.repo_id,
                 commit_message=args.commit_message,
                 private=args.private,
-                branch=args.branch,
+                revision=args.revision,
                 create_pr=args.create_pr,
                 without_results=args.without_results,
             )
         except ValueError as error:
-            raise ValueError(str(error).replace(_IN_PYTHON, _IN_THE_SHELL)) from error
+            message = str(error)
+            for here, there in zip(_IN_PYTHON, _IN_THE_SHELL, strict=True):
+                message = message.replace(here, there)
+            raise ValueError(message) from error
     request = getattr(done, "pr_url", None)
     said = {"repo_id": args.repo_id, "commit": done.oid, "url": done.commit_url, "pull_request": request}
     if args.json:

@@ -257,7 +257,7 @@ def _check_settings(trainer: Any, folder: Path) -> None:
     """Refuse, before anything starts, to go on with other options than the training in the folder began with."""
     import torch
 
-    from ..meta.driver import CHECKPOINT_NAME
+    from ..files import CHECKPOINT_NAME
 
     trainer.load_state_dict(torch.load(folder / CHECKPOINT_NAME, weights_only=True)["trainer"])
 

@@ -20,14 +20,13 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from ..controller import Controller
-from ..files import library_version, replace_file
+from ..files import CHECKPOINT_NAME, library_version, replace_file
 from ..ranks import world_size
 from .problem import Problem
 from .processes import rank
 from .suites import SUITES
 from .trackers import Trackers, check_trackers
 
-CHECKPOINT_NAME = "checkpoint.pt"
 TRAINING_NAME = "training.json"
 
 
