@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .files import BUNDLED
 from .observation import Observation
 
 if TYPE_CHECKING:
@@ -170,6 +171,30 @@ def notes_of(card: str) -> str | None:
     return inside.strip() if start and end else None
 
 
+def license_of(card: str) -> str | None:
+    """The licence that a card's front matter states, or None."""
+    head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+    found = re.search(r"^license: *([\w.+-]{1,50}) *$", head.group(1), re.MULTILINE | re.ASCII) if head else None
+    return found.group(1) if found else None
+
+
+def check_license(stated: str) -> str:
+    """A licence as the Hub names it.
+
+    Raises:
+        ValueError: it cannot be one.
+    """
+    if not re.fullmatch(r"[\w.+-]{1,50}", stated, re.ASCII):
+        raise ValueError(f"license={stated!r} is no licence that the Hub knows; say 'mit', 'apache-2.0' or 'other'")
+    return stated
+
+
+def _own_license(controller: Controller) -> str | None:
+    """This library's licence for its own rules and weights; whoever trains others says under which."""
+    ours = not controller.params or Path(controller.provenance.get("folder") or "/").parent == BUNDLED
+    return "apache-2.0" if ours else None
+
+
 def _notes(written: str | None) -> str:
     """Notes without HTML, so also without markers, or links that run; writing them twice changes nothing."""
     seen = re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "", written or "")
@@ -261,6 +286,7 @@ def render(
     eval_results: Mapping[str, Any] | None,
     notes: str | None = None,
     picture: str | None = None,
+    license: str | None = None,
 ) -> str:
     """The card of a controller.
 
@@ -271,6 +297,7 @@ def render(
         eval_results: its `eval_results.json`; without results the card says so in a box.
         notes: what a person wrote, Markdown; HTML in it is shown as text.
         picture: file name of what [`draw_schedules`] drew, None when there is none.
+        license: of the weights; by default this library's for what comes with it, and none for others.
 
     Returns:
         Markdown with front matter, valid for `huggingface_hub.ModelCard`.
@@ -285,8 +312,9 @@ def render(
     """
     results = [] if eval_results is None else check_results(eval_results)
     name = plain(repo_id or controller.controller_type)
+    license = license or _own_license(controller)
     parts = [
-        f"---\n{_front_matter(controller, name, results)}\n---\n",
+        f"---\n{_front_matter(controller, name, results, license)}\n---\n",
         f"# {text(name)}\n",
         *([] if results else [_NO_RESULTS]),
         "## What it is\n",
@@ -311,7 +339,7 @@ def render(
         "## Config\n",
         _table(("field", "value"), [(code(k), code(json.dumps(v))) for k, v in controller.config().items()]),
         "## Licence\n",
-        "Apache-2.0.\n",
+        f"{'Apache-2.0' if license == 'apache-2.0' else text(license) if license else 'Not stated'}.\n",
         "## Citation\n",
         _citation(controller),
         "## Notes\n",
@@ -327,14 +355,14 @@ _NO_RESULTS = """\
 """
 
 
-def _front_matter(controller: Controller, name: str, results: Sequence[Mapping[str, Any]]) -> str:
+def _front_matter(controller: Controller, name: str, results: Sequence[Mapping[str, Any]], license: str | None) -> str:
     from huggingface_hub import ModelCardData
 
     source = SOURCES.get(controller.controller_type)
     tags = [*TAGS, plain(controller.controller_type), *([f"arxiv:{source.arxiv}"] if source else [])]
     found = list(_entries(results))
     listed: dict[str, Any] = {"model_name": name, "eval_results": found} if found else {}
-    data = ModelCardData(license="apache-2.0", library_name=LIBRARY, tags=tags, **listed)
+    data = ModelCardData(license=license, library_name=LIBRARY, tags=tags, **listed)
     return data.to_yaml()
 
 
@@ -380,7 +408,10 @@ def _usage(repo_id: str | None) -> str:
     )
 
 
-_FACTS = ("method", "suite", "runs", "seed", "iterations", "inner_steps", "processes", "seconds")
+_FACTS = (
+    *("method", "suite", "runs", "seed", "iterations", "inner_steps", "processes", "seconds"),
+    *("sources", "learning_rate", "smoothing", "power"),
+)
 _LESSON = ("task", "updates", "meta_every", "meta_lr", "learning_rate", "seed")
 
 

@@ -289,6 +289,7 @@ class Controller:
         training: Mapping[str, Any] | None = None,
         eval_results: Mapping[str, Any] | None = None,
         without_results: bool = False,
+        license: str | None = None,
     ) -> CommitInfo:
         """Publish it on the Hub with a card, in one commit; the repository is made if it does not exist.
 
@@ -306,6 +307,8 @@ class Controller:
             eval_results: held-out results, `eval_results.json`, as `hf-adaptive-lr bench --controller FOLDER
                 --write-results` writes it; by default likewise.
             without_results: publish without held-out results; the card says so.
+            license: of the weights, as the Hub names it ("mit"); by default what the card there states, else this
+                library's for what comes with it, and none for others.
 
         Returns:
             The commit; `.oid` is its hash.
@@ -327,6 +330,8 @@ class Controller:
             raise ValueError(self._no_results())
         if eval_results is not None:
             card.check_results(eval_results)  # before the repository is made
+        if license is not None:
+            card.check_license(license)
         with tempfile.TemporaryDirectory() as folder:
             out = self.save_pretrained(folder)
             files.load(out, {self.controller_type: type(self)})  # nobody gets what does not load
@@ -337,9 +342,9 @@ class Controller:
 
             def make_card(present: str | None) -> str:
                 notes = None if present is None else card.notes_of(present)
-                return card.render(
-                    self, repo_id=repo_id, training=training, eval_results=eval_results, notes=notes, picture=picture
-                )
+                stated = license or (None if present is None else card.license_of(present))
+                sidecars = {"training": training, "eval_results": eval_results}
+                return card.render(self, repo_id=repo_id, **sidecars, notes=notes, picture=picture, license=stated)
 
             return hub.push(
                 out,
@@ -374,6 +379,10 @@ class Controller:
 
 def _same(old: Any, new: Any) -> bool:
     return old is new or (not isinstance(old, Mapping) and type(old) is type(new) and bool(old == new))
+
+
+class ControllerError(RuntimeError):
+    """A controller's own code went wrong; the message names the controller and says what was expected."""
 
 
 def check_range(owner: object, name: str, value: float, low: float, high: float, *, hint: str) -> None:

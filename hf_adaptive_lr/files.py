@@ -171,7 +171,8 @@ def load(folder: Path, classes: Mapping[str, type[C]], provenance: Mapping[str, 
     kind = config.pop("controller_type")
     if not isinstance(kind, str) or kind not in classes:
         raise ValueError(
-            f"{path}: controller_type is {_short(kind)}, expected one of: {', '.join(classes)}{_upgrade(written_by)}"
+            f"{path}: controller_type is {_short(kind)}, expected one of: {', '.join(classes)}; a class of your own "
+            f"loads with ThatClass.from_pretrained(...) or as FILE.py:CLASS{_upgrade(written_by)}"
         )
     cls = classes[kind]
     _check_config(config, cls, path)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import copy
 import math
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .bounds import Bounds, reference_group
-from .controller import Controller, State
+from .controller import Controller, ControllerError, State
 from .decision import Decision, Settings, Value
 from .envelope import Watch, reference
 from .identity import STATE_FORMAT, check_saved, identity
@@ -114,8 +116,7 @@ class Governor:
             return self._hold(t, f"{bad} is {fields[bad]}", fields)
         if isinstance(loss := fields.get("loss"), float):
             self._watch.note(loss, every_update=False)
-        with torch.no_grad():
-            answer, state = self.controller.decide(self._observation(fields), self._state)
+        answer, state = self._ask(fields)
         values = [float(v) for v in answer.detach().reshape(-1).tolist()]
         if len(values) not in (1, len(self.base_lrs)):
             raise ValueError(
@@ -124,6 +125,8 @@ class Governor:
             )
         if not all(math.isfinite(v) for v in values):
             return self._hold(t, f"answer is {values[0] if len(values) == 1 else values}", fields)
+        if min(values) < 0 and self.settings.envelope is None:  # inside one it is a mistake like any other
+            return self._hold(t, f"answer is {values[0] if len(values) == 1 else values}, below 0", fields)
         self._state = state
         line = reference(t, self.total_steps)
         fresh = self._watch.fresh and self.controller.answers == "factor"
@@ -134,6 +137,25 @@ class Governor:
         reason = "bounded" if detail else "decision"
         seen = dict(fields)
         return self._applied(t, reason, proposed=values[0], bounded=self._answer[0], observation=seen, detail=detail)
+
+    def _ask(self, fields: Mapping[str, Value]) -> tuple[Tensor, State]:
+        """The controller's answer and next state; what goes wrong in its code is said with its name."""
+        name = self.controller.controller_type
+        try:
+            with torch.no_grad():
+                answer, state = self.controller.decide(self._observation(fields), self._state)
+        except (TypeError, AttributeError, KeyError, IndexError) as error:
+            raise ControllerError(
+                f"'{name}' failed in decide(obs, state, params=None) at update {self.updates}: "
+                f"{type(error).__name__}: {error}{_where(error)}; in obs are the fields that its needs name, "
+                f"{sorted(fields) or 'none'}, all others are None"
+            ) from error
+        if not isinstance(answer, Tensor) or not isinstance(state, dict):
+            raise ControllerError(
+                f"'{name}' must answer with a tensor and the next state, a dict, got {type(answer).__name__} and "
+                f"{type(state).__name__}; a constant is torch.full_like(obs.lr, 0.5)"
+            )
+        return answer, state
 
     def _unasked(self, t: int) -> Decision:
         handed = self.handed_over
@@ -312,6 +334,12 @@ class Governor:
         if state["declared_total_steps"] == self.settings.total_steps:
             self.total_steps, self.every = state["total_steps"], state["every"]
             self._cooldown = None if state["cooldown"] is None else (state["cooldown"][0], state["cooldown"][1])
+
+
+def _where(error: BaseException) -> str:
+    """The line of the controller's code that failed; nothing if the call itself did."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return "" if last.filename == __file__ else f" ({Path(last.filename).name}, line {last.lineno})"
 
 
 def _usable(name: str, value: Value) -> bool:

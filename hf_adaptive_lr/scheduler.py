@@ -217,13 +217,15 @@ class ControlledLR(LRScheduler):
         return [decision.lr[0] for decision in self.trace]
 
     def log_values(self) -> dict[str, float]:
-        """What a logger should see of the last update: factor, counts and the last observation, as `adaptive_lr/*`."""
+        """What a logger should see of the last update, as `adaptive_lr/*`: counts, the last observation, the factor.
+
+        Controllers that ignore the base LR have no factor.
+        """
         base = next(lr for lr in self.governor.base_lrs if lr > 0)
         index = self.governor.base_lrs.index(base)
-        values = {
-            "adaptive_lr/factor": float(self._last_lr[index]) / base,
-            "adaptive_lr/held": float(self.governor.held),
-        }
+        values = {"adaptive_lr/held": float(self.governor.held)}
+        if not self.controller.ignores_base_lr:
+            values = {"adaptive_lr/factor": float(self._last_lr[index]) / base, **values}
         seen = self._last_observation
         shown = {n: v for n, v in seen.items() if isinstance(v, float) and math.isfinite(v)}
         return values | {f"adaptive_lr/{name}": value for name, value in shown.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -88,3 +89,26 @@ def test_the_page_is_what_its_rows_say() -> None:
     rows = [json.loads(line) for line in (cards / compatibility.ROWS).read_text().splitlines()]
     assert {row["name"] for row in rows} == {check.name for check in CHECKS}
     assert page(rows) == (cards / compatibility.PAGE).read_text()
+
+
+# TRL 1.16 asks transformers 5.23 for the old name of its checkpointing flag.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+def test_settings_of_two_trainers_go_together_and_keep_the_first_ones_defaults(tmp_path) -> None:
+    from trl.trainer.sft_config import SFTConfig
+
+    from hf_adaptive_lr import AdaptiveLRTrainingArguments
+
+    @dataclass
+    class Config(SFTConfig, AdaptiveLRTrainingArguments):
+        pass
+
+    theirs = SFTConfig(output_dir=str(tmp_path), bf16=False, gradient_checkpointing=False)
+    both = Config(
+        output_dir=str(tmp_path),
+        bf16=False,
+        gradient_checkpointing=False,
+        lr_factors={"lora_B": 16},
+        divergence_guard=True,
+    )
+    assert both.divergence_guard and both.lr_factors == {"lora_B": 16}
+    assert (both.learning_rate, both.logging_steps) == (theirs.learning_rate, theirs.logging_steps) != (5e-5, 500)

@@ -512,3 +512,17 @@ def test_a_folder_with_an_unfinished_training_or_a_pointer_says_so(tmp_path) -> 
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(ValueError, match="pointer of Git LFS.*git lfs pull"):
         AutoController.from_pretrained(folder)
+
+
+def test_the_licence_is_the_owners(hub, hub_token) -> None:
+    def card_of(controller, repo_id=ID, **options) -> ModelCard:
+        commit = _push(controller, repo_id, **options).oid
+        return ModelCard(Path(HfApi().hf_hub_download(repo_id, "README.md", revision=commit)).read_text())
+
+    card = card_of(LEARNED)
+    assert "license" not in card.data.to_dict() and "## Licence\n\nNot stated." in card.content
+    assert card_of(LEARNED, license="mit").data.license == "mit"
+    assert card_of(LEARNED.replace(rho=0.01)).data.license == "mit"  # as the card there stated
+    with pytest.raises(ValueError, match="no licence that the Hub knows"):
+        _push(LEARNED, license="no such\nthing")
+    assert card_of(DECAY, "user/rule").data.license == "apache-2.0"

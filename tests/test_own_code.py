@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from hf_adaptive_lr import AdaptiveLRTrainer, AutoController
+from hf_adaptive_lr import AdaptiveLRTrainer, AutoController, ControlledLR
 from hf_adaptive_lr.bench.yardstick_methods import third_party
 from hf_adaptive_lr.cli import main
+from hf_adaptive_lr.controller import ControllerError
 from tests import doors
 from tests.job import texts, write_csv, write_text_model
 from tests.tiny import Tokens, bert
@@ -101,6 +103,61 @@ def test_what_cannot_be_loaded_is_one_line(text, name, said, tmp_path, capsys) -
     assert main(words) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+_WRONG = """
+from dataclasses import dataclass
+import torch
+from hf_adaptive_lr import Controller
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong(Controller):
+    controller_type = "wrong"
+    needs = frozenset({"loss"})
+"""
+
+
+@pytest.mark.parametrize(
+    ("decide", "said"),
+    [
+        ("def decide(self, obs):\n        return obs.lr, {}", "failed in decide.*takes 2 positional.*fields.*'loss'"),
+        (
+            "def decide(self, obs, state, params=None):\n        return obs.grad_norm.float(), state",
+            r"'NoneType' object has no attribute 'float' \(mine.py, line 1[0-9]\).*needs name, \['loss'\]",
+        ),
+        (
+            "def decide(self, obs, state, params=None):\n        return 0.5, state",
+            "answer with a tensor.*got float",
+        ),
+        ("def decide(self, obs, state, params=None):\n        return obs.lr", "failed in decide.*TypeError"),
+    ],
+)
+def test_mistakes_in_decide_are_said_in_one_line_before_any_update(decide, said, tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(f"{_WRONG}\n    {decide}\n")
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = ControlledLR(optimizer, AutoController.from_pretrained(f"{tmp_path}/mine.py:Wrong"))
+    weights = model.weight.detach().clone()
+    loss = model(torch.ones(1, 2)).square().mean()
+    loss.backward()
+    scheduler.observe(loss=loss)
+    with pytest.raises(ControllerError, match=said) as caught:
+        optimizer.step()
+    assert "\n" not in str(caught.value) and torch.equal(model.weight, weights)
+
+
+def test_an_answer_below_zero_is_held_and_said(tmp_path) -> None:
+    body = "def decide(self, obs, state, params=None):\n        return -torch.ones_like(obs.lr), state"
+    (tmp_path / "mine.py").write_text(f"{_WRONG}\n    {body}\n")
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = ControlledLR(optimizer, AutoController.from_pretrained(f"{tmp_path}/mine.py:Wrong"))
+    loss = model(torch.ones(1, 2)).square().mean()
+    loss.backward()
+    scheduler.observe(loss=loss)
+    with pytest.warns(UserWarning, match="learning rate held: update 0: answer is -1.0, below 0"):
+        optimizer.step()
+    assert scheduler.lr_history() == [0.1]
 
 
 def test_an_error_in_the_file_keeps_its_traceback(tmp_path) -> None:

@@ -132,6 +132,10 @@ def test_the_command_writes_a_controller(tmp_path, capsys) -> None:
     assert f"--controller {tmp_path / 'out'} --learning-rate 0.0002" in printed
     controller = AutoController.from_pretrained(tmp_path / "out")
     assert controller.controller_type == "replay" and max(controller.factors) == 1.0
+    assert main(["card", str(tmp_path / "out")]) == 0
+    card = capsys.readouterr().out
+    assert "Defazio et al. 2023" in card and "run (40 norms)" in card and "| learning rate | 0.0002 |" in card
+    assert "Nothing: it is a rule" not in card
 
 
 def test_the_command_in_json(tmp_path, capsys) -> None:

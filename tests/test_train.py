@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hf_adaptive_lr import AutoController, ControlledLR
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.cli.train import METHODS, make_trainer
 from hf_adaptive_lr.meta.driver import DriverConfig, run
+from hf_adaptive_lr.meta.ppo import PPOTrainer
 from tests.tiny import batches, mlp
 
 LINE = ["train", "ppo", "--suite", "quadratic", "--runs", "4", "--hidden-size", "4", "--iterations", "4"]
@@ -56,8 +58,15 @@ def test_every_method_writes_a_controller_that_loads_and_steers(method, tmp_path
     assert len(set(scheduler.lr_history())) == 4
 
 
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("stop", "checkpoint_seconds"), [(Stopped, 0), (KeyboardInterrupt, 3600)], ids=["checkpoint", "ctrl-c"]
+)
 @pytest.mark.parametrize("method", RECURRENT)
-def test_a_training_stopped_and_resumed_gives_the_same_weights(method, tmp_path) -> None:
+def test_a_training_stopped_and_resumed_gives_the_same_weights(method, stop, checkpoint_seconds, tmp_path) -> None:
     def drive(folder: Path, iterations: int, *, resume: bool = False) -> torch.Tensor:
         # The learning rate falls with the progress, so both parts must know the whole length.
         config = DriverConfig(suite="quadratic", output_dir=folder, runs=4, iterations=iterations)
@@ -68,22 +77,41 @@ def test_a_training_stopped_and_resumed_gives_the_same_weights(method, tmp_path)
     assert torch.equal(drive(tmp_path / "again", 4), whole)
     part = make_trainer(method, hidden_size=4, seed=0)
 
-    class Stopped(Exception):
-        pass
-
     iterate = part.iterate
 
     def stops(problems, iteration, progress=0.0):
         if iteration == 2:
-            raise Stopped
+            raise stop
         return iterate(problems, iteration, progress)
 
     part.iterate = stops
-    config = DriverConfig(suite="quadratic", output_dir=tmp_path / "part", runs=4, iterations=4, checkpoint_seconds=0)
-    with pytest.raises(Stopped):
+    settings = {"runs": 4, "iterations": 4, "checkpoint_seconds": checkpoint_seconds}
+    config = DriverConfig(suite="quadratic", output_dir=tmp_path / "part", **settings)
+    with pytest.raises(stop):
         run(part, config, bar=False)
     assert not (tmp_path / "part" / "config.json").exists()
     assert torch.equal(drive(tmp_path / "part", 4, resume=True), whole)
+
+
+@pytest.mark.parametrize(("at", "hint"), [(0, "begin again with: "), (2, "continue with: ")])
+def test_ctrl_c_says_how_to_go_on(at, hint, tmp_path, capsys, monkeypatch) -> None:
+    line = ["train", "ppo", "--suite", "quadratic", "--runs", "4", "--hidden-size", "4", "--iterations", "3"]
+    line += ["--output-dir", str(tmp_path / "out")]
+    iterate = PPOTrainer.iterate
+
+    def interrupted(self, problems, iteration, progress=0.0):
+        if iteration == at:
+            raise KeyboardInterrupt
+        return iterate(self, problems, iteration, progress)
+
+    monkeypatch.setattr(sys, "argv", ["hf-adaptive-lr", *line])
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOTrainer, "iterate", interrupted)
+        assert main(line) == 130
+    command = capsys.readouterr().err.splitlines()[-1].partition(hint)[2]
+    assert ("--resume" in command) == (at > 0)
+    assert main(shlex.split(command)[1:]) == 0
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["iterations"] == 3
 
 
 def test_a_killed_training_resumes_to_the_same_weights(tmp_path) -> None:

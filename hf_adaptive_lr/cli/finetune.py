@@ -67,6 +67,12 @@ def run(args: argparse.Namespace) -> int:
         results = _run(config)
     except (FinetuneError, DemoDataError) as error:
         raise UserError(str(error)) from error
+    except RuntimeError as error:
+        from ..controller import ControllerError  # loads torch, which is there by now
+
+        if not isinstance(error, ControllerError):
+            raise
+        raise UserError(str(error)) from error
     if results is None:
         return 130
     print(json.dumps(results, indent=2) if args.json else table(results, config.folder))

@@ -41,6 +41,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--without-results", action="store_true", help="publish without eval_results.json; the card will say so"
     )
+    parser.add_argument("--license", metavar="NAME", help="of the weights: mit, apache-2.0, other, ...")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
                 revision=args.revision,
                 create_pr=args.create_pr,
                 without_results=args.without_results,
+                license=args.license,
             )
         except ValueError as error:
             message = str(error)
@@ -69,6 +71,9 @@ def run(args: argparse.Namespace) -> int:
     said = {"repo_id": args.repo_id, "commit": done.oid, "url": done.commit_url, "pull_request": request}
     if args.json:
         print(json.dumps(said, indent=2))
+        return 0
+    if args.create_pr and request is None:
+        print(f"{args.repo_id} holds this already, at commit {done.oid}; no pull request was opened")
         return 0
     print(f"pushed {controller.controller_type} to {args.repo_id}, commit {done.oid}")
     print(f"  {request or done.commit_url}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,10 @@ def run(args: argparse.Namespace) -> int:
         runs = [read_past_run(folder) for folder in args.run_dirs]
         controller = refine(runs, args.smoothing, args.power)
         controller.save_pretrained(args.output_dir)
+        peak = max(run.peak_lr for run in runs)
+        _write_record(args, runs, controller, peak)
     except (RefineError, OSError) as error:
         raise UserError(str(error)) from error
-    peak = max(run.peak_lr for run in runs)
     if args.json:
         said = {
             "output_dir": str(args.output_dir),
@@ -77,6 +79,25 @@ def run(args: argparse.Namespace) -> int:
         f"{peak:g}"
     )
     return 0
+
+
+def _write_record(args: argparse.Namespace, runs: list[Any], controller: Any, peak: float) -> None:
+    """training.json, for the card: what the schedule comes from, and the learning rate it is meant for."""
+    from ..files import TRAINING_NAME, library_version, replace_file
+
+    words = ["refine", *map(str, args.run_dirs), "--smoothing", f"{args.smoothing:g}", "--power", str(args.power)]
+    record = {
+        "command": shlex.join([PROGRAM, *words, "--output-dir", str(args.output_dir)]),
+        "method": "refined schedule from past gradient norms (Defazio et al. 2023, arXiv:2310.07831, Algorithm 2)",
+        "controller": {"controller_type": controller.controller_type, **controller.config()},
+        "sources": ", ".join(f"{run.source.parent.name} ({len(run.norms)} norms)" for run in runs),
+        "learning_rate": peak,
+        "smoothing": args.smoothing,
+        "power": args.power,
+        "versions": {"hf_adaptive_lr": library_version()},
+    }
+    text = json.dumps(record, indent=1) + "\n"
+    replace_file(args.output_dir / TRAINING_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _at(controller: Any, progress: float) -> float:

@@ -18,6 +18,7 @@ METHODS = ("universal", "ppo", "evolution", "bilevel", "schedule_ppo")
 paper does; the others train `gru` on any suite."""
 
 _SUITES = {"universal": "strangers", "schedule_ppo": "fashion"}
+_PHOTOS = ("fashion", "mnist")
 _RUNS = {"universal": 24, "schedule_ppo": 1}
 PRESETS = ("paper", "released")
 _FOR_SCHEDULE, _FOR_UNIVERSAL = ("preset", "every_steps", "recurrent"), ("controller_kwargs",)
@@ -87,6 +88,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 130 when interrupted."""
     from ..demo_data import DemoDataError
+    from ..files import CHECKPOINT_NAME
     from ..meta.driver import DriverConfig, check_folder
     from ..meta.driver import run as drive
 
@@ -115,7 +117,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         controller = drive(trainer, config, resume=args.resume, command=shlex.join([PROGRAM, *words]))
     except KeyboardInterrupt:
-        print(f"\n{PROGRAM}: interrupted; continue with: {shlex.join([PROGRAM, *words, '--resume'])}", file=sys.stderr)
+        if (args.output_dir / CHECKPOINT_NAME).is_file():
+            way = f"interrupted; continue with: {shlex.join([PROGRAM, *words, '--resume'])}"
+        else:
+            way = f"interrupted in the first iteration; begin again with: {shlex.join([PROGRAM, *words])}"
+        print(f"\n{PROGRAM}: {way}", file=sys.stderr)
         return 130
     except DemoDataError as error:
         raise UserError(str(error)) from error
@@ -243,6 +249,12 @@ def _check_method(method: str, suite: str, runs: int, given: dict[str, Any]) -> 
     if method != "schedule_ppo":
         if runs < 2:
             raise ValueError(f"runs={runs} must be at least 2")
+        if suite in _PHOTOS:
+            others = ", ".join(name for name in SUITES if name not in _PHOTOS)
+            raise ValueError(
+                f"suite '{suite}' trains a convolutional net on real images, one run at a time, for schedule_ppo; "
+                f"{method} wants many small runs at once, such as of: {others}"
+            )
         return
     lacking = SUITES[suite].without_classes()
     if lacking:

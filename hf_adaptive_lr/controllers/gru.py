@@ -26,7 +26,7 @@ from ..observation import Observation
 
 @dataclass(frozen=True, kw_only=True)
 class GRUController(Controller):
-    """GRU controller; `params` hold its weights.
+    """A small recurrent net that moves the learning rate in force, from five scale-free sensors.
 
     Args:
         hidden_size: width of the GRU, 1 ... 1024.

@@ -28,7 +28,7 @@ from ..observation import Observation
 
 @dataclass(frozen=True, kw_only=True)
 class Universal(Controller):
-    """GRU controller of the relative update; `params` hold its weights. For SGD, Adam and AdamW.
+    """A small recurrent net that steers how far an update moves the weights; for SGD, Adam and AdamW.
 
     Args:
         hidden_size: width of the GRU, 1 ... 1024.

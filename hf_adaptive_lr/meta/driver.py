@@ -7,13 +7,15 @@ and `load_state_dict(state)`. What it writes: `config.json` and `model.safetenso
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import difflib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -118,6 +120,10 @@ def check_folder(config: DriverConfig, method: str, *, resume: bool) -> None:
         raise ValueError(f"'{config.output_dir}' holds a training of {method}; pass --resume, or name another folder")
 
 
+_Whole: TypeAlias = tuple[dict[str, Any], int, list[dict[str, float]], float]
+"""State of the trainer, iterations, figures and seconds after a whole iteration."""
+
+
 def run(
     trainer: Trainer, config: DriverConfig, *, resume: bool = False, command: str = "", bar: bool = True
 ) -> Controller:
@@ -150,7 +156,8 @@ def run(
     reported = config.report_to if rank() == 0 else ()
     trackers = Trackers(reported, config.output_dir / "logs", _identity(config, trainer.method))
     shown = tqdm(total=config.iterations, initial=iteration, unit="it", disable=not bar or rank() > 0)
-    with shown:
+    whole: _Whole | None = None
+    with shown, _saved_when_interrupted(trainer, config, lambda: whole):
         while not _finished(config, iteration, time.monotonic() - started):
             progress = _progress(config, iteration, time.monotonic() - started)
             # Every process has problems of its own.
@@ -167,12 +174,13 @@ def run(
                 {k: f"{v:.3g}" for k, v in figures.items() if k in ("return", "diverged")}, refresh=False
             )
             trackers.log(figures, iteration)
+            whole = (copy.deepcopy(trainer.state_dict()), iteration, list(curves), seconds)
             if time.monotonic() - last_saved > config.checkpoint_seconds:
-                _save_checkpoint(trainer, config, iteration, curves, seconds)
+                _save_checkpoint(trainer, config, *whole)
                 last_saved = time.monotonic()
     trackers.close()
     seconds = time.monotonic() - started
-    _save_checkpoint(trainer, config, iteration, curves, seconds)
+    _save_checkpoint(trainer, config, trainer.state_dict(), iteration, curves, seconds)
     controller = trainer.controller()
     if rank() == 0:
         controller.save_pretrained(config.output_dir)
@@ -204,14 +212,32 @@ def _identity(config: DriverConfig, method: str) -> dict[str, Any]:
     return {"method": method, "suite": config.suite, "runs": config.runs, "seed": config.seed}
 
 
+@contextlib.contextmanager
+def _saved_when_interrupted(
+    trainer: Trainer, config: DriverConfig, whole: Callable[[], _Whole | None]
+) -> Iterator[None]:
+    """On Ctrl-C keep what there was after the last whole iteration; half of one would not resume exactly."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (last := whole()) is not None:
+            _save_checkpoint(trainer, config, *last)
+        raise
+
+
 def _save_checkpoint(
-    trainer: Trainer, config: DriverConfig, iteration: int, curves: list[dict[str, float]], seconds: float
+    trainer: Trainer,
+    config: DriverConfig,
+    trained: dict[str, Any],
+    iteration: int,
+    curves: list[dict[str, float]],
+    seconds: float,
 ) -> None:
     if rank() > 0:
         return
     state = {
         "identity": _identity(config, trainer.method),
-        "trainer": trainer.state_dict(),
+        "trainer": trained,
         "iteration": iteration,
         "curves": curves,
         "seconds": seconds,
