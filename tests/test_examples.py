@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_adaptive_lr.observation import OPTIONAL_FIELDS
 from tests.job import python, texts, write_csv, write_image_model, write_images, write_text_model
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -113,3 +114,9 @@ def test_every_script_is_in_the_guide_and_tested() -> None:
     assert {name for name in scripts if f"({name})" not in guide} == set()
     for link in re.findall(r"\]\(([\w./-]+)", guide):
         assert (EXAMPLES / link).exists(), link
+
+
+def test_the_guide_lists_what_can_be_looked_at() -> None:
+    guide = (EXAMPLES / "README.md").read_text()
+    for name, field in OPTIONAL_FIELDS.items():
+        assert f"| `{name}` | {field.unit} | {field.measured} |" in guide
