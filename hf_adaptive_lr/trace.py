@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .controller import Controller
 from .decision import Decision
 from .files import replace_file
+from .run_files import CONTROLLER_NAME
 
 
 class TraceWriter:
@@ -19,10 +21,11 @@ class TraceWriter:
 
     Args:
         path: file, usually `lr_trace.jsonl` in the output folder.
+        controller: who decides; goes into `controller.json` beside it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, controller: Controller | None = None) -> None:
+        self.path, self._controller = path, controller
         self._started = False
 
     def __call__(self, decision: Decision) -> None:
@@ -37,6 +40,11 @@ class TraceWriter:
         kept = [row for row in read_trace(self.path) if row["step"] < step] if step > 0 else []
         text = "".join(json.dumps(row) + "\n" for row in kept)
         replace_file(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+        if self._controller is not None:
+            known = {"controller_type": self._controller.controller_type, **self._controller.config()}
+            origin = {k: v for k, v in self._controller.provenance.items() if v and k != "folder"}
+            said = json.dumps({**known, **({"provenance": origin} if origin else {})}, indent=2, default=str) + "\n"
+            replace_file(self.path.with_name(CONTROLLER_NAME), lambda path: path.write_text(said, encoding="utf-8"))
         self._started = True
 
 

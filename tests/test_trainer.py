@@ -277,3 +277,12 @@ def test_what_no_scheduler_can_measure_is_refused() -> None:
     controller = type("Actor", (Controller,), {"needs": frozenset({"loss_other"})})()
     with pytest.raises(ValueError, match="loss_other, the loss of a batch that this door does not have"):
         ControlledLR(torch.optim.SGD(mlp().parameters(), lr=0.1), controller)
+
+
+def test_the_output_folder_says_who_decided(tmp_path) -> None:
+    from hf_adaptive_lr.report import read_run
+
+    args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments)
+    AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(), controller=Hypergradient(beta=0.03)).train()
+    facts = read_run(tmp_path).facts
+    assert facts["controller"] == "hypergradient" and "0.03" in facts["controller settings"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..run_files import EVENTS_NAME, TRACE_NAME
+from ..run_files import CONTROLLER_NAME, EVENTS_NAME, TRACE_NAME
 
 RESULTS_NAME, SETTINGS_NAME, STATE_NAME = "results.json", "finetune_config.json", "trainer_state.json"
 MAX_EVENTS = 10_000
@@ -148,7 +148,11 @@ def read_run(folder: Path) -> Run:
     back = sum(now.step <= before.step for before, now in zip(rows, rows[1:], strict=False))
     if back:
         notes.append(f"The trace goes back {_times(back)}: those updates were run again, as after a rollback.")
-    results, settings = (_mapping(folder / name, notes) for name in (RESULTS_NAME, SETTINGS_NAME))
+    results, settings, who = (
+        _mapping(folder / name, notes) for name in (RESULTS_NAME, SETTINGS_NAME, CONTROLLER_NAME)
+    )
+    if who and "controller" not in results:
+        settings = {**settings, "controller": who}
     state = _newest_state(folder, notes)
     rows, events = _with_events(rows, _events(folder / EVENTS_NAME, notes))
     losses, evals = _logged(state, "loss"), _logged(state, "eval_loss")
