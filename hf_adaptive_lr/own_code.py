@@ -5,6 +5,7 @@ Only a file that the user names on this machine is run; nothing that comes from 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import importlib.util
@@ -55,12 +56,33 @@ def load(text: str) -> Controller:
         close = difflib.get_close_matches(name, known, n=1) or known
         hint = f"did you mean {close[0]}?" if close else "it defines none; subclass hf_adaptive_lr.Controller"
         raise ValueError(f"'{path}' has no controller '{name}'; {hint}")
+    _check_class(text, found)
     try:
         made = found()
     except TypeError as error:
         raise ValueError(f"'{text}' cannot be made without arguments: {error}; give its fields defaults") from error
     origin = {"source": text, "folder": "", "commit": "", "revision": "", "code": code}
     return made.replace(provenance=origin)
+
+
+def _check_class(text: str, found: type[Controller]) -> None:
+    """Refuse what would run, but not as it was meant.
+
+    Raises:
+        ValueError: no name of its own, or settings that a missing decorator leaves unread.
+    """
+    if "controller_type" not in vars(found):
+        raise ValueError(f"'{text}' has no controller_type of its own; add controller_type = \"my_name\" to the class")
+    fields = {field.name for field in dataclasses.fields(found)}
+    unread = [
+        n
+        for n, kind in vars(found).get("__annotations__", {}).items()
+        if n not in fields and "ClassVar" not in str(kind)
+    ]
+    if unread:
+        raise ValueError(
+            f"'{text}': '{unread[0]}' is no setting; put @dataclass(frozen=True, kw_only=True) above the class"
+        )
 
 
 def _module(path: Path, code: str) -> ModuleType:

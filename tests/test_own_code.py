@@ -94,6 +94,17 @@ def test_another_text_of_the_file_is_another_method(tmp_path) -> None:
             "Drop",
             "give its fields defaults",
         ),
+        (
+            "from hf_adaptive_lr import Controller\nclass Drop(Controller):\n    pass",
+            "Drop",
+            "has no controller_type of its own",
+        ),
+        (
+            "from hf_adaptive_lr import Controller\n"
+            "class Drop(Controller):\n    controller_type = 'drop'\n    at: int = 3",
+            "Drop",
+            "'at' is no setting; put @dataclass(frozen=True, kw_only=True) above the class",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_one_line(text, name, said, tmp_path, capsys) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_adaptive_lr.bench import universal_ablations, universal_page, yardstick_methods
+from hf_adaptive_lr.bench import universal_ablations, universal_page, universal_trainings, yardstick_methods
 from hf_adaptive_lr.bench.runner import append_row, identity
 from hf_adaptive_lr.bench.universal_figures import (
     MINE,
@@ -102,7 +102,7 @@ def test_the_page_says_it(book) -> None:
     assert "tried *this*" in page and "| tasks with a loss lower by 5 % | at least 1 | 2 of 2 |" in page
     assert universal_page.picture(universal_page.curves_of(FULL, book)).startswith(b"\x89PNG")
     empty = universal_page.render(FULL, Book(book.folder / "none"), None)
-    assert empty.count("No rows yet") == 5 and "![" not in empty
+    assert empty.count("No rows yet") == 6 and "![" not in empty
 
 
 def test_ablations_stand_beside_the_whole_one(book) -> None:
@@ -118,6 +118,22 @@ def test_ablations_stand_beside_the_whole_one(book) -> None:
     assert "| the bundled one |  | 2 | 0.900 |  |  |" in text and "gain ratio" not in text
     assert "| the bundled one | 2 | 0.700 | -0.200 [-0.200, -0.200] | 3.00 [3.00, 3.00] |" in text
     assert "| that of a quarter of an hour | 2 | 0.200 | -0.400 [-0.400, -0.400] | 2.00 [2.00, 2.00] |" in text
+
+
+def test_trainings_stand_beside_each_other_on_the_quick_tasks(book, monkeypatch) -> None:
+    quick = dataclasses.replace(PROFILES["quick"], tasks=("text-minilm", "image-cnn"), tuning_stride=1)
+    monkeypatch.setattr(universal_trainings, "PROFILES", {"quick": quick})
+    assert universal_trainings.trainings(book) == ""  # one alone says nothing
+    for task, losses in (("text-minilm", (0.2, 0.4, 0.8)), ("image-cnn", (0.2, 0.2, None))):
+        for seed, loss in enumerate(losses):
+            row = {"row": "run", "task": task, "method": "trainings/seed-1", "seed": seed, "lr": 5e-5}
+            row |= {"task_digest": TASKS[task].digest, "method_digest": "x", "test_loss": loss, "first_loss": 1.0}
+            append_row(book.path(task), row)
+        book.forget(task)
+    # The tuned schedule has 0.2: ln 1, ln 2 and ln 4; ln 1 twice and a failed run, which is ln 100.
+    text = universal_trainings.trainings(book)
+    assert "| 60 minutes, seed 1 | +0.69 | +1.54 | +1.11 |" in text
+    assert "| bundled, 15 minutes | -0.69 | -0.69 | -0.69 |" in text and "seed 0" not in text
 
 
 def test_the_committed_page_is_what_the_rows_say() -> None:

@@ -1,13 +1,13 @@
 """What each part of `universal` is worth: the yardstick's rows of controllers that lack one.
 
-Those that have to be trained again get a quarter of an hour each, beside a whole one of a quarter of an hour
-([`COMMANDS`]); the others stand beside the bundled one.
+Those that have to be trained again get a quarter of an hour each, or as many iterations as a whole one made in a
+quarter of an hour, and stand beside that one ([`COMMANDS`]); the others stand beside the bundled one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from .universal_figures import MINE, Pairs, log_ratio, real_tasks
 from .yardstick_methods import REPLAY
 from .yardstick_plan import Book, Profile
 from .yardstick_tables import table
+from .yardstick_tasks import Task
 
 WHOLE = "ablations/universal"
 RETRAINED: Mapping[str, str] = {
@@ -31,12 +32,12 @@ AS_THEY_ARE: Mapping[str, str] = {
     "relative_walk": "random steps in place of the net's: the placebo",
 }
 """Methods of the yardstick to what they lack."""
-_TRAIN = "torchrun --nproc-per-node 2 -m hf_adaptive_lr.cli train universal --minutes 15 --output-dir"
+_TRAIN = "torchrun --nproc-per-node 2 -m hf_adaptive_lr.cli train universal"
 COMMANDS = f"""\
-{_TRAIN} ablations/universal
-{_TRAIN} ablations/newcomers --suite newcomers
-{_TRAIN} ablations/without_gain --controller-kwargs '{{"without_gain": true}}'
-{_TRAIN} ablations/without_probing --controller-kwargs '{{"probing": false}}'
+{_TRAIN} --minutes 15 --output-dir ablations/universal
+{_TRAIN} --minutes 15 --output-dir ablations/newcomers --suite newcomers
+{_TRAIN} --iterations 59 --output-dir ablations/without_gain --controller-kwargs '{{"without_gain": true}}'
+{_TRAIN} --iterations 59 --output-dir ablations/without_probing --controller-kwargs '{{"probing": false}}'
 hf-adaptive-lr bench --full --jobs 2 --output-dir model_cards --methods cosine \\
   --controller ablations/universal --controller ablations/newcomers \\
   --controller ablations/without_gain --controller ablations/without_probing
@@ -85,7 +86,7 @@ def side_by_side(mine: str, other: str, what: str, profile: Profile, book: Book)
     names: list[str] = []
     pair: tuple[list[Array], list[Array]] = ([], [])
     for task in real_tasks(profile):
-        values = [_by_seed(name, what, task.name, task.digest, range(profile.seeds), book) for name in (mine, other)]
+        values = [by_seed(name, what, task, profile.seeds, book) for name in (mine, other)]
         if values[0] is not None and values[1] is not None:
             names.append(task.name)
             pair[0].append(values[0])
@@ -93,11 +94,20 @@ def side_by_side(mine: str, other: str, what: str, profile: Profile, book: Book)
     return Pairs(tuple(names), np.array(pair[0]), np.array(pair[1]))
 
 
-def _by_seed(method: str, what: str, task: str, digest: str, seeds: Sequence[int], book: Book) -> Array | None:
+def by_seed(method: str, what: str, task: Task, seeds: int, book: Book) -> Array | None:
+    """A figure of every seed, found by the method's name alone; None if a seed is missing.
+
+    Args:
+        method: its name.
+        what: key of the rows; a failed run counts as the worst there is.
+        task: whose rows.
+        seeds: how many.
+        book: the rows.
+    """
     worst = 0.0 if what == "test_accuracy" else math.inf
     found = {
         row["seed"]: worst if row.get(what) is None else float(row[what])
-        for row in book.rows(task).values()
-        if row["method"] == method and row["task_digest"] == digest
+        for row in book.rows(task.name).values()
+        if row["method"] == method and row["task_digest"] == task.digest
     }
-    return np.array([found[seed] for seed in seeds]) if all(seed in found for seed in seeds) else None
+    return np.array([found[seed] for seed in range(seeds)]) if all(seed in found for seed in range(seeds)) else None

@@ -37,6 +37,8 @@ from .universal_figures import (
     real_tasks,
     summary,
 )
+from .universal_trainings import COMMANDS as TRAINING_COMMANDS
+from .universal_trainings import trainings
 from .yardstick_methods import METHODS
 from .yardstick_plan import PROFILES, Book, Profile
 from .yardstick_tables import table
@@ -68,6 +70,12 @@ Those that lack something:
 """
     + f"""\
 {ABLATION_COMMANDS}\
+```
+
+Trained again:
+
+```bash
+{TRAINING_COMMANDS}\
 ```
 """
 )
@@ -220,6 +228,10 @@ def render(profile: Profile, book: Book, notes: str | None) -> str:
         by_task(profile, book),
         "## What each part is worth\n",
         ablations(profile, book) or "No rows yet.\n",
+        "## Trained again\n",
+        trainings(book) or "No rows yet.\n",
+        "Mean log-regret on the quick tasks: ln of the final test loss over the tuned linear schedule's; below 0 is "
+        "better.\n",
         "## What was tried\n",
         f"{NOTES}\n{notes or ''}\n{NOTES_END}\n",
         "## Reproduce\n",
