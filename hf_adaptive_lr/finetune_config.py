@@ -79,8 +79,8 @@ class FinetuneConfig:
     )
     guard: str = _option(
         "on",
-        "on | off: skip updates that diverge, go back and cut the learning rate if it persists; host memory for two "
-        "copies of what trains, checkpoints up to three times as large",
+        "on | off: skip updates that diverge, go back and cut the learning rate if it persists; in memory and "
+        "in checkpoints two copies of weights and optimizer state, up to four in runs of under 160 updates",
     )
     learning_rate: float | str | None = _option(
         None,

@@ -144,6 +144,9 @@ def _text_parts(model: str | None, labels: list[str], max_length: int) -> Parts:
             raise FinetuneError(f"tokenizer '{source}' has no padding token; set its pad_token and save it again")
         tokenizer.pad_token = tokenizer.eos_token
         net.config.pad_token_id = tokenizer.pad_token_id
+    most = getattr(net.config, "max_position_embeddings", None)
+    if isinstance(most, int) and tokenizer.model_max_length > most:
+        tokenizer.model_max_length = most  # some say nothing; whoever truncates with the saved one needs it
     longest = min(max_length, tokenizer.model_max_length)
 
     def collate(rows: list[dict[str, Any]]) -> Batch:

@@ -58,7 +58,8 @@ class GuardCallback(TrainerCallback, ExportableState):
             one from scratch, as pretrained weights bear less.
         raise_on_stop: True raises [`DivergenceError`] at the end of all means; False ends training there, with the
             last good weights.
-        save_snapshots: whether checkpoints hold the snapshots, which makes them up to three times as large; without
+        save_snapshots: whether checkpoints hold the snapshots, which makes them three times as large, and up to five
+            times in runs of under 160 updates, whose snapshots are less than 8 apart; without
             them a resumed run cannot go back behind its checkpoint.
 
     Raises:
