@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-from collections.abc import Sequence
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import UserError
@@ -48,12 +50,25 @@ def run(args: argparse.Namespace) -> int:
             for row in rows
         ]
     else:
-        shown = [("name", "answers", "needs", "what it does")]
-        shown += [(row["name"], row["answers"], " ".join(row["needs"]) or "-", row["summary"]) for row in rows]
+        print("\n".join(_wrapped(rows, shutil.get_terminal_size((100, 24)).columns)))
+        return 0
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for line in shown:
         print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
     return 0
+
+
+def _wrapped(rows: Sequence[Mapping[str, Any]], columns: int) -> list[str]:
+    """What each one does, and below it what it needs, as wide as the terminal."""
+    name = max(len(row["name"]) for row in rows) + 2
+    lines = [f"{'name':{name}}{'answers':9}what it does"]
+    for row in rows:
+        head, indent = f"{row['name']:{name}}{row['answers']:9}", " " * (name + 9)
+        needs = f"needs: {', '.join(row['needs'])}" if row["needs"] else ""
+        wrapped = textwrap.wrap(row["summary"], max(40, columns - len(indent)))
+        wrapped += textwrap.wrap(needs, max(40, columns - len(indent)), subsequent_indent="  ")
+        lines += [head + wrapped[0], *(indent + line for line in wrapped[1:])]
+    return lines
 
 
 def on_the_hub(limit: int) -> list[dict[str, Any]]:
