@@ -296,8 +296,8 @@ class Measurer:
         if self._grad_norm is not None:
             return {"grad_norm": self._grad_norm}
         if self._unclipped is not None:
-            root = {} if self._root is None else {"root": self._root}
-            return {"grad_norm": self._unclipped, **root}
+            # Always there, as all ranks must exchange the same number of values.
+            return {"grad_norm": self._unclipped, "root": torch.ones(()) if self._root is None else self._root}
         return {"grad_norm": measure_grad_norm(self.optimizer, self.model)}
 
     def _exchange(self, values: list[Tensor], agreed: Sequence[float]) -> list[float]:
