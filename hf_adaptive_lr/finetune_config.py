@@ -66,7 +66,8 @@ class FinetuneConfig:
     label_column: str = _option("label", "column with the labels: class labels, strings or whole numbers")
     controller: str | None = _option(
         None,
-        "name of a controller (see `hf-adaptive-lr list`) or its folder (default: universal; constant for dsa)",
+        "name of a controller (see `hf-adaptive-lr list`), its folder, user/repo on the Hub, or your own class as "
+        "FILE.py:CLASS (default: universal; constant for dsa)",
     )
     controller_kwargs: str | None = _option(None, 'config fields of the controller to change, as JSON: {"beta": 0.02}')
     every: int | None = _option(

@@ -91,6 +91,8 @@ def load(
     if not is_repo:
         if isinstance(name_or_path, os.PathLike):
             return files.load(here, classes)  # says what is not there
+        if wanted.endswith(".py"):
+            raise ValueError(f"'{wanted}' is a file; name the class in it as well: {wanted}:MyController")
         raise ValueError(
             f"no controller '{wanted}': it is neither a known name nor a folder with {files.CONFIG_NAME}, and not a "
             f"Hub repository, which is written 'user/name'; {_hint(wanted, classes)}"

@@ -11,10 +11,15 @@ import hashlib
 import importlib.util
 import re
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
+import torch
+from torch import Tensor
+
 from .controller import Controller
+from .observation import OPTIONAL_FIELDS, Observation
 
 
 def is_own(text: str) -> bool:
@@ -61,8 +66,60 @@ def load(text: str) -> Controller:
         made = found()
     except TypeError as error:
         raise ValueError(f"'{text}' cannot be made without arguments: {error}; give its fields defaults") from error
+    try_out(made, ())
     origin = {"source": text, "folder": "", "commit": "", "revision": "", "code": code}
     return made.replace(provenance=origin)
+
+
+def try_out(controller: Controller, batch_shape: tuple[int, ...]) -> None:
+    """Ask a controller once, with made-up numbers for what it needs, before anything depends on it.
+
+    Args:
+        controller: it is not changed.
+        batch_shape: () as in a run, (n,) as in meta-training and the benchmark's vectorised tasks.
+
+    Raises:
+        ValueError: it fails, or answers with something else than it should; one line.
+    """
+    name = type(controller).__name__
+    where = "" if not batch_shape else ", with tensors of many runs at once (torch.where instead of if)"
+    try:
+        state = controller.init(batch_shape, n_groups=1, seed=0, device=None)
+        answer, after = controller.decide(_made_up(controller, batch_shape), state)
+    except Exception as error:  # whatever it is, it is the user's to mend
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        at = "" if line.filename == __file__ else f" (line {line.lineno})"
+        raise ValueError(
+            f"{name} failed when it was tried out{where}: {type(error).__name__}: {error}{at}; it is called as "
+            "init(batch_shape, *, n_groups, seed, device) and decide(obs, state, params=None), and obs has the fields "
+            f"that needs names, {sorted(controller.needs) or 'none'}"
+        ) from error
+    if not isinstance(answer, Tensor) or tuple(answer.shape) not in (batch_shape, (*batch_shape, 1)):
+        got = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+        raise ValueError(
+            f"{name}.decide must answer with a tensor of obs.lr's shape {batch_shape}{where}, got {got}; a constant "
+            "is torch.full_like(obs.lr, 0.5)"
+        )
+    plain = (Tensor, int, float, str, type(None))
+    odd = [key for part in (state, after) for key, value in part.items() if not isinstance(value, plain)]
+    if odd:
+        raise ValueError(f"{name}: '{odd[0]}' of its state is no tensor or number, so a checkpoint could not keep it")
+
+
+def _made_up(controller: Controller, batch_shape: tuple[int, ...]) -> Observation:
+    """An observation of the tenth of a hundred updates."""
+
+    def full(value: float, *more: int) -> Tensor:
+        return torch.full((*batch_shape, *more), value, dtype=torch.float64)
+
+    fields = {
+        field: full(10.0 if field == "classes" else 0.5, *((1,) if field.startswith("group_") else ()))
+        for field in controller.needs & OPTIONAL_FIELDS.keys()
+    }
+    groups = {"lrs": full(1e-3, 1), "base_lrs": full(1e-3, 1)}
+    return Observation(
+        step=10, total_steps=100, lr=full(1e-3), base_lr=full(1e-3), last_lr=full(1e-3), **groups, **fields
+    )
 
 
 def _check_class(text: str, found: type[Controller]) -> None:

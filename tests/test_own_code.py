@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_adaptive_lr import AdaptiveLRTrainer, AutoController, ControlledLR
+from hf_adaptive_lr import AdaptiveLRTrainer, AutoController, ControlledLR, own_code
 from hf_adaptive_lr.bench.yardstick_methods import third_party
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.controller import ControllerError
@@ -128,30 +128,71 @@ class Wrong(Controller):
 """
 
 
+_MISTAKES = [
+    ("def decide(self, obs):\n        return obs.lr, {}", "takes 2 positional"),
+    (
+        "def decide(self, obs, state, params=None):\n        return obs.grad_norm.float(), state",
+        r"'NoneType' object has no attribute 'float'.*line 1[0-9]\).*\['loss'\]",
+    ),
+    ("def decide(self, obs, state, params=None):\n        return 0.5, state", "answer with a tensor.*got float"),
+    ("def decide(self, obs, state, params=None):\n        return obs.lr", "failed.*TypeError"),
+]
+
+
 @pytest.mark.parametrize(
-    ("decide", "said"),
+    ("body", "said"),
     [
-        ("def decide(self, obs):\n        return obs.lr, {}", "failed in decide.*takes 2 positional.*fields.*'loss'"),
+        *_MISTAKES,
+        ("def init(self):\n        return {}", r"called as init\(batch_shape, \*, n_groups, seed, device\)"),
         (
-            "def decide(self, obs, state, params=None):\n        return obs.grad_norm.float(), state",
-            r"'NoneType' object has no attribute 'float' \(mine.py, line 1[0-9]\).*needs name, \['loss'\]",
+            "def decide(self, obs, state, params=None):\n        return obs.lr[None].expand(3), state",
+            r"got shape \(3,\)",
         ),
         (
-            "def decide(self, obs, state, params=None):\n        return 0.5, state",
-            "answer with a tensor.*got float",
+            "def decide(self, obs, state, params=None):\n        return obs.lr, {'a': [1]}",
+            "'a' of its state is no tensor",
         ),
-        ("def decide(self, obs, state, params=None):\n        return obs.lr", "failed in decide.*TypeError"),
     ],
 )
-def test_mistakes_in_decide_are_said_in_one_line_before_any_update(decide, said, tmp_path) -> None:
-    (tmp_path / "mine.py").write_text(f"{_WRONG}\n    {decide}\n")
+def test_mistakes_are_said_in_one_line_when_it_is_loaded(body, said, tmp_path, capsys) -> None:
+    (tmp_path / "mine.py").write_text(f"{_WRONG}\n    {body}\n")
+    with pytest.raises(ValueError, match=said) as caught:
+        AutoController.from_pretrained(f"{tmp_path}/mine.py:Wrong")
+    assert "\n" not in str(caught.value)
+    assert main(["finetune", "--controller", f"{tmp_path}/mine.py:Wrong", "--output-dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_benchmark_wants_torch_operations(tmp_path, capsys) -> None:
+    body = "def decide(self, obs, state, params=None):\n        return obs.lr * (2 if obs.loss > 0 else 1), state"
+    (tmp_path / "mine.py").write_text(f"{_WRONG}\n    {body}\n")
+    assert AutoController.from_pretrained(f"{tmp_path}/mine.py:Wrong").controller_type == "wrong"  # enough for one run
+    assert main(["bench", "--controller", f"{tmp_path}/mine.py:Wrong", "--output-dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "torch.where instead of if" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_file_without_its_class_says_what_is_missing(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"is a file; name the class in it as well: .*mine.py:MyController"):
+        AutoController.from_pretrained(f"{tmp_path}/mine.py")
+
+
+def _attached(tmp_path: Path, body: str) -> tuple[torch.nn.Module, torch.optim.Optimizer, ControlledLR]:
+    """The class itself, as a script makes it, so that nobody tries it out before."""
+    (tmp_path / "mine.py").write_text(f"{_WRONG}\n    {body}\n")
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheduler = ControlledLR(optimizer, AutoController.from_pretrained(f"{tmp_path}/mine.py:Wrong"))
-    weights = model.weight.detach().clone()
+    scheduler = ControlledLR(optimizer, own_code._module(tmp_path / "mine.py", str(tmp_path)[::-1]).Wrong())
     loss = model(torch.ones(1, 2)).square().mean()
     loss.backward()
     scheduler.observe(loss=loss)
+    return model, optimizer, scheduler
+
+
+@pytest.mark.parametrize(("decide", "said"), _MISTAKES)
+def test_mistakes_in_decide_are_said_before_any_update(decide, said, tmp_path) -> None:
+    model, optimizer, _ = _attached(tmp_path, decide)
+    weights = model.weight.detach().clone()
     with pytest.raises(ControllerError, match=said) as caught:
         optimizer.step()
     assert "\n" not in str(caught.value) and torch.equal(model.weight, weights)
@@ -159,13 +200,7 @@ def test_mistakes_in_decide_are_said_in_one_line_before_any_update(decide, said,
 
 def test_an_answer_below_zero_is_held_and_said(tmp_path) -> None:
     body = "def decide(self, obs, state, params=None):\n        return -torch.ones_like(obs.lr), state"
-    (tmp_path / "mine.py").write_text(f"{_WRONG}\n    {body}\n")
-    model = torch.nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheduler = ControlledLR(optimizer, AutoController.from_pretrained(f"{tmp_path}/mine.py:Wrong"))
-    loss = model(torch.ones(1, 2)).square().mean()
-    loss.backward()
-    scheduler.observe(loss=loss)
+    _, optimizer, scheduler = _attached(tmp_path, body)
     with pytest.warns(UserWarning, match="learning rate held: update 0: answer is -1.0, below 0"):
         optimizer.step()
     assert scheduler.lr_history() == [0.1]

@@ -482,6 +482,33 @@ def test_the_verb_runs_resumes_and_renders(tmp_path, monkeypatch, capsys) -> Non
     assert {path.name: path.read_bytes() for path in (tmp_path / "rows").iterdir()} == rows
 
 
+def test_a_controller_that_fails_in_its_runs_is_said(tmp_path, monkeypatch, capsys) -> None:
+    problem = dataclasses.replace(TASKS["quadratic-1"].problem, total_steps=12)
+    monkeypatch.setitem(TASKS, "quadratic-1", VectorTask(name="quadratic-1", problem=problem))
+    monkeypatch.setattr("hf_adaptive_lr.bench.yardstick_tasks.changed", list)
+    monkeypatch.setattr(yardstick_plan, "PROFILES", {"quick": dataclasses.replace(TINY, tasks=("quadratic-1",))})
+    (tmp_path / "mine.py").write_text(
+        "from hf_adaptive_lr import Controller\nclass Late(Controller):\n    controller_type = 'late'\n"
+        "    def decide(self, obs, state, params=None):\n        if obs.step == 3:\n            1 / 0\n"
+        "        return obs.lr / obs.base_lr, state\n"
+    )
+    source = f"{tmp_path}/mine.py:Late"
+    command = [
+        "bench",
+        "--quick",
+        "--output-dir",
+        str(tmp_path / "out"),
+        "--methods",
+        "cosine",
+        "--controller",
+        source,
+    ]
+    assert main(command) == 1
+    said = capsys.readouterr()
+    assert "runs ended in an error, the first: ZeroDivisionError" in said.err
+    assert "too few tasks to compare" in said.out and "cosine: " in said.out
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

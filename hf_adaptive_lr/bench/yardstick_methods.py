@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .. import own_code
 from ..auto import PRETRAINED, AutoController
 from ..controller import Controller
 from ..controllers import CONTROLLERS
@@ -216,12 +217,15 @@ def third_party(source: str) -> Method:
         ValueError: it is no controller.
     """
     controller = AutoController.from_pretrained(source)
+    on_vector = not controller.needs & OUTCOME_FIELDS.keys()
+    if on_vector and own_code.is_own(source):
+        own_code.try_out(controller, (3,))
     return Method(
         name=source.rstrip("/").split("/")[-1] if source.startswith((".", "/")) else source,
         text=f"`{controller.controller_type}` given on the command line",
         controller=source,
         weights=True,
-        on_vector=not controller.needs & OUTCOME_FIELDS.keys(),
+        on_vector=on_vector,
         needs_classes=bool(controller.needs & _OF_CLASSES),
     )
 

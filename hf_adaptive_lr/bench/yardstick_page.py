@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from ..files import replace_file
+from .runner import Row
 from .stat_bootstrap import hierarchical_bootstrap
 from .stat_compare import Difference, probability_of_improvement
 from .stat_runs import failure_rate, harm_rate, lr_sensitivity
 from .stat_scores import iqm, mean
 from .yardstick_methods import Method
-from .yardstick_plan import DEFAULT, PRIMARY, PRIMARY_ENDPOINT
+from .yardstick_plan import DEFAULT, PRIMARY, PRIMARY_ENDPOINT, Book
 from .yardstick_plots import PLOTS, write_plots
 from .yardstick_scores import TARGET, Results, Scores
 from .yardstick_tables import (
@@ -116,6 +117,14 @@ def render(results: Results, *, command: str) -> str:
         _versions(results),
     ]
     return "\n".join(parts)
+
+
+def failures(book: Book, tasks: Iterable[str]) -> list[Row]:
+    """Rows of runs that ended in an error, of code that is in force: of one method and run the newest counts."""
+    newest = {
+        (row["task"], row["method"], row["seed"], row["lr"]): row for task in tasks for row in book.rows(task).values()
+    }
+    return [row for row in newest.values() if "error" in row]
 
 
 def summary(results: Results) -> str:
@@ -274,7 +283,7 @@ def _versions(results: Results) -> str:
     rows = [row for task in tasks for row in results.book.rows(task.name).values() if "versions" in row]
     found = sorted({f"{name} {number}" for row in rows for name, number in row["versions"].items()})
     commits = sorted({row["commit"] for row in rows if row.get("commit")})
-    errors = sum("error" in row for task in tasks for row in results.book.rows(task.name).values())
+    errors = len(failures(results.book, [task.name for task in tasks]))
     line = f"{len(rows)} runs, {errors} more ended in an error. {', '.join(found)}."
     return line + (f" Commits: {', '.join(commits)}.\n" if commits else "\n")
 

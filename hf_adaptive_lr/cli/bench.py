@@ -46,7 +46,11 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="run these tasks only")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="run these methods only")
     parser.add_argument(
-        "--controller", action="append", default=[], metavar="X", help="also this: a name, a folder or user/repo"
+        "--controller",
+        action="append",
+        default=[],
+        metavar="X",
+        help="also this: a name, a folder, user/repo, or FILE.py:CLASS",
     )
     parser.add_argument(
         "--write-results",
@@ -79,13 +83,30 @@ def run(args: argparse.Namespace) -> int:
         if not args.render_only:
             _run_missing(args, tasks, methods, profile, book)
         _write(args, profile, book, methods, folder)
+        failed = _say_failures(args, book, methods, tasks)
     except (RowsError, WorkerError, DemoDataError) as error:
         raise UserError(str(error)) from error
     except KeyboardInterrupt:
         again = shlex.join([PROGRAM, *sys.argv[1:]])
         print(f"\n{PROGRAM}: interrupted; finished runs are kept, continue with: {again}", file=sys.stderr)
         return 130
-    return 0
+    return 1 if failed else 0
+
+
+def _say_failures(args: argparse.Namespace, book: Book, methods: list[Method], tasks: list[Task]) -> bool:
+    """Say on stderr what went wrong with the controllers that were asked for; whether anything did."""
+    from ..bench.yardstick_page import failures
+
+    found = failures(book, [task.name for task in tasks])
+    asked = [method.name for method in methods if method.controller in args.controller]
+    for name in asked:
+        mine = [row for row in found if row["method"] == name]
+        if mine:
+            print(
+                f"{PROGRAM}: {name}: {len(mine)} runs ended in an error, the first: {mine[0]['error']}",
+                file=sys.stderr,
+            )
+    return any(row["method"] in asked for row in found)
 
 
 def _write(args: argparse.Namespace, profile: Profile, book: Book, methods: list[Method], folder: Path) -> None:

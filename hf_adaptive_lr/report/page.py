@@ -272,6 +272,8 @@ def _explain(runs: Sequence[Run]) -> str:
 
 
 def _percent(change: float) -> str:
+    if change >= 10:
+        return f"\u00d7 {change:,.3g}" if change < 1000 else f"\u00d7 {change:,.0f}"
     return f"{100 * (change - 1):+.3g} %".replace("-", "\u2212")
 
 
