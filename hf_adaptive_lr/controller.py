@@ -229,7 +229,10 @@ class Controller:
         """
         out = files.save(self, Path(save_directory))
         for name in (files.TRAINING_NAME, files.EVAL_NAME):
-            recorded = self._recorded(name)
+            try:
+                recorded = self._recorded(name)
+            except (OSError, ValueError):  # damaged, which is no reason to lose the controller
+                continue
             if recorded is not None and not (out / name).exists():
                 text = files.to_json(dict(recorded), name)
                 files.replace_file(out / name, lambda path, text=text: path.write_text(text, "utf-8"))  # type: ignore[misc]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+LARGEST_ROOT = 1.001
+"""Gradient of the loss in its backward pass above which something was multiplied in; 1 / n under accumulation."""
 REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
 """Fields for which the last micro-batch is computed again."""
 _SCALED = frozenset({"loss", "grad_norm", "gain_ratio", "slope", "group_slope", "loss_before", "loss_after"})
@@ -77,6 +79,23 @@ def refuse_unmeasurable(needs: frozenset[str], seen: Seen) -> None:
         )
 
 
+def refuse_untold_clipping(before: float, after: float) -> None:
+    """Refuse `max_grad_norm=0` where something clips after all.
+
+    Args:
+        before: norm at the end of the backward pass.
+        after: norm in the step.
+
+    Raises:
+        ValueError: the gradient became smaller in between.
+    """
+    if after < 0.999 * before:
+        raise ValueError(
+            f"max_grad_norm=0 says that nothing clips, but the gradient's norm was {before:.4g} after backward() and "
+            f"is {after:.4g} in the step. Leave max_grad_norm= out, or give the trainer's (TrainingArguments has 1.0)"
+        )
+
+
 def scales_gradients() -> bool:
     """Whether Accelerate puts a gradient scaler's factor into the gradients, until it clips them."""
     state = sys.modules.get("accelerate.state")
@@ -92,7 +111,7 @@ def refuse_scaled(root: float) -> None:
     Raises:
         ValueError: it is above 1.
     """
-    if root > 1.001:
+    if root > LARGEST_ROOT:
         raise ValueError(
             f"the controller needs the gradient's norm from before clipping, and the loss was multiplied by "
             f"{root:.6g} ahead of backward(), as a float16 gradient scaler does. Use AdaptiveLRTrainer, or give "

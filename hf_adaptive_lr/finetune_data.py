@@ -26,6 +26,7 @@ _BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parq
 _REPORT_SPLITS = ("test", "validation")
 SPLIT_SEED = 0
 """Seed of the rows that are picked or held out: the same rows for every seed of the run, so that runs compare."""
+_MOST_RARE = 20  # labels that are named
 HELD_OUT_SHARE = 0.2
 """Part of the training data that is reported on when the data has no test or validation split."""
 
@@ -57,6 +58,16 @@ class JobData:
     def majority_accuracy(self) -> float:
         """Share of the most frequent label among the report rows, in (0, 1]: what no constant answer can beat."""
         return max(Counter(self.report["label"]).values()) / len(self.report)
+
+    def rare_labels(self) -> dict[str, list[int]]:
+        """Labels of fewer than `RARE` training rows: how many of these, and of report rows, they have."""
+        train, report = Counter(self.train["label"]), Counter(self.report["label"])
+        found = [(name, [train[i], report[i]]) for i, name in enumerate(self.labels) if train[i] < RARE]
+        return dict(found[:_MOST_RARE])
+
+
+RARE = 10
+"""Training rows below which a label is called rare: about it the accuracy of all says nothing."""
 
 
 def load_data(
@@ -104,7 +115,7 @@ def load_data(
         train = _training_split(name, splits)
         for column, role in ((input_column, task), (label_column, "label")):
             if column not in train.column_names:
-                raise FinetuneError(f"{name} has no {role} column '{column}'; {_instead(task, column, train)}")
+                raise FinetuneError(f"{name} has no {role} column '{column}'; {_instead(role, column, train)}")
         read = len(train)
         train = _complete(train, input_column, label_column)
         if len(train) < 2 <= read:
@@ -294,11 +305,12 @@ def _complete(rows: Dataset, input_column: str, label_column: str) -> Dataset:
     return rows if len(kept) == len(rows) else rows.select(kept)
 
 
-def _instead(task: str, column: str, rows: Dataset) -> str:
+def _instead(role: str, column: str, rows: Dataset) -> str:
     """What there is where a column is missing."""
-    if task == "image" and column == "label" and rows.column_names == ["image"]:
+    if role == "label" and rows.column_names == ["image"]:
         return "a folder of images has one folder for each class in it, such as photos/cat/1.png"
-    return f"its columns are: {', '.join(rows.column_names) or 'none'}"
+    columns = ", ".join(rows.column_names) or "none"
+    return f"its columns are: {columns}; name one with --{role}-column"
 
 
 def _pick(rows: Dataset, size: int | None) -> Dataset:

@@ -68,6 +68,7 @@ def collect(
             "report_split": data.report_split,
             "labels": len(data.labels),
             "left_out": data.left_out,
+            "rare_labels": data.rare_labels(),
         },
         "model": {"name": config.model or DEMO_MODELS[config.task], "parameters": parts.model.num_parameters()},
         "controller": {
@@ -164,7 +165,11 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
     left_out = f" ({data['left_out']} without input or label left out)" if data.get("left_out") else ""
     split = data["report_split"]
     reported = split if split.startswith(f"{data['report_rows']} ") else f"{data['report_rows']} of {split}"
+    rare = "; ".join(
+        f"{label}: {n} to train on, {m} reported" for label, (n, m) in data.get("rare_labels", {}).items()
+    )
     rows = {
+        **({"few rows": rare} if rare else {}),
         "data": f"{data['name']}: {data['train_rows']} rows{left_out}; reported: {reported}",
         "model": results["model"]["name"],
         "accuracy": f"{_shown(results['accuracy'])}  (majority class {results['majority_accuracy']:.3f})",

@@ -22,7 +22,15 @@ from .adapters import Adapter, find_adapters
 from .backward_end import after_backward, differentiable
 from .controller import Controller
 from .decision import Value
-from .door import REPLAYED, Seen, refuse_scaled, refuse_unmeasurable, scales_gradients
+from .door import (
+    LARGEST_ROOT,
+    REPLAYED,
+    Seen,
+    refuse_scaled,
+    refuse_unmeasurable,
+    refuse_untold_clipping,
+    scales_gradients,
+)
 from .model_sensors import LOGIT_FIELDS, PREDICTION_FIELDS, WEIGHT_FIELDS, ModelSensors, find_logits
 from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome
 from .outcome_sensors import ExtraLoss, OutcomeSensor
@@ -79,6 +87,7 @@ class Measurer:
         self._dropped = 0
         self._eval_loss = math.nan
         self._gain_ratio = _NEUTRAL_GAIN
+        self._checked_clipping = False
         self._told_norm = False  # whether somebody observes the norm, so that it need not be listened for
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
         self.clear()
@@ -153,8 +162,11 @@ class Measurer:
         self._auto = True
 
     def _listen(self, tensors: list[Tensor]) -> None:
-        """Measure the gradient's norm at the end of the backward pass, unless somebody tells it or nothing clips."""
-        wanted = self.needs & {"grad_norm", "gain_ratio"} and self.max_grad_norm != 0
+        """Measure the gradient's norm at the end of the backward pass, unless somebody tells it or nothing clips.
+
+        That nothing clips is believed after a first update at which nothing did.
+        """
+        wanted = self.needs & {"grad_norm", "gain_ratio"} and (self.max_grad_norm != 0 or not self._checked_clipping)
         if wanted and not self._told_norm and not scales_gradients():
             after_backward(tensors, self._backward_ended)
 
@@ -231,6 +243,11 @@ class Measurer:
             of_weights = self.needs & {"update_ratio", "meta_inner", *WEIGHT_FIELDS}
             refuse_sharded(self.optimizer, gradient_fields | of_weights)
             self._checked_shards = True
+        if self.max_grad_norm == 0 and self._unclipped is not None and not self._checked_clipping:
+            if self._root is not None and float(self._root) <= LARGEST_ROOT:  # or a scaler's factor is in one of both
+                refuse_untold_clipping(float(self._unclipped), float(measure_grad_norm(self.optimizer, self.model)))
+            self._unclipped = self._root = None
+        self._checked_clipping = True
         refuse_unmeasurable(
             self.needs,
             Seen(

@@ -77,6 +77,7 @@ def test_a_text_run_learns_and_leaves_four_outputs(text_job) -> None:
         "report_split": "test",
         "labels": 3,
         "left_out": 0,
+        "rare_labels": {},
     }
     assert results["controller"] == {"controller_type": "hypergradient", **Hypergradient().config()}
     assert results["controller_data"] == "training batches only"
@@ -346,6 +347,12 @@ def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path) -> None:
     job = read(str(write_csv(tmp_path / "holes.csv", [*rows[:7], ("", "x"), *rows[7:], ("nobody's", "")])))
     assert (whole.left_out, job.left_out) == (0, 2)
     assert job.labels == whole.labels and job.train[:] == whole.train[:] and job.report[:] == whole.report[:]
+
+
+def test_labels_of_few_rows_are_named(tmp_path) -> None:
+    rows = [(f"text {i}", "often" if i % 2 else "usual") for i in range(60)] + [("a", "hardly"), ("b", "hardly")]
+    found = read(str(write_csv(tmp_path / "d.csv", rows))).rare_labels()
+    assert list(found) == ["hardly"] and sum(found["hardly"]) == 2
 
 
 def test_a_folder_of_images_without_classes_says_how_they_should_lie(tmp_path) -> None:

@@ -243,6 +243,48 @@ def test_a_loss_observed_before_backward_shows_the_norm_before_clipping(micro_ba
     assert 0.5 < told[1]["gain_ratio"] < 1.5
 
 
+@pytest.mark.parametrize("clip", [0.05, 1e9])
+def test_that_nothing_clips_is_checked_once(clip) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watcher = Watcher(fields=("grad_norm", "gain_ratio"))
+    scheduler = ControlledLR(optimizer, watcher, model=model, hook=False, max_grad_norm=0)
+    weights = flat(model)
+    for x, y in batches(2):
+
+        def closure(x=x, y=y):
+            return torch.nn.functional.cross_entropy(model(x), y)
+
+        scheduler.before_forward()
+        loss = closure()
+        scheduler.observe(loss=loss, closure=closure)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        if clip < 1:
+            with pytest.raises(ValueError, match=r"max_grad_norm=0 says that nothing clips.*is 0.05 in the step"):
+                optimizer.step()
+            assert torch.equal(flat(model), weights)
+            return
+        optimizer.step()
+        optimizer.zero_grad()
+    assert scheduler.updates == 2
+
+
+def test_a_loop_with_its_own_gradient_scaler_may_say_that_nothing_clips() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = ControlledLR(optimizer, Watcher(fields=("grad_norm",)), model=model, hook=False, max_grad_norm=0)
+    x, y = batches(1)[0]
+    loss = torch.nn.functional.cross_entropy(model(x), y)
+    scheduler.observe(loss=loss)
+    (loss * 1024).backward()
+    for p in model.parameters():
+        p.grad /= 1024  # as the scaler does before the step
+    norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]))
+    optimizer.step()
+    assert scheduler.trace[0].observation["grad_norm"] == pytest.approx(norm)
+
+
 def test_a_norm_with_the_factor_of_a_gradient_scaler_in_it_is_refused() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

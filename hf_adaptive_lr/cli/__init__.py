@@ -29,7 +29,12 @@ class _Parser(argparse.ArgumentParser):
     words: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {message}{self._hint(message)} (see {self.prog} --help)\n")
+        self.exit(2, f"{PROGRAM}: error: {message}{self._hint(message)} (see {self._help()})\n")
+
+    def _help(self) -> str:
+        """The root parser reports what no verb knows; the verb's help is what helps."""
+        at_root = self.prog == PROGRAM and bool(self.words) and self.words[0] in self.verbs
+        return f"{self.prog} {self.words[0]} --help" if at_root else f"{self.prog} --help"
 
     def _hint(self, message: str) -> str:
         """The nearest name, where the message is about one that is not known; argparse lists all but never says it."""
@@ -39,8 +44,22 @@ class _Parser(argparse.ArgumentParser):
         unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
         verb = self.verbs.get(self.words[0]) if self.words else None
         if unknown and verb is not None:
+            usual = _USUAL.get(unknown[1])
+            if usual in verb._option_string_actions:
+                return f"; did you mean {usual}?"
             return did_you_mean(unknown[1], verb._option_string_actions, or_all=False)
         return ""
+
+
+_USUAL = {
+    "--lr": "--learning-rate",
+    "--steps": "--max-steps",
+    "--epochs": "--max-steps",
+    "--num-train-epochs": "--max-steps",
+    "--output": "--output-dir",
+    "--out": "--output-dir",
+}
+"""What other programs call it."""
 
 
 class _Version(argparse.Action):
