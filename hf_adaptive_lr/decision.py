@@ -101,7 +101,7 @@ class Decision:
         step: 0-based index of the update.
         lr: learning rate of every parameter group, as applied.
         reason: `decision`, `bounded` (the answer was outside the bounds), `between` (no decision was due), `held`
-            (observation or answer not finite, or below 0), `cooldown`, `handed_over` (the controller was dismissed,
+            (non-finite observation or answer), `cooldown`, `handed_over` (the controller was dismissed,
             see [`Envelope`]).
         ramp: warm-up or cooldown multiplier in [0, 1], times what `set_scale` said; 1 outside all three.
         proposed: the controller's answer (group 0), or None when it was not asked.

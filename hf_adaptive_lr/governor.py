@@ -60,6 +60,7 @@ class Governor:
             self.every = max(1, settings.total_steps // settings.decisions)
         self.updates = 0
         self.held = 0
+        self._said_below_zero = False
         self.scale = 1.0
         self.last_lr = 0.0
         """Learning rate of the reference group at the last update that was applied; 0 before the first."""
@@ -125,8 +126,7 @@ class Governor:
             )
         if not all(math.isfinite(v) for v in values):
             return self._hold(t, f"answer is {values[0] if len(values) == 1 else values}", fields)
-        if min(values) < 0 and self.settings.envelope is None:  # inside one it is a mistake like any other
-            return self._hold(t, f"answer is {values[0] if len(values) == 1 else values}, below 0", fields)
+        self._warn_below_zero(t, values)
         self._state = state
         line = reference(t, self.total_steps)
         fresh = self._watch.fresh and self.controller.answers == "factor"
@@ -156,6 +156,18 @@ class Governor:
                 f"{type(state).__name__}; a constant is torch.full_like(obs.lr, 0.5)"
             )
         return answer, state
+
+    def _warn_below_zero(self, step: int, values: list[float]) -> None:
+        """The bounds take care of it, and some rules of this library mean it; in one's own class it is a slip."""
+        ours = type(self.controller).__module__.startswith(f"{__package__}.")
+        if min(values) < 0 and not ours and not self._said_below_zero and self.settings.envelope is None:
+            self._said_below_zero = True
+            warnings.warn(
+                f"'{self.controller.controller_type}' answered {min(values):g} at update {step}; below 0 the smallest "
+                "learning rate is used (said once)",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _unasked(self, t: int) -> Decision:
         handed = self.handed_over

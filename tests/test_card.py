@@ -191,7 +191,11 @@ def test_a_card_is_valid_and_its_data_come_back(tmp_path) -> None:
     path.write_text(made())
     for card in (ModelCard(made()), ModelCard.load(path)):
         data = card.data
-        assert (data.license, data.library_name, data.model_name) == ("apache-2.0", "hf_adaptive_lr", "user/repo")
+        assert (data.license, data.library_name, data.model_name) == (
+            None,
+            "hf_adaptive_lr",
+            "user/repo",
+        )  # its owner says
         assert data.tags == [*TAGS, "mlr_snet", "arxiv:2007.14546"]
         found = {(r.dataset_config, r.metric_type): r.metric_value for r in data.eval_results}
         assert found == {("reviews-bert", "loss"): 0.4321987, ("reviews-bert", "accuracy"): 0.8765}

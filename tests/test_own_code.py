@@ -198,12 +198,12 @@ def test_mistakes_in_decide_are_said_before_any_update(decide, said, tmp_path) -
     assert "\n" not in str(caught.value) and torch.equal(model.weight, weights)
 
 
-def test_an_answer_below_zero_is_held_and_said(tmp_path) -> None:
+def test_an_answer_below_zero_is_said(tmp_path) -> None:
     body = "def decide(self, obs, state, params=None):\n        return -torch.ones_like(obs.lr), state"
     _, optimizer, scheduler = _attached(tmp_path, body)
-    with pytest.warns(UserWarning, match="learning rate held: update 0: answer is -1.0, below 0"):
+    with pytest.warns(UserWarning, match="'wrong' answered -1 at update 0; below 0 the smallest learning rate"):
         optimizer.step()
-    assert scheduler.lr_history() == [0.1]
+    assert scheduler.lr_history() == [1e-8]
 
 
 def test_an_error_in_the_file_keeps_its_traceback(tmp_path) -> None:
