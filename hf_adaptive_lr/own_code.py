@@ -100,6 +100,8 @@ def try_out(controller: Controller, batch_shape: tuple[int, ...]) -> None:
             f"{name}.decide must answer with a tensor of obs.lr's shape {batch_shape}{where}, got {got}; a constant "
             "is torch.full_like(obs.lr, 0.5)"
         )
+    if not (isinstance(state, dict) and isinstance(after, dict)):
+        raise ValueError(f"{name}: init must return the state and decide the next one, each a dict")
     plain = (Tensor, int, float, str, type(None))
     odd = [key for part in (state, after) for key, value in part.items() if not isinstance(value, plain)]
     if odd:

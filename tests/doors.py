@@ -54,13 +54,14 @@ def subclassed(controller: Controller, folder: Path, **changes: Any) -> tuple[Ad
     return trainer, (trainer.lr_scheduler.lr_history(), _flat(model))
 
 
-def passed_to_trainer(controller: Controller, folder: Path, **changes: Any) -> tuple[Trainer, Result]:
+def passed_to_trainer(
+    controller: Controller, folder: Path, *, tell: bool = False, **changes: Any
+) -> tuple[Trainer, Result]:
     model = bert()
     args = arguments(folder, **changes)
     optimizer = optimizer_for(model)
-    scheduler = ControlledLR(
-        optimizer, controller, model=model, total_steps=STEPS, max_grad_norm=0.0 if args.max_grad_norm == 0 else None
-    )
+    told = args.max_grad_norm if args.max_grad_norm == 0 or tell else None
+    scheduler = ControlledLR(optimizer, controller, model=model, total_steps=STEPS, max_grad_norm=told)
     trainer = Trainer(model=model, args=args, train_dataset=Tokens(), optimizers=(optimizer, scheduler))
     trainer.train()
     return trainer, (scheduler.lr_history(), _flat(model))

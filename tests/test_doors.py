@@ -67,6 +67,7 @@ def test_doors_that_see_the_norm_agree_with_clipping(tmp_path) -> None:
         doors.accelerated(controller, clip=clip),
         doors.plain(controller, clip=clip),
         doors.called_back(controller, tmp_path, max_grad_norm=clip)[1],
+        doors.passed_to_trainer(controller, tmp_path, tell=True, max_grad_norm=clip)[1],
     ):
         assert other_lrs == lrs
         assert torch.equal(other_weights, weights)

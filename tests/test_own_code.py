@@ -152,6 +152,7 @@ _MISTAKES = [
             "def decide(self, obs, state, params=None):\n        return obs.lr, {'a': [1]}",
             "'a' of its state is no tensor",
         ),
+        ("def decide(self, obs, state, params=None):\n        return obs.lr, None", "each a dict"),
     ],
 )
 def test_mistakes_are_said_in_one_line_when_it_is_loaded(body, said, tmp_path, capsys) -> None:

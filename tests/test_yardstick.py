@@ -529,12 +529,25 @@ def test_a_controllers_folder_gets_what_the_rows_say_for_its_card(tmp_path, caps
     folder = tmp_path / "mine"
     Plateau(cut=0.3).save_pretrained(folder)
     words = ["bench", "--quick", "--output-dir", str(tmp_path / "bench"), "--controller", str(folder)]
+    (folder / "eval_results.json").write_text("earlier")
+    assert main([*words, "--render-only", "--write-results"]) == 1  # nothing has run
+    assert "no real task has all its runs" in capsys.readouterr().err
+    assert (folder / "eval_results.json").read_text() == "earlier"
+    task, quick = TASKS["image-cnn"], yardstick_plan.PROFILES["quick"]
+    book = yardstick_plan.Book(tmp_path / "bench" / "rows")
+    for run in yardstick_plan.own_lr_runs(task, third_party(str(folder)), quick, book):
+        key, task_digest, method_digest = identity(run)
+        row = {"row": "run", **dataclasses.asdict(key), "task_digest": task_digest, "method_digest": method_digest}
+        row |= {"test_loss": 0.5 + 0.1 * run.seed, "test_accuracy": 0.8, "failed": False, "parameters": 10}
+        append_row(book.path(task.name), row)
     assert main([*words, "--render-only", "--write-results"]) == 0
     assert f"written to {folder / 'eval_results.json'}" in capsys.readouterr().out
     found = json.loads((folder / "eval_results.json").read_text())
-    assert found["results"] == [] and len(found["not_tested"]) == 2  # nothing has run
+    assert [result["task"] for result in found["results"]] == ["image-cnn"] and len(found["not_tested"]) == 1
+    assert found["results"][0]["metrics"]["test_loss"]["mean"] == pytest.approx(0.6)
     assert f"--controller {folder}" in found["command"]
-    assert main(["card", str(folder)]) == 0  # it is read, and refused if it were malformed
+    assert main(["card", str(folder)]) == 0
+    assert "| image-cnn |" in capsys.readouterr().out
 
 
 def test_results_for_a_card_are_those_of_the_rows() -> None:

@@ -32,6 +32,11 @@ AS_THEY_ARE: Mapping[str, str] = {
     "relative_walk": "random steps in place of the net's: the placebo",
 }
 """Methods of the yardstick to what they lack."""
+AGAIN: Mapping[str, str] = {
+    "trainings/seed-0": "trained for 60 minutes, seed 0",
+    "trainings/seed-1": "trained for 60 minutes, seed 1",
+}
+"""Other weights of the whole one."""
 _TRAIN = "torchrun --nproc-per-node 2 -m hf_adaptive_lr.cli train universal"
 COMMANDS = f"""\
 {_TRAIN} --minutes 15 --output-dir ablations/universal
@@ -54,6 +59,7 @@ def ablations(profile: Profile, book: Book) -> str:
     """
     lines = [_line(name, "", None, profile, book) for name in (MINE, WHOLE)]
     lines += [_line(name, text, MINE, profile, book) for name, text in AS_THEY_ARE.items()]
+    lines += [_line(name, text, MINE, profile, book) for name, text in AGAIN.items()]
     lines += [_line(name, text, WHOLE, profile, book) for name, text in RETRAINED.items()]
     found = [line for line in lines if line]
     head = ["", "beside", "tasks", "accuracy", "minus the whole one's", "loss over the whole one's"]

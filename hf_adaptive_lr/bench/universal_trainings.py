@@ -29,6 +29,8 @@ COMMANDS = f"""\
 {_TRAIN} --output-dir trainings/seed-1 --seed 1
 hf-adaptive-lr bench --quick --jobs 2 --output-dir model_cards --methods cosine \\
   --controller trainings/seed-0 --controller trainings/seed-1
+hf-adaptive-lr bench --full --jobs 2 --output-dir model_cards --methods cosine \\
+  --controller trainings/seed-0 --controller trainings/seed-1
 hf-adaptive-lr bench --full --output-dir model_cards --render-only
 """
 

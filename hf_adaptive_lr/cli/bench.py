@@ -82,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
         methods = _methods(args)
         if not args.render_only:
             _run_missing(args, tasks, methods, profile, book)
-        _write(args, profile, book, methods, folder)
-        failed = _say_failures(args, book, methods, tasks)
+        lacking = _write(args, profile, book, methods, folder)
+        failed = lacking | _say_failures(args, book, methods, tasks)
     except (RowsError, WorkerError, DemoDataError) as error:
         raise UserError(str(error)) from error
     except KeyboardInterrupt:
@@ -109,7 +109,8 @@ def _say_failures(args: argparse.Namespace, book: Book, methods: list[Method], t
     return any(row["method"] in asked for row in found)
 
 
-def _write(args: argparse.Namespace, profile: Profile, book: Book, methods: list[Method], folder: Path) -> None:
+def _write(args: argparse.Namespace, profile: Profile, book: Book, methods: list[Method], folder: Path) -> bool:
+    """Write the page, and results for cards; whether these were asked for and there are none."""
     from ..bench.yardstick_page import summary, write_page
     from ..bench.yardstick_scores import Results
 
@@ -123,10 +124,11 @@ def _write(args: argparse.Namespace, profile: Profile, book: Book, methods: list
     if args.json:
         said = {"profile": profile.name, "page": str(page), "rows": str(book.folder), "summary": text}
         print(json.dumps({**said, "eval_results": written}, indent=2))
-        return
+        return args.write_results and not written
     print(f"{text}\nwritten to {page}, from the rows in {book.folder}")
     for path in written:
         print(f"written to {path}, for the controller's card")
+    return args.write_results and not written
 
 
 def _write_results(
@@ -140,6 +142,11 @@ def _write_results(
     for method in (m for m in methods if m.controller in args.controller and Path(m.controller).is_dir()):
         found = results_of(method, profile, book, command)
         path = Path(method.controller) / EVAL_NAME
+        if not found["results"]:
+            names = ", ".join(text.partition(":")[0] for text in found["not_tested"])
+            said = f"no real task has all its runs, so {path} is left as it is; lacking: {names}"
+            print(f"{PROGRAM}: {said}", file=sys.stderr)
+            continue
         replace_file(path, lambda draft, found=found: draft.write_text(as_text(found), encoding="utf-8"))  # type: ignore[misc]
         written.append(str(path))
     return written

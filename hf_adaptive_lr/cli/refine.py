@@ -85,12 +85,13 @@ def _write_record(args: argparse.Namespace, runs: list[Any], controller: Any, pe
     """training.json, for the card: what the schedule comes from, and the learning rate it is meant for."""
     from ..files import TRAINING_NAME, library_version, replace_file
 
+    names = [folder.resolve().name for folder in args.run_dirs]
     words = ["refine", *map(str, args.run_dirs), "--smoothing", f"{args.smoothing:g}", "--power", str(args.power)]
     record = {
         "command": shlex.join([PROGRAM, *words, "--output-dir", str(args.output_dir)]),
         "method": "refined schedule from past gradient norms (Defazio et al. 2023, arXiv:2310.07831, Algorithm 2)",
         "controller": {"controller_type": controller.controller_type, **controller.config()},
-        "sources": ", ".join(f"{run.source.parent.name} ({len(run.norms)} norms)" for run in runs),
+        "sources": ", ".join(f"{name} ({len(run.norms)} norms)" for name, run in zip(names, runs, strict=True)),
         "learning_rate": peak,
         "smoothing": args.smoothing,
         "power": args.power,
