@@ -43,6 +43,7 @@ quality: $(VENV)/.installed-demo-test-quality
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 style: $(VENV)/.installed-demo-test-quality
 	$(VENV)/bin/ruff check --fix .

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments
-from hf_adaptive_lr.demo_data import demo_image
+from hf_adaptive_lr.demo.data import demo_image
 
 
 @dataclass

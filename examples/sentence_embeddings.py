@@ -23,7 +23,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from transformers import HfArgumentParser
 
 from hf_adaptive_lr import AdaptiveLRMixin
-from hf_adaptive_lr.demo_data import demo_text, demo_text_model
+from hf_adaptive_lr.demo.data import demo_text, demo_text_model
 
 
 class AdaptiveTrainer(AdaptiveLRMixin, SentenceTransformerTrainer):

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, 
 from trl import SFTConfig, SFTTrainer
 
 from hf_adaptive_lr import AdaptiveLRMixin
-from hf_adaptive_lr.demo_data import demo_text, demo_text_model
+from hf_adaptive_lr.demo.data import demo_text, demo_text_model
 
 
 class AdaptiveSFTTrainer(AdaptiveLRMixin, SFTTrainer):

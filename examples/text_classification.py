@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments
-from hf_adaptive_lr.demo_data import demo_text, demo_text_model
+from hf_adaptive_lr.demo.data import demo_text, demo_text_model
 
 
 @dataclass

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_adaptive_lr import ControlledLR
-from hf_adaptive_lr.demo_data import demo_text, demo_text_model
+from hf_adaptive_lr.demo.data import demo_text, demo_text_model
 
 
 def parse_args() -> argparse.Namespace:

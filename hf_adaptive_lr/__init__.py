@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "AutoController": "auto",
-    "ControlledLR": "scheduler",
+    "ControlledLR": "scheduler.controlled_lr",
     "Controller": "controller",
     "Observation": "observation",
     "Outcome": "observation",
-    "AdaptiveLRCallback": "callback",
-    "AdaptiveLRMixin": "trainer",
-    "AdaptiveLRSeq2SeqTrainer": "trainer",
-    "AdaptiveLRTrainer": "trainer",
-    "AdaptiveLRTrainingArguments": "arguments",
-    "MetaLRTrainer": "meta_trainer",
+    "AdaptiveLRCallback": "trainer.callback",
+    "AdaptiveLRMixin": "trainer.mixin",
+    "AdaptiveLRSeq2SeqTrainer": "trainer.mixin",
+    "AdaptiveLRTrainer": "trainer.mixin",
+    "AdaptiveLRTrainingArguments": "trainer.arguments",
+    "MetaLRTrainer": "trainer.meta_trainer",
     "DSA": "optimizers",
-    "DivergenceError": "guard",
-    "DivergenceGuard": "guard",
-    "Envelope": "envelope",
-    "GuardCallback": "guard_callback",
-    "HubError": "hub",
-    "lr_range_test": "range_test",
-    "split_groups": "layer_groups",
+    "DivergenceError": "guard.guard",
+    "DivergenceGuard": "guard.guard",
+    "Envelope": "scheduler.envelope",
+    "GuardCallback": "trainer.guard_callback",
+    "HubError": "hub.repo",
+    "lr_range_test": "tuning.range_test",
+    "split_groups": "optimizers.layers",
     "ActorCritic": "controllers",
     "MLRSNet": "controllers",
     "PLRS": "controllers",
@@ -48,9 +48,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
-    from .arguments import AdaptiveLRTrainingArguments as AdaptiveLRTrainingArguments
     from .auto import AutoController as AutoController
-    from .callback import AdaptiveLRCallback as AdaptiveLRCallback
     from .controller import Controller as Controller
     from .controllers import PLRS as PLRS
     from .controllers import ActorCritic as ActorCritic
@@ -67,21 +65,23 @@ if TYPE_CHECKING:
     from .controllers import Replay as Replay
     from .controllers import Universal as Universal
     from .controllers import WarmupStableDecay as WarmupStableDecay
-    from .envelope import Envelope as Envelope
-    from .guard import DivergenceError as DivergenceError
-    from .guard import DivergenceGuard as DivergenceGuard
-    from .guard_callback import GuardCallback as GuardCallback
-    from .hub import HubError as HubError
-    from .layer_groups import split_groups as split_groups
-    from .meta_trainer import MetaLRTrainer as MetaLRTrainer
+    from .guard.guard import DivergenceError as DivergenceError
+    from .guard.guard import DivergenceGuard as DivergenceGuard
+    from .hub.repo import HubError as HubError
     from .observation import Observation as Observation
     from .observation import Outcome as Outcome
     from .optimizers import DSA as DSA
-    from .range_test import lr_range_test as lr_range_test
-    from .scheduler import ControlledLR as ControlledLR
-    from .trainer import AdaptiveLRMixin as AdaptiveLRMixin
-    from .trainer import AdaptiveLRSeq2SeqTrainer as AdaptiveLRSeq2SeqTrainer
-    from .trainer import AdaptiveLRTrainer as AdaptiveLRTrainer
+    from .optimizers.layers import split_groups as split_groups
+    from .scheduler.controlled_lr import ControlledLR as ControlledLR
+    from .scheduler.envelope import Envelope as Envelope
+    from .trainer.arguments import AdaptiveLRTrainingArguments as AdaptiveLRTrainingArguments
+    from .trainer.callback import AdaptiveLRCallback as AdaptiveLRCallback
+    from .trainer.guard_callback import GuardCallback as GuardCallback
+    from .trainer.meta_trainer import MetaLRTrainer as MetaLRTrainer
+    from .trainer.mixin import AdaptiveLRMixin as AdaptiveLRMixin
+    from .trainer.mixin import AdaptiveLRSeq2SeqTrainer as AdaptiveLRSeq2SeqTrainer
+    from .trainer.mixin import AdaptiveLRTrainer as AdaptiveLRTrainer
+    from .tuning.range_test import lr_range_test as lr_range_test
 
 
 def __getattr__(name: str) -> Any:

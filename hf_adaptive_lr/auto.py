@@ -1,14 +1,30 @@
-"""Finding a controller by name, folder or Hub repository."""
+"""AutoController: a controller by name, folder, Hub repository, or a class of one's own in a Python file.
+
+Only a file that the user names on this machine is run (`my_rules.py:MyRule`); nothing that comes from the Hub ever is.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
 import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
 
-from . import files, hub, own_code
+import torch
+from torch import Tensor
+
 from .controller import Controller
 from .controllers import CONTROLLERS
+from .hub import repo, serialization
+from .observation import OPTIONAL_FIELDS, Observation
 
-PRETRAINED = files.BUNDLED
+PRETRAINED = serialization.BUNDLED
 """Bundled controllers: one folder each."""
 
 
@@ -58,9 +74,9 @@ class AutoController:
             >>> AutoController.from_pretrained("cosine").controller_type
             'cosine'
         """
-        if own_code.is_own(os.fspath(pretrained_model_name_or_path)):
-            return own_code.load(os.fspath(pretrained_model_name_or_path))
-        return hub.load(
+        if is_own(os.fspath(pretrained_model_name_or_path)):
+            return load_own(os.fspath(pretrained_model_name_or_path))
+        return repo.load(
             pretrained_model_name_or_path,
             CONTROLLERS,
             revision=revision,
@@ -73,7 +89,7 @@ class AutoController:
 
 def known_names() -> list[str]:
     """Names that `AutoController.from_pretrained` knows without a file or network."""
-    return hub.known_names(CONTROLLERS)
+    return repo.known_names(CONTROLLERS)
 
 
 def resolve_controller(controller: Controller | str | os.PathLike[str]) -> Controller:
@@ -91,3 +107,142 @@ def resolve_controller(controller: Controller | str | os.PathLike[str]) -> Contr
     raise TypeError(
         f"controller must be a Controller or a name, got {controller!r}; a class needs parentheses: Linear()"
     )
+
+
+def is_own(text: str) -> bool:
+    """Whether this names a class in a Python file.
+
+    Example:
+        >>> is_own("rules/my_controller.py:MyController"), is_own("user/repo")
+        (True, False)
+    """
+    return re.fullmatch(r".+\.py:[A-Za-z_]\w*", text) is not None
+
+
+def load_own(text: str) -> Controller:
+    """The controller that a file defines, with its default config.
+
+    Args:
+        text: "FILE.py:CLASS".
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no such class in it, one that is no controller, or one that cannot be made without arguments.
+
+    Returns:
+        The controller; its `provenance` has the file and the hash of its text.
+    """
+    path_text, _, name = text.rpartition(":")
+    path = Path(path_text)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file '{path}' for the controller '{text}'; write FILE.py:CLASS")
+    code = hashlib.sha256(path.read_bytes()).hexdigest()
+    module = _module(path, code)
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, Controller) and found is not Controller):
+        known = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, Controller) and value.__module__ == module.__name__
+        ]
+        close = difflib.get_close_matches(name, known, n=1) or known
+        hint = f"did you mean {close[0]}?" if close else "it defines none; subclass hf_adaptive_lr.Controller"
+        raise ValueError(f"'{path}' has no controller '{name}'; {hint}")
+    _check_class(text, found)
+    try:
+        made = found()
+    except TypeError as error:
+        raise ValueError(f"'{text}' cannot be made without arguments: {error}; give its fields defaults") from error
+    try_out(made, ())
+    origin = {"source": text, "folder": "", "commit": "", "revision": "", "code": code}
+    return made.replace(provenance=origin)
+
+
+def try_out(controller: Controller, batch_shape: tuple[int, ...]) -> None:
+    """Ask a controller once, with made-up numbers for what it needs, before anything depends on it.
+
+    Args:
+        controller: it is not changed.
+        batch_shape: () as in a run, (n,) as in meta-training and the benchmark's vectorised tasks.
+
+    Raises:
+        ValueError: it fails, or answers with something else than it should; one line.
+    """
+    name = type(controller).__name__
+    where = "" if not batch_shape else ", with tensors of many runs at once (torch.where instead of if)"
+    try:
+        state = controller.init(batch_shape, n_groups=1, seed=0, device=None)
+        answer, after = controller.decide(_made_up(controller, batch_shape), state)
+    except Exception as error:  # whatever it is, it is the user's to mend
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        at = "" if line.filename == __file__ else f" (line {line.lineno})"
+        raise ValueError(
+            f"{name} failed when it was tried out{where}: {type(error).__name__}: {error}{at}; it is called as "
+            "init(batch_shape, *, n_groups, seed, device) and decide(obs, state, params=None), and obs has the fields "
+            f"that needs names, {sorted(controller.needs) or 'none'}"
+        ) from error
+    if not isinstance(answer, Tensor) or tuple(answer.shape) not in (batch_shape, (*batch_shape, 1)):
+        got = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+        raise ValueError(
+            f"{name}.decide must answer with a tensor of obs.lr's shape {batch_shape}{where}, got {got}; a constant "
+            "is torch.full_like(obs.lr, 0.5)"
+        )
+    if not (isinstance(state, dict) and isinstance(after, dict)):
+        raise ValueError(f"{name}: init must return the state and decide the next one, each a dict")
+    plain = (Tensor, int, float, str, type(None))
+    odd = [key for part in (state, after) for key, value in part.items() if not isinstance(value, plain)]
+    if odd:
+        raise ValueError(f"{name}: '{odd[0]}' of its state is no tensor or number, so a checkpoint could not keep it")
+
+
+def _made_up(controller: Controller, batch_shape: tuple[int, ...]) -> Observation:
+    """An observation of the tenth of a hundred updates."""
+
+    def full(value: float, *more: int) -> Tensor:
+        return torch.full((*batch_shape, *more), value, dtype=torch.float64)
+
+    fields = {
+        field: full(10.0 if field == "classes" else 0.5, *((1,) if field.startswith("group_") else ()))
+        for field in controller.needs & OPTIONAL_FIELDS.keys()
+    }
+    groups = {"lrs": full(1e-3, 1), "base_lrs": full(1e-3, 1)}
+    return Observation(
+        step=10, total_steps=100, lr=full(1e-3), base_lr=full(1e-3), last_lr=full(1e-3), **groups, **fields
+    )
+
+
+def _check_class(text: str, found: type[Controller]) -> None:
+    """Refuse what would run, but not as it was meant.
+
+    Raises:
+        ValueError: no name of its own, or settings that a missing decorator leaves unread.
+    """
+    if "controller_type" not in vars(found):
+        raise ValueError(f"'{text}' has no controller_type of its own; add controller_type = \"my_name\" to the class")
+    fields = {field.name for field in dataclasses.fields(found)}
+    unread = [
+        n
+        for n, kind in vars(found).get("__annotations__", {}).items()
+        if n not in fields and "ClassVar" not in str(kind)
+    ]
+    if unread:
+        raise ValueError(
+            f"'{text}': '{unread[0]}' is no setting; put @dataclass(frozen=True, kw_only=True) above the class"
+        )
+
+
+def _module(path: Path, code: str) -> ModuleType:
+    """The file as a module, run once for as long as it stays the same."""
+    name = f"hf_adaptive_lr_own_{path.stem}_{code[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # for any file that ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from . import files, hub
+from . import artifacts
+from .hub import repo, serialization
 from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Observation, Outcome
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Controller:
             raise ValueError(
                 f"{type(self).__name__}.needs names {sorted(unknown)}, which no sensor measures; known: {known}"
             )
-        files.check_tensors(self.params, self.param_shapes(), f"params of {type(self).__name__}")
+        serialization.check_tensors(self.params, self.param_shapes(), f"params of {type(self).__name__}")
 
     # --- the contract -------------------------------------------------------------------------------------------
 
@@ -180,7 +181,7 @@ class Controller:
 
     def config(self) -> dict[str, Any]:
         """The config as plain JSON values: every dataclass field but `params` and `provenance`."""
-        return {name: getattr(self, name) for name in files.config_names(type(self))}
+        return {name: getattr(self, name) for name in serialization.config_names(type(self))}
 
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> Self:
@@ -227,15 +228,15 @@ class Controller:
         Raises:
             ValueError: a config value that is not JSON (NaN), or weights that are not floating-point numbers.
         """
-        out = files.save(self, Path(save_directory))
-        for name in (files.TRAINING_NAME, files.EVAL_NAME):
+        out = serialization.save(self, Path(save_directory))
+        for name in (artifacts.TRAINING_NAME, artifacts.EVAL_NAME):
             try:
                 recorded = self._recorded(name)
             except (OSError, ValueError):  # damaged, which is no reason to lose the controller
                 continue
             if recorded is not None and not (out / name).exists():
-                text = files.to_json(dict(recorded), name)
-                files.replace_file(out / name, lambda path, text=text: path.write_text(text, "utf-8"))  # type: ignore[misc]
+                text = serialization.to_json(dict(recorded), name)
+                artifacts.replace_file(out / name, lambda path, text=text: path.write_text(text, "utf-8"))  # type: ignore[misc]
         return out
 
     @classmethod
@@ -268,9 +269,9 @@ class Controller:
             FileNotFoundError: no such folder, or no config.json in it.
             HubError: the Hub does not give it; the message says why and what helps. It is an OSError.
             OSError: a file cannot be read or written.
-            ValueError: nothing of that name; or files that are not exactly a controller's (see `files.load`).
+            ValueError: nothing of that name; or files that are not exactly a controller's (see `serialization.load`).
         """
-        return hub.load(
+        return repo.load(
             pretrained_model_name_or_path,
             {cls.controller_type: cls},
             revision=revision,
@@ -320,15 +321,15 @@ class Controller:
             HubError: the Hub refuses or cannot be reached; nothing is published. It is an OSError.
             ValueError: no held-out results without `without_results`, or files that would not load again.
         """
-        from . import card
+        from .hub import card
 
         if self.provenance.get("code"):
             raise ValueError(
                 f"'{self.provenance['source']}' is code of yours, which the Hub does not carry and nobody else could "
                 "load; publish the file beside your model, or its schedule as a `replay`"
             )
-        training = self._recorded(files.TRAINING_NAME) if training is None else training
-        eval_results = self._recorded(files.EVAL_NAME) if eval_results is None else eval_results
+        training = self._recorded(artifacts.TRAINING_NAME) if training is None else training
+        eval_results = self._recorded(artifacts.EVAL_NAME) if eval_results is None else eval_results
         if not (eval_results and eval_results.get("results")) and not without_results:
             raise ValueError(self._no_results())
         if eval_results is not None:
@@ -337,10 +338,10 @@ class Controller:
             card.check_license(license)
         with tempfile.TemporaryDirectory() as folder:
             out = self.save_pretrained(folder)
-            files.load(out, {self.controller_type: type(self)})  # nobody gets what does not load
-            for name, sidecar in ((files.TRAINING_NAME, training), (files.EVAL_NAME, eval_results)):
+            serialization.load(out, {self.controller_type: type(self)})  # nobody gets what does not load
+            for name, sidecar in ((artifacts.TRAINING_NAME, training), (artifacts.EVAL_NAME, eval_results)):
                 if sidecar is not None:
-                    (out / name).write_text(files.to_json(dict(sidecar), name), encoding="utf-8")
+                    (out / name).write_text(serialization.to_json(dict(sidecar), name), encoding="utf-8")
             picture = card.PICTURE_NAME if card.draw_schedules(self, out / card.PICTURE_NAME, training) else None
 
             def make_card(present: str | None) -> str:
@@ -349,7 +350,7 @@ class Controller:
                 sidecars = {"training": training, "eval_results": eval_results}
                 return card.render(self, repo_id=repo_id, **sidecars, notes=notes, picture=picture, license=stated)
 
-            return hub.push(
+            return repo.push(
                 out,
                 repo_id,
                 make_card=make_card,
@@ -365,7 +366,7 @@ class Controller:
         folder = self.provenance.get("folder")
         if not folder or self.provenance.get("changed") or not (Path(folder) / name).is_file():
             return None
-        value = files.read_json(Path(folder) / name)
+        value = serialization.read_json(Path(folder) / name)
         if not isinstance(value, dict):
             raise ValueError(f"{Path(folder) / name} must hold a JSON object, got a {type(value).__name__}")
         return value
@@ -386,24 +387,3 @@ def _same(old: Any, new: Any) -> bool:
 
 class ControllerError(RuntimeError):
     """A controller's own code went wrong; the message names the controller and says what was expected."""
-
-
-def check_range(owner: object, name: str, value: float, low: float, high: float, *, hint: str) -> None:
-    """Refuse a config value outside `[low, high]`.
-
-    Args:
-        owner: the controller or scheduler the value belongs to; its class is named.
-        name: name of the field.
-        value: its value; NaN is refused.
-        low: smallest allowed value.
-        high: largest allowed value.
-        hint: the way out, a half sentence.
-
-    Raises:
-        TypeError: `value` is not a number.
-        ValueError: `value` is NaN or outside the range.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{type(owner).__name__}: {name} must be a number, got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{type(owner).__name__}: {name}={value} is outside [{low}, {high}]; {hint}")

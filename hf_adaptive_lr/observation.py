@@ -15,6 +15,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+Value = float | tuple[float, ...]
+"""A measured field: one number, or one for each parameter group."""
+
 
 @dataclass(frozen=True)
 class FieldSpec:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from hf_adaptive_lr import Observation
 from hf_adaptive_lr.controllers.actor_critic import ActorCritic
-from hf_adaptive_lr.decision import Settings
-from hf_adaptive_lr.governor import Governor
 from hf_adaptive_lr.observation import Outcome
+from hf_adaptive_lr.scheduler.decision import Settings
+from hf_adaptive_lr.scheduler.runtime import Governor
 
 F64 = torch.float64
 LEARNED = ("theta", "theta_m", "theta_v", "phi", "phi_m", "phi_v")

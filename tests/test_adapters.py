@@ -7,11 +7,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from hf_adaptive_lr import AdaptiveLRTrainer
-from hf_adaptive_lr.adapters import find_adapters, moved_sq, product_sq
 from hf_adaptive_lr.meta.inner import InnerOptimizer
 from hf_adaptive_lr.meta.problem import Problem
 from hf_adaptive_lr.meta.tasks.base import TaskSpec
-from hf_adaptive_lr.sensors import measure_previous_update
+from hf_adaptive_lr.sensors.gradients import measure_previous_update
+from hf_adaptive_lr.sensors.lora import find_adapters, moved_sq, product_sq
 from tests import doors
 from tests.tiny import Tokens, bert
 

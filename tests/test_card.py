@@ -21,7 +21,8 @@ from hf_adaptive_lr.auto import PRETRAINED
 from hf_adaptive_lr.bench import bundled_results
 from hf_adaptive_lr.bench.runner import Row, RowsError, append_row
 from hf_adaptive_lr.bench.verdict_plan import Book
-from hf_adaptive_lr.card import (
+from hf_adaptive_lr.controllers import CONTROLLERS, MLRSNet, PPOSchedule, RandomWalk
+from hf_adaptive_lr.hub.card import (
     SOURCES,
     TAGS,
     check_results,
@@ -37,7 +38,6 @@ from hf_adaptive_lr.card import (
     signed,
     text,
 )
-from hf_adaptive_lr.controllers import CONTROLLERS, MLRSNet, PPOSchedule, RandomWalk
 from tests.tiny import Tokens, bert
 
 ROOT = Path(__file__).parent.parent

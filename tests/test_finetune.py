@@ -23,12 +23,12 @@ from transformers import AutoImageProcessor, AutoModelForSequenceClassification,
 
 from hf_adaptive_lr import Hypergradient
 from hf_adaptive_lr.cli import finetune as finetune_verb
-from hf_adaptive_lr.finetune import FinetuneConfig, FinetuneError, run
-from hf_adaptive_lr.finetune_config import last_checkpoint
-from hf_adaptive_lr.finetune_data import JobData, load_data, open_image
-from hf_adaptive_lr.finetune_model import load_parts
-from hf_adaptive_lr.finetune_report import table
-from hf_adaptive_lr.trace import read_trace
+from hf_adaptive_lr.finetune.config import last_checkpoint
+from hf_adaptive_lr.finetune.data import JobData, load_data, open_image
+from hf_adaptive_lr.finetune.job import FinetuneConfig, FinetuneError, run
+from hf_adaptive_lr.finetune.model import load_parts
+from hf_adaptive_lr.finetune.outputs import table
+from hf_adaptive_lr.scheduler.trace import read_trace
 from tests.job import texts, write_csv, write_image_model, write_images, write_text_model
 
 

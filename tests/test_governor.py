@@ -22,8 +22,8 @@ from hf_adaptive_lr import (
     WarmupStableDecay,
 )
 from hf_adaptive_lr.controllers import CONTROLLERS
-from hf_adaptive_lr.decision import Settings
-from hf_adaptive_lr.governor import Governor
+from hf_adaptive_lr.scheduler.decision import Settings
+from hf_adaptive_lr.scheduler.runtime import Governor
 from tests.controllers_for_tests import LossOnly, Recurrent
 from tests.tiny import batches, mlp
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hf_adaptive_lr import ControlledLR, Linear
-from hf_adaptive_lr.divergence import REASONS, Detector, Thresholds
-from hf_adaptive_lr.guard import DivergenceError, DivergenceGuard
+from hf_adaptive_lr.guard.detector import REASONS, Detector
+from hf_adaptive_lr.guard.guard import DivergenceError, DivergenceGuard
+from hf_adaptive_lr.guard.thresholds import Thresholds
 from tests.tiny import batches, flat, mlp
 
 # --- the detector on synthetic runs -----------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def test_lucky_batches_do_not_hide_a_shift(monkeypatch) -> None:
         return _first_alarm(rows)
 
     assert [first_alarm(seed) for seed in range(10)] == [(63, "loss_shift")] * 10
-    monkeypatch.setattr("hf_adaptive_lr.levels.RANKED", 10**6)
+    monkeypatch.setattr("hf_adaptive_lr.guard.levels.RANKED", 10**6)
     assert sum(first_alarm(seed) == (63, "loss_shift") for seed in range(10)) < 5
 
 

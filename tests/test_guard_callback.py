@@ -279,10 +279,10 @@ def test_two_processes_act_alike_when_only_one_sees_the_nan(door, tmp_path) -> N
 # --- kill -9 ----------------------------------------------------------------------------------------------------
 
 MOMENTS = {
-    "rollback": ("hf_adaptive_lr.snapshot._restore_optimizer", "weights are back, the optimizer is not"),
-    "write": ("hf_adaptive_lr.snapshot.os.fsync", "the snapshot is written in part"),
-    "rename": ("hf_adaptive_lr.snapshot.os.replace", "the snapshot is written, its name is not"),
-    "event": ("hf_adaptive_lr.guard_callback.EventWriter.__call__", "nobody has been told"),
+    "rollback": ("hf_adaptive_lr.guard.snapshot._restore_optimizer", "weights are back, the optimizer is not"),
+    "write": ("hf_adaptive_lr.guard.snapshot.os.fsync", "the snapshot is written in part"),
+    "rename": ("hf_adaptive_lr.guard.snapshot.os.replace", "the snapshot is written, its name is not"),
+    "event": ("hf_adaptive_lr.trainer.guard_callback.EventWriter.__call__", "nobody has been told"),
 }
 
 
@@ -385,7 +385,7 @@ def test_healthy_runs_of_a_benchmark_are_watched_and_counted(tmp_path) -> None:
 
 
 def test_without_snapshots_the_trainer_goes_back_to_its_own_checkpoint(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("hf_adaptive_lr.guard_callback.sharder", lambda optimizer: "FSDP (flat parameters)")
+    monkeypatch.setattr("hf_adaptive_lr.trainer.guard_callback.sharder", lambda optimizer: "FSDP (flat parameters)")
     settings = {"save_strategy": "steps", "save_steps": 5}
     trouble = Trouble(noise=(FAULT,))
     trainer = _trainer("trainer", tmp_path, trouble, GuardCallback(recover=False), **settings)

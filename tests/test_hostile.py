@@ -33,9 +33,9 @@ from hf_adaptive_lr import (
     Replay,
     Universal,
 )
-from hf_adaptive_lr import files as controller_files
-from hf_adaptive_lr import hub as on_hub
 from hf_adaptive_lr.controllers import CONTROLLERS
+from hf_adaptive_lr.hub import repo as on_hub
+from hf_adaptive_lr.hub import serialization as controller_files
 
 from .controllers_for_tests import by_default
 

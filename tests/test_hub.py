@@ -15,9 +15,9 @@ import torch
 from huggingface_hub import HfApi, ModelCard, constants, errors
 
 from hf_adaptive_lr import AutoController, Cosine, Linear, Universal
-from hf_adaptive_lr import hub as on_hub
-from hf_adaptive_lr.files import configure
-from hf_adaptive_lr.hub import HubError
+from hf_adaptive_lr.hub.repo import HubError
+from hf_adaptive_lr.hub import repo as on_hub
+from hf_adaptive_lr.hub.serialization import configure
 
 ID = "user/controller"
 DECAY = Linear(final_factor=0.25)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from hf_adaptive_lr import DSA, ControlledLR
-from hf_adaptive_lr.decision import Decision
-from hf_adaptive_lr.scheduler import _idle
+from hf_adaptive_lr.scheduler.controlled_lr import _idle
+from hf_adaptive_lr.scheduler.decision import Decision
 from tests.controllers_for_tests import LossOnly
 from tests.tiny import flat, mlp
 

@@ -22,7 +22,7 @@ from hf_adaptive_lr import (
     split_groups,
 )
 from hf_adaptive_lr.bench.compat_models import llama, t5
-from hf_adaptive_lr.layer_groups import PARTS, depth_of, part_of
+from hf_adaptive_lr.optimizers.layers import PARTS, depth_of, part_of
 from tests import doors
 from tests.tiny import LENGTH, VOCAB, Tokens, bert, mlp, vit
 

@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments
 from hf_adaptive_lr.optimizers import DSA
-from hf_adaptive_lr.param_groups import raw
+from hf_adaptive_lr.optimizers.groups import raw
 from tests import doors
 from tests.test_ranks import _launch, _save
 from tests.tiny import Tokens, bert, flat

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from hf_adaptive_lr import Observation
 from hf_adaptive_lr.controllers.mlr_snet import MLRSNet
-from hf_adaptive_lr.decision import Settings
-from hf_adaptive_lr.governor import Governor
 from hf_adaptive_lr.meta.bilevel import BilevelConfig, BilevelTrainer
 from hf_adaptive_lr.meta.evolution import EvolutionConfig, EvolutionTrainer
 from hf_adaptive_lr.meta.suites import SUITES
 from hf_adaptive_lr.observation import Outcome
+from hf_adaptive_lr.scheduler.decision import Settings
+from hf_adaptive_lr.scheduler.runtime import Governor
 
 F64 = torch.float64
 LOSSES = [2.2, 2.0, 2.1, 1.7, 1.9, 1.2, 1.4, 0.9, 0.6, 0.7]

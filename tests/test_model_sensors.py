@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Hypergradient
-from hf_adaptive_lr.extra_batches import ExtraBatches
-from hf_adaptive_lr.model_sensors import last_matrices
+from hf_adaptive_lr.sensors.predictions import last_matrices
+from hf_adaptive_lr.trainer.data import ExtraBatches
 from tests import doors
 from tests.controllers_for_tests import Classified, Extra, Watcher
 from tests.tiny import CLASSES, Tokens, batches, bert, flat, mlp, vit

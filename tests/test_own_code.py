@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_adaptive_lr import AdaptiveLRTrainer, AutoController, ControlledLR, own_code
+from hf_adaptive_lr import AdaptiveLRTrainer, AutoController, ControlledLR, auto
 from hf_adaptive_lr.bench.yardstick_methods import third_party
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.controller import ControllerError
@@ -183,7 +183,7 @@ def _attached(tmp_path: Path, body: str) -> tuple[torch.nn.Module, torch.optim.O
     (tmp_path / "mine.py").write_text(f"{_WRONG}\n    {body}\n")
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheduler = ControlledLR(optimizer, own_code._module(tmp_path / "mine.py", str(tmp_path)[::-1]).Wrong())
+    scheduler = ControlledLR(optimizer, auto._module(tmp_path / "mine.py", str(tmp_path)[::-1]).Wrong())
     loss = model(torch.ones(1, 2)).square().mean()
     loss.backward()
     scheduler.observe(loss=loss)

@@ -27,8 +27,8 @@ from hf_adaptive_lr import (
     MLRSNet,
     PPOSchedule,
 )
-from hf_adaptive_lr.finetune import FinetuneConfig, run
-from hf_adaptive_lr.trace import TraceWriter
+from hf_adaptive_lr.finetune.job import FinetuneConfig, run
+from hf_adaptive_lr.scheduler.trace import TraceWriter
 from tests import doors
 from tests.job import texts, write_csv, write_image_model, write_images, write_text_model
 from tests.test_ranks import _launch, _save

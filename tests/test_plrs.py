@@ -11,8 +11,8 @@ from hf_adaptive_lr import Constant, ControlledLR, Observation
 from hf_adaptive_lr.controller import Controller
 from hf_adaptive_lr.controllers.plrs import PLRS
 from hf_adaptive_lr.controllers.random_walk import RandomWalk
-from hf_adaptive_lr.decision import Settings
-from hf_adaptive_lr.governor import Governor
+from hf_adaptive_lr.scheduler.decision import Settings
+from hf_adaptive_lr.scheduler.runtime import Governor
 from tests.tiny import batches, flat, mlp
 
 F64 = torch.float64

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from hf_adaptive_lr import ControlledLR
 from hf_adaptive_lr.controllers.plrs import PLRS
-from hf_adaptive_lr.range_test import RangeTest, lr_range_test
+from hf_adaptive_lr.tuning.range_test import RangeTest, lr_range_test
 from tests.tiny import Tokens, batches, bert, flat, mlp
 
 SPECTRUM = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)

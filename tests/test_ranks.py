@@ -13,7 +13,14 @@ import torch.distributed as dist
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState, GradientState
 
-from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Hypergradient, Plateau, ranks
+from hf_adaptive_lr import (
+    AdaptiveLRTrainer,
+    AdaptiveLRTrainingArguments,
+    ControlledLR,
+    Hypergradient,
+    Plateau,
+    distributed,
+)
 from tests import doors
 from tests.controllers_for_tests import Classified, Everything, Extra, LossOnly, Recurrent, Watcher
 from tests.tiny import Tokens, batches, bert, flat, mlp
@@ -111,7 +118,7 @@ def test_accelerate_steps_the_scheduler_twice_and_it_does_no_harm(tmp_path) -> N
 
 def _broken_reduction(folder: Path) -> None:
     torch.set_num_threads(1)
-    ranks.mean_of_rows = lambda rows: rows[dist.get_rank()]
+    distributed.mean_of_rows = lambda rows: rows[dist.get_rank()]
     with pytest.raises(RuntimeError, match="ranks have drifted apart"):
         doors.accelerated(LossOnly())
     (folder / f"noticed-{dist.get_rank()}").touch()
@@ -239,14 +246,14 @@ def test_the_check_knows_deepspeed_by_its_marks() -> None:
     """A unit test of the check only: DeepSpeed itself needs a GPU build that is not installed here."""
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
-    ranks.refuse_sharded(optimizer, {"alignment"})
+    distributed.refuse_sharded(optimizer, {"alignment"})
     parameter.ds_id = 0  # what ZeRO-3 puts on every parameter
     with pytest.raises(ValueError, match="DeepSpeed"):
-        ranks.refuse_sharded(optimizer, {"alignment"})
-    ranks.refuse_sharded(optimizer, set())
+        distributed.refuse_sharded(optimizer, {"alignment"})
+    distributed.refuse_sharded(optimizer, set())
     owner = type("DeepSpeedZeroOptimizer", (torch.optim.SGD,), {"__module__": "deepspeed.runtime.zero.stage_1_and_2"})
     with pytest.raises(ValueError, match="DeepSpeed"):
-        ranks.refuse_sharded(owner([torch.nn.Parameter(torch.zeros(2))], lr=0.1), {"grad_norm"})
+        distributed.refuse_sharded(owner([torch.nn.Parameter(torch.zeros(2))], lr=0.1), {"grad_norm"})
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AutoController, Linear, Universal
 from hf_adaptive_lr.cli import main
-from hf_adaptive_lr.refine import RefineError, read_past_run, refine, refined_schedule, running_median
+from hf_adaptive_lr.tuning.refine import RefineError, read_past_run, refine, refined_schedule, running_median
 from tests import doors
 from tests.tiny import Tokens, bert
 

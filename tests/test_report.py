@@ -18,13 +18,13 @@ import pytest
 
 from hf_adaptive_lr import cli
 from hf_adaptive_lr.cli import report as report_verb
-from hf_adaptive_lr.decision import Decision
 from hf_adaptive_lr.report import ReportError, read_run, render_report
 from hf_adaptive_lr.report import embed as embed_module
 from hf_adaptive_lr.report.charts import Curve, chart, decimate, rate_axis
 from hf_adaptive_lr.report.embed import DIGITS, EXACT_ROWS, REASONS, kept_rows
 from hf_adaptive_lr.report.read import Row
-from hf_adaptive_lr.trace import TraceWriter
+from hf_adaptive_lr.scheduler.decision import Decision
+from hf_adaptive_lr.scheduler.trace import TraceWriter
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (apt-get install chromium)")
@@ -501,7 +501,7 @@ def test_a_hundred_thousand_decisions_stay_small_and_quick(long_run) -> None:
 
 @pytest.fixture(scope="module")
 def real_runs(tmp_path_factory) -> list[Path]:
-    from hf_adaptive_lr.finetune import FinetuneConfig, run
+    from hf_adaptive_lr.finetune.job import FinetuneConfig, run
     from tests.job import texts, write_csv, write_text_model
 
     folder = tmp_path_factory.mktemp("real")

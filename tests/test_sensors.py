@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_adaptive_lr import ControlledLR, Hypergradient
-from hf_adaptive_lr.sensors import adam_direction, cosine, inner, measure_previous_update, sgd_direction
+from hf_adaptive_lr.sensors.gradients import adam_direction, cosine, inner, measure_previous_update, sgd_direction
 from tests.controllers_for_tests import Everything, Watcher
 from tests.tiny import batches, flat, mlp
 

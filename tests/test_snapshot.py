@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from hf_adaptive_lr import ControlledLR, Hypergradient
-from hf_adaptive_lr.snapshot import Snapshot
+from hf_adaptive_lr.guard.snapshot import Snapshot
 from tests.controllers_for_tests import Recurrent
 from tests.tiny import batches, flat, mlp
 

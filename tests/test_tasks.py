@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_adaptive_lr.cli.train import make_trainer
 from hf_adaptive_lr.meta.inner import InnerOptimizer
 from hf_adaptive_lr.meta.problem import Problem
 from hf_adaptive_lr.meta.suites import SUITES
@@ -19,6 +18,7 @@ from hf_adaptive_lr.meta.tasks.finetune import FinetuneTask, pretrain
 from hf_adaptive_lr.meta.tasks.mlp import MLPTask
 from hf_adaptive_lr.meta.tasks.supervised import Supervised
 from hf_adaptive_lr.meta.tasks.transformer import patches
+from hf_adaptive_lr.meta.trainers import make_trainer
 from hf_adaptive_lr.meta.vector_run import VectorRun
 
 BODY = {"bodies": 2, "pretrain_steps": 60}

@@ -17,9 +17,9 @@ from accelerate import debug_launcher
 
 from hf_adaptive_lr import AutoController, ControlledLR
 from hf_adaptive_lr.cli import main
-from hf_adaptive_lr.cli.train import METHODS, make_trainer
 from hf_adaptive_lr.meta.driver import DriverConfig, run
 from hf_adaptive_lr.meta.ppo import PPOTrainer
+from hf_adaptive_lr.meta.trainers import METHODS, make_trainer
 from tests.tiny import batches, mlp
 
 LINE = ["train", "ppo", "--suite", "quadratic", "--runs", "4", "--hidden-size", "4", "--iterations", "4"]

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from hf_adaptive_lr import guard
 from hf_adaptive_lr.bench import trouble, trouble_pages, trouble_run
 from hf_adaptive_lr.bench.runner import read_rows, run_all
 from hf_adaptive_lr.bench.trouble_figures import Figures, first_alarm, tolerance, within
@@ -27,6 +26,7 @@ from hf_adaptive_lr.bench.trouble_run import TroubledTrainer, TroubleRun, case, 
 from hf_adaptive_lr.bench.trouble_tasks import EVALUATIONS, TASKS, Parts, _prepared, build_model, load_parts
 from hf_adaptive_lr.bench.verdict_data import Rows, collate
 from hf_adaptive_lr.bench.verdict_pages import notes_of
+from hf_adaptive_lr.guard import guard
 from tests.tiny import bert
 
 CARDS = Path(__file__).parent.parent / "model_cards"

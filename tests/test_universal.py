@@ -13,12 +13,12 @@ from torch.optim import SGD, AdamW
 
 from hf_adaptive_lr import AutoController, ControlledLR, Envelope, Observation, Relative, Universal
 from hf_adaptive_lr.cli import main
-from hf_adaptive_lr.features import STEERING_FEATURES
+from hf_adaptive_lr.controllers._features import STEERING_FEATURES
+from hf_adaptive_lr.controllers._relative_update import FIRST_LR, due
 from hf_adaptive_lr.meta.episode import Episode, play_through, stretches_of
 from hf_adaptive_lr.meta.ppo import PPOConfig, PPOTrainer, Rollout, gae
 from hf_adaptive_lr.meta.problem import Problem
 from hf_adaptive_lr.meta.suites import SUITES
-from hf_adaptive_lr.relative_update import FIRST_LR, due
 from tests.tiny import batches, mlp
 
 OPTIMIZERS = {

@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments, Replay
-from hf_adaptive_lr.finetune_config import FinetuneConfig
-from hf_adaptive_lr.finetune_data import load_data
-from hf_adaptive_lr.finetune_model import load_parts
+from hf_adaptive_lr.finetune.config import FinetuneConfig
+from hf_adaptive_lr.finetune.data import load_data
+from hf_adaptive_lr.finetune.model import load_parts
 
 FIELDS = ("loss", "grad_norm", "alignment", "slope", "update_ratio", "gain_ratio")
 UPDATES = 120

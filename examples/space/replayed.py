@@ -10,9 +10,9 @@ from pathlib import Path
 
 from hf_adaptive_lr import AutoController, Controller
 from hf_adaptive_lr.auto import known_names
-from hf_adaptive_lr.decision import Decision, Settings
-from hf_adaptive_lr.governor import Governor
 from hf_adaptive_lr.observation import OPTIONAL_FIELDS, OUTCOME_FIELDS
+from hf_adaptive_lr.scheduler.decision import Decision, Settings
+from hf_adaptive_lr.scheduler.runtime import Governor
 
 RUNS = Path(__file__).parent / "runs"
 

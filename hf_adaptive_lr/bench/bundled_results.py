@@ -17,10 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..artifacts import PROGRAM, replace_file
 from ..auto import PRETRAINED, AutoController
-from ..card import RESULTS_VERSION, draw_schedules, notes_of, render, schedule
-from ..cli.errors import PROGRAM
-from ..files import replace_file
+from ..hub.card import RESULTS_VERSION, draw_schedules, notes_of, render, schedule
 from . import yardstick_results
 from .runner import Row, RowsError
 from .verdict_judge import Cell, Runs, paired, values

@@ -17,9 +17,9 @@ import torch
 from transformers import Trainer
 
 from ..auto import AutoController
-from ..callback import AdaptiveLRCallback
 from ..controllers.linear import Linear
-from ..trainer import AdaptiveLRMixin
+from ..trainer.callback import AdaptiveLRCallback
+from ..trainer.mixin import AdaptiveLRMixin
 from .compat_models import flat
 
 STEPS, LR, CLIP = 6, 1e-2, 0.1

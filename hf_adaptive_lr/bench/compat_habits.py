@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
-from ..arguments import AdaptiveLRTrainingArguments
 from ..auto import AutoController
-from ..callback import AdaptiveLRCallback
 from ..controllers.linear import Linear
-from ..trainer import AdaptiveLRTrainer
+from ..trainer.arguments import AdaptiveLRTrainingArguments
+from ..trainer.callback import AdaptiveLRCallback
+from ..trainer.mixin import AdaptiveLRTrainer
 from . import compat_models as tiny
 from .compat_checks import STEPS, Check, Kit, check_kit, require, trained
 

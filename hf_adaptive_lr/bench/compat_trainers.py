@@ -10,9 +10,9 @@ import torch
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments, set_seed
 
 from ..auto import AutoController
-from ..callback import AdaptiveLRCallback
 from ..controllers.linear import Linear
-from ..trainer import AdaptiveLRMixin, AdaptiveLRTrainer
+from ..trainer.callback import AdaptiveLRCallback
+from ..trainer.mixin import AdaptiveLRMixin, AdaptiveLRTrainer
 from . import compat_models as tiny
 from .compat_checks import LR, STEPS, Check, Kit, check_kit, require, trained
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..files import replace_file
+from ..artifacts import replace_file
 from .compat_checks import Check
 from .compat_habits import HABITS
 from .compat_trainers import TRAINERS

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
+from ..artifacts import WEIGHTS_NAME, library_version, replace_file
 from ..auto import PRETRAINED, AutoController
 from ..controller import Controller
-from ..decision import Settings, Value
-from ..files import WEIGHTS_NAME, library_version, replace_file
-from ..governor import Governor
-from ..observation import OPTIONAL_FIELDS
+from ..observation import OPTIONAL_FIELDS, Value
+from ..scheduler.decision import Settings
+from ..scheduler.runtime import Governor
 from .runner import Row, append_row
 
 OUTPUT = Path("model_cards/rows/decision_cost.jsonl")

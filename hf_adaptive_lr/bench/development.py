@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..demo_data import DemoDataError
+from ..demo.data import DemoDataError
 from .runner import Row, append_row, read_rows
 from .yardstick_methods import METHODS, Method, third_party
 from .yardstick_run import commit

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..demo_data import DemoDataError
+from ..demo.data import DemoDataError
 from .runner import Row, RowsError, WorkerError, read_rows, run_all
 from .training_run import TrainingRun
 from .verdict_methods import METHODS

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..files import replace_file
+from ..artifacts import replace_file
 from .overhead import PLAIN, WARM_UP, Method, Times, figures, header, lanes_of
 from .workload import SIZES, SNAPSHOT_EVERY, TINY, Size
 

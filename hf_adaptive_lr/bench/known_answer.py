@@ -25,15 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cli.train import make_trainer
+from ..artifacts import library_version, replace_file
 from ..controller import Controller
-from ..files import library_version, replace_file
 from ..meta.driver import DriverConfig
 from ..meta.driver import run as drive
 from ..meta.episode import Episode, play_through
 from ..meta.problem import Problem
 from ..meta.suites import SUITES
 from ..meta.tasks.quadratic import Quadratic
+from ..meta.trainers import make_trainer
 
 CAP = 100.0
 BAR = 1.3

@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl
 
-from ..scheduler import ControlledLR
+from ..scheduler.controlled_lr import ControlledLR
 
 _OWN = ("before_forward", "observe", "_pre_step", "_post_step", "step", "get_last_lr", "log_values")
 """Where a Trainer enters [`ControlledLR`] during an update; none of them calls another."""

@@ -20,12 +20,11 @@ from pathlib import Path
 
 import torch
 
-from ..arguments import AdaptiveLRTrainingArguments
-from ..cli.errors import PROGRAM
+from ..artifacts import PROGRAM, library_version, replace_file
 from ..controllers import MLRSNet
-from ..demo_data import DemoDataError
-from ..files import library_version, replace_file
-from ..meta_trainer import MetaLRTrainer
+from ..demo.data import DemoDataError
+from ..trainer.arguments import AdaptiveLRTrainingArguments
+from ..trainer.meta_trainer import MetaLRTrainer
 from .run_record import curve
 from .verdict_data import collate, load
 from .verdict_methods import METHODS

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..cli.train import make_trainer
+from ..artifacts import library_version, replace_file
 from ..controller import Controller
-from ..files import library_version, replace_file
 from ..meta.driver import DriverConfig
 from ..meta.driver import run as drive
 from ..meta.episode import RISE, Episode, play_through
 from ..meta.problem import Problem
 from ..meta.suites import SUITES
+from ..meta.trainers import make_trainer
 
 RATES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 _DRAW = 9000

@@ -36,9 +36,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..artifacts import library_version, replace_file
 from ..controller import Controller
 from ..controllers import CONTROLLERS
-from ..files import library_version, replace_file
 from .lanes import Lane, OwnTime, share_one_heap
 from .probes import CHEAP, Reader, Recurrent
 from .workload import SIZES, TINY, Size, trainer_for

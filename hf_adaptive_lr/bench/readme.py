@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import replace_file
+from ..artifacts import replace_file
 
 ROWS = Path("model_cards/rows")
 Row = Mapping[str, Any]

@@ -26,7 +26,7 @@ from typing import Any, Protocol, Self
 import torch
 from tqdm import tqdm
 
-from ..files import replace_file
+from ..artifacts import replace_file
 
 Row = dict[str, Any]
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..artifacts import library_version
 from ..auto import AutoController
 from ..controller import Controller
 from ..controllers import Linear, Relative
-from ..files import library_version
 from ..meta.episode import Episode, play_through
 from ..meta.problem import Problem
 from ..meta.suites import SUITES

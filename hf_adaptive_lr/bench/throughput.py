@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..files import library_version, replace_file
+from ..artifacts import library_version, replace_file
 from .throughput_columns import ADAMW, COLUMNS, HORIZON, Column, Eager, Jax, Sensed, Vector, Vmap, Work
 
 RUNS = (1, 16, 64, 256)

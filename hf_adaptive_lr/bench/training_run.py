@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback
 
-from ..arguments import AdaptiveLRTrainingArguments
+from ..artifacts import library_version
 from ..controller import Controller
-from ..files import library_version
-from ..trainer import AdaptiveLRTrainer
+from ..trainer.arguments import AdaptiveLRTrainingArguments
+from ..trainer.mixin import AdaptiveLRTrainer
 from .run_record import EVAL_BATCH, Meter, Record, curve, diverged, evaluate, short
 from .runner import Row, RunKey
 from .verdict_data import Parts, collate, load
@@ -147,7 +147,7 @@ class TrainingRun:
 def _trainer_class(method: Method) -> type[AdaptiveLRTrainer]:
     if method.trainer == "adaptive":
         return AdaptiveLRTrainer
-    from ..meta_trainer import MetaLRTrainer
+    from ..trainer.meta_trainer import MetaLRTrainer
 
     return MetaLRTrainer
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..demo_data import DemoDataError
+from ..demo.data import DemoDataError
 from .runner import RowsError, WorkerError, Workers, forget_errors, read_rows, run_all
 from .trouble_figures import GUARD, UNGUARDED
 from .trouble_injections import INJECTIONS

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import divergence, guard, guard_callback, levels
-from ..guard_callback import GuardCallback
+from ..guard import detector, guard, levels, thresholds
+from ..trainer import guard_callback
+from ..trainer.guard_callback import GuardCallback
 from .trouble_tasks import EVALUATIONS
 
 Config = Mapping[str, Any]
@@ -60,7 +61,7 @@ def guard_settings(arguments: Config) -> dict[str, Any]:
     """Every number that the guard decides by: arguments, thresholds, and the constants of its modules."""
     constants = {
         f"_{name.lstrip('_')}": value
-        for module in (guard, guard_callback, divergence, levels)
+        for module in (guard, guard_callback, detector, levels, thresholds)
         for name, value in vars(module).items()
         if name.isupper() and name != "STATE_FORMAT" and type(value) in (int, float)
     }

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import replace_file
+from ..artifacts import replace_file
 from .runner import Row
 from .trouble_figures import GOAL, GUARD, Cell, Figures, first_alarm, mean_actions, spread, within
 from .trouble_injections import INJECTIONS

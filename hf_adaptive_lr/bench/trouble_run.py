@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from ..guard_callback import GuardCallback
+from ..trainer.guard_callback import GuardCallback
 from .run_record import EVAL_BATCH, curve, diverged, short
 from .runner import Row, RunKey, digest
 from .training_run import LOSS_POINTS, versions

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..card import NOTES, NOTES_END, notes_of
-from ..files import replace_file
+from ..artifacts import replace_file
+from ..hub.card import NOTES, NOTES_END, notes_of
 from .runner import read_rows
 from .stat_bootstrap import Estimate
 from .universal_ablations import COMMANDS as ABLATION_COMMANDS

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .. import demo_data
-from ..demo_data import DemoDataError, demo_image, demo_text, demo_text_model
+from ..demo import data as demo_data
+from ..demo.data import DemoDataError, demo_image, demo_text, demo_text_model
 from .verdict_tasks import DataName, Task
 
 TOKENS = 32

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..artifacts import WEIGHTS_NAME
 from ..auto import PRETRAINED, AutoController
 from ..controller import Controller
 from ..controllers import CONTROLLERS
-from ..files import WEIGHTS_NAME, configure, read_config
+from ..hub.serialization import configure, read_config
 from .runner import digest
 
 TUNED = "tuned"

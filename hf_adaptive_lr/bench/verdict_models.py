@@ -18,8 +18,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..demo_data import demo_text_model
-from ..finetune_model import no_bars
+from ..demo.data import demo_text_model
+from ..demo.image_model import no_bars
 from .verdict_data import CLASSES
 from .verdict_methods import Method
 from .verdict_tasks import Task

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import replace_file
+from ..artifacts import replace_file
 from .verdict_judge import Cell, Cells, Judged, Word, cells, judged, paired, paper_word, values, word_of
 from .verdict_methods import BASELINES, METHODS
 from .verdict_papers import REQUIRED_SEEDS, Claim, Paper

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
-from ..arguments import AdaptiveLRTrainingArguments
 from ..controller import Controller
-from ..guard_callback import GuardCallback
-from ..trainer import AdaptiveLRTrainer
+from ..trainer.arguments import AdaptiveLRTrainingArguments
+from ..trainer.guard_callback import GuardCallback
+from ..trainer.mixin import AdaptiveLRTrainer
 
 SNAPSHOT_EVERY = 50
 """Updates between the guard's snapshots."""

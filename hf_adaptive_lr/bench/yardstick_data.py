@@ -11,10 +11,9 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, EfficientNetForImageClassification, set_seed
 
-from .. import demo_data
-from ..demo_data import DemoDataError, demo_image, demo_text, demo_text_model
-from ..demo_image_model import demo_image_model
-from ..finetune_model import no_bars
+from ..demo import data as demo_data
+from ..demo.data import DemoDataError, demo_image, demo_text, demo_text_model
+from ..demo.image_model import demo_image_model, no_bars
 from .trouble_tasks import _prepared, _vit
 from .verdict_data import TOKENS, Parts, Rows, _images
 from .verdict_models import Classifier, _cnn, _minilm3, _pretrained, _resnet

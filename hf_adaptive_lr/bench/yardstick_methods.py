@@ -21,12 +21,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .. import own_code
+from .. import auto
 from ..auto import PRETRAINED, AutoController
 from ..controller import Controller
 from ..controllers import CONTROLLERS
-from ..model_sensors import LOGIT_FIELDS, WEIGHT_FIELDS
 from ..observation import OUTCOME_FIELDS
+from ..sensors.predictions import LOGIT_FIELDS, WEIGHT_FIELDS
 from .runner import digest
 
 REPLAY = "replay:"
@@ -218,8 +218,8 @@ def third_party(source: str) -> Method:
     """
     controller = AutoController.from_pretrained(source)
     on_vector = not controller.needs & OUTCOME_FIELDS.keys()
-    if on_vector and own_code.is_own(source):
-        own_code.try_out(controller, (3,))
+    if on_vector and auto.is_own(source):
+        auto.try_out(controller, (3,))
     return Method(
         name=source.rstrip("/").split("/")[-1] if source.startswith((".", "/")) else source,
         text=f"`{controller.controller_type}` given on the command line",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import replace_file
+from ..artifacts import replace_file
 from .runner import Row
 from .stat_bootstrap import hierarchical_bootstrap
 from .stat_compare import Difference, probability_of_improvement

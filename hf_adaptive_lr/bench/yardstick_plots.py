@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import replace_file
+from ..artifacts import replace_file
 from .runner import Row
 from .yardstick_scores import Results
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer
 
-from ..arguments import AdaptiveLRTrainingArguments
-from ..range_test import lr_range_test
+from ..trainer.arguments import AdaptiveLRTrainingArguments
+from ..tuning.range_test import lr_range_test
 from .run_record import EVAL_BATCH, Record, curve, short
 from .runner import Row
 from .trouble_run import scores
@@ -149,8 +149,8 @@ def _trainer(
 
 
 def _kind(method: Method) -> type[Trainer]:
-    from ..meta_trainer import MetaLRTrainer
-    from ..trainer import AdaptiveLRTrainer
+    from ..trainer.meta_trainer import MetaLRTrainer
+    from ..trainer.mixin import AdaptiveLRTrainer
 
     if not method.controller:
         return Trainer

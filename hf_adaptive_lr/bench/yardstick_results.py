@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..card import RESULTS_VERSION
-from ..cli.errors import PROGRAM
+from ..artifacts import PROGRAM
+from ..hub.card import RESULTS_VERSION
 from .runner import Row
 from .verdict_judge import paired
 from .verdict_stats import Interval, judge, mean_interval

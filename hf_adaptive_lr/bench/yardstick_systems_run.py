@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..scheduler import ControlledLR
+from ..scheduler.controlled_lr import ControlledLR
 from .lanes import Lane, share_one_heap
 from .run_record import short
 from .runner import Row, RunKey, digest

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from ..arguments import AdaptiveLRTrainingArguments
-from ..scheduler import ControlledLR
+from ..scheduler.controlled_lr import ControlledLR
+from ..trainer.arguments import AdaptiveLRTrainingArguments
 from .verdict_data import Rows, collate
 from .workload import Size
 from .yardstick_methods import TRAINER_LR, Method, build_optimizer
@@ -179,8 +179,8 @@ def _scheduled(method: Method, evaluate_every: int) -> dict[str, Any]:
 
 
 def _kind(method: Method) -> Callable[..., Trainer]:
-    from ..meta_trainer import MetaLRTrainer
-    from ..trainer import AdaptiveLRTrainer
+    from ..trainer.meta_trainer import MetaLRTrainer
+    from ..trainer.mixin import AdaptiveLRTrainer
 
     if not method.controller:
         return Trainer

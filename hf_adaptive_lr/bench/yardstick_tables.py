@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..artifacts import TRAINING_NAME
 from ..auto import PRETRAINED
-from ..files import TRAINING_NAME
 from .runner import read_rows
 from .yardstick_methods import METHODS, Method
 from .yardstick_plan import BUDGET, DEFAULT, STUDIES, misled, misled_runs, troubled, troubled_runs

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
+from ..artifacts import PROGRAM
 from . import bench, card, config_file, finetune, pull, push, refine, report, train, verdict
 from . import list as list_verb
-from .errors import PROGRAM, UserError, did_you_mean
+from .errors import UserError, did_you_mean
 
 VERBS = (finetune, report, refine, train, bench, verdict, list_verb, card, push, pull)
 """The modules of all verbs, in the order of the help."""

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import PROGRAM, UserError, did_you_mean
+from ..artifacts import PROGRAM
+from .errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from ..bench.yardstick_methods import Method
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..bench.runner import RowsError, WorkerError
     from ..bench.yardstick_plan import PROFILES, Book
-    from ..demo_data import DemoDataError
+    from ..demo.data import DemoDataError
 
     profile = PROFILES["extended" if args.extended else "full" if args.full else "quick"]
     folder = args.output_dir or OUTPUT.with_name(f"{OUTPUT.name}-{profile.name}")
@@ -134,9 +135,9 @@ def _write(args: argparse.Namespace, profile: Profile, book: Book, methods: list
 def _write_results(
     args: argparse.Namespace, profile: Profile, book: Book, methods: list[Method], command: str
 ) -> list[str]:
+    from ..artifacts import EVAL_NAME, replace_file
     from ..bench.bundled_results import as_text
     from ..bench.yardstick_results import results_of
-    from ..files import EVAL_NAME, replace_file
 
     written = []
     for method in (m for m in methods if m.controller in args.controller and Path(m.controller).is_dir()):

@@ -39,26 +39,27 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         keep_strangers_files(args.output, "library_name: hf_adaptive_lr")
     with user_errors():
-        from .. import card, files
+        from .. import artifacts
         from ..auto import AutoController
+        from ..hub import card, serialization
 
         controller = AutoController.from_pretrained(args.controller)
         folder = controller.provenance.get("folder")
         beside = {p.name: p for p in Path(folder).iterdir() if p.is_file()} if folder else {}
         training, eval_results = (
-            files.read_json(beside[name]) if name in beside else None
-            for name in (files.TRAINING_NAME, files.EVAL_NAME)
+            serialization.read_json(beside[name]) if name in beside else None
+            for name in (artifacts.TRAINING_NAME, artifacts.EVAL_NAME)
         )
         text = card.render(
             controller,
             repo_id=args.controller,
             training=training,
             eval_results=eval_results,
-            notes=card.notes_of(files.read_text(beside["README.md"])) if "README.md" in beside else None,
+            notes=card.notes_of(serialization.read_text(beside["README.md"])) if "README.md" in beside else None,
         )
         if args.output is not None:
             args.output.parent.mkdir(parents=True, exist_ok=True)
-            files.replace_file(args.output, lambda path: path.write_text(text, encoding="utf-8"))
+            artifacts.replace_file(args.output, lambda path: path.write_text(text, encoding="utf-8"))
     if args.json:
         said = {"controller": args.controller, "controller_type": controller.controller_type}
         written = None if args.output is None else str(args.output)

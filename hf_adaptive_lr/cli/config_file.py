@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import PROGRAM, UserError, did_you_mean, keep_strangers_files
+from ..artifacts import PROGRAM
+from .errors import UserError, did_you_mean, keep_strangers_files
 
 _OWN = ("config", "save_config")
 _NOT_IN_FILES = (*_OWN, "help")

@@ -6,8 +6,6 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-PROGRAM = "hf-adaptive-lr"
-
 
 class UserError(Exception):
     """A request that cannot be carried out; its message is what the user reads, in one line."""

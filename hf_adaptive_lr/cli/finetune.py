@@ -12,12 +12,13 @@ import typing
 from dataclasses import fields
 from typing import Any
 
-from ..demo_data import DemoDataError
-from ..finetune import run as run_job
-from ..finetune_config import AUTO, FinetuneConfig, can_resume, load_config
-from ..finetune_data import FinetuneError
-from ..finetune_report import table
-from .errors import PROGRAM, UserError
+from ..artifacts import PROGRAM
+from ..demo.data import DemoDataError
+from ..finetune.config import AUTO, FinetuneConfig, can_resume, load_config
+from ..finetune.data import FinetuneError
+from ..finetune.job import run as run_job
+from ..finetune.outputs import table
+from .errors import UserError
 
 _DESCRIPTION = """\
 Fine-tune a text or image classifier with an adaptive learning rate. Without --data and --model

@@ -84,9 +84,9 @@ def on_the_hub(limit: int) -> list[dict[str, Any]]:
         UserError: the Hub cannot be asked.
     """
     with user_errors():
-        from .. import hub
+        from ..hub import repo
 
-        return hub.search(limit=limit)
+        return repo.search(limit=limit)
 
 
 def _said(value: object) -> str:

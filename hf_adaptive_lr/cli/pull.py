@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
     if folder is not None and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
         raise UserError(f"'{folder}' is not empty; name another folder")
     with user_errors():
-        from .. import hub
         from ..auto import AutoController
+        from ..hub import repo
 
-        cached, commit = hub.pull(args.repo_id, revision=args.revision)
+        cached, commit = repo.pull(args.repo_id, revision=args.revision)
         controller = AutoController.from_pretrained(cached.absolute())
         if folder is not None:
             _copy(controller, cached, folder)

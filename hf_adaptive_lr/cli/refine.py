@@ -8,7 +8,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from .errors import PROGRAM, UserError
+from ..artifacts import PROGRAM
+from .errors import UserError
 
 _EXAMPLES = """\
 examples:
@@ -46,7 +47,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the runs, write the controller, show the schedule."""
-    from ..refine import RefineError, read_past_run, refine
+    from ..tuning.refine import RefineError, read_past_run, refine
 
     folder = args.output_dir
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _write_record(args: argparse.Namespace, runs: list[Any], controller: Any, peak: float) -> None:
     """training.json, for the card: what the schedule comes from, and the learning rate it is meant for."""
-    from ..files import TRAINING_NAME, library_version, replace_file
+    from ..artifacts import TRAINING_NAME, library_version, replace_file
 
     names = [folder.resolve().name for folder in args.run_dirs]
     words = ["refine", *map(str, args.run_dirs), "--smoothing", f"{args.smoothing:g}", "--power", str(args.power)]

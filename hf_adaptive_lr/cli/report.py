@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(path: Path, page: str) -> None:
-    """Whole or not at all. `files.replace_file` would do, but loads torch, which takes longer than the page."""
+    """Whole or not at all. `artifacts.replace_file` would do, but loads torch, which takes longer than the page."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -11,16 +11,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .errors import PROGRAM, UserError
-
-METHODS = ("universal", "ppo", "evolution", "bilevel", "schedule_ppo")
-"""`universal` trains the controller of that name as the bundled one was, `schedule_ppo` trains `ppo_schedule` as its
-paper does; the others train `gru` on any suite."""
+from ..artifacts import PROGRAM
+from ..meta.trainers import METHODS, PRESETS, make_trainer
+from .errors import UserError
 
 _SUITES = {"universal": "strangers", "schedule_ppo": "fashion"}
 _PHOTOS = ("fashion", "mnist")
 _RUNS = {"universal": 24, "schedule_ppo": 1}
-PRESETS = ("paper", "released")
 _FOR_SCHEDULE, _FOR_UNIVERSAL = ("preset", "every_steps", "recurrent"), ("controller_kwargs",)
 _GIVEN = (*_FOR_SCHEDULE, *_FOR_UNIVERSAL)
 _EXAMPLES = """\
@@ -87,8 +84,8 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 130 when interrupted."""
-    from ..demo_data import DemoDataError
-    from ..files import CHECKPOINT_NAME
+    from ..artifacts import CHECKPOINT_NAME
+    from ..demo.data import DemoDataError
     from ..meta.driver import DriverConfig, check_folder
     from ..meta.driver import run as drive
 
@@ -161,84 +158,6 @@ def _first_and_last(returns: list[float]) -> list[float]:
     return [fmean(returns[:tenth]), fmean(returns[-tenth:])] if returns else []
 
 
-def make_trainer(
-    method: str,
-    *,
-    hidden_size: int,
-    seed: int,
-    preset: str = "paper",
-    every_steps: int | None = None,
-    recurrent: bool = False,
-    controller_kwargs: str = "{}",
-) -> Any:
-    """A trainer with an untrained controller.
-
-    Args:
-        method: one of [`METHODS`].
-        hidden_size: width of the controller's network.
-        seed: of its first weights and of everything it draws.
-        preset: one of [`PRESETS`]; this and what follows, but for the last, is for `schedule_ppo` alone.
-        every_steps: updates between decisions; None for 5, or for the preset's where that is `released`.
-        recurrent: whether the policy is an LSTM cell.
-        controller_kwargs: config fields of `universal` to change, as a JSON object.
-
-    Raises:
-        ValueError: `controller_kwargs` is no JSON object, or has a field or value that the controller does not take.
-    """
-    if method == "schedule_ppo":
-        return _schedule_trainer(hidden_size, seed, preset, every_steps, recurrent=recurrent)
-    if method == "universal":
-        return _universal_trainer(hidden_size, seed, controller_kwargs)
-    from ..controllers import GRUController
-
-    params = GRUController.random_params(hidden_size=hidden_size, seed=seed)
-    start = GRUController(hidden_size=hidden_size, params=params)
-    if method == "ppo":
-        from ..meta.ppo import PPOTrainer
-
-        return PPOTrainer(start, seed=seed)
-    if method == "evolution":
-        from ..meta.evolution import EvolutionTrainer
-
-        return EvolutionTrainer(start, seed=seed)
-    from ..meta.bilevel import BilevelTrainer
-
-    return BilevelTrainer(start, seed=seed)
-
-
-def _universal_trainer(hidden_size: int, seed: int, controller_kwargs: str) -> Any:
-    from ..controllers import Universal
-    from ..files import configure
-    from ..meta.ppo import PPOConfig, PPOTrainer
-
-    start = Universal(hidden_size=hidden_size, params=Universal.random_params(hidden_size=hidden_size, seed=seed))
-    try:
-        changes = json.loads(controller_kwargs)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"controller_kwargs={controller_kwargs!r} is not valid JSON: {error}") from error
-    if not isinstance(changes, dict) or "hidden_size" in changes:
-        raise ValueError(
-            f"controller_kwargs={controller_kwargs!r} must be a JSON object; --hidden-size is for the width"
-        )
-    start = configure(start, changes)
-    trainer = PPOTrainer(start, PPOConfig.for_strangers(), seed=seed)
-    trainer.method = "universal"
-    return trainer
-
-
-def _schedule_trainer(hidden_size: int, seed: int, preset: str, every_steps: int | None, *, recurrent: bool) -> Any:
-    from ..controllers.ppo_schedule import PPOSchedule
-    from ..meta.schedule_ppo import ScheduleConfig, SchedulePPOTrainer
-
-    shape: dict[str, Any] = {"hidden_size": hidden_size, "recurrent": recurrent}
-    if every_steps is None and preset == "paper":
-        every_steps = 5
-    rhythm = {} if every_steps is None else {"every_steps": every_steps}
-    params = PPOSchedule.random_params(**shape, seed=seed)
-    start = PPOSchedule.from_preset(preset, **shape, **rhythm, params=params)
-    return SchedulePPOTrainer(start, ScheduleConfig.from_preset(preset), seed=seed)
-
-
 def _check_method(method: str, suite: str, runs: int, given: dict[str, Any]) -> None:
     from ..meta.suites import SUITES
 
@@ -269,7 +188,7 @@ def _check_settings(trainer: Any, folder: Path) -> None:
     """Refuse, before anything starts, to go on with other options than the training in the folder began with."""
     import torch
 
-    from ..files import CHECKPOINT_NAME
+    from ..artifacts import CHECKPOINT_NAME
 
     trainer.load_state_dict(torch.load(folder / CHECKPOINT_NAME, weights_only=True)["trainer"])
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import PROGRAM, UserError, did_you_mean
+from ..artifacts import PROGRAM
+from .errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from ..bench.verdict_methods import Method
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from ..bench.verdict_pages import summary, write_page
     from ..bench.verdict_papers import PAPERS
     from ..bench.verdict_plan import Book
-    from ..demo_data import DemoDataError
+    from ..demo.data import DemoDataError
 
     rows, cards = _folders(args)
     papers = _papers(args.name, PAPERS)

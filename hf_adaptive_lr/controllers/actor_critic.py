@@ -34,9 +34,10 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from ..controller import Controller, State, check_range
-from ..draws import seeded, uniform
+from .._checks import check_range
+from ..controller import Controller, State
 from ..observation import Observation, Outcome
+from ._random import seeded, uniform
 
 
 @dataclass(frozen=True, kw_only=True)

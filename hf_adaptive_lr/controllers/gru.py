@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import gru_net
-from ..controller import Controller, State, check_range
-from ..features import FEATURES, NEEDS, encode, init_history
+from .._checks import check_range
+from ..controller import Controller, State
 from ..observation import Observation
+from . import _gru
+from ._features import FEATURES, NEEDS, encode, init_history
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +70,12 @@ class GRUController(Controller):
 
     def param_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Gates in torch's order (reset, update, new), then the head."""
-        return gru_net.shapes(len(FEATURES), self.hidden_size)
+        return _gru.shapes(len(FEATURES), self.hidden_size)
 
     @classmethod
     def random_params(cls, *, hidden_size: int = 32, seed: int = 0) -> dict[str, Tensor]:
         """Untrained weights: GRU uniform in +-1 / sqrt(width), head near zero, so that it moves little at first."""
-        return gru_net.random_params(len(FEATURES), hidden_size, seed)
+        return _gru.random_params(len(FEATURES), hidden_size, seed)
 
     def init(
         self,
@@ -106,7 +107,7 @@ class GRUController(Controller):
 
     def policy(self, features: Tensor, hidden: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Move before squashing, of batch_shape, and the next hidden vector; `params` may have a run dimension."""
-        return gru_net.forward(features, hidden, params)
+        return _gru.forward(features, hidden, params)
 
     def act(self, raw: Tensor, obs: Observation, state: State) -> tuple[Tensor, State]:
         """Learning rate after the move `max_move * tanh(raw)`, and the state that remembers the move."""

@@ -26,7 +26,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..controller import Controller, State, check_range
+from .._checks import check_range
+from ..controller import Controller, State
 from ..observation import Observation
 
 

@@ -36,9 +36,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.optim.adam import adam
 
-from ..controller import Controller, State, check_range
-from ..draws import seeded, uniform
+from .._checks import check_range
+from ..controller import Controller, State
 from ..observation import Observation, Outcome
+from ._random import seeded, uniform
 
 _DECAY = 0.9  # of the average loss, per decision
 _SAVED = (1 / 200, 1 / 2)  # shares of the run after which the authors save theta: epochs 1 and 100 of 200

@@ -38,9 +38,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .. import draws
-from ..controller import Controller, State, check_range
+from .._checks import check_range
+from ..controller import Controller, State
 from ..observation import Observation
+from . import _random
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class PLRS(Controller):
             ([.1, .2]); 0.875 for Tiny ImageNet ([.35, .4]); 2/3 as intended for SQuAD ([2e-5, 3e-5]); 1/3 for
             IWSLT'14 ([1.5e-4, 4.5e-4]); 0.45 for ImageNet ([.05, .11], momentum .8, once per epoch).
         high: 1 where the base LR is L_max, in [low, 1e6]. L_max is to be just below the learning rate where the
-            training loss turns up in an LR range test (`hf_adaptive_lr.range_test`).
+            training loss turns up in an LR range test (`hf_adaptive_lr.tuning.range_test`).
 
     Raises:
         ValueError: `low` or `high` out of range, or `low` above `high`.
@@ -125,12 +126,12 @@ class PLRS(Controller):
     ) -> State:
         """`generator`, one for all runs of a batch."""
         del batch_shape, n_groups, device
-        return {draws.GENERATOR: draws.seeded(seed)}
+        return {_random.GENERATOR: _random.seeded(seed)}
 
     def decide(
         self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, State]:
         """Factor of `batch_shape`, in [low, high): one draw per run, for all groups."""
         del params
-        share, generator = draws.uniform(state[draws.GENERATOR], tuple(obs.lr.shape))
-        return self.low + (self.high - self.low) * share.to(obs.lr), {**state, draws.GENERATOR: generator}
+        share, generator = _random.uniform(state[_random.GENERATOR], tuple(obs.lr.shape))
+        return self.low + (self.high - self.low) * share.to(obs.lr), {**state, _random.GENERATOR: generator}

@@ -24,9 +24,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .. import draws
-from ..controller import Controller, State, check_range
+from .._checks import check_range
+from ..controller import Controller, State
 from ..observation import Observation
+from . import _random
 
 FEATURES = (
     "validation loss",
@@ -151,7 +152,7 @@ class PPOSchedule(Controller):
         if self.recurrent and self.memory:
             blank = torch.zeros(*batch_shape, self.hidden_size, device=device)
             state |= {"hidden": blank, "cell": blank.clone()}
-        return {**state, draws.GENERATOR: draws.seeded(seed)} if self.sample else state
+        return {**state, _random.GENERATOR: _random.seeded(seed)} if self.sample else state
 
     def due(self, update: int, total_steps: int | None) -> bool:
         """Every K-th update, and each of the last K - 1: 109 decisions in 1,000 updates at K = 10."""
@@ -165,8 +166,8 @@ class PPOSchedule(Controller):
         features, state = self.encode(obs, state)
         action, state = self.policy(features, state, self.params if params is None else params)
         if self.sample:
-            noise, generator = draws.normal(state[draws.GENERATOR], tuple(action.shape))
-            action, state = action + self.std * noise.to(action.device), {**state, draws.GENERATOR: generator}
+            noise, generator = _random.normal(state[_random.GENERATOR], tuple(action.shape))
+            action, state = action + self.std * noise.to(action.device), {**state, _random.GENERATOR: generator}
         return self.act(action, obs), state
 
     # The three steps of a decision, one by one, for a trainer that puts noise between the second and the third.

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import draws
-from ..controller import Controller, State, check_range
+from .._checks import check_range
+from ..controller import Controller, State
 from ..observation import Observation
+from . import _random
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +72,17 @@ class RandomWalk(Controller):
     ) -> State:
         """`generator`, one for all runs of a batch."""
         del batch_shape, n_groups, device
-        return {draws.GENERATOR: draws.seeded(seed)}
+        return {_random.GENERATOR: _random.seeded(seed)}
 
     def decide(
         self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, State]:
         """Factor of the base LR, of `batch_shape`: one move from where the learning rate stands."""
         del params
-        z, generator = draws.normal(state[draws.GENERATOR], tuple(obs.lr.shape))
+        z, generator = _random.normal(state[_random.GENERATOR], tuple(obs.lr.shape))
         factor, move = obs.lr / obs.base_lr, self.step * z.to(obs.lr)
         moved = factor * move.exp() if self.span is None else _reflect(factor.log() + move, self.span).exp()
-        return moved, {**state, draws.GENERATOR: generator}
+        return moved, {**state, _random.GENERATOR: generator}
 
 
 def _reflect(x: Tensor, span: float) -> Tensor:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import draws, relative_update
-from ..controller import Controller, State, check_range
+from .._checks import check_range
+from ..controller import Controller, State
 from ..observation import Observation
+from . import _random, _relative_update
 
 _MAX_SHIFT = 4.0  # as in `universal`
 
@@ -70,26 +71,26 @@ class Relative(Controller):
     ) -> State:
         """What a learning rate of 1 would move; of a walk also where it is, and the generator of all runs."""
         del n_groups
-        state: State = dict(relative_update.init_units(batch_shape, device))
+        state: State = dict(_relative_update.init_units(batch_shape, device))
         if self.walk:
             start = torch.zeros(batch_shape, dtype=torch.float64, device=device)
-            state |= {"shift": start, draws.GENERATOR: draws.seeded(seed)}
+            state |= {"shift": start, _random.GENERATOR: _random.seeded(seed)}
         return state
 
     def due(self, update: int, total_steps: int | None) -> bool | None:
         """At updates 0, 1, 2, 4 and so on up to an even rhythm, then in that."""
-        return relative_update.due(update, total_steps, self.decisions)
+        return _relative_update.due(update, total_steps, self.decisions)
 
     def decide(
         self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, State]:
         """Learning rate of `batch_shape`."""
         del params
-        state = {**state, **relative_update.measure(obs, state)}
+        state = {**state, **_relative_update.measure(obs, state)}
         wanted = self.rho * (torch.ones_like(obs.lr) if obs.total_steps is None else obs.remaining)
         if self.walk:
-            z, generator = draws.normal(state[draws.GENERATOR], tuple(obs.lr.shape))
+            z, generator = _random.normal(state[_random.GENERATOR], tuple(obs.lr.shape))
             shift = (state["shift"] + self.walk * z.to(obs.lr)).clamp(-_MAX_SHIFT, _MAX_SHIFT)
-            state |= {"shift": shift, draws.GENERATOR: generator}
+            state |= {"shift": shift, _random.GENERATOR: generator}
             wanted = wanted * shift.exp()
-        return relative_update.rate_for(wanted, state, obs), state
+        return _relative_update.rate_for(wanted, state, obs), state

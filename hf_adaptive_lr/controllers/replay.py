@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..controller import Controller, State, check_range
+from .._checks import check_range
+from ..controller import Controller, State
 from ..observation import Observation
 
 

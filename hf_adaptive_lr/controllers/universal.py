@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import gru_net, relative_update
-from ..controller import Controller, State, check_range
-from ..features import NEEDS, STEERING_FEATURES, encode_steering, init_steering
+from .._checks import check_range
+from ..controller import Controller, State
 from ..observation import Observation
+from . import _gru, _relative_update
+from ._features import NEEDS, STEERING_FEATURES, encode_steering, init_steering
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +88,12 @@ class Universal(Controller):
 
     def param_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Gates in torch's order (reset, update, new), then the head."""
-        return gru_net.shapes(self.n_features, self.hidden_size)
+        return _gru.shapes(self.n_features, self.hidden_size)
 
     @classmethod
     def random_params(cls, *, hidden_size: int = 32, seed: int = 0) -> dict[str, Tensor]:
         """Untrained weights: GRU uniform in +-1 / sqrt(width), head near zero, so that it moves little at first."""
-        return gru_net.random_params(cls.n_features, hidden_size, seed)
+        return _gru.random_params(cls.n_features, hidden_size, seed)
 
     def init(
         self,
@@ -104,7 +105,7 @@ class Universal(Controller):
     ) -> State:
         """The encoder's history, what a rate of 1 moves, `shift`, and `hidden` of batch_shape + (hidden_size,)."""
         del n_groups, seed
-        history = init_steering(batch_shape, device) | relative_update.init_units(batch_shape, device)
+        history = init_steering(batch_shape, device) | _relative_update.init_units(batch_shape, device)
         shift = torch.full(batch_shape, self.start, dtype=torch.float32, device=device)
         return {**history, "shift": shift, "hidden": torch.zeros(*batch_shape, self.hidden_size, device=device)}
 
@@ -112,7 +113,7 @@ class Universal(Controller):
         """At updates 0, 1, 2, 4 and so on up to an even rhythm, then in that."""
         if not self.probing:
             return None if total_steps is not None else update % 5 == 0
-        return relative_update.due(update, total_steps, self.decisions)
+        return _relative_update.due(update, total_steps, self.decisions)
 
     def decide(
         self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
@@ -126,13 +127,13 @@ class Universal(Controller):
 
     def encode(self, obs: Observation, state: State) -> tuple[Tensor, State]:
         """Features of batch_shape + (17,), and the state with the new history."""
-        state = {**state, **relative_update.measure(obs, state)}
+        state = {**state, **_relative_update.measure(obs, state)}
         features, history = encode_steering(obs, state, rho=self.rho, max_shift=self.max_shift)
         return features, {**state, **history}
 
     def policy(self, features: Tensor, hidden: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Move before squashing, of batch_shape, and the next hidden vector; `params` may have a run dimension."""
-        return gru_net.forward(features, hidden, params)
+        return _gru.forward(features, hidden, params)
 
     def act(self, raw: Tensor, obs: Observation, state: State) -> tuple[Tensor, State]:
         """Learning rate after the move `max_move * tanh(raw)`, and the state that remembers it."""
@@ -141,7 +142,7 @@ class Universal(Controller):
         shift = (state["shift"] + move).clamp(-self.max_shift, self.max_shift)
         left = torch.ones_like(obs.lr) if obs.total_steps is None else obs.remaining
         wanted = self.rho * shift.to(obs.lr.dtype).exp() * left
-        return relative_update.rate_for(wanted, state, obs), {**state, "move": move, "shift": shift}
+        return _relative_update.rate_for(wanted, state, obs), {**state, "move": move, "shift": shift}
 
     def scattered(self, state: State, generator: torch.Generator, spread: float) -> State:
         """For training: the state with the first update anywhere within `spread` of its log, and not always the same.

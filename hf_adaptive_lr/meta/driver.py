@@ -21,15 +21,12 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from ..artifacts import CHECKPOINT_NAME, TRAINING_NAME, library_version, replace_file
 from ..controller import Controller
-from ..files import CHECKPOINT_NAME, library_version, replace_file
-from ..ranks import world_size
+from ..distributed import rank, world_size
 from .problem import Problem
-from .processes import rank
 from .suites import SUITES
 from .trackers import Trackers, check_trackers
-
-TRAINING_NAME = "training.json"
 
 
 class Trainer(Protocol):

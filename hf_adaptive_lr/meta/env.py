@@ -25,8 +25,8 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..controllers._features import FEATURES, encode, init_history
 from ..controllers.gru import GRUController
-from ..features import FEATURES, encode, init_history
 from .episode import Episode
 from .problem import Problem
 from .suites import SUITES, Suite, TaskSplit

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ..controller import Controller
+from ..distributed import generator
 from .episode import Episode, play_through
 from .problem import Problem
-from .processes import generator
 from .tasks import make_task
 from .tasks.base import Split, Task
 from .vector_run import VectorRun

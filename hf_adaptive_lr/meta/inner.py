@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from ..sensors import adam_direction, sgd_direction
+from ..sensors.gradients import adam_direction, sgd_direction
 
 
 @dataclass(frozen=True)

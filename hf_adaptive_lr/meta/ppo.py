@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ..controllers.gru import GRUController
 from ..controllers.universal import Universal
+from ..distributed import average_tensors, generator
 from .episode import Episode
 from .problem import Problem
-from .processes import average_gradients, generator
 
 Recurrent: TypeAlias = GRUController | Universal
 """Controllers with a recurrent net, whose decision can be taken apart: `encode`, `policy`, `act`."""
@@ -272,7 +272,7 @@ class PPOTrainer:
         loss = policy_loss + config.value_weight * value_loss - config.entropy * agent.log_std
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        average_gradients([p.grad for p in agent.parameters() if p.grad is not None])
+        average_tensors([p.grad for p in agent.parameters() if p.grad is not None])
         nn.utils.clip_grad_norm_(agent.parameters(), config.max_grad_norm)
         self._optimizer.step()
         return {"policy_loss": float(policy_loss.detach()), "value_loss": float(value_loss.detach())}

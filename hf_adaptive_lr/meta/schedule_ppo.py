@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from ..controllers.ppo_schedule import FEATURES, PPOSchedule
+from ..distributed import average_tensors, generator
 from .episode import FALL, MAX_LR, MIN_LR, RISE, as_lr
 from .problem import Problem
-from .processes import average_gradients, generator
 from .vector_run import VectorRun
 
 
@@ -278,7 +278,7 @@ class SchedulePPOTrainer:
     def _step(self, policy_loss: Tensor, value_loss: Tensor) -> None:
         actor, critic = list(self.actor.values()), list(self.critic.parameters())
         gradients = list(torch.autograd.grad(policy_loss + value_loss, [*actor, *critic]))
-        average_gradients(gradients)
+        average_tensors(gradients)
         clip_each(gradients[: len(actor)], self.config.max_grad_norm)
         for parameter, gradient in zip([*actor, *critic], gradients, strict=True):
             parameter.grad = gradient

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..controller import State
-from ..sensors import inner
+from ..sensors.gradients import inner
 from .inner import InnerOptimizer
 from .tasks.base import Task
 from .vector_run import VectorRun

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..model_sensors import PREDICTION_FIELDS, WEIGHT_FIELDS
 from ..observation import Observation
-from ..sensors import DIRECTION_FIELDS, cosine, inner
+from ..sensors.gradients import DIRECTION_FIELDS, cosine, inner
+from ..sensors.predictions import PREDICTION_FIELDS, WEIGHT_FIELDS
 from .inner import InnerOptimizer
 from .tasks.base import Split, Task
 

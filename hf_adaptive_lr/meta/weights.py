@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..controller import Controller
-from .processes import average_gradients
+from ..distributed import average_tensors
 
 
 class WeightTrainer:
@@ -69,7 +69,7 @@ class WeightTrainer:
             Norm of the averaged gradient.
         """
         averaged = [gradients[name].clone() for name in self.weights]
-        average_gradients(averaged)
+        average_tensors(averaged)
         for value, gradient in zip(self.weights.values(), averaged, strict=True):
             value.grad = gradient
         if lr is not None:

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from ..controller import check_range
-from ..param_groups import raw
-from ..ranks import average_over_ranks
+from .._checks import check_range
+from ..distributed import average_over_ranks
+from .groups import raw
 
 Closure = Callable[[], Any]
 """Forward and backward pass of the present batch; returns its loss."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..run_files import CONTROLLER_NAME, EVENTS_NAME, TRACE_NAME
+from ..artifacts import CONTROLLER_NAME, EVENTS_NAME, TRACE_NAME
 
 RESULTS_NAME, SETTINGS_NAME, STATE_NAME = "results.json", "finetune_config.json", "trainer_state.json"
 MAX_EVENTS = 10_000

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...sensors import inner
+from ...sensors.gradients import inner
 
 Split = Literal["train", "inner_valid", "outer_valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "inner_valid", "outer_valid", "test")

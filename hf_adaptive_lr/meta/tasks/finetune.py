@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...adapters import moved_sq, product_sq
-from ...sensors import inner
+from ...sensors.gradients import inner
+from ...sensors.lora import moved_sq, product_sq
 from ..inner import InnerOptimizer
 from .base import TaskSpec
 from .data import EVAL, Sequences, Vectors, split_own

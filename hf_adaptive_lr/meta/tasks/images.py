@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import demo_data
+from ...demo import data as demo_data
 from .base import SPLITS, Split
 from .data import Examples
 

@@ -1,0 +1,141 @@
+"""Many processes: means over ranks, agreement between them, and which library shards the weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+
+def world_size(group: dist.ProcessGroup | None = None) -> int:
+    """Number of processes that must agree; 1 without torch.distributed."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank(group: dist.ProcessGroup | None = None) -> int:
+    """Number of this process among those that must agree; 0 without torch.distributed."""
+    return dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
+
+
+def average_over_ranks(values: Tensor, agreed: Tensor, group: dist.ProcessGroup | None) -> list[float]:
+    """Mean of every value over all ranks, and the proof that the ranks agreed so far; one collective, one host read.
+
+    All ranks gather all values and add them up in rank order, so every rank gets the same bits.
+
+    Args:
+        values: 1-d tensor of what this rank measured.
+        agreed: 1-d tensor of what must be equal on all ranks (update count, learning rates in force).
+        group: process group, None for the default one.
+
+    Returns:
+        The means, as Python floats.
+
+    Raises:
+        RuntimeError: `agreed` differs between ranks, that is, they have drifted apart.
+    """
+    if world_size(group) == 1:
+        return [float(v) for v in values.tolist()]
+    packed = torch.cat((values, agreed.to(values.device, values.dtype)))
+    rows = [torch.empty_like(packed) for _ in range(world_size(group))]
+    dist.all_gather(rows, packed, group=group)
+    table: list[list[float]] = torch.stack(rows).tolist()
+    check_agreement([row[len(values) :] for row in table])
+    return mean_of_rows([row[: len(values)] for row in table])
+
+
+def average_tensors(tensors: list[Tensor], group: dist.ProcessGroup | None = None) -> None:
+    """Replace every tensor by its mean over all ranks, in place; one collective for all of them.
+
+    Args:
+        tensors: the same shapes in the same order on all ranks.
+        group: process group, None for the default one.
+    """
+    if world_size(group) == 1 or not tensors:
+        return
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    dist.all_reduce(flat, group=group)
+    flat /= world_size(group)
+    for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def mean_of_rows(rows: list[list[float]]) -> list[float]:
+    """Column means, added in rank order."""
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def check_agreement(rows: list[list[float]]) -> None:
+    """Refuse to go on when ranks hold different update counts or learning rates.
+
+    Raises:
+        RuntimeError: names both ranks and their values.
+    """
+    for rank, row in enumerate(rows):
+        if row != rows[0]:
+            raise RuntimeError(
+                f"ranks have drifted apart: (updates, learning rates) are {rows[0]} on rank 0 and {row} on rank "
+                f"{rank}; "
+                "every rank must step the same optimizer updates under the same controller and seed"
+            )
+
+
+def refuse_sharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
+    """Refuse to measure gradient fields on gradients of which this rank holds only a part.
+
+    Args:
+        optimizer: the raw optimizer.
+        fields: the fields that would be read from `param.grad` or from the optimizer's state.
+
+    Raises:
+        ValueError: parameters are sharded by FSDP, `fully_shard` or DeepSpeed and `fields` is not empty.
+    """
+    names = sorted(fields)
+    if not names:
+        return
+    by = sharder(optimizer)
+    if by is not None:
+        raise ValueError(
+            f"the controller needs {' and '.join(names)}, and {by} leaves each rank only a part of the "
+            f"gradients: the number "
+            "would be wrong. Use a controller that needs only the loss, or train under DDP"
+        )
+
+
+def sharder(optimizer: Optimizer) -> str | None:
+    """Who leaves each rank only a part of this optimizer's weights, in words; None when every rank has them whole.
+
+    Args:
+        optimizer: the raw optimizer.
+    """
+    if type(optimizer).__module__.split(".")[0] == "deepspeed":
+        return "DeepSpeed"
+    params: list[Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(hasattr(p, "ds_id") for p in params):
+        return "DeepSpeed"
+    if any(hasattr(p, "placements") for p in params):
+        return "fully_shard (DTensor parameters)"
+    if any(getattr(p, "_is_flat_param", False) for p in params):
+        return "FSDP (flat parameters)"
+    return None
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A random generator of this process for one purpose, from nothing but its key and the rank.
+
+    Nothing has to be checkpointed: whoever resumes at an iteration draws what the first run would have drawn there.
+
+    Args:
+        key: seed, purpose, iteration, ...
+
+    Example:
+        >>> first, second = (torch.rand(2, generator=generator(0, "noise", 7)) for _ in range(2))
+        >>> torch.equal(first, second)
+        True
+    """
+    text = "/".join(map(str, (*key, rank())))
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big"))

@@ -1,0 +1,1 @@
+"""The main job: fine-tuning a text or image classifier from the command line."""

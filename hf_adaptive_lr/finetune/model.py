@@ -1,0 +1,214 @@
+"""What the main job trains: a classification model, the processor that feeds it, and how rows become a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    EvalPrediction,
+    PreTrainedModel,
+    ProgressCallback,
+    ResNetConfig,
+    ResNetForImageClassification,
+    Trainer,
+)
+from transformers.utils import logging as transformers_logging
+
+from ..demo.data import demo_text_model
+from ..demo.image_model import no_bars
+from .data import FinetuneError, one_line, open_image, quiet_hub
+
+logger = logging.getLogger(__name__)
+
+DEMO_MODELS = {"text": "all-MiniLM-L6-v2", "image": "resnet-32-64-128 from its config"}
+"""Names of the models that `load_parts` takes for None."""
+_DEMO_IMAGE_SIZE = 32
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model with all that belongs to it.
+
+    Args:
+        model: with a classification head for the job's labels, in float32.
+        processor: tokenizer or image processor, saved beside the model.
+        collate: makes a batch from rows with `input` and `label`.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    collate: Callable[[list[dict[str, Any]]], Batch]
+
+
+def load_parts(task: str, model: str | None, labels: list[str], max_length: int) -> Parts:
+    """Load the model of a job; a head that does not fit the labels starts at random, so seed before.
+
+    Args:
+        task: "text" or "image".
+        model: None for the demo's model, a local folder, or an id on the Hub.
+        labels: name of label 0, 1, ...
+        max_length: texts are cut to this many tokens, or to what the model can read.
+
+    Returns:
+        The model, its processor and its collator.
+
+    Raises:
+        FinetuneError: the model or its processor cannot be loaded for this task.
+        DemoDataError: the demo's text model is not installed.
+
+    Example:
+        >>> load_parts("image", None, ["cat", "dog"], max_length=64).model.config.num_labels
+        2
+    """
+    if task == "text":
+        return _text_parts(model, labels, max_length)
+    return _image_parts(model, labels)
+
+
+def most_likely(logits: Any, labels: Tensor) -> Tensor:
+    """What evaluation keeps of the logits, a batch at a time: the most likely label."""
+    del labels
+    kept: Tensor = (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+    return kept
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of right answers, in [0, 1], from what `most_likely` kept."""
+    return {"accuracy": float(np.mean(np.asarray(prediction.predictions) == np.asarray(prediction.label_ids)))}
+
+
+class ProgressBar(ProgressCallback):
+    """Trainer's progress bar with loss and learning rate beside it, instead of a line on stdout for every log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Put the newest values behind the bar."""
+        del args, state, control, kwargs
+        bar: Any = self.training_bar
+        if bar is not None and logs and "loss" in logs:
+            bar.set_postfix(loss=f"{logs['loss']:.3g}", lr=f"{logs['learning_rate']:.3g}", refresh=False)
+
+    def close(self) -> None:
+        """End the bars' line, also when the run was interrupted, so that what is said next stands on its own."""
+        bars: list[Any] = [self.training_bar, self.prediction_bar]
+        for bar in bars:
+            if bar is not None:
+                bar.close()
+        self.training_bar = self.prediction_bar = None
+
+
+@contextlib.contextmanager
+def one_bar(trainer: Trainer) -> Iterator[None]:
+    """Give a trainer [`ProgressBar`] and keep all other bars off the screen meanwhile."""
+    bar = ProgressBar()
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(bar)
+    try:
+        with no_bars():
+            yield
+    finally:
+        bar.close()
+
+
+def _text_parts(model: str | None, labels: list[str], max_length: int) -> Parts:
+    source = str(demo_text_model()) if model is None else model
+    net = _load_model(AutoModelForSequenceClassification, source, labels)
+    tokenizer = _load(AutoTokenizer, source, "tokenizer")
+    if tokenizer.pad_token is None:  # decoders come without one; any token does, its positions are masked
+        if tokenizer.eos_token is None:
+            raise FinetuneError(f"tokenizer '{source}' has no padding token; set its pad_token and save it again")
+        tokenizer.pad_token = tokenizer.eos_token
+        net.config.pad_token_id = tokenizer.pad_token_id
+    most = getattr(net.config, "max_position_embeddings", None)
+    if isinstance(most, int) and tokenizer.model_max_length > most:
+        tokenizer.model_max_length = most  # some say nothing; whoever truncates with the saved one needs it
+    longest = min(max_length, tokenizer.model_max_length)
+
+    def collate(rows: list[dict[str, Any]]) -> Batch:
+        texts = [row["input"] for row in rows]
+        batch = tokenizer(texts, truncation=True, max_length=longest, padding=True, return_tensors="pt")
+        return {**batch, "labels": _label_tensor(rows)}
+
+    return Parts(net, tokenizer, collate)
+
+
+def _image_parts(model: str | None, labels: list[str]) -> Parts:
+    if model is None:
+        net, processor = _demo_image_model(labels)
+    else:
+        net = _load_model(AutoModelForImageClassification, model, labels)
+        processor = _load(AutoImageProcessor, model, "image processor")
+
+    def collate(rows: list[dict[str, Any]]) -> Batch:
+        images = [open_image(row["input"]) for row in rows]
+        return {**processor(images=images, return_tensors="pt"), "labels": _label_tensor(rows)}
+
+    return Parts(net, processor, collate)
+
+
+def _demo_image_model(labels: list[str]) -> tuple[PreTrainedModel, Any]:
+    """A ResNet that learns small pictures from scratch within a minute; a ViT of this size needs far more data."""
+    from transformers import ViTImageProcessorPil
+
+    config = ResNetConfig(
+        embedding_size=16,
+        hidden_sizes=[32, 64, 128],
+        depths=[1, 1, 1],
+        layer_type="basic",
+        **_label_config(labels),
+    )
+    size = {"height": _DEMO_IMAGE_SIZE, "width": _DEMO_IMAGE_SIZE}
+    return ResNetForImageClassification(config), ViTImageProcessorPil(size=size)
+
+
+def _label_tensor(rows: list[dict[str, Any]]) -> Tensor:
+    return torch.tensor([row["label"] for row in rows])
+
+
+def _label_config(labels: list[str]) -> dict[str, Any]:
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+
+
+def _load_model(auto: Any, source: str, labels: list[str]) -> PreTrainedModel:
+    # float32 whatever the checkpoint holds: an optimizer step would get lost in half-precision weights.
+    wanted = {"ignore_mismatched_sizes": True, "output_loading_info": True, "dtype": torch.float32}
+    net, info = _load(auto, source, "model", **wanted, **_label_config(labels))
+    fresh = sorted(key for key in info["missing_keys"] if key.startswith(f"{net.base_model_prefix}."))
+    if fresh:
+        logger.warning("%d weights below the head are not in '%s' and start at random: %s", len(fresh), source, fresh)
+    return net  # type: ignore[no-any-return]
+
+
+def _load(auto: Any, source: str, what: str, **kwargs: Any) -> Any:
+    source = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
+    # A fresh head is the expected case; the loader's report of it stays off the screen, the rest is said above.
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    # ValueError is how the Auto classes say that a model is of no type they know, or of none for this task.
+    try:
+        # A download may take its time and shows how far it is.
+        with quiet_hub(), no_bars() if Path(source).is_dir() else contextlib.nullcontext():
+            return auto.from_pretrained(source, **kwargs)
+    except (OSError, ValueError, SafetensorError) as error:
+        where = "" if Path(source).is_dir() else " from the Hub (no such folder here)"
+        raise FinetuneError(f"{what} '{source}' cannot be loaded{where}: {one_line(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(level)

@@ -1,0 +1,222 @@
+"""What the main job leaves behind: results, curves and the model, each written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifacts import CURVES_NAME, EVENTS_NAME, MODEL_NAME, RESULTS_NAME, TRACE_NAME
+
+if TYPE_CHECKING:
+    from ..controller import Controller
+    from ..trainer.mixin import AdaptiveLRTrainer
+    from .data import JobData
+    from .job import FinetuneConfig
+    from .model import Parts
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("hf_adaptive_lr", "torch", "transformers", "accelerate", "datasets")
+
+
+def collect(
+    config: FinetuneConfig,
+    controller: Controller,
+    data: JobData,
+    parts: Parts,
+    trainer: AdaptiveLRTrainer,
+    scores: Mapping[str, float],
+) -> dict[str, Any]:
+    """The results of a finished run; all but the wall time are the same for a run that was killed and resumed.
+
+    Args:
+        config: resolved settings.
+        controller: who decided.
+        data: what was trained and reported on.
+        parts: the trained model.
+        trainer: after `train()`.
+        scores: what `trainer.evaluate` returned for the report rows, with the prefix `report`.
+
+    Returns:
+        JSON values; a number that is not finite is a string.
+    """
+    from ..scheduler.trace import read_trace
+    from .config import AUTO
+    from .model import DEMO_MODELS
+
+    trace = read_trace(config.folder / TRACE_NAME)
+    acts = [event["action"] for event in read_trace(config.folder / EVENTS_NAME)]
+    rates = [row["lr"] for row in trace]
+    return {
+        "task": config.task,
+        "accuracy": _number(scores["report_accuracy"]),
+        "loss": _number(scores["report_loss"]),
+        "majority_accuracy": round(data.majority_accuracy(), 6),
+        "data": {
+            "name": data.name,
+            "train_rows": len(trainer.train_dataset),
+            "report_rows": len(data.report),
+            "report_split": data.report_split,
+            "labels": len(data.labels),
+            "left_out": data.left_out,
+            "rare_labels": data.rare_labels(),
+        },
+        "model": {"name": config.model or DEMO_MODELS[config.task], "parameters": parts.model.num_parameters()},
+        "controller": {
+            "controller_type": controller.controller_type,
+            **controller.config(),
+            **_provenance(controller),
+        },
+        "controller_data": trainer.controller_data or "training batches only",
+        "optimizer": config.optimizer,
+        "guard": {f"{act}s": acts.count(act) for act in ("skip", "rollback", "stop")}
+        if config.guard == "on"
+        else None,
+        "learning_rate": config.learning_rate,
+        "learning_rate_unused": controller.ignores_base_lr and config.learning_rate != AUTO,
+        "lr": {"first": rates[0], "max": max(rates), "last": rates[-1]},
+        "every": config.every,
+        "decisions": sum(row["reason"] in ("decision", "bounded", "held") for row in trace),
+        "max_steps": config.max_steps,
+        "updates": len(rates),
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "command": config.command(),
+    }
+
+
+def write_outputs(
+    folder: Path, results: Mapping[str, Any], parts: Parts, log_history: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write `model/`, `curves.png` and, when they are there, `results.json`.
+
+    Args:
+        folder: output folder; `lr_trace.jsonl` is in it already.
+        results: what `collect` returned.
+        parts: model and processor to save.
+        log_history: Trainer's log, for the loss.
+    """
+    from ..artifacts import replace_file
+    from ..scheduler.trace import read_trace
+
+    _save_model(folder / MODEL_NAME, parts)
+    losses = [(row["step"], row["loss"]) for row in log_history if "loss" in row]
+    rates = [(row["step"] + 1, row["lr"]) for row in read_trace(folder / TRACE_NAME)]
+    title = f"{results['data']['name']}, {results['controller']['controller_type']}"
+    try:
+        replace_file(folder / CURVES_NAME, lambda path: draw_curves(path, title, losses, rates))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "matplotlib":
+            raise
+        logger.warning("curves.png is left out: matplotlib is missing; pip install 'hf_adaptive_lr[demo]'")
+    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    replace_file(folder / RESULTS_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def draw_curves(
+    path: Path, title: str, losses: Sequence[tuple[int, float]], rates: Sequence[tuple[int, float]]
+) -> None:
+    """Draw training loss and learning rate (logarithmic) over updates into a PNG file.
+
+    Args:
+        path: file to write, whatever its suffix.
+        title: line above the curves.
+        losses: (update, mean training loss since the one before).
+        rates: (update, learning rate of group 0).
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no global backend, no window
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    above.plot(*zip(*losses, strict=True), color="tab:blue") if losses else None
+    above.set(title=title, ylabel="training loss", ylim=(0, None))
+    below.step(*zip(*rates, strict=True), color="tab:orange", where="mid")
+    below.set(yscale="log", ylabel="learning rate", xlabel="update")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def table(results: Mapping[str, Any], folder: Path) -> str:
+    """The short table that stands at the end of a run.
+
+    Args:
+        results: what `collect` returned, with `wall_seconds`.
+        folder: where the outputs are.
+
+    Returns:
+        Lines of name and value.
+    """
+    data, lr = results["data"], results["lr"]
+    written = [name for name in (RESULTS_NAME, TRACE_NAME, CURVES_NAME, MODEL_NAME) if (folder / name).exists()]
+    left_out = f" ({data['left_out']} without input or label left out)" if data.get("left_out") else ""
+    split = data["report_split"]
+    reported = split if split.startswith(f"{data['report_rows']} ") else f"{data['report_rows']} of {split}"
+    rare = "; ".join(
+        f"{label}: {n} to train on, {m} reported" for label, (n, m) in data.get("rare_labels", {}).items()
+    )
+    rows = {
+        **({"few rows": rare} if rare else {}),
+        "data": f"{data['name']}: {data['train_rows']} rows{left_out}; reported: {reported}",
+        "model": results["model"]["name"],
+        "accuracy": f"{_shown(results['accuracy'])}  (majority class {results['majority_accuracy']:.3f})",
+        "loss": _shown(results["loss"]),
+        "learning rate": f"{lr['first']:.3g} first, {lr['max']:.3g} largest, {lr['last']:.3g} last "
+        f"({results['controller']['controller_type']}{_unused(results)})",
+        "updates": f"{results['updates']} in {results['wall_seconds']:.0f} s",
+        "written to": f"{folder}: {' '.join(written)}",
+        "why": f"hf-adaptive-lr report {shlex.quote(str(folder))}",
+    }
+    return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
+
+
+def _unused(results: Mapping[str, Any]) -> str:
+    given = results["learning_rate"]
+    return f", which finds it: {given:g} was not used" if results.get("learning_rate_unused") else ""
+
+
+def _save_model(folder: Path, parts: Parts) -> None:
+    draft, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    try:
+        parts.model.save_pretrained(draft)
+        parts.processor.save_pretrained(draft)
+        if folder.exists():  # a folder cannot be replaced in one move
+            folder.rename(old)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _provenance(controller: Controller) -> dict[str, Any]:
+    """Where the controller's files came from, of which commit, and what was changed; nothing for one without files."""
+    known = controller.provenance
+    names = [name for name in ("source", "commit", "changed") if name != "changed" or name in known]
+    return {"provenance": {name: known.get(name, "") for name in names}} if known else {}
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.3f}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a tree that was never installed
+        return "unknown"

@@ -1,0 +1,1 @@
+"""Recovery from divergence: detection, snapshots and rollback."""

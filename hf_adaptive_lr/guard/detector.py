@@ -1,0 +1,191 @@
+"""Noticing divergence from two numbers per update, its loss and its gradient norm, before the update is applied.
+
+Nothing here knows a model: plain floats in, a reason code out, and a state of numbers and short lists. How values are
+compared is in `levels.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .levels import RANKED, SHIFT_SPREAD, Track, median, sigma
+from .thresholds import Thresholds
+
+REASONS = (
+    *("non_finite_loss", "non_finite_gradient", "loss_spike", "gradient_explosion"),
+    *("loss_shift", "slow_divergence"),
+)
+"""Every answer of [`Detector.see`] besides None."""
+
+EARLY = "early_divergence"
+"""What a guard says when the loss rises at once (`Detector.rising`) and the weights are already far from the start."""
+
+_WARY = 16  # healthy updates after a rollback until a shift has to last again
+
+
+class Detector:
+    """Follows a run's losses and gradient norms and says when the update about to be applied is divergent.
+
+    Only healthy updates enter the windows, so that a series of bad ones cannot make itself normal. It costs about
+    10 us per update.
+
+    Args:
+        thresholds: when to alarm.
+
+    Example:
+        >>> detector = Detector()
+        >>> [detector.see(1.0 + 0.01 * (i % 3), 0.5) for i in range(20)].count(None)
+        20
+        >>> detector.see(100.0, 0.5), detector.see(float("nan"), 0.5), detector.see(1.0, 0.5)
+        ('loss_spike', 'non_finite_loss', None)
+    """
+
+    def __init__(self, thresholds: Thresholds | None = None) -> None:
+        self.thresholds = thresholds or Thresholds()
+        self.seen: dict[str, float] = {}
+        """The numbers behind the last alarm: `typical` and `limit` of what alarmed; empty for non-finite values."""
+        t = self.thresholds
+        before = max(t.creep_window, SHIFT_SPREAD, RANKED)
+        keep = max(*t.windows, t.slow_window, t.shift_window, before + t.creep_updates)
+        self.lasted = 0
+        """Updates that the trouble behind the last alarm has been going on for; 0 if it came with this one."""
+        self.unseen = 0
+        """How many of these were called healthy and not even suspicious."""
+        self._loss, self._norm = Track(self.thresholds, keep), Track(self.thresholds, keep)
+        self._best: float | None = None  # lowest median level
+        self._slow = 0  # healthy updates in succession that were high
+        self._pending: list[list[float]] = []  # losses and norms in succession that may be a shift
+        self._trouble = math.inf  # loss of the update at which the weights went back
+        self._wary = 0  # healthy updates to go until a shift has to last again
+        self._opening: list[float] = []  # the run's first losses, one more than the opening is long
+
+    @property
+    def calm(self) -> bool:
+        """Whether nothing points to a divergence under way."""
+        return self._slow == 0 and not self._pending
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the update judged last may be the beginning of a shift; it was called healthy."""
+        return bool(self._pending)
+
+    @property
+    def opening(self) -> int:
+        """Updates that were healthy before the one judged last, while the opening lasts; 0 afterwards."""
+        return len(self._opening) - 1 if 1 < len(self._opening) <= self.thresholds.opening else 0
+
+    @property
+    def rising(self) -> bool:
+        """Whether the loss has risen since the first update, and the opening lasts."""
+        last = sorted(self._opening[-3:])
+        return self.opening >= 3 and last[1] > self.thresholds.opening_rise * self._opening[0] > 0.0
+
+    def see(self, loss: float, grad_norm: float) -> str | None:
+        """Judge one update.
+
+        Args:
+            loss: its mean loss.
+            grad_norm: L2 norm of its gradient before clipping.
+
+        Returns:
+            None for a healthy update, else one of `REASONS`.
+        """
+        loss, grad_norm = float(loss), float(grad_norm)
+        self.seen, self.lasted, self.unseen = {}, 0, 0
+        if not math.isfinite(loss):
+            return "non_finite_loss"
+        if not math.isfinite(grad_norm):
+            return "non_finite_gradient"
+        for reason, track, value, rise in (
+            ("loss_spike", self._loss, loss, self.thresholds.loss_rise),
+            ("gradient_explosion", self._norm, grad_norm, self.thresholds.gradient_rise),
+        ):
+            limit = track.spike_limit(value, rise)
+            if limit is not None:
+                self.seen = {"typical": track.value(median(track.levels)), "limit": track.value(limit)}
+                return reason
+        if self._shifts(loss, grad_norm):
+            return "loss_shift" if not self._pending else None
+        if len(self._opening) <= self.thresholds.opening:
+            self._opening.append(loss)
+        for healthy in [*self._pending, [loss, grad_norm]]:
+            self._loss.push(healthy[0])
+            self._norm.push(healthy[1])
+        self._pending, self._wary = [], max(0, self._wary - 1)
+        creep = self._loss.creep_limit() if self.thresholds.creep_updates else None
+        if creep is not None:
+            self.seen, self.lasted = creep, self.thresholds.creep_updates
+            self.unseen = self.lasted
+            return "loss_shift"
+        return self._slow_divergence()
+
+    def _shifts(self, loss: float, grad_norm: float) -> bool:
+        """Whether the loss is out of its band; `_pending` is empty then if it has been for long enough."""
+        limit = self._loss.shift_limit(loss) if self.thresholds.shift_patience else None
+        if limit is None:
+            return False
+        self._pending.append([loss, grad_norm])
+        if len(self._pending) >= self.thresholds.shift_patience or self._is_back(loss):
+            self.lasted, self._pending = len(self._pending), []
+            self.seen = {"typical": self._loss.value(median(self._loss.levels)), "limit": self._loss.value(limit)}
+        return True
+
+    def be_wary(self, loss: float) -> None:
+        """The weights have just gone back: until they have proved themselves, one loss like this one is a shift.
+
+        Args:
+            loss: of the update that was in trouble.
+        """
+        self._wary, self._pending = _WARY, []
+        self._trouble = loss if math.isfinite(loss) else math.inf
+
+    def _is_back(self, loss: float) -> bool:
+        """Whether a loss out of its band is nearer to that of the trouble before than to what is normal."""
+        track = self._loss
+        bad = track.level(min(self._trouble, 1e300))
+        return self._wary > 0 and track.level(loss) > 0.5 * (median(track.levels) + bad)
+
+    def accept(self) -> None:
+        """The data has changed: what follows is normal, whatever it is."""
+        self._loss.levels, self._norm.levels, self._pending = [], [], []
+        self._best, self._slow, self._wary = None, 0, 0
+
+    def _slow_divergence(self) -> str | None:
+        t, track = self.thresholds, self._loss
+        if not t.slow_patience or len(track.levels) < t.slow_window:
+            return None
+        level = median(track.levels[-t.slow_window :])
+        self._best = level if self._best is None else min(self._best, level)
+        start = track.start_level
+        bound = min(start + math.log(t.slow_rise), max(self._best + math.log(t.slow_far), start - math.log(2.0)))
+        if level > bound:  # the scatter takes a sort, so it is asked for last
+            bound += t.slow_sigmas * min(sigma(track.levels), 1.0)
+        self._slow = self._slow + 1 if level > bound else 0
+        if self._slow < t.slow_patience:
+            return None
+        self.seen = {"typical": track.value(level), "limit": track.value(bound)}
+        return "slow_divergence"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and short lists of numbers, all finite."""
+        return {
+            "slow": self._slow,
+            "best": self._best,
+            "opening": list(self._opening),
+            "pending": [list(pair) for pair in self._pending],
+            "wary": self._wary,
+            "trouble": self._trouble if math.isfinite(self._trouble) else None,
+            **self._loss.state_dict("loss"),
+            **self._norm.state_dict("norm"),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self._slow, self._best = state["slow"], state["best"]
+        self._opening, self._wary = list(state["opening"]), state["wary"]
+        self._pending = [list(pair) for pair in state["pending"]]
+        self._trouble = math.inf if state["trouble"] is None else state["trouble"]
+        self._loss.load_state_dict(state, "loss")
+        self._norm.load_state_dict(state, "norm")

@@ -1,0 +1,1 @@
+"""Controllers as files: saving, loading, the Hub and the model card."""

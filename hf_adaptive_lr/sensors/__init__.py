@@ -1,0 +1,1 @@
+"""Measuring one live run: what the controller's `needs` name, and nothing else."""

@@ -1,0 +1,142 @@
+"""Observing a model's training passes from outside: the loss of each forward pass, the end of each backward pass.
+
+[`ForwardTap`] is a pair of forward hooks that report each training micro-batch's loss. [`after_backward`] calls back
+when a backward pass is over and nobody has clipped its gradients yet: Trainer and Accelerate clip between
+`loss.backward()` and `optimizer.step()`, out of sight of everything that is attached to the model or the optimizer,
+but autograd itself tells when a pass is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+
+
+class ForwardListener(Protocol):
+    """Who is told about forward passes of the tapped model."""
+
+    def pass_begins(self, replay: Callable[[], Tensor] | None) -> None:
+        """A training micro-batch is about to be computed; `replay` computes its loss again."""
+
+    def pass_ended(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
+        """The model returned this output for the micro-batch, and in it this loss, if any."""
+
+
+class ForwardTap:
+    """Forward hooks on `model` that tell a listener about training passes; evaluation and no-grad passes are ignored.
+
+    Both ends are weak references: the tap keeps neither the model nor the listener alive. A copy of the model, or a
+    model saved whole, carries an inert stand-in from the standard library, so it neither reports nor needs this
+    library.
+
+    Args:
+        model: the module whose outputs carry `loss`, not its DDP or compiled wrapper.
+        listener: told about each pass.
+    """
+
+    def __init__(self, model: nn.Module, listener: ForwardListener) -> None:
+        self._model, self._listener = weakref.ref(model), weakref.ref(listener)
+        self._handles = [
+            model.register_forward_pre_hook(_Hook(self._before), with_kwargs=True),
+            model.register_forward_hook(_Hook(self._after), with_kwargs=True),
+        ]
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _active(self, module: nn.Module) -> ForwardListener | None:
+        if module is not self._model() or not module.training or not torch.is_grad_enabled():
+            return None
+        return self._listener()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        listener = self._active(module)
+        if listener is not None:
+            listener.pass_begins(lambda: _loss_of(module(*args, **kwargs)))
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        listener = self._active(module)
+        if listener is not None:
+            listener.pass_ended(_find_loss(output), kwargs, output)
+
+
+class _Hook:
+    """A hook that copies and pickles as a standard-library callable which does nothing."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, *args: Any) -> None:
+        self._call(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (getattr, (contextlib.nullcontext(), "__exit__"))
+
+
+def _find_loss(output: Any) -> Tensor | None:
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if loss is None and isinstance(output, tuple) and output:
+        loss = output[0]
+    return loss if isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad else None
+
+
+def _loss_of(output: Any) -> Tensor:
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    chosen: Tensor = loss if loss is not None else output[0]
+    return chosen
+
+
+def after_backward(tensors: Iterable[Tensor], call: Callable[[Tensor | None], None]) -> None:
+    """Have something done when a backward pass through any of the tensors is over: `param.grad` is there, unclipped.
+
+    Args:
+        tensors: with a graph, for instance all that a model returned, as a trainer may make its own loss of any of
+            them. Nothing happens where no backward pass reaches one.
+        call: called once for each pass, with the gradient that reached the first tensor if that is 0-d (of a loss it
+            is 1, or 1 / n under accumulation of n micro-batches, times the factor of a gradient scaler), else None.
+
+    Example:
+        >>> import torch
+        >>> w = torch.ones(2, requires_grad=True)
+        >>> loss = (3 * w).sum()
+        >>> after_backward([loss], lambda root: print(float(root), w.grad.tolist()))
+        >>> (loss / 2).backward()
+        0.5 [1.5, 1.5]
+    """
+    reached: list[Tensor | None] = []
+
+    def begun(gradient: Tensor | None) -> None:
+        if gradient is None:  # an output of a compiled graph that nobody uses
+            return
+        if not reached:
+            engine = Variable._execution_engine
+            # Twice, as the exchange of DistributedDataParallel ends in such a call too, queued later than ours.
+            engine.queue_callback(lambda: engine.queue_callback(over))
+        reached.append(gradient.detach() if gradient.ndim == 0 else None)
+
+    def over() -> None:
+        root = reached[0]
+        reached.clear()
+        call(root)
+
+    for tensor in tensors:
+        tensor.register_hook(begun)  # type: ignore[no-untyped-call]
+
+
+def differentiable(output: Any) -> list[Tensor]:
+    """The tensors with a graph that a model returned: alone, in a tuple or a mapping, its loss first if it has one."""
+    if isinstance(output, Mapping):
+        found = [output[name] for name in sorted(output, key=lambda name: name != "loss")]
+    else:
+        found = list(output) if isinstance(output, tuple | list) else [output]
+    return [value for value in found if isinstance(value, Tensor) and value.requires_grad]

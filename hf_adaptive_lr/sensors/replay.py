@@ -1,0 +1,91 @@
+"""Repeating a forward pass exactly, without side effects.
+
+[`ReplayPoint`] keeps what is needed to compute the same loss again after the update: random number generators and
+autocast, so that dropout draws the same mask; buffers and generators are put back afterwards, so that training goes on
+as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+class ReplayPoint:
+    """The moment before a forward pass: generators and autocast, to run that pass again on the updated weights.
+
+    Args:
+        devices: CUDA devices whose generators are kept besides the CPU's.
+
+    Taking one copies about 5 kB per generator and syncs nothing.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._generators = _generator_states(device)
+        self._autocast = torch.is_autocast_enabled(device.type)
+        self._dtype = torch.get_autocast_dtype(device.type)
+
+    @torch.no_grad()
+    def run(self, closure: Callable[[], Tensor], model: nn.Module) -> Tensor:
+        """The loss of `closure()` at the weights as they are now, with the generators as they were then.
+
+        Args:
+            closure: recomputes the micro-batch's loss; 0-d tensor.
+            model: the unwrapped module; its buffers (batch statistics) are put back.
+
+        Returns:
+            0-d tensor on the model's device; no host sync.
+        """
+        with self.again(model):
+            return closure().detach()
+
+    @contextlib.contextmanager
+    def again(self, model: nn.Module) -> Iterator[None]:
+        """Inside, generators and autocast are as they were at this point; afterwards all is as it was before.
+
+        A backward pass belongs inside too: putting buffers back would invalidate what it has saved.
+        """
+        with undisturbed(self._device, model):
+            _restore_generators(self._device, self._generators)
+            with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._autocast, cache_enabled=False):
+                yield
+
+
+def _generator_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def _restore_generators(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+@contextlib.contextmanager
+def undisturbed(device: torch.device, model: nn.Module) -> Iterator[None]:
+    """Put the generators and the model's buffers (batch statistics) back as they were, whatever is computed inside."""
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    try:
+        with frozen_generators(device):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, saved in buffers:
+                buffer.copy_(saved)
+
+
+@contextlib.contextmanager
+def frozen_generators(device: torch.device) -> Iterator[None]:
+    """Put the random number generators back as they were, whatever is drawn inside."""
+    states = _generator_states(device)
+    try:
+        yield
+    finally:
+        _restore_generators(device, states)

@@ -1,0 +1,1 @@
+"""Integration with transformers' Trainer: subclass, arguments, callbacks."""

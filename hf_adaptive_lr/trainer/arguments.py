@@ -1,0 +1,171 @@
+"""TrainingArguments with the settings of the learning-rate controller, for HfArgumentParser, YAML and HPO."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from ..auto import AutoController
+from ..controller import Controller
+from ..hub.serialization import configure
+from ..optimizers.layers import check_factors
+from ..scheduler.envelope import Envelope
+
+
+@dataclass
+class AdaptiveLRTrainingArguments(TrainingArguments):
+    """TrainingArguments plus the controller's settings, all searchable by `hyperparameter_search`.
+
+    `learning_rate` is the base learning rate, `warmup_steps` ramps the controller's answer up, `lr_scheduler_type` is
+    not used. Each field's help says what it means; ranges are checked when training begins, by [`ControlledLR`].
+
+    Example:
+        >>> AdaptiveLRTrainingArguments(output_dir="out", controller="cosine").controller
+        'cosine'
+    """
+
+    controller: str = field(
+        default="hypergradient",
+        metadata={"help": "Learning-rate controller: a known name, or a folder with config.json."},
+    )
+    # `dict | str | None` and not a parametrised dict: HfArgumentParser reads it as a JSON string.
+    controller_kwargs: dict | str | None = field(  # type: ignore[type-arg]
+        default=None,
+        metadata={"help": "Config fields of the controller to change, as JSON, for example '{\"beta\": 0.02}'."},
+    )
+    controller_every: int | None = field(
+        default=None,
+        metadata={"help": "Updates from one decision to the next, at least 1 (default: as the controller does)."},
+    )
+    controller_decisions: int | None = field(
+        default=None, metadata={"help": "Instead of controller_every: decisions per run, at least 1."}
+    )
+    controller_min_factor: float | None = field(
+        default=None, metadata={"help": "Smallest factor of the learning rate that the controller may choose."}
+    )
+    controller_max_factor: float | None = field(
+        default=None, metadata={"help": "Largest factor of the learning rate that the controller may choose."}
+    )
+    controller_min_lr: float = field(
+        default=1e-8, metadata={"help": "Smallest learning rate, whatever the controller says."}
+    )
+    controller_max_lr: float = field(
+        default=10.0, metadata={"help": "Largest learning rate, whatever the controller says."}
+    )
+    controller_envelope: dict | str | None = field(  # type: ignore[type-arg]
+        default=None,
+        metadata={
+            "help": "How far the controller is trusted, as JSON: settings of Envelope, '{}' for its defaults, 'off' "
+            "for none (default: none for rules; for learned controllers, beside the divergence guard, a factor of 4 "
+            "around a linear schedule, or of 100 where the controller answers with learning rates)."
+        },
+    )
+    controller_split: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share of the training set, in (0, 0.5], held out for a controller that needs evaluation losses "
+            "and was "
+            "given no controller_dataset. The eval_dataset is never used for it."
+        },
+    )
+    controller_eval_steps: int | None = field(
+        default=None,
+        metadata={"help": "Updates between evaluations on the controller's data (default: a twentieth of the run)."},
+    )
+
+    anytime: bool = field(
+        default=False,
+        metadata={
+            "help": "Do not tell the controller how long the run is: max_steps is where it ends at the latest, and "
+            "trainer.cooldown(steps) ends it well at any time before."
+        },
+    )
+    lr_factors: dict | str | None = field(  # type: ignore[type-arg]
+        default=None,
+        metadata={
+            "help": "Factors of the learning rate by part of the model, as JSON; parts: embeddings, body, head, "
+            "lora_A, lora_B. '{\"head\": 10}' trains the head ten times as fast, '{\"lora_B\": 16}' is LoRA+."
+        },
+    )
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "Factor of the learning rate from one layer to the one below, in (0, 1]."}
+    )
+
+    divergence_guard: bool = field(
+        default=False,
+        metadata={
+            "help": "Notice divergence before an update is applied: skip it, go back and cut the learning rate if it "
+            "persists. Host memory for two copies of what trains, up to four in runs of under 160 updates."
+        },
+    )
+    divergence_guard_kwargs: dict | str | None = field(  # type: ignore[type-arg]
+        default=None,
+        metadata={"help": "Settings of GuardCallback, as JSON, for example '{\"max_rollbacks\": 2}'."},
+    )
+
+    dsa: bool = field(
+        default=False,
+        metadata={
+            "help": "Wrap the optimizer by DSA: a learning rate for every weight, learned by looking ahead (two "
+            "forward and backward passes per update)."
+        },
+    )
+    dsa_kwargs: dict | str | None = field(  # type: ignore[type-arg]
+        default=None, metadata={"help": "Settings of DSA, as JSON, for example '{\"beta\": 0.02}'."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        as_json = ("controller_kwargs", "controller_envelope", "divergence_guard_kwargs", "dsa_kwargs", "lr_factors")
+        for name in as_json:
+            value = getattr(self, name)
+            if isinstance(value, str) and (name, value) != ("controller_envelope", "off"):
+                try:
+                    setattr(self, name, json.loads(value))
+                except ValueError as error:
+                    raise ValueError(f"{name}={value!r} is not valid JSON: {error}") from error
+        check_factors(self.lr_factors if isinstance(self.lr_factors, dict) else {}, self.layer_decay)
+        if not 0 < self.controller_split <= 0.5:
+            raise ValueError(f"controller_split={self.controller_split} is outside (0, 0.5]; 0.1 holds out a tenth")
+        if self.controller_eval_steps is not None and self.controller_eval_steps < 1:
+            raise ValueError(f"controller_eval_steps={self.controller_eval_steps} must be at least 1, or None")
+
+    def make_controller(self) -> Controller:
+        """The controller that `controller` and `controller_kwargs` describe.
+
+        Raises:
+            ValueError: an unknown name, or a key or value that its config does not have.
+        """
+        changes: dict[str, Any] = dict(self.controller_kwargs) if isinstance(self.controller_kwargs, dict) else {}
+        return configure(AutoController.from_pretrained(self.controller), changes)
+
+    def make_envelope(self, controller: Controller) -> Envelope | None:
+        """How far this controller is trusted; see `controller_envelope`.
+
+        Raises:
+            TypeError: a setting that [`Envelope`] does not have.
+            ValueError: a value out of range.
+        """
+        if isinstance(self.controller_envelope, dict):
+            return Envelope(**self.controller_envelope)
+        if self.controller_envelope == "off" or not (controller.learned and self.divergence_guard):
+            return None
+        return Envelope(low=0.01, high=100.0) if controller.answers == "lr" else Envelope()
+
+    def scheduler_settings(self, num_training_steps: int) -> dict[str, Any]:
+        """The keyword arguments of [`ControlledLR`] that these arguments set, for a run of this many updates."""
+        return {
+            "total_steps": None if self.anytime else num_training_steps,
+            "every": self.controller_every,
+            "decisions": self.controller_decisions,
+            "warmup_steps": self.get_warmup_steps(num_training_steps),
+            "min_factor": self.controller_min_factor,
+            "max_factor": self.controller_max_factor,
+            "min_lr": self.controller_min_lr,
+            "max_lr": self.controller_max_lr,
+            "max_grad_norm": self.max_grad_norm or 0.0,
+            "seed": self.seed,
+        }

@@ -1,0 +1,132 @@
+"""AdaptiveLRCallback: a controller on an unmodified Trainer, for scripts where only a callback can be added."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..auto import resolve_controller
+from ..controller import Controller
+from ..scheduler.controlled_lr import ControlledLR
+from .cooldown import shorten, stop_after_cooldown
+
+STATE_ATTRIBUTE = "adaptive_lr_state"
+"""Attribute of the native scheduler that carries the run state through Trainer's checkpoints."""
+
+
+class AdaptiveLRCallback(TrainerCallback):
+    """Give the learning rate of an unmodified Trainer to a controller: `Trainer(..., callbacks=[...])`.
+
+    The loss is read by a forward hook on the model, the gradient norm before clipping at the end of the backward pass.
+    What a callback cannot see exactly (a loss that the model does not return, the norm under a float16 gradient
+    scaler) is refused before the first update; `AdaptiveLRTrainer` sees everything. Set
+    `lr_scheduler_type="constant"`: the native schedule is overruled and only carries the logged value and the
+    checkpoint.
+
+    Args:
+        controller: a [`Controller`] or the name of one.
+        anytime: do not tell the controller how long the run is; `cooldown` ends it well.
+        **settings: settings of [`ControlledLR`]: `every`, `decisions`, `warmup_steps`, `min_factor`, `max_factor`,
+            `min_lr`, `max_lr`, `seed`.
+
+    Raises:
+        ValueError: an unknown controller or setting.
+
+    Example:
+        >>> AdaptiveLRCallback("hypergradient", every=10).controller.controller_type
+        'hypergradient'
+    """
+
+    _SETTINGS = ("every", "decisions", "warmup_steps", "min_factor", "max_factor", "min_lr", "max_lr", "seed")
+
+    def __init__(self, controller: Controller | str, *, anytime: bool = False, **settings: Any) -> None:
+        unknown = [name for name in settings if name not in self._SETTINGS]
+        if unknown:
+            raise ValueError(f"AdaptiveLRCallback has no setting '{unknown[0]}'; it has: {', '.join(self._SETTINGS)}")
+        self.controller = resolve_controller(controller)
+        self.settings, self.anytime = settings, anytime
+        self.scheduler: ControlledLR | None = None
+        self._state: TrainerState | None = None
+
+    def cooldown(self, steps: int) -> None:
+        """Let the learning rate fall linearly to zero within the next `steps` updates, and training stop there.
+
+        Args:
+            steps: updates, at least 1 and at most what is left until `max_steps`.
+
+        Raises:
+            ValueError: a number out of range, or no run under way.
+        """
+        if self.scheduler is None or self._state is None:
+            raise ValueError(f"cooldown({steps}): no run is under way; call it from a callback while train() runs")
+        shorten(self.scheduler, self._state, steps)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take over the optimizer, and the state of the checkpoint that is being resumed."""
+        del control
+        args, model = _trained_here(args, kwargs)
+        native = kwargs["lr_scheduler"]
+        if args.lr_scheduler_type != "constant" and not isinstance(native, ControlledLR):
+            warnings.warn(
+                f"lr_scheduler_type='{args.lr_scheduler_type}' is overruled by AdaptiveLRCallback; set it to "
+                f"'constant'",
+                UserWarning,
+                stacklevel=2,
+            )
+        self.scheduler = ControlledLR(
+            kwargs["optimizer"],
+            self.controller,
+            model=model,
+            total_steps=None if self.anytime else state.max_steps,
+            max_grad_norm=args.max_grad_norm or 0.0,
+            **{"seed": args.seed, **self.settings},
+        )
+        self._state = state
+        saved = getattr(native, STATE_ATTRIBUTE, None)
+        if state.global_step > 0 and saved is not None:
+            self.scheduler.load_state_dict(saved)
+        elif state.global_step > 0:
+            warnings.warn(
+                "the checkpoint has no controller state; the controller starts anew", UserWarning, stacklevel=2
+            )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let a cooldown end the training."""
+        del args, control, kwargs
+        if self.scheduler is not None:
+            stop_after_cooldown(self.scheduler, state)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Mirror the applied learning rate to where Trainer reads it for the log."""
+        del args, state, control
+        if self.scheduler is not None:
+            kwargs["lr_scheduler"]._last_lr = self.scheduler.get_last_lr()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the run state where the next checkpoint, whoever asks for it, takes it along."""
+        del args, state, control
+        if self.scheduler is not None:
+            setattr(kwargs["lr_scheduler"], STATE_ATTRIBUTE, self.scheduler.state_dict())
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the hooks off the model and the optimizer."""
+        del args, state, control, kwargs
+        if self.scheduler is not None:
+            self.scheduler.close()
+
+
+def _trained_here(args: TrainingArguments, given: dict[str, Any]) -> tuple[TrainingArguments, Any]:
+    """Arguments and model of the trainer; SetFit hands its own over and calls the trainer's `st_args`, `st_model`."""
+    return given.get("st_args", args), given.get("st_model", given["model"])

@@ -1,0 +1,369 @@
+"""GuardCallback: the divergence guard on any Trainer, with a controller, a schedule of transformers, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
+
+from ..artifacts import EVENTS_NAME
+from ..distributed import sharder
+from ..guard.detector import Detector
+from ..guard.guard import DivergenceGuard, Event
+from ..guard.snapshot import FILE_NAME as SNAPSHOT_NAME
+from ..guard.thresholds import Thresholds
+from ..optimizers.groups import raw
+from ..scheduler.controlled_lr import ControlledLR
+from ..scheduler.trace import EventWriter
+from ..sensors.forward_hook import ForwardTap
+
+logger = logging.get_logger(__name__)
+
+_PRETRAINED_DRIFT, _SCRATCH_DRIFT = 0.0035, 0.01  # of the weights' norm per update, at a healthy learning rate
+
+
+class GuardCallback(TrainerCallback, ExportableState):
+    """Notice divergence before an update is applied; skip it, go back if it persists: `Trainer(callbacks=[...])`.
+
+    See [`DivergenceGuard`] for what is noticed and what is done about it. Works with `AdaptiveLRTrainer` and
+    [`AdaptiveLRCallback`] and, in any other Trainer, with its own schedule.
+
+    - A skipped update is one without gradients: the optimizer and the scheduler do not step. Trainer still counts it
+      (as it does the overflows of a gradient scaler), so the run does not get longer.
+    - After a rollback training goes on with the next batch, at the schedule's present position.
+    - What happened is in `guard.events` and in `events.jsonl` in the output folder, with the reason and the numbers
+      behind it; `hf-adaptive-lr report` draws it.
+    - Checkpoints carry the guard's state and snapshots, so that a resumed run goes on as if it had not stopped.
+    - In an unmodified Trainer the loss is that of the model's output, and gradient norms are those after clipping, so
+      that explosions are seen only by their consequences; `AdaptiveLRTrainer` sees both as they are. A model that
+      returns no loss is judged by its gradients alone.
+    - Models sharded by FSDP are not snapshotted: bad updates are skipped and the learning rate is cut, and
+      `AdaptiveLRTrainer` goes back to the last checkpoint. DeepSpeed is refused: it steps inside the backward pass.
+
+    Args:
+        thresholds: when an update is divergent; a [`Thresholds`], or a dict of what differs from its defaults.
+        snapshot_every: applied updates between snapshots, at least 1; by default a twentieth of the run, in [5, 50].
+        max_skips: updates skipped before going back, at least 0.
+        max_rollbacks: how often the run may go back, at least 0.
+        lr_cut: factor of the learning rate at a rollback, in (0, 1].
+        recover: whether the first cut of a sudden trouble is taken back after a while.
+        safe_drift: where a learning rate that is far too large from the start is cut to: that an update moves the
+            weights by this share of their norm; by default 0.0035 for a model that `from_pretrained` made, 0.01 for
+            one from scratch, as pretrained weights bear less.
+        raise_on_stop: True raises [`DivergenceError`] at the end of all means; False ends training there, with the
+            last good weights.
+        save_snapshots: whether checkpoints hold the snapshots, which makes them three times as large, and up to five
+            times in runs of under 160 updates, whose snapshots are less than 8 apart; without
+            them a resumed run cannot go back behind its checkpoint.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: a value out of range; when training begins, DeepSpeed.
+
+    Example:
+        >>> GuardCallback(max_rollbacks=2, thresholds={"loss_rise": 4.0}).thresholds.loss_rise
+        4.0
+    """
+
+    def __init__(
+        self,
+        *,
+        thresholds: Thresholds | Mapping[str, Any] | None = None,
+        snapshot_every: int | None = None,
+        max_skips: int = 5,
+        max_rollbacks: int = 3,
+        lr_cut: float = 0.5,
+        recover: bool = True,
+        safe_drift: float | None = None,
+        raise_on_stop: bool = False,
+        save_snapshots: bool = True,
+    ) -> None:
+        self.thresholds = _thresholds(thresholds)
+        self.settings: dict[str, Any] = {
+            "snapshot_every": snapshot_every,
+            "max_skips": max_skips,
+            "max_rollbacks": max_rollbacks,
+            "lr_cut": lr_cut,
+            "recover": recover,
+            "safe_drift": safe_drift,
+        }
+        self.raise_on_stop, self.save_snapshots = raise_on_stop, save_snapshots
+        scratch = torch.nn.Linear(1, 1)  # values out of range are refused here and not when training begins
+        made_later = {"snapshot_every": 1, "safe_drift": 0.01}
+        settings: dict[str, Any] = {
+            name: made_later[name] if value is None else value for name, value in self.settings.items()
+        }
+        DivergenceGuard(scratch, torch.optim.SGD(scratch.parameters(), lr=0.1), **settings)
+        self.guard: DivergenceGuard | None = None
+        """The guard of the run, from its first update on."""
+        self.restore_checkpoint: Callable[[Path], None] | None = None
+        """Set by `AdaptiveLRTrainer`: goes back to a checkpoint, for models that cannot be snapshotted."""
+        self.resumed_from: Path | None = None
+        """Set by `AdaptiveLRTrainer`: the checkpoint that is resumed; else it is looked for in the output folder."""
+        self.saved_state: dict[str, Any] | None = None
+        self._controlled: ControlledLR | None = None
+        self._writer: EventWriter | None = None
+        self._applied, self._flagged, self._place = False, False, 0
+        self._sound = 0  # updates that Trainer had counted when the weights were last known to be good
+        self._tap: ForwardTap | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._losses: list[Tensor] = []
+        self._summed = False  # losses are shares of the update's, not means of their own
+        self._told = False  # by `observe`, which knows better than the forward hook
+        self._grad_norm: Tensor | float | None = None
+
+    # --- what is reported ---------------------------------------------------------------------------------------
+
+    def observe(self, *, loss: Tensor | None = None, grad_norm: Tensor | float | None = None) -> None:
+        """Tell what the trainer knows better than a forward hook; called by `AdaptiveLRTrainer`.
+
+        Args:
+            loss: mean loss of a micro-batch, 0-d, once per micro-batch.
+            grad_norm: L2 norm of the update's gradient before clipping.
+        """
+        if loss is not None:
+            if not self._told:
+                self._losses.clear()
+            self._told = True
+            self._losses.append(loss.detach())
+        if grad_norm is not None:
+            self._grad_norm = grad_norm
+
+    def pass_begins(self, replay: Callable[[], Tensor] | None) -> None:
+        """Called by the forward hook before a pass."""
+
+    def pass_ended(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
+        """Called by the forward hook after a pass, with the loss it found in the output."""
+        if loss is not None and not self._told:
+            self._summed = kwargs.get("num_items_in_batch") is not None
+            self._losses.append(loss.detach())
+
+    def _loss(self) -> Tensor | float:
+        if not self._losses:
+            return 0.0
+        losses = torch.stack([loss.double().reshape(()) for loss in self._losses])
+        return losses.sum() if self._summed and not self._told else losses.mean()
+
+    def log_values(self) -> dict[str, float]:
+        """What a logger should see: how often the guard skipped and went back, and what the LR is multiplied by."""
+        if self.guard is None:
+            return {}
+        skips = sum(event["action"] == "skip" for event in self.guard.events)
+        values = {"skips": float(skips), "rollbacks": float(self.guard.rollbacks), "factor": self.guard.factor}
+        return {f"adaptive_lr/guard_{name}": value for name, value in values.items()}
+
+    # --- what Trainer calls -------------------------------------------------------------------------------------
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin anew; the guard itself is made at the first update, when everything else is in place."""
+        del args, state, control, kwargs
+        self.close()
+        self.guard = None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before the first forward pass of the run: make the guard and take its first snapshot."""
+        del control
+        if self.guard is None:
+            self._make(args, state, kwargs["model"], kwargs["optimizer"], kwargs["lr_scheduler"])
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Judge the update; one that is not to be applied loses its gradients."""
+        guard = self._running()
+        self._place = self._step(state)
+        action = guard.before_step(self._loss(), self._grad_norm)
+        self._forget()
+        self._applied = action == "apply"
+        if self._applied and not guard.detector.suspicious:
+            self._sound = state.global_step
+        if action == "rollback" and guard.snapshots is None:
+            self._to_checkpoint(args)
+        if action == "stop":
+            logger.warning(f"training ends here: {guard.message}")
+            control.should_training_stop = True
+        if action != "apply" or self._flagged:
+            # How Accelerate says that an optimizer did not step; Trainer then leaves the scheduler alone.
+            kwargs["optimizer"]._is_overflow = self._flagged = action != "apply"
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A gradient scaler's step says of itself that nothing overflowed, but without gradients nothing stepped."""
+        del args, state, control
+        if not self._applied:
+            kwargs["optimizer"]._is_overflow = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After the scheduler: take a snapshot if one is due."""
+        del args, state, control, kwargs
+        if self._applied:
+            self._running().after_step()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add the snapshots to the checkpoint; it is whole without them."""
+        del control, kwargs
+        folder = _checkpoint(args, state.global_step)
+        guard = self.guard
+        if guard is not None and guard.snapshots is not None and self.save_snapshots and folder.is_dir():
+            guard.snapshots.to_disk(folder, rank=args.process_index)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the hooks off; `guard` stays, with its events."""
+        del args, state, control
+        self.close()
+        if self._flagged:
+            kwargs["optimizer"]._is_overflow = self._flagged = False
+
+    def close(self) -> None:
+        """Take the forward hooks off the model."""
+        if self._tap is not None:
+            self._tap.close()
+        self._tap = None
+        self._forget()
+
+    # --- state in Trainer's checkpoints -------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """For `trainer_state.json`: settings and the guard's state."""
+        thresholds = asdict(self.thresholds)
+        saved = self.saved_state if self.guard is None else self.guard.state_dict()
+        options = {"raise_on_stop": self.raise_on_stop, "save_snapshots": self.save_snapshots}
+        return {
+            "args": {"thresholds": {**thresholds, "windows": list(thresholds["windows"])}, **self.settings, **options},
+            "attributes": {"saved_state": saved},
+        }
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _running(self) -> DivergenceGuard:
+        if self.guard is None:
+            raise RuntimeError("GuardCallback was added after training had begun; pass it when the trainer is made")
+        return self.guard
+
+    def _make(self, args: TrainingArguments, state: TrainerState, model: Any, optimizer: Any, scheduler: Any) -> None:
+        if getattr(args, "deepspeed", None):
+            raise ValueError(
+                "DeepSpeed steps the optimizer inside backward, before a guard can judge; train under DDP"
+            )
+        controlled = getattr(raw(optimizer), "_adaptive_lr", lambda: None)()
+        self._controlled = controlled
+        sharded = sharder(raw(optimizer))
+        if sharded:
+            logger.warning(f"{sharded}: the guard takes no snapshots; bad updates are skipped and the LR is cut")
+        self.guard = DivergenceGuard(
+            model,
+            optimizer,
+            scheduler=controlled if controlled is not None else scheduler,
+            scaler=getattr(optimizer, "scaler", None),
+            detector=Detector(self.thresholds),
+            **{
+                **self.settings,
+                "snapshot_every": None if sharded else self._interval(state),
+                "safe_drift": self._safe_drift(model),
+            },
+            rewind_schedule=False,
+            raise_on_stop=self.raise_on_stop,
+            folder=Path(str(args.output_dir)) / "last_good",
+            on_event=self._happened,
+        )
+        self._writer = EventWriter(Path(str(args.output_dir)) / EVENTS_NAME) if state.is_world_process_zero else None
+        self._applied, self._flagged, self._place = False, False, self._step(state)
+        if state.global_step > 0:
+            self._resume(args, state)
+        if self._writer is not None:
+            self._writer.start(self.guard.updates)
+        self._tap = ForwardTap(model, self)
+        if not self.guard.stopped:
+            self.guard.start()
+
+    def _interval(self, state: TrainerState) -> int:
+        """What is lost in going back should be little of a short run, and the cost small in a long one."""
+        every: int | None = self.settings["snapshot_every"]
+        return min(50, max(5, state.max_steps // 20)) if every is None else every
+
+    def _safe_drift(self, model: Any) -> float:
+        drift: float | None = self.settings["safe_drift"]
+        config = getattr(model, "config", None)
+        pretrained = bool(getattr(config, "name_or_path", "") or getattr(config, "_name_or_path", ""))
+        return (_PRETRAINED_DRIFT if pretrained else _SCRATCH_DRIFT) if drift is None else drift
+
+    def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
+        kept: Any = state.stateful_callbacks  # declared otherwise; as a checkpoint it is a dict
+        saved = kept.get(type(self).__name__, {})
+        saved = saved[0] if isinstance(saved, list) else saved
+        found = saved.get("attributes", {}).get("saved_state")
+        guard = self._running()
+        if found is None:
+            logger.warning("the checkpoint was saved without a guard; it starts afresh")
+            kept[type(self).__name__] = self.state()  # Trainer saves only what it finds there
+            return
+        folder = self.resumed_from or _checkpoint(args, state.global_step)
+        if guard.snapshots is not None and (folder / SNAPSHOT_NAME).is_file():
+            guard.snapshots.from_disk(folder, rank=args.process_index)
+        guard.load_state_dict(found)
+
+    def _step(self, state: TrainerState) -> int:
+        """Where on the report's time line: the trace's index of the update about to be applied."""
+        return self._controlled.updates if self._controlled is not None else state.global_step
+
+    def _happened(self, event: Event) -> None:
+        event["step"] = self._place
+        if event["action"] != "skip":
+            logger.warning(_sentence(event))
+        if self._writer is not None:
+            self._writer(event)
+
+    def _to_checkpoint(self, args: TrainingArguments) -> None:
+        """Sharded weights: back to the last checkpoint, where a trainer has said how."""
+        # Trainer also saves while updates are being skipped: such a checkpoint holds what is to be undone.
+        sound = self._sound - self._running().detector.unseen
+        folders = [_checkpoint(args, step) for step in range(sound, 0, -1)]
+        folder = next((folder for folder in folders if (folder / "trainer_state.json").is_file()), None)
+        if self.restore_checkpoint is None or folder is None:
+            logger.warning("there is no checkpoint to go back to; training goes on with a lower learning rate")
+            return
+        self.restore_checkpoint(folder)
+        logger.warning(f"went back to {folder}")
+
+
+def _thresholds(given: Thresholds | Mapping[str, Any] | None) -> Thresholds:
+    if isinstance(given, Thresholds):
+        return given
+    changes = dict(given or {})
+    unknown = sorted(changes.keys() - asdict(Thresholds()).keys())
+    if unknown:
+        raise ValueError(f"thresholds have no '{unknown[0]}'; they have: {', '.join(asdict(Thresholds()))}")
+    if "windows" in changes:
+        changes["windows"] = tuple(changes["windows"])
+    return Thresholds(**changes)
+
+
+def _checkpoint(args: TrainingArguments, step: int) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{step}"
+
+
+def _sentence(event: Mapping[str, Any]) -> str:
+    back = event.get("restored_update")
+    where = "there is nothing to go back to" if back is None else f"back to update {back}"
+    return (
+        f"{event['reason']} at update {event['update']} (loss {event['loss']}): {where}, "
+        f"learning rate {event['lr_before']:.3g} -> {event['lr_after']:.3g}"
+    )

@@ -1,0 +1,364 @@
+"""AdaptiveLRTrainer: a Trainer whose learning rate is decided by a controller.
+
+The mixin measures what a scheduler alone cannot see (the true loss of an update, the gradient norm before clipping)
+and hands it over at the moment the optimizer steps. It composes with any Trainer subclass:
+`class Mine(AdaptiveLRMixin, SFTTrainer)`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
+
+from ..artifacts import TRACE_NAME, replace_file
+from ..auto import resolve_controller
+from ..controller import Controller
+from ..hub.card import MODEL_TAGS, mention
+from ..optimizers import DSA
+from ..optimizers.dsa_closure import LookAhead
+from ..optimizers.groups import raw
+from ..optimizers.layers import split_groups
+from ..scheduler.controlled_lr import ControlledLR
+from ..scheduler.trace import TraceWriter
+from ..sensors.replay import frozen_generators
+from .cooldown import shorten, stop_after_cooldown
+from .data import ExtraBatches, hold_out
+from .guard_callback import GuardCallback
+
+if TYPE_CHECKING:
+    _Trainer = Trainer
+else:
+    _Trainer = object  # at run time the mixin composes with any Trainer subclass
+
+# Heads whose loss really is normalised by num_items_in_batch; most classification heads accept the argument and ignore
+# it, and then loss and gradients come out multiplied by accumulation steps x processes.
+_TOKEN_WEIGHTED = ("ForCausalLM", "ForConditionalGeneration", "ForMaskedLM")
+
+
+class AdaptiveLRMixin(_Trainer):
+    """Put before a Trainer class: `class MyTrainer(AdaptiveLRMixin, Trainer)`.
+
+    Args:
+        controller: a [`Controller`] or the name of one; by default the one that `args` names
+            ([`AdaptiveLRTrainingArguments`]).
+        controller_dataset: data on which a controller that needs `eval_loss` is shown the loss, or from which one that
+            needs `meta_inner` learns; by default a seeded tenth of the training set (`controller_split`), which is
+            then not trained on. Never the `eval_dataset`.
+
+    The other arguments are the Trainer's own. Every update's learning rate is written to `lr_trace.jsonl` in the
+    output folder, and `log_history` and the reporters receive `adaptive_lr/*` values.
+
+    Raises:
+        ValueError: no controller, a scheduler passed beside it, DeepSpeed, or settings out of range.
+    """
+
+    args: Any  # TrainingArguments, with or without the controller's fields
+    train_dataset: Any
+    lr_scheduler: Any
+    _created_lr_scheduler: bool
+    _look_ahead: LookAhead | None = None
+    _guard: GuardCallback | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        controller: Controller | str | None = None,
+        controller_dataset: Dataset[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("optimizers", (None, None))[1] is not None:
+            raise ValueError(
+                "AdaptiveLRTrainer makes its own scheduler; pass controller=, or give optimizers=(optimizer, "
+                "ControlledLR(...)) "
+                "to a plain Trainer"
+            )
+        self._controller = None if controller is None else resolve_controller(controller)
+        self.controller_dataset = controller_dataset
+        self.controller_data: str | None = None
+        super().__init__(*args, **kwargs)
+        self._prepare_guard()
+        if self._controller is None and not hasattr(self.args, "make_controller"):
+            raise ValueError("no controller: pass controller=, or args=AdaptiveLRTrainingArguments(controller=...)")
+        self._prepare_controller_data()
+        if getattr(self._inner_model(), "loss_type", None) not in _TOKEN_WEIGHTED:
+            self.model_accepts_loss_kwargs = False
+
+    @property
+    def controller(self) -> Controller:
+        """The controller that decides, or will decide at the next `train()`."""
+        made: Controller = self._controller if self._controller is not None else self.args.make_controller()
+        return made
+
+    def _inner_model(self) -> nn.Module:
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        base = getattr(model, "get_base_model", None)  # PEFT
+        return base() if callable(base) else model
+
+    def _whole_model(self) -> nn.Module:
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def _prepare_controller_data(self) -> None:
+        if not self.controller.needs & {"eval_loss", "meta_inner"}:
+            self.controller_data = None
+        elif self.controller_dataset is not None:
+            self.controller_data = "controller_dataset"
+        else:
+            share = getattr(self.args, "controller_split", 0.1)
+            self.train_dataset, self.controller_dataset = hold_out(self.train_dataset, share, self.args.seed)
+            self.controller_data = f"seeded split of the training set ({share:g})"
+
+    def _prepare_guard(self) -> None:
+        if getattr(self.args, "divergence_guard", False) and self.guard_callback is None:
+            self.add_callback(GuardCallback(**(self.args.divergence_guard_kwargs or {})))
+        if self.guard_callback is not None:
+            self.guard_callback.restore_checkpoint = self._restore_checkpoint
+
+    @property
+    def guard_callback(self) -> GuardCallback | None:
+        """The divergence guard that watches this trainer, if any."""
+        return next((cb for cb in self.callback_handler.callbacks if isinstance(cb, GuardCallback)), None)
+
+    def cooldown(self, steps: int) -> None:
+        """End a run well: the learning rate falls linearly to zero within the next `steps` updates, then it stops.
+
+        For the callbacks of a run under way: when the time is up, or when nothing has improved for long.
+
+        Args:
+            steps: updates, at least 1 and at most what is left until `max_steps`.
+
+        Raises:
+            ValueError: a number out of range, or no run under way.
+        """
+        if not isinstance(self.lr_scheduler, ControlledLR):
+            raise ValueError(f"cooldown({steps}): no run is under way; call it from a callback while train() runs")
+        shorten(self.lr_scheduler, self.state, steps)
+
+    # --- what Trainer calls -------------------------------------------------------------------------------------
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> ControlledLR:
+        """Build the [`ControlledLR`]; `train()` calls it once per run."""
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "DeepSpeed steps the optimizer inside backward, before the loss and gradient norm are known; train "
+                "under DDP"
+            )
+        if self.lr_scheduler is not None:
+            existing: ControlledLR = self.lr_scheduler
+            return existing
+        controller = self.controller
+        if controller.needs & {"eval_loss", "meta_inner"} and self.controller_dataset is None:
+            raise ValueError(
+                f"'{controller.controller_type}' needs data of its own; pass controller_dataset= to the trainer"
+            )
+        target = optimizer if optimizer is not None else self.optimizer
+        assert target is not None  # Trainer makes the optimizer first
+        model = self.accelerator.unwrap_model(self.model)
+        scheduler = ControlledLR(
+            target,
+            controller,
+            model=model,
+            hook=False,
+            other_loss=self._extra_loss(self.train_dataset, 0) if "loss_other" in controller.needs else None,
+            meta_loss=self._extra_loss(self.controller_dataset, 1) if "meta_inner" in controller.needs else None,
+            envelope=self.args.make_envelope(controller) if hasattr(self.args, "make_envelope") else None,
+            **self._scheduler_settings(num_training_steps),
+        )
+        self._look_ahead, self._guard = LookAhead.of(target, model), self.guard_callback
+        if self.is_world_process_zero():
+            scheduler.listeners.append(TraceWriter(Path(self.args.output_dir) / TRACE_NAME, controller))
+        self.lr_scheduler, self._created_lr_scheduler = scheduler, True
+        self._eval_every = getattr(self.args, "controller_eval_steps", None) or max(1, num_training_steps // 20)
+        return scheduler
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """Trainer's optimizer, split by part of the model or wrapped by [`DSA`] where the arguments say so."""
+        fresh = self.optimizer is None
+        made: Optimizer = super().create_optimizer(*args, **kwargs)
+        factors, decay = getattr(self.args, "lr_factors", None), getattr(self.args, "layer_decay", None)
+        if factors or decay is not None:
+            if fresh:
+                split_groups(made, self._whole_model(), factors, decay)
+            elif "lr_factor" not in made.param_groups[0]:
+                raise ValueError(
+                    f"lr_factors={factors} and layer_decay={decay} split Trainer's own optimizer, and you passed one; "
+                    "call hf_adaptive_lr.split_groups(optimizer, model, ...) yourself and leave them out"
+                )
+        if getattr(self.args, "dsa", False) and not isinstance(raw(made), DSA):
+            self.optimizer = made = DSA(made, **(self.args.dsa_kwargs or {}))
+        return made
+
+    def _restore_checkpoint(self, folder: Path) -> None:
+        """Weights and optimizer of a checkpoint, in mid-run; position, schedule and generators stay."""
+        position = self.lr_scheduler.state_dict()
+        self._load_from_checkpoint(str(folder), self.model_wrapped)
+        self._load_optimizer_and_scheduler(str(folder))
+        self.lr_scheduler.load_state_dict(position)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.guard_callback is not None:
+            self.guard_callback.resumed_from = Path(resume_from_checkpoint)
+        load = super()._load_from_checkpoint
+        # That of sentence-transformers loads into the trainer's own model and takes no other.
+        load(resume_from_checkpoint, *([model] if "model" in inspect.signature(load).parameters else []))
+        # transformers 5.23 saves some models (ViT) under their Hub names, loads the file as it stands, and so leaves
+        # weights at random without an error. from_pretrained knows both names.
+        path = Path(resume_from_checkpoint) / "model.safetensors"
+        target = self._inner_model() if model is None else self.accelerator.unwrap_model(model)
+        if isinstance(target, PreTrainedModel) and path.is_file():
+            with safe_open(path, framework="pt") as file:
+                renamed = set(file.keys()) - set(target.state_dict())
+            if renamed:
+                target.load_state_dict(type(target).from_pretrained(resume_from_checkpoint).state_dict())
+
+    def _extra_loss(self, dataset: Any, use: int) -> Callable[[int], Tensor]:
+        """Loss of batch i of a stream beside training's own, on this rank."""
+        seed = (self.args.seed, use, self.args.process_index)
+        size = self.args.train_batch_size
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset, description="controller")
+            batches = ExtraBatches(dataset, self.data_collator, size, seed)
+        else:
+            collate = self._get_collator_with_removed_columns(self.data_collator, description="controller")
+            batches = ExtraBatches(dataset, collate, size, seed)
+        return lambda number: self._loss(self._prepare_inputs(batches(number)))
+
+    def _scheduler_settings(self, num_training_steps: int) -> dict[str, Any]:
+        if hasattr(self.args, "scheduler_settings"):
+            settings: dict[str, Any] = self.args.scheduler_settings(num_training_steps)
+            return settings
+        return {
+            "total_steps": num_training_steps,
+            "warmup_steps": self.args.get_warmup_steps(num_training_steps),
+            "max_grad_norm": self.args.max_grad_norm or 0.0,
+            "seed": self.args.seed,
+        }
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch; its loss is kept for the controller, on the device."""
+        scheduler, replay = self.lr_scheduler, self._replay(dict(inputs), num_items_in_batch)
+        stop_after_cooldown(scheduler, self.state)
+        scheduler.before_forward(replay)
+        if self._look_ahead is not None:
+            self._look_ahead.add(replay, self.args.device)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        # Trainer returns each micro-batch's share of the update's loss; its mean loss is that times the number of
+        # shares.
+        mean = loss * self.current_gradient_accumulation_steps
+        scheduler.observe(loss=mean)
+        if self._guard is not None:
+            self._guard.observe(loss=mean)
+        return loss
+
+    def _replay(self, inputs: dict[str, Any], num_items_in_batch: Any) -> Callable[[], Tensor]:
+        # A loss that is normalised over the whole update is the micro-batch's share of it; the others are its mean.
+        scaled = (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or bool(self.compute_loss_func)
+        share = self.current_gradient_accumulation_steps if scaled else 1
+        return lambda: self._loss(self._prepare_inputs(dict(inputs)), num_items_in_batch) * share
+
+    def _loss(self, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        # DDP's wrapper would start a collective; alone, the compiled module gives the same bits as the training pass.
+        alone = self.accelerator.num_processes == 1
+        model = self.model_wrapped if alone else self.accelerator.unwrap_model(self.model)
+        loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        return (loss if isinstance(loss, Tensor) else loss[0]).mean()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        self.lr_scheduler.observe(grad_norm=norm)
+        if self._guard is not None:
+            self._guard.observe(grad_norm=norm)
+        if self._evaluates_now():
+            self.lr_scheduler.observe(eval_loss=self._controller_loss(model))
+        return norm
+
+    def _evaluates_now(self) -> bool:
+        scheduler = self.lr_scheduler
+        if "eval_loss" not in scheduler.controller.needs:
+            return False
+        if scheduler.controller.fresh_eval and getattr(self.args, "controller_eval_steps", None) is None:
+            due: bool = scheduler.governor.due()
+            return due
+        every: bool = scheduler.updates % self._eval_every == 0
+        return every
+
+    def _controller_loss(self, model: nn.Module) -> float:
+        """Mean loss per example on the controller's data, equal on all ranks."""
+        return self._mean_loss(model, self.controller_dataset)
+
+    @torch.no_grad()
+    def _mean_loss(self, model: nn.Module, dataset: Any) -> float:
+        """Mean loss per example in evaluation mode, equal on all ranks; draws no random number of training's."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        with frozen_generators(self.args.device):
+            model.eval()
+            for inputs in self._each_once(dataset):
+                inputs = self._prepare_inputs(inputs)
+                rows = next(v for v in inputs.values() if isinstance(v, Tensor)).shape[0]
+                loss = self._loss(inputs).double()
+                total += torch.stack((loss * rows, torch.full_like(loss, rows)))
+            model.train()
+        summed = self.accelerator.reduce(total, reduction="sum")
+        return float(summed[0] / summed[1])
+
+    def _each_once(self, dataset: Any) -> DataLoader[Any]:
+        # Ranks with fewer batches must not be padded with copies.
+        even, self.accelerator.even_batches = self.accelerator.even_batches, False
+        try:
+            return self.get_eval_dataloader(dataset)
+        finally:
+            self.accelerator.even_batches = even
+
+    # --- the model's own card -----------------------------------------------------------------------------------
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's card of the model, with a section about the controller; `push_to_hub` uploads it, too.
+
+        The section names the controller and its settings, links its repository and commit when it came from the Hub,
+        and takes the place of the one of an earlier call.
+        """
+        if len(args) < 3:  # the third is the tags, here and in TRL
+            given = kwargs.get("tags") or []
+            kwargs["tags"] = [*([given] if isinstance(given, str) else given)]
+            kwargs["tags"] += [tag for tag in MODEL_TAGS if tag not in kwargs["tags"]]
+        super().create_model_card(*args, **kwargs)
+        path = Path(self.args.output_dir) / "README.md"
+        if self.is_world_process_zero() and path.is_file():
+            settings = {"learning_rate": self.args.learning_rate}
+            card = mention(path.read_text(encoding="utf-8"), self.controller, settings)
+            replace_file(path, lambda draft: draft.write_text(card, encoding="utf-8"))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the controller's values to training logs, for `log_history` and every reporter."""
+        scheduler = self.lr_scheduler
+        if "learning_rate" in logs and isinstance(scheduler, ControlledLR):
+            logs |= scheduler.log_values()
+            if self._guard is not None:
+                logs |= self._guard.log_values()
+        super().log(logs, start_time)
+
+
+class AdaptiveLRTrainer(AdaptiveLRMixin, Trainer):
+    """`transformers.Trainer` with a learning-rate controller; see [`AdaptiveLRMixin`] for the two extra arguments.
+
+    Example:
+        ```python
+        trainer = AdaptiveLRTrainer(model=model, args=args, train_dataset=train, controller="hypergradient")
+        trainer.train()
+        trainer.lr_scheduler.trace[-1].reason
+        ```
+    """
+
+
+class AdaptiveLRSeq2SeqTrainer(AdaptiveLRMixin, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` with a learning-rate controller; see [`AdaptiveLRMixin`]."""

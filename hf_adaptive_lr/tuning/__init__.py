@@ -1,0 +1,1 @@
+"""Before and after a run: learning-rate range test, and refining a schedule from past runs."""
