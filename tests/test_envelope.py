@@ -121,7 +121,7 @@ def test_without_an_envelope_nothing_is_kept() -> None:
     rows = _rows(governor, 300)
     assert {row.lr for row in rows} == {(9.0,), (0.01,)}
     assert {row.reason for row in rows} == {"decision", "held"}
-    assert governor.handed_over is None
+    assert governor.fallen_back is None
 
 
 # --- the range that a controller knows --------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_a_base_outside_of_the_range_comes_in_step_by_step() -> None:
     governor = _governor(CycleLR(say=(0.9,), lr_range=(1e-3, 1.0)), [9.0])
     rows = _rows(governor, 6)
     assert [row.lr[0] for row in rows] == pytest.approx([4.5, 2.25, 1.125, 1.0, 1.0, 1.0])
-    assert governor.handed_over is None
+    assert governor.fallen_back is None
 
 
 def test_what_is_a_mistake_of_a_controller_that_answers_with_learning_rates() -> None:
@@ -158,11 +158,11 @@ def test_what_is_a_mistake_of_a_controller_that_answers_with_learning_rates() ->
     far = _governor(CycleLR(say=(1.9, 3.7, 6.0)), envelope=Envelope(patience=3))
     assert [row.detail for row in _rows(far, 3)] == ["", "", "envelope"]
     assert _lrs(far, 30)[-1] == 4.0
-    assert far.handed_over is None
+    assert far.fallen_back is None
     for wrong in (CycleLR(say=(1.5,), lr_range=(0.5, 1.0)), CycleLR(say=(2.1, 0.9, 2.1, 0.4))):
         governor = _governor(wrong, envelope=Envelope(patience=3))
         _rows(governor, 3)
-        assert governor.handed_over
+        assert governor.fallen_back
 
 
 def test_universal_has_the_range_of_its_training_in_its_config(tmp_path) -> None:
@@ -200,7 +200,7 @@ def test_a_bad_controller_is_dismissed_when_patience_ends(kind, say) -> None:
     rows = _rows(governor, 40)
     assert [row.reason for row in rows[5:]] == ["handed_over"] * 35
     assert {row.reason for row in rows[:5]} <= {"bounded", "held"}
-    assert rows[5].detail == governor.handed_over
+    assert rows[5].detail == governor.fallen_back
     assert "5 decisions in succession were corrected" in rows[5].detail
     assert {row.detail for row in rows[6:]} == {""}
     assert {row.proposed for row in rows[5:]} == {None}
@@ -220,7 +220,7 @@ def test_only_mistakes_in_succession_count() -> None:
     governor = _governor(Cycle(say=(9.0, 9.0, 4.0)), envelope=Envelope(patience=3))
     assert [row.reason for row in _rows(governor, 6)] == ["bounded", "bounded", "decision"] * 2
     _rows(governor, 60)
-    assert governor.handed_over is None
+    assert governor.fallen_back is None
 
 
 @ignored
@@ -238,7 +238,7 @@ def test_the_settings_own_factor_bounds_are_no_mistake() -> None:
 def test_after_the_planned_end_nobody_is_blamed() -> None:
     governor = _governor(Linear(), total_steps=50)
     rows = _rows(governor, 80)
-    assert governor.handed_over is None
+    assert governor.fallen_back is None
     assert rows[-1].lr == (1e-8,)
 
 
@@ -277,17 +277,17 @@ def test_the_line_after_a_hand_over() -> None:
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 0.5})
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 0.0})
     assert apply(optimizer, 4) == [1.0] * 4
-    assert scheduler.can_hand_over
-    assert scheduler.handed_over is None
-    scheduler.hand_over("diverged twice")
-    assert not scheduler.can_hand_over
-    assert scheduler.handed_over == "diverged twice"
+    assert scheduler.can_fall_back
+    assert scheduler.fallen_back is None
+    scheduler.fall_back("diverged twice")
+    assert not scheduler.can_fall_back
+    assert scheduler.fallen_back == "diverged twice"
     assert apply(optimizer, 3) == pytest.approx([1.0, 5 / 6, 4 / 6])
     assert scheduler.trace[4].detail == "diverged twice"
     assert scheduler.trace[4].as_dict()["reason"] == "handed_over"
     assert scheduler.trace[5].detail == ""
-    scheduler.hand_over("again")
-    assert scheduler.handed_over == "diverged twice"
+    scheduler.fall_back("again")
+    assert scheduler.fallen_back == "diverged twice"
     apply(optimizer)
     assert scheduler.get_last_lr() == pytest.approx([0.5, 0.25, 0.0])
     assert apply(optimizer, 4) == pytest.approx([2 / 6, 1 / 6, 1e-8, 1e-8])
@@ -297,7 +297,7 @@ def test_late_in_the_run_the_line_begins_within_the_envelope() -> None:
     for at, start in ((74, 1.0), (76, 0.96), (90, 0.4), (99, 0.04), (100, 1e-8), (150, 1e-8)):
         governor = _governor(Linear(), total_steps=100)
         _rows(governor, at)
-        governor.hand_over("late")
+        governor.fall_back("late")
         assert _lrs(governor, 1)[0] == pytest.approx(start)
 
 
@@ -307,7 +307,7 @@ def test_nobody_is_asked_and_nothing_is_measured_after_a_hand_over() -> None:
     scheduler = ControlledLR(optimizer, LossOnly(), total_steps=10, envelope=Envelope())
     scheduler.observe(loss=0.5)
     apply(optimizer)
-    scheduler.hand_over("enough")
+    scheduler.fall_back("enough")
     assert not any(scheduler.governor.due(t) for t in range(10))
     apply(optimizer)  # no loss was observed, and none is missed
     assert scheduler.trace[-1].observation is None
@@ -315,7 +315,7 @@ def test_nobody_is_asked_and_nothing_is_measured_after_a_hand_over() -> None:
 
 def test_warmup_scale_cooldown_and_extension_after_a_hand_over() -> None:
     optimizer, scheduler = one_weight("constant", total_steps=20, warmup_steps=4, envelope=Envelope())
-    scheduler.hand_over("at once")
+    scheduler.fall_back("at once")
     assert apply(optimizer, 5) == pytest.approx([0.25, 0.5 * 0.95, 0.75 * 0.9, 0.85, 0.8])
     scheduler.set_scale(0.5)
     assert apply(optimizer) == pytest.approx([0.375])
@@ -335,7 +335,7 @@ def test_a_cooldown_under_way_goes_on_through_a_hand_over() -> None:
     apply(optimizer, 5)
     scheduler.cooldown(4)
     apply(optimizer)
-    scheduler.hand_over("now")
+    scheduler.fall_back("now")
     assert apply(optimizer, 3) == pytest.approx([0.75, 0.5, 0.25])
     assert [row.reason for row in scheduler.trace][-4:] == ["cooldown"] * 4
     assert [row.detail for row in scheduler.trace][-4:] == ["", "now", "", ""]
@@ -344,7 +344,7 @@ def test_a_cooldown_under_way_goes_on_through_a_hand_over() -> None:
 def test_without_a_horizon_the_rate_stays_at_the_base() -> None:
     optimizer, scheduler = one_weight(Cycle(say=(0.6,)), envelope=Envelope())
     apply(optimizer, 3)
-    scheduler.hand_over("now")
+    scheduler.fall_back("now")
     assert apply(optimizer, 100) == [1.0] * 100
     scheduler.cooldown(2)
     assert apply(optimizer, 2) == [1.0, 0.5]
@@ -352,7 +352,7 @@ def test_without_a_horizon_the_rate_stays_at_the_base() -> None:
 
 def test_an_update_that_is_skipped_at_the_hand_over_does_not_use_up_the_reason() -> None:
     optimizer, scheduler = one_weight("constant", total_steps=10, envelope=Envelope())
-    scheduler.hand_over("why not")
+    scheduler.fall_back("why not")
     optimizer.zero_grad()
     optimizer.step()
     apply(optimizer)
@@ -392,16 +392,16 @@ def test_settings_out_of_range(wrong, message) -> None:
 def test_other_bad_input() -> None:
     optimizer, scheduler = one_weight("constant")
     with pytest.raises(ValueError, match=r"no envelope to fall back in; pass envelope=Envelope\(\)"):
-        scheduler.hand_over("why")
-    assert not scheduler.can_hand_over
+        scheduler.fall_back("why")
+    assert not scheduler.can_fall_back
     scheduler.note_loss(1.0)
     with pytest.raises(TypeError, match=r"envelope must be an Envelope or None, got 4.0; Envelope\(\) is"):
         ControlledLR(optimizer, "constant", envelope=4.0)
     _, scheduler = one_weight("constant", envelope=Envelope())
     for nothing in ("", None):
         with pytest.raises(ValueError, match="say why"):
-            scheduler.hand_over(nothing)
-    assert scheduler.can_hand_over
+            scheduler.fall_back(nothing)
+    assert scheduler.can_fall_back
 
 
 # --- the best learning rate -------------------------------------------------------------------------------------
@@ -467,7 +467,7 @@ def test_an_automatic_hand_over_begins_where_it_worked_best(told) -> None:
             scheduler.observe(loss=loss)
         apply(optimizer)
         loss *= 0.999 if update < 30 else 0.9
-    scheduler.hand_over("now")
+    scheduler.fall_back("now")
     assert apply(optimizer, 2) == pytest.approx([0.1, 0.1])
 
 
@@ -478,7 +478,7 @@ def test_the_rate_that_is_noted_is_the_one_that_was_applied() -> None:
         scheduler.note_loss(0.9**update)
         apply(optimizer)
     scheduler.set_scale(1.0)
-    scheduler.hand_over("now")
+    scheduler.fall_back("now")
     assert apply(optimizer) == pytest.approx([0.1])
 
 
@@ -493,7 +493,7 @@ def test_while_nothing_is_known_the_base_is_the_peak() -> None:
         for loss in losses:
             scheduler.note_loss(loss)
             apply(optimizer)
-        scheduler.hand_over("now")
+        scheduler.fall_back("now")
         assert apply(optimizer) == [1.0]
 
 
@@ -514,7 +514,7 @@ def test_a_run_resumes_bit_for_bit_before_and_after_a_dismissal(at, as_json) -> 
     options = {"total_steps": 40, "envelope": Envelope(fallback="auto", patience=13)}
     optimizer, scheduler = one_weight(Cycle(say=(3.0,)), **options)
     whole = run(scheduler, optimizer, 0, 40)
-    assert scheduler.handed_over
+    assert scheduler.fallen_back
     optimizer, scheduler = one_weight(Cycle(say=(3.0,)), **options)
     begun = run(scheduler, optimizer, 0, at)
     saved = through_a_file(scheduler.state_dict(), as_json)
@@ -536,7 +536,7 @@ def test_all_that_the_best_rate_and_an_extension_need_is_in_the_state(at) -> Non
             if update == 39:
                 scheduler.extend(40)
             if update == 60:
-                scheduler.hand_over("now")
+                scheduler.fall_back("now")
         return rates
 
     def build() -> tuple[Optimizer, ControlledLR]:
@@ -544,7 +544,7 @@ def test_all_that_the_best_rate_and_an_extension_need_is_in_the_state(at) -> Non
 
     optimizer, scheduler = build()
     whole = run(scheduler, optimizer, 0, 80)
-    assert scheduler.handed_over == "now"
+    assert scheduler.fallen_back == "now"
     optimizer, scheduler = build()
     begun = run(scheduler, optimizer, 0, at)
     saved = through_a_file(scheduler.state_dict(), as_json=True)
@@ -559,9 +559,9 @@ def test_an_old_state_and_one_of_another_envelope_load() -> None:
     state = source.state_dict()
     old = {key: value for key, value in state.items() if key != "envelope"}
     after = _governor(Cycle(say=(0.9,)), total_steps=40)
-    after.hand_over("forgotten with the run that it belonged to")
+    after.fall_back("forgotten with the run that it belonged to")
     after.load_state_dict(old)
-    assert after.handed_over is None
+    assert after.fallen_back is None
     assert _lrs(after, 3) == _lrs(source, 3)
     narrow = _governor(Cycle(say=(0.9,)), total_steps=40, envelope=Envelope(high=1.0, low=1.0, fallback="auto"))
     narrow.load_state_dict(state)
@@ -571,8 +571,8 @@ def test_an_old_state_and_one_of_another_envelope_load() -> None:
 def test_a_dismissal_outlives_its_envelope() -> None:
     source = _governor(Constant(), total_steps=40)
     _rows(source, 10)
-    source.hand_over("for good")
+    source.fall_back("for good")
     free = _governor(Constant(), total_steps=40, envelope=None)
     free.load_state_dict(source.state_dict())
-    assert free.handed_over == "for good"
+    assert free.fallen_back == "for good"
     assert _lrs(free, 30) == _lrs(source, 30) == pytest.approx([(30 - k) / 30 for k in range(30)])

@@ -94,7 +94,7 @@ def test_a_tiny_training_survives_bad_controllers(name, kind, every) -> None:
     good, _ = final_loss(Linear(), None)
     loss, scheduler = final_loss(BAD[name](kind, 0), Envelope())
     _check_rates(scheduler, 0.02, Envelope())
-    assert scheduler.handed_over
+    assert scheduler.fallen_back
     assert [row.reason for row in scheduler.trace].index("handed_over") == 7 * every + 1
     assert loss < good + 0.1
     if name in ("huge", "swing"):  # what it is good for
@@ -141,7 +141,7 @@ def test_digits_are_learned_under_any_controller(digits, digits_linear, name) ->
             controller, options = BAD[bad](Cycle if kind == "factor" else CycleLR, seed), {"every": 10}
         accuracy, scheduler = _digits_accuracy(digits, controller, seed, Envelope(), **options)
         _check_rates(scheduler, 1e-2, Envelope())
-        assert bool(scheduler.handed_over) or name in RANDOM
+        assert bool(scheduler.fallen_back) or name in RANDOM
         found.append(accuracy)
     assert digits_linear > 94
     assert sum(found) / 3 > digits_linear - 2
@@ -220,7 +220,7 @@ class Case:
         elif row.reason == "held":
             assert row.lr[0] <= was * (1 + 1e-9)
         elif row.reason == "handed_over":
-            assert scheduler.handed_over
+            assert scheduler.fallen_back
             assert not scheduler.governor.due()
 
     extended: bool = False
@@ -235,7 +235,7 @@ def _act(scheduler: ControlledLR, what: str, loss: float) -> None:
     if what in ("scale", "full", "none"):
         scheduler.set_scale({"scale": 0.3, "full": 1.0, "none": 0.0}[what])
     elif what == "hand over":
-        scheduler.hand_over("drawn")
+        scheduler.fall_back("drawn")
     elif what == "cooldown":
         scheduler.cooldown(3)
     elif what == "extend" and scheduler.governor.total_steps is not None:
@@ -288,4 +288,4 @@ def test_whatever_happens_the_learning_rate_is_sane_and_resumes(case, share, as_
         scheduler.load_state_dict(saved)
         case.extended = extended
         assert whole == case.play(optimizer, scheduler, at, end)
-    event("handed over" if scheduler.handed_over else "in charge")
+    event("handed over" if scheduler.fallen_back else "in charge")

@@ -428,7 +428,7 @@ def test_a_controller_that_leads_astray_is_dismissed_after_the_rollback(tmp_path
     trainer = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(size=480), controller=wild)
     trainer.train()
     dismissed = [e for e in _guard(trainer).guard.events if e.get("handed_over")]
-    assert dismissed and trainer.lr_scheduler.handed_over
+    assert dismissed and trainer.lr_scheduler.fallen_back
     rows = [json.loads(line) for line in (tmp_path / "lr_trace.jsonl").read_text().splitlines()]
     assert rows[-1]["reason"] == "handed_over" and rows[-1]["lr"] < 0.02
     assert torch.isfinite(flat(trainer.model)).all()

@@ -343,7 +343,7 @@ class DivergenceGuard:
         self._trouble, self._overflows, self._last_cut = 0.0, 0, cut
         self._rates.forget_losses()
         if dismissed:
-            self.scheduler.hand_over(f"{seen['reason']} at update {seen['update']}")
+            self.scheduler.fall_back(f"{seen['reason']} at update {seen['update']}")
             seen["handed_over"] = True
         self.detector.be_wary(seen["loss"])
         after = before * cut if self._rates.written_by_scheduler else self._rates.now()
@@ -353,7 +353,7 @@ class DivergenceGuard:
     def _dismisses(self, seen: Event) -> bool:
         """Whether a controller in an envelope is to go: it led the run astray slowly, or for the second time."""
         again = self.rollbacks > 0 and not self._fruitless
-        can = isinstance(self.scheduler, ControlledLR) and self.scheduler.can_hand_over
+        can = isinstance(self.scheduler, ControlledLR) and self.scheduler.can_fall_back
         return can and (again or seen["reason"] == "slow_divergence")
 
     def _sentence(self, seen: Event, restored: Mapping[str, Any] | None) -> int:

@@ -203,8 +203,12 @@ class ControlledLR(LRScheduler):
         del epoch
         self._step_count += 1
         if self._updates_at_step == self.governor.updates:
-            self._measure.drop()
+            self.drop_pending()
         self._updates_at_step = self.governor.updates
+
+    def drop_pending(self) -> None:
+        """Forget the losses of an update that is not going to happen."""
+        self._measure.drop()
 
     def get_last_lr(self) -> list[float | Tensor]:
         """Learning rate of every parameter group at the last update, as applied; the base LR before the first."""
@@ -274,16 +278,16 @@ class ControlledLR(LRScheduler):
         self.governor.scale = float(scale)
 
     @property
-    def handed_over(self) -> str | None:
+    def fallen_back(self) -> str | None:
         """Why the controller was dismissed; None while it is in charge."""
-        return self.governor.handed_over
+        return self.governor.fallen_back
 
     @property
-    def can_hand_over(self) -> bool:
+    def can_fall_back(self) -> bool:
         """Whether there is an envelope and the controller is still in charge."""
-        return self.governor.settings.envelope is not None and self.handed_over is None
+        return self.governor.settings.envelope is not None and self.fallen_back is None
 
-    def hand_over(self, reason: str) -> None:
+    def fall_back(self, reason: str) -> None:
         """Dismiss the controller: from the next update on the LR falls linearly to zero over what is left of the run.
 
         It begins at the base learning rates, or, with an envelope of `fallback="auto"`, at the one that worked best
@@ -297,7 +301,7 @@ class ControlledLR(LRScheduler):
         Raises:
             ValueError: no reason, or no envelope.
         """
-        self.governor.hand_over(reason)
+        self.governor.fall_back(reason)
 
     def note_loss(self, loss: float) -> None:
         """Tell the loss of an update, for an envelope of `fallback="auto"`; a guard does, with the loss of all ranks.

@@ -37,7 +37,7 @@ class Envelope:
     - Controllers that ignore the base LR (`Controller.ignores_base_lr`) have neither the reference schedule nor
       `max_ratio`, only the `lr_range`, and their line begins at the rate of `fallback="auto"`, or where none is known
       at the last one applied.
-    - Then, or when `ControlledLR.hand_over` is called, it is asked no more, and the learning rate falls on a straight
+    - Then, or when `ControlledLR.fall_back` is called, it is asked no more, and the learning rate falls on a straight
       line from a peak to zero over what is left of the run; it stays at the peak where `total_steps` is unknown. Late
       in the run the line begins at `high` times the reference schedule of the peak, if that is less: a leap back to
       the peak costs more than the few updates that are left can repair.
@@ -197,7 +197,7 @@ class Watch:
         if self.envelope is not None and self.reason is None and self.rate is not None and self.told == every_update:
             self.best.note(self.rate, loss, _PER_UPDATE if every_update else _PER_DECISION)
 
-    def hand_over(self, reason: str, update: int, base_lr: float) -> None:
+    def fall_back(self, reason: str, update: int, base_lr: float) -> None:
         """The controller is dismissed.
 
         Args:

@@ -75,7 +75,7 @@ class Governor:
     def due(self, update: int | None = None) -> bool:
         """Whether the controller is asked at this update (default: the one about to be applied)."""
         t = self.updates if update is None else update
-        return self._cooldown is None and self.handed_over is None and self._on_grid(t)
+        return self._cooldown is None and self.fallen_back is None and self._on_grid(t)
 
     def _on_grid(self, t: int) -> bool:
         own = self.controller.due(t, self.total_steps) if self._own_rhythm else None
@@ -170,7 +170,7 @@ class Governor:
             )
 
     def _unasked(self, t: int) -> Decision:
-        handed = self.handed_over
+        handed = self.fallen_back
         why = handed if handed is not None and t == self._watch.since else ""
         if self._cooldown is not None:
             return self._applied(t, "cooldown", detail=why)
@@ -241,18 +241,18 @@ class Governor:
     # --- envelope -----------------------------------------------------------------------------------------------
 
     @property
-    def handed_over(self) -> str | None:
+    def fallen_back(self) -> str | None:
         """Why the controller was dismissed, or None."""
         return self._watch.reason
 
-    def hand_over(self, reason: str) -> None:
-        """Dismiss the controller from the next update on; see [`ControlledLR.hand_over`]."""
+    def fall_back(self, reason: str) -> None:
+        """Dismiss the controller from the next update on; see [`ControlledLR.fall_back`]."""
         if self.settings.envelope is None:
-            raise ValueError(f"hand_over({reason!r}): there is no envelope to fall back in; pass envelope=Envelope()")
+            raise ValueError(f"fall_back({reason!r}): there is no envelope to fall back in; pass envelope=Envelope()")
         if not isinstance(reason, str) or not reason:
-            raise ValueError(f"hand_over({reason!r}): say why, in a few words; the trace shows it")
-        if self.handed_over is None:
-            self._watch.hand_over(reason, self.updates, self.base_lrs[reference_group(self.base_lrs)])
+            raise ValueError(f"fall_back({reason!r}): say why, in a few words; the trace shows it")
+        if self.fallen_back is None:
+            self._watch.fall_back(reason, self.updates, self.base_lrs[reference_group(self.base_lrs)])
 
     def note_loss(self, loss: float) -> None:
         """See [`ControlledLR.note_loss`]."""
@@ -263,7 +263,7 @@ class Governor:
             return  # past the planned end no learning rate is right
         if self._watch.judge(bool(mistake)):
             reason = f"{self._watch.mistakes} decisions in succession were corrected, the last: {mistake}"
-            self._watch.hand_over(reason, step + 1, self.base_lrs[reference_group(self.base_lrs)])
+            self._watch.fall_back(reason, step + 1, self.base_lrs[reference_group(self.base_lrs)])
             warnings.warn(f"the controller was dismissed: {reason}", UserWarning, stacklevel=4)
 
     # --- horizon ------------------------------------------------------------------------------------------------
