@@ -15,8 +15,8 @@ import torch
 from huggingface_hub import HfApi, ModelCard, constants, errors
 
 from hf_adaptive_lr import AutoController, Cosine, Linear, Universal
-from hf_adaptive_lr.hub.repo import HubError
 from hf_adaptive_lr.hub import repo as on_hub
+from hf_adaptive_lr.hub.repo import HubError
 from hf_adaptive_lr.hub.serialization import configure
 
 ID = "user/controller"
