@@ -21,9 +21,9 @@ from hf_adaptive_lr import (
     ControlledLR,
     split_groups,
 )
-from hf_adaptive_lr.bench.compat_models import llama, t5
 from hf_adaptive_lr.optimizers.layers import PARTS, depth_of, part_of
 from tests import doors
+from tests.compatibility.models import llama, t5
 from tests.tiny import LENGTH, VOCAB, Tokens, bert, mlp, vit
 
 

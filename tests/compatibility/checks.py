@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from ..auto import AutoController
-from ..controllers.linear import Linear
-from ..trainer.callback import AdaptiveLRCallback
-from ..trainer.mixin import AdaptiveLRMixin
-from .compat_models import flat
+from hf_adaptive_lr.auto import AutoController
+from hf_adaptive_lr.controllers.linear import Linear
+from hf_adaptive_lr.trainer.callback import AdaptiveLRCallback
+from hf_adaptive_lr.trainer.mixin import AdaptiveLRMixin
+from tests.compatibility.models import flat
 
 STEPS, LR, CLIP = 6, 1e-2, 0.1
 

@@ -9,12 +9,12 @@ import datasets
 import torch
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments, set_seed
 
-from ..auto import AutoController
-from ..controllers.linear import Linear
-from ..trainer.callback import AdaptiveLRCallback
-from ..trainer.mixin import AdaptiveLRMixin, AdaptiveLRTrainer
-from . import compat_models as tiny
-from .compat_checks import LR, STEPS, Check, Kit, check_kit, require, trained
+from hf_adaptive_lr.auto import AutoController
+from hf_adaptive_lr.controllers.linear import Linear
+from hf_adaptive_lr.trainer.callback import AdaptiveLRCallback
+from hf_adaptive_lr.trainer.mixin import AdaptiveLRMixin, AdaptiveLRTrainer
+from tests.compatibility import models as tiny
+from tests.compatibility.checks import LR, STEPS, Check, Kit, check_kit, require, trained
 
 
 def _trainer(folder: Path) -> list[str]:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
-from ..auto import AutoController
-from ..controllers.linear import Linear
-from ..trainer.arguments import AdaptiveLRTrainingArguments
-from ..trainer.callback import AdaptiveLRCallback
-from ..trainer.mixin import AdaptiveLRTrainer
-from . import compat_models as tiny
-from .compat_checks import STEPS, Check, Kit, check_kit, require, trained
+from hf_adaptive_lr.auto import AutoController
+from hf_adaptive_lr.controllers.linear import Linear
+from hf_adaptive_lr.trainer.arguments import AdaptiveLRTrainingArguments
+from hf_adaptive_lr.trainer.callback import AdaptiveLRCallback
+from hf_adaptive_lr.trainer.mixin import AdaptiveLRTrainer
+from tests.compatibility import models as tiny
+from tests.compatibility.checks import STEPS, Check, Kit, check_kit, require, trained
 
 
 def _parts() -> dict[str, Any]:

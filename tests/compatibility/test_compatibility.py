@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_adaptive_lr.bench import compatibility
-from hf_adaptive_lr.bench.compat_checks import Check, CheckFailed, require
-from hf_adaptive_lr.bench.compatibility import CHECKS, measure, page
+from tests.compatibility import page as compatibility
+from tests.compatibility.checks import Check, CheckFailed, require
+from tests.compatibility.page import CHECKS, measure, page
 
 # timm needs torchvision, whose wheel for CPUs is not on PyPI; all the others come with the test extra.
 _OPTIONAL = {"timm through transformers' wrapper": "torchvision"}
@@ -59,8 +59,8 @@ def test_a_broken_trainer_is_found() -> None:
     """The facts can fail: a trainer that overrules its schedule is not said to work."""
     from transformers import Trainer, TrainingArguments
 
-    from hf_adaptive_lr.bench import compat_models as tiny
-    from hf_adaptive_lr.bench.compat_checks import Kit, check_schedule
+    from tests.compatibility import models as tiny
+    from tests.compatibility.checks import Kit, check_schedule
 
     class Stubborn(Trainer):
         def create_scheduler(self, num_training_steps, optimizer=None):
@@ -85,7 +85,7 @@ def test_the_page_has_the_rows_that_it_was_given() -> None:
 
 
 def test_the_page_is_what_its_rows_say() -> None:
-    cards = Path(__file__).parent.parent / "model_cards"
+    cards = Path(__file__).parents[2] / "model_cards"
     rows = [json.loads(line) for line in (cards / compatibility.ROWS).read_text().splitlines()]
     assert {row["name"] for row in rows} == {check.name for check in CHECKS}
     assert page(rows) == (cards / compatibility.PAGE).read_text()

@@ -1,6 +1,6 @@
 """The compatibility table: every trainer and habit, run for real with the versions that are installed.
 
-    python -m hf_adaptive_lr.bench.compatibility --output-dir model_cards
+    python -m tests.compatibility --output-dir model_cards
 
 Rows of what is not installed stay as they were, so environments that exclude each other can fill one table.
 """
@@ -18,13 +18,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..artifacts import replace_file
-from .compat_checks import Check
-from .compat_habits import HABITS
-from .compat_trainers import TRAINERS
-from .runner import Row, read_rows
-from .yardstick_run import commit
-from .yardstick_tables import table
+from hf_adaptive_lr.artifacts import replace_file
+from hf_adaptive_lr.bench.runner import Row, read_rows
+from hf_adaptive_lr.bench.yardstick_run import commit
+from hf_adaptive_lr.bench.yardstick_tables import table
+from tests.compatibility.checks import Check
+from tests.compatibility.habits import HABITS
+from tests.compatibility.trainers import TRAINERS
 
 CHECKS: tuple[Check, ...] = (*TRAINERS, *HABITS)
 """Every row of the table, in order."""
@@ -77,7 +77,7 @@ the bit".
 
 ```bash
 pip install -e ".[demo,test]" timm torchvision
-python -m hf_adaptive_lr.bench.compatibility --output-dir model_cards
+python -m tests.compatibility --output-dir model_cards
 ```
 """
 
@@ -85,7 +85,7 @@ python -m hf_adaptive_lr.bench.compatibility --output-dir model_cards
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is installed and write the table; 0 when every row works, 1 when one fails, 2 for a bad argument."""
     description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.compatibility", description=description)
+    parser = argparse.ArgumentParser(prog="python -m tests.compatibility", description=description)
     parser.add_argument("--only", nargs="+", metavar="WORD", help="rows whose name has one of these words in it")
     parser.add_argument("--output-dir", type=Path, default=Path("model_cards"), help="folder of the page and its rows")
     options = parser.parse_args(argv)
@@ -114,7 +114,3 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
