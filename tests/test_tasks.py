@@ -380,7 +380,8 @@ def test_adapters_train_few_weights_and_start_at_the_body() -> None:
     hidden = [dict(task.params(task.init())) for task in (whole, adapters)]
     for params in hidden:
         params["head.weight"], params["head.bias"] = hidden[0]["head.weight"], hidden[0]["head.bias"]
-    assert torch.equal(whole.net(hidden[0], inputs), adapters.net(hidden[1], inputs))
+    # One body for all runs against one each: products of other shapes, float32 sums in another order.
+    torch.testing.assert_close(whole.net(hidden[0], inputs), adapters.net(hidden[1], inputs), rtol=1e-5, atol=1e-5)
 
 
 def test_patches_hold_neighbouring_pixels() -> None:
