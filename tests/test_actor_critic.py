@@ -139,7 +139,9 @@ def test_equal_to_modules_autograd_and_torch_s_adam(config) -> None:
     reference, bounds_met = Reference(controller, state, offset), 0
     for step, (loss, before, after, other) in enumerate(_losses(25)):
         factor, state = controller.decide(_observe(step, loss, base), state)
-        assert float(factor) == pytest.approx(reference.decide(loss) / offset, rel=1e-5)
+        # |output + offset| cancels where the factor is small, so its error in float32 is some eps of 1, not of itself;
+        # a decision moves it by about the actor's learning rate, at least a hundred times as much.
+        assert float(factor) == pytest.approx(reference.decide(loss) / offset, rel=1e-5, abs=1e-5)
         state = controller.learn(_outcome(step, before, after, other), state)
         reference.learn(before, after, other)
         theta, phi = reference.flat()
@@ -285,11 +287,13 @@ def test_a_batch_of_runs_equals_its_columns() -> None:
         state = controller.learn(_outcome(step, *columns[1:]), state)
         for run in range(runs):
             single, alone[run] = controller.decide(_observe(step, columns[0][run], base[run]), alone[run])
-            assert single.shape == () and float(single) == float(factors[run])
+            # A run within a batch lies elsewhere in memory, which may change the order of its float32 sums.
+            assert single.shape == () and float(single) == pytest.approx(float(factors[run]), rel=1e-5, abs=1e-5)
             alone[run] = controller.learn(_outcome(step, *(c[run] for c in columns[1:])), alone[run])
     for run in range(runs):
-        assert all(torch.equal(state[name][run], value) for name, value in alone[run].items())
-    assert not torch.equal(state["theta"][0], state["theta"][1])
+        for name, value in alone[run].items():
+            torch.testing.assert_close(state[name][run], value, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(state["theta"][0], state["theta"][1], rtol=1e-2, atol=1e-4)
 
 
 def test_a_run_resumes_bit_for_bit(tmp_path) -> None:

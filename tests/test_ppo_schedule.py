@@ -198,7 +198,8 @@ def test_samples_come_from_the_state_and_nothing_else() -> None:
     assert first[0] != first[1] and not torch.equal(first, other)
     assert not torch.equal(after["generator"], state["generator"])
     still, _ = controller.replace(sample=False).decide(observation(shape=(2,)), build().init((2,)))
-    assert still[0] == still[1]
+    # One net and one input for both, but two rows of a product may be summed in two orders; the noise is 1e-2.
+    torch.testing.assert_close(still[0], still[1], rtol=1e-6, atol=0)
 
 
 def test_samples_have_the_standard_deviation_of_the_config() -> None:
@@ -296,7 +297,8 @@ def test_a_vectorised_run_shows_predictions_and_weights() -> None:
                 "slope": (runs._grads[r] * runs._direction[r]).sum(),
             }
             for name, value in expected.items():
-                assert float(obs.require(name)[r]) == pytest.approx(float(value), rel=1e-4, abs=1e-7), name
+                # Means of float32 weights of size 0.1 that cancel: 0.1 * 1.2e-7 times a few.
+                assert float(obs.require(name)[r]) == pytest.approx(float(value), rel=1e-4, abs=5e-7), name
         assert torch.equal(obs.alignment, usual.alignment)
         assert torch.equal(obs.group_alignment, obs.alignment.unsqueeze(-1))
         assert torch.equal(obs.group_slope, obs.slope.unsqueeze(-1))
@@ -353,7 +355,7 @@ def test_an_episode_is_played_as_it_says() -> None:
     assert torch.equal(played.multipliers, controller.multiplier(played.actions))
     again, lr = small_problem().start(), torch.full((3,), 0.01, dtype=torch.float64)
     for k, (now, following) in enumerate(pairwise([*grid, 7])):
-        torch.testing.assert_close(again.evaluate("inner_valid").double(), played.losses[k], rtol=1e-6, atol=0)
+        torch.testing.assert_close(again.evaluate("inner_valid").double(), played.losses[k], rtol=1e-5, atol=0)
         if k:
             torch.testing.assert_close(played.features[k, :, 8], lr.float(), rtol=1e-5, atol=0)
         lr = lr * played.multipliers[k]
@@ -407,6 +409,16 @@ def reference_update(trainer: SchedulePPOTrainer, played: Played, config: dict[s
     return {**own, "output_weight": head.weight, "output_bias": head.bias}, critic.state_dict()
 
 
+def close_after_adam(found: Tensor, expected: Tensor) -> None:
+    """A few elements may be off by part of one of the ten steps of 1e-3.
+
+    Adam's step is as long for a gradient that is nothing but rounding as for any other; a wrong formula moves them all.
+    """
+    off = (found - expected).abs() > 2e-6 + 1e-4 * expected.abs()
+    assert off.double().mean() < 0.02
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-4)
+
+
 @pytest.mark.parametrize("preset", ["paper", "released"])
 @pytest.mark.parametrize("shape", KINDS)
 def test_one_update_equals_an_independent_implementation(shape, preset) -> None:
@@ -424,9 +436,9 @@ def test_one_update_equals_an_independent_implementation(shape, preset) -> None:
     trainer.improve([played])
     assert not torch.allclose(joined(trainer.actor), before, atol=1e-4)
     for name, value in trainer.actor.items():
-        torch.testing.assert_close(value.detach(), actor[name].detach(), rtol=1e-4, atol=2e-6)
+        close_after_adam(value.detach(), actor[name].detach())
     for name, value in trainer.critic.state_dict().items():
-        torch.testing.assert_close(value, critic[name], rtol=1e-4, atol=2e-6)
+        close_after_adam(value, critic[name])
 
 
 def test_the_released_ratio_learns_nothing_far_from_one() -> None:

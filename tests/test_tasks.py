@@ -309,15 +309,21 @@ def fit(task: Supervised, kind: str, rate: float, updates: int) -> tuple[Tensor,
     return before, run.evaluate("inner_valid")
 
 
+# Rates at which the losses fall smoothly: where they jump, rounding decides how far they are down at the end. Measured
+# on instruction sets from SSE 4 to AVX-512, the logarithms of the losses fall by 0.25 and more; untrained, by 0.
+ADAM = {"finetune-post": 0.003, "finetune-mlp": 0.003}
+SGD = {"mlp": 0.05, "conv": 0.1, "transformer-post": 0.05, "finetune-post": 0.01}
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case != "trouble-change"])
 def test_adam_learns(case: str) -> None:
-    before, after = fit(build(case, rescale=1.0), "adamw", 0.01, 80)
+    before, after = fit(build(case, rescale=1.0), "adamw", ADAM.get(case, 0.01), 80)
     assert (after.log() - before.log()).mean() < -0.15
 
 
-@pytest.mark.parametrize("case", ["mlp", "conv", "transformer-post", "finetune-post"])
+@pytest.mark.parametrize("case", SGD)
 def test_sgd_learns(case: str) -> None:
-    before, after = fit(build(case), "sgd", 0.1 if case == "conv" else 0.05, 120)
+    before, after = fit(build(case), "sgd", SGD[case], 120)
     assert (after.log() - before.log()).mean() < -0.15
 
 
@@ -374,7 +380,8 @@ def test_adapters_train_few_weights_and_start_at_the_body() -> None:
     hidden = [dict(task.params(task.init())) for task in (whole, adapters)]
     for params in hidden:
         params["head.weight"], params["head.bias"] = hidden[0]["head.weight"], hidden[0]["head.bias"]
-    assert torch.equal(whole.net(hidden[0], inputs), adapters.net(hidden[1], inputs))
+    # One body for all runs against one each: products of other shapes, float32 sums in another order.
+    torch.testing.assert_close(whole.net(hidden[0], inputs), adapters.net(hidden[1], inputs), rtol=1e-5, atol=1e-5)
 
 
 def test_patches_hold_neighbouring_pixels() -> None:
