@@ -15,10 +15,10 @@ PYTEST_FLAGS ?=
 INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo rows test test-oldest quality style build clean
+.PHONY: help demo rows test test-fast test-oldest quality style build clean
 
 help:
-	@echo "make demo | rows | test | test-oldest | quality | style | build | clean"
+	@echo "make demo | rows | test | test-fast | test-oldest | quality | style | build | clean"
 
 demo: $(VENV)/.installed-demo
 	$(VENV)/bin/hf-adaptive-lr finetune --task text --overwrite
@@ -28,8 +28,16 @@ rows: demo
 	$(VENV)/bin/python -m hf_adaptive_lr.bench.overhead
 	$(VENV)/bin/python -m hf_adaptive_lr.bench.readme runs/text/results.json runs/image/results.json
 
+# One process per core, each with one thread; a process that is done takes tests from another one.
+# PYTEST_FLAGS="-n 0" runs them one after the other, in this process.
+PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: $(VENV)/.installed-demo-test
-	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+	$(PYTEST) $(PYTEST_FLAGS)
+
+# Without whole trainings, several processes, the Hub and the benchmark (tests/tiers.py).
+test-fast: $(VENV)/.installed-demo-test
+	$(PYTEST) -m core $(PYTEST_FLAGS)
 
 # What touches transformers, accelerate, datasets and the Hub, with the oldest versions that pyproject.toml allows.
 # datasets 4.0 leaves the CSV files that it reads open, which is no fault of ours.

@@ -9,6 +9,7 @@ its terms, eps being 1.2e-7 in float32 and 2.2e-16 in float64.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 
 from tests.hub_server import Hub
 from tests.hub_server.session import HUB  # sends huggingface_hub to our own Hub, so before that is imported
+from tests.tiers import tier_of
 
 # Read at import time by the libraries, so before any of them is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -42,9 +44,13 @@ with suppress(ImportError):  # not installed for `make test-oldest`
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """huggingface_hub 2.4 uploads LFS files and commits in a way that its HTTP library calls old."""
+    """Mark every test with its tier, and allow a warning.
+
+    huggingface_hub 2.4 uploads LFS files and commits in a way that its HTTP library calls old.
+    """
     old = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw:DeprecationWarning")
     for item in items:
+        item.add_marker(tier_of(item.path.name))
         if "hub" in getattr(item, "fixturenames", ()):
             item.add_marker(old)
 
@@ -52,6 +58,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """Trainer collects garbage at every start, which takes longer than most runs here if it searches all modules."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

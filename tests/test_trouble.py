@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import re
 from collections.abc import Iterator
@@ -48,15 +47,6 @@ def parts(monkeypatch) -> Parts:
     for module in (trouble, trouble_run):
         monkeypatch.setattr(module, "load_parts", lambda task: found)
     return found
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _frozen() -> Iterator[None]:
-    """Trainer collects garbage at every start, which takes longer than these runs when all modules are searched."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def quick(injection: str, method: str = "none", seed: int = 0) -> TroubleRun:

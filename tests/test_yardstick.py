@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,7 +49,17 @@ from hf_adaptive_lr.bench.yardstick_plots import PLOTS
 from hf_adaptive_lr.bench.yardstick_results import results_of
 from hf_adaptive_lr.bench.yardstick_run import YardstickRun
 from hf_adaptive_lr.bench.yardstick_scores import Results, best_so_far
-from hf_adaptive_lr.bench.yardstick_tasks import COUNTED, LANES, REAL, TASKS, VARIANTS, VECTOR, VectorTask, changed
+from hf_adaptive_lr.bench.yardstick_tasks import (
+    COUNTED,
+    LANES,
+    REAL,
+    TASKS,
+    VARIANTS,
+    VECTOR,
+    RealTask,
+    VectorTask,
+    changed,
+)
 from hf_adaptive_lr.bench.yardstick_vector import Lion, _Scheduled, train_lane
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.meta.problem import Problem
@@ -56,9 +67,6 @@ from hf_adaptive_lr.meta.tasks.base import TaskSpec
 
 PACKAGE = Path(hf_adaptive_lr.__file__).parent
 TINY = Profile(name="quick", tasks=(), seeds=3, vector_seeds=2, sweep_seeds=0, tuning_stride=4)
-
-
-_PAIRINGS: set[str] = set()
 
 
 def at(name: str, lr: float) -> Method:
@@ -180,8 +188,12 @@ def test_every_method_trains_a_real_task(name, small) -> None:
     assert {"torch", "transformers"} <= row["versions"].keys() and row["seconds"] > 0
     if METHODS[name].finder:
         assert row["found_lr"] > 1e-5
-    _PAIRINGS.add(row["pairing"])
-    assert len(_PAIRINGS) == 1  # the same first weights and batches for all
+    assert row["pairing"] == pairing_of_constant(small)  # the same first weights and batches for all
+
+
+@cache
+def pairing_of_constant(task: RealTask) -> str:
+    return attempt(YardstickRun(task, METHODS["constant"], 0, METHODS["constant"].lr))["pairing"]
 
 
 def test_curves_change_nothing(small, monkeypatch) -> None:

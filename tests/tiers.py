@@ -1,0 +1,35 @@
+"""The tier of every test file: `make test` runs all of them, `make test-fast` the core."""
+
+from __future__ import annotations
+
+from functools import cache
+
+TIERS = {
+    # Contracts, formulas and files, within one process.
+    "core": """
+        actor_critic adapters bilevel card cli_options controllers demo_data doors dsa env envelope governor guard
+        hostile idle_updates imports layer_groups mlr_snet model_sensors own_code plrs ppo ppo_schedule range_test
+        refine report resume runner sensors snapshot tasks universal updates
+    """,
+    # Whole trainings, several processes, the Hub, the command line, other libraries, the examples.
+    "integration": """
+        anytime cli compatibility demo_image_model docs dsa_claims envelope_runs evolution examples finetune
+        guard_callback hub hub_cli hub_server learn_schedule look_ahead meta_trainer notebook_and_space packaging
+        papers_everywhere ranks train trainer
+    """,
+    # The benchmark and the studies: their runs, their statistics, and the pages that their rows make.
+    "bench": """
+        decision_cost development overhead statistics steering throughput trouble universal_page verdicts yardstick
+        yardstick_systems
+    """,
+}
+
+
+@cache
+def tier_of(file: str) -> str:
+    """The tier of a test file, by its name; raises ValueError for a file that has none or several."""
+    name = file.removesuffix(".py").removeprefix("test_")
+    found = [tier for tier, names in TIERS.items() if name in names.split()]
+    if len(found) != 1:
+        raise ValueError(f"{file} has the tiers {found}; give it exactly one in tests/tiers.py")
+    return found[0]
