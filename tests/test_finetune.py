@@ -150,7 +150,7 @@ def test_two_classes_are_learned_with_all_defaults(tmp_path) -> None:
     (tmp_path / "data").mkdir()
     write_csv(tmp_path / "data" / "train.csv", reviews(400, 0, 0.2, seed=0))
     write_csv(tmp_path / "data" / "test.csv", reviews(200, 4, 0.0, seed=1))  # words that were not trained on
-    job = FinetuneConfig(data=str(tmp_path / "data"), max_steps=50, max_length=16, output_dir=str(tmp_path / "out"))
+    job = FinetuneConfig(data=str(tmp_path / "data"), max_steps=40, max_length=16, output_dir=str(tmp_path / "out"))
     results = run(job)
     assert results["majority_accuracy"] == 0.5 and results["model"]["name"] == "all-MiniLM-L6-v2"
     assert results["accuracy"] > 0.8

@@ -40,7 +40,7 @@ def test_groups_are_not_split() -> None:
     train, dev, labels = relative_sizes.rows_of(read)
     films = [{int(row["input"].split()[1]) % 300 for row in part} for part in (train, dev)]
     assert labels == ["a", "b"] and not films[0] & films[1]
-    assert (len(train), len(dev)) == (800, 400)
+    assert (len(train), len(dev)) == (700, 500)
 
 
 def test_means_are_of_seeds_and_then_of_tasks_and_incomplete_methods_are_left_out() -> None:

