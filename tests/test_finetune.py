@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import logging
+import random
 import shlex
 import shutil
 import sys
@@ -93,11 +94,92 @@ def test_a_text_run_learns_and_leaves_four_outputs(text_job) -> None:
 
 
 def test_nothing_but_data_and_a_model_need_be_said(text_job) -> None:
-    results = run(replace(text_job, controller=None, learning_rate=None, max_steps=120))
-    assert results["controller"]["controller_type"] == "universal" and results["learning_rate"] == "auto"
-    assert results["accuracy"] > 0.9 and not results["learning_rate_unused"]
-    assert run(replace(text_job, controller=None, max_steps=2, overwrite=True))["learning_rate_unused"]
+    job = replace(text_job, controller=None, learning_rate=None)
+    # The folder's model has never been trained, which nobody can know: it takes a size of its own.
+    results = run(replace(job, controller_kwargs='{"rho": 0.03}', max_steps=120))
+    assert results["controller"] == {"controller_type": "relative", "rho": 0.03, "walk": 0.0}
+    assert results["accuracy"] > 0.9 and results["learning_rate"] == "auto" and not results["learning_rate_unused"]
+    results = run(replace(job, max_steps=30, overwrite=True))
+    assert results["controller"]["rho"] == 0.001 and results["warmup_steps"] == 2
+    assert "relative, rho=0.001 (default for a pretrained body with a new head)" in table(results, text_job.folder)
     assert FinetuneConfig(optimizer="dsa").resolved().learning_rate == 1e-4  # which has no controller that finds it
+
+
+@pytest.mark.parametrize(
+    ("said", "controller", "changed", "warmup", "choice"),
+    [
+        ({}, "relative", {"rho": 0.001}, 8, "default for a pretrained body with a new head"),
+        ({"task": "image"}, "relative", {"rho": 0.016}, 15, "default for a model from scratch"),
+        ({"task": "image", "model": "m"}, "relative", {"rho": 0.001}, 15, "default for a pretrained body"),
+        (
+            {"controller_kwargs": '{"walk": 1}', "max_steps": 9},
+            "relative",
+            {"rho": 0.001, "walk": 1},
+            1,
+            "default for",
+        ),
+        ({"warmup_steps": 0, "controller_kwargs": '{"rho": 0.1}'}, "relative", {"rho": 0.1}, 0, "default for"),
+        ({"controller": "universal"}, "universal", {}, None, "given"),
+        ({"controller": "relative"}, "relative", {}, None, "given"),
+        ({"optimizer": "dsa"}, "constant", {}, None, "default for dsa"),
+    ],
+)
+def test_the_default_controller_has_a_size_by_kind_of_task(said, controller, changed, warmup, choice) -> None:
+    config = FinetuneConfig(**said).resolved()
+    assert (config.controller, json.loads(config.controller_kwargs or "{}")) == (controller, changed)
+    assert config.warmup_steps == warmup and config.choice.startswith(choice)
+    assert config.resolved() == config
+
+
+GOOD = ["wonderful", "moving", "superb", "charming", "brilliant", "delightful", "gripping", "beautiful"]
+BAD = ["terrible", "boring", "awful", "clumsy", "stupid", "tedious", "lifeless", "annoying"]
+
+
+def reviews(count: int, first: int, wrong: float, seed: int) -> list[tuple[str, str]]:
+    """(text, label): two of four adjectives of one class, from `first` on; a share `wrong` has the other label."""
+    draw, rows = random.Random(seed), []
+    for index in range(count):
+        subjects = draw.sample(["film", "story", "cast", "plot", "ending", "script", "music", "acting"], 2)
+        one, other = draw.sample((GOOD, BAD)[index % 2][first : first + 4], 2)
+        label = ("good", "bad")[(index + (draw.random() < wrong)) % 2]
+        rows.append((f"the {subjects[0]} is {one} and so is the {other} {subjects[1]}", label))
+    return rows
+
+
+def test_two_classes_are_learned_with_all_defaults(tmp_path) -> None:
+    (tmp_path / "data").mkdir()
+    write_csv(tmp_path / "data" / "train.csv", reviews(400, 0, 0.2, seed=0))
+    write_csv(tmp_path / "data" / "test.csv", reviews(200, 4, 0.0, seed=1))  # words that were not trained on
+    job = FinetuneConfig(data=str(tmp_path / "data"), max_steps=40, max_length=16, output_dir=str(tmp_path / "out"))
+    results = run(job)
+    assert results["majority_accuracy"] == 0.5 and results["model"]["name"] == "all-MiniLM-L6-v2"
+    assert results["accuracy"] > 0.8
+    assert results["controller_choice"] == "default for a pretrained body with a new head"
+
+
+def test_a_learning_rate_that_the_default_controller_does_not_use_is_said_at_once(text_job, caplog) -> None:
+    results = run(replace(text_job, controller=None, learning_rate=0.02, max_steps=2))
+    assert results["learning_rate_unused"]
+    assert "learning_rate=0.02 is not used" in caplog.text and "--controller linear" in caplog.text
+    caplog.clear()
+    run(replace(text_job, controller="relative", max_steps=2, overwrite=True))
+    assert "not used" not in caplog.text, "who names the controller knows it"
+
+
+def test_runs_resume_with_the_controller_they_began_with(text_job) -> None:
+    job = replace(text_job, controller=None, learning_rate=None, max_steps=4)
+    first = run(job)
+    assert {**run(replace(job, resume=True)), "wall_seconds": 0} == {**first, "wall_seconds": 0}
+    # as the version before wrote it, whose default was another
+    old = replace(job, controller="universal", learning_rate="auto", output_dir=f"{job.folder}2")
+    run(old)
+    path = old.folder / "finetune_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in settings.items() if k not in ("warmup_steps", "choice")}))
+    grown = run(replace(job, output_dir=old.output_dir, max_steps=6, resume=True))
+    assert grown["controller"]["controller_type"] == "universal" and grown["updates"] == 6
+    with pytest.raises(FinetuneError, match="has controller=universal, not relative"):
+        run(replace(job, controller="relative", output_dir=old.output_dir, max_steps=6, resume=True))
 
 
 def test_a_controller_that_finds_the_learning_rate_needs_none(text_job, tmp_path) -> None:

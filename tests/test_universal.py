@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from hf_adaptive_lr import AutoController, ControlledLR, Envelope, Observation, Relative, Universal
+from hf_adaptive_lr.auto import _caution, resolve_controller
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.controllers._features import STEERING_FEATURES
 from hf_adaptive_lr.controllers._relative_update import FIRST_LR, due
@@ -95,6 +96,18 @@ def test_updates_have_the_size_that_was_asked_for(kind) -> None:
     ratios = [size / want for size, want in zip(sizes[6:57], asked[6:57], strict=True)]
     assert sorted(ratios)[len(ratios) // 2] == pytest.approx(1.0, abs=0.35)
     assert max(ratios) < 2.5 and min(ratios) > 0.2
+
+
+def test_the_bundled_one_warns_once_when_it_is_attached(caplog) -> None:
+    _caution.cache_clear()
+    AutoController.from_pretrained("universal")  # looking at it is no use of it
+    resolve_controller(Universal(params=Universal.random_params()))  # nor are somebody's own weights the bundled ones
+    resolve_controller("relative")
+    assert not caplog.records
+    resolve_controller("universal")
+    resolve_controller(AutoController.from_pretrained("universal"))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "experimental on pretrained encoders" in caplog.text and "'relative' with rho=0.001" in caplog.text
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

@@ -25,8 +25,9 @@ Fine-tune a text or image classifier with an adaptive learning rate. Without --d
 it uses small real data and a small model that need no account and no Hub."""
 _EXAMPLES = """\
 examples:
-  hf-adaptive-lr finetune --task text --learning-rate 1e-4
-  hf-adaptive-lr finetune --task text --controller relative --learning-rate auto
+  hf-adaptive-lr finetune --task text
+  hf-adaptive-lr finetune --task text --controller linear --learning-rate 1e-4
+  hf-adaptive-lr finetune --task text --controller-kwargs '{"rho": 0.002}'
   hf-adaptive-lr finetune --task image --data photos/ --model org/model --output-dir out
   hf-adaptive-lr finetune --data reviews.csv --text-column review --label-column stars
   hf-adaptive-lr finetune --output-dir out --resume"""
@@ -43,7 +44,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         argument_default=argparse.SUPPRESS,  # what is not said comes from the config, or from the run that is resumed
     )
     hints = typing.get_type_hints(FinetuneConfig)
-    for option in fields(FinetuneConfig):
+    for option in (option for option in fields(FinetuneConfig) if option.metadata):
         text = str(option.metadata["help"])
         if option.default is not None and option.default is not False:
             text += f" (default: {option.default})"
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     # Before torch is loaded: threads that wait by spinning starve each other on a busy machine (5 times slower on two
     # cores with one more job), and gain little on an idle one. Changes no number.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    names = {option.name for option in fields(FinetuneConfig)}
+    names = {option.name for option in fields(FinetuneConfig) if option.metadata}
     try:
         config = _config({name: value for name, value in vars(args).items() if name in names})
         results = _run(config)

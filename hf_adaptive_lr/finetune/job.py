@@ -96,6 +96,7 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=4 * config.batch_size,
         seed=config.seed,
+        warmup_steps=config.warmup_steps or 0,
         **optim,
         dsa=config.optimizer == "dsa",
         divergence_guard=config.guard == "on",

@@ -75,6 +75,8 @@ def collect(
             **controller.config(),
             **_provenance(controller),
         },
+        "controller_choice": config.choice,
+        "warmup_steps": config.warmup_steps,
         "controller_data": trainer.controller_data or "training batches only",
         "optimizer": config.optimizer,
         "guard": {f"{act}s": acts.count(act) for act in ("skip", "rollback", "stop")}
@@ -173,8 +175,8 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
         "model": results["model"]["name"],
         "accuracy": f"{_shown(results['accuracy'])}  (majority class {results['majority_accuracy']:.3f})",
         "loss": _shown(results["loss"]),
-        "learning rate": f"{lr['first']:.3g} first, {lr['max']:.3g} largest, {lr['last']:.3g} last "
-        f"({results['controller']['controller_type']}{_unused(results)})",
+        "controller": _controller(results),
+        "learning rate": f"{lr['first']:.3g} first, {lr['max']:.3g} largest, {lr['last']:.3g} last{_unused(results)}",
         "updates": f"{results['updates']} in {results['wall_seconds']:.0f} s",
         "written to": f"{folder}: {' '.join(written)}",
         "why": f"hf-adaptive-lr report {shlex.quote(str(folder))}",
@@ -182,9 +184,16 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
     return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
 
 
+def _controller(results: Mapping[str, Any]) -> str:
+    """Which controller, of which size if it has one, and why."""
+    made = results["controller"]
+    size = f", rho={made['rho']:g}" if "rho" in made else ""
+    return f"{made['controller_type']}{size} ({results.get('controller_choice', 'given')})"
+
+
 def _unused(results: Mapping[str, Any]) -> str:
     given = results["learning_rate"]
-    return f", which finds it: {given:g} was not used" if results.get("learning_rate_unused") else ""
+    return f" (the controller finds it: {given:g} was not used)" if results.get("learning_rate_unused") else ""
 
 
 def _save_model(folder: Path, parts: Parts) -> None:
