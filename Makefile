@@ -27,6 +27,7 @@ demo: $(VENV)/.installed-demo
 rows: demo
 	$(VENV)/bin/python -m hf_adaptive_lr.bench.overhead
 	$(VENV)/bin/python -m hf_adaptive_lr.bench.readme runs/text/results.json runs/image/results.json
+	cp runs/text/curves.png model_cards/demo_text.png
 
 test: $(VENV)/.installed-demo-test
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
