@@ -15,10 +15,10 @@ PYTEST_FLAGS ?=
 INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo rows test test-fast test-oldest quality style build clean
+.PHONY: help demo rows test test-fast test-oldest quality style docs build clean
 
 help:
-	@echo "make demo | rows | test | test-fast | test-oldest | quality | style | build | clean"
+	@echo "make demo | rows | test | test-fast | test-oldest | quality | style | docs | build | clean"
 
 demo: $(VENV)/.installed-demo
 	$(VENV)/bin/hf-adaptive-lr finetune --task text --overwrite
@@ -27,6 +27,7 @@ demo: $(VENV)/.installed-demo
 rows: demo
 	$(VENV)/bin/python -m hf_adaptive_lr.bench.overhead
 	$(VENV)/bin/python -m hf_adaptive_lr.bench.readme runs/text/results.json runs/image/results.json
+	cp runs/text/curves.png model_cards/demo_text.png
 
 # One process per core, each with one thread; a process that is done takes tests from another one.
 # PYTEST_FLAGS="-n 0" runs them one after the other, in this process.
@@ -57,6 +58,12 @@ style: $(VENV)/.installed-demo-test-quality
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# The API reference, as static pages in build/docs; a docstring or annotation that cannot be shown is an error. Every
+# module is imported, so all that they import is installed.
+docs: $(VENV)/.installed-demo-test-docs
+	rm -rf build/docs
+	$(VENV)/bin/python -W error .ci/docs.py build/docs
+
 build: $(VENV)/.installed-build
 	$(VENV)/bin/python -m build --outdir dist .
 
@@ -71,8 +78,9 @@ $(VENV)/bin/python:
 $(VENV)/.installed-demo: EXTRAS = demo
 $(VENV)/.installed-demo-test: EXTRAS = demo,test
 $(VENV)/.installed-demo-test-quality: EXTRAS = demo,test,quality
-$(VENV)/.installed-demo $(VENV)/.installed-demo-test $(VENV)/.installed-demo-test-quality: \
-		pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed-demo-test-docs: EXTRAS = demo,test,docs
+$(VENV)/.installed-demo $(VENV)/.installed-demo-test $(VENV)/.installed-demo-test-quality \
+		$(VENV)/.installed-demo-test-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) -e ".[$(EXTRAS)]"
 	touch $@
 

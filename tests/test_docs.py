@@ -1,11 +1,15 @@
-"""Every example in a docstring runs, and so does the README's quickstart."""
+"""Every example in a docstring and on the pages runs; commands, links and figures on the pages are right."""
 
 from __future__ import annotations
 
+import argparse
 import doctest
 import importlib
 import pkgutil
 import re
+import shlex
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -25,24 +29,50 @@ def test_docstring_examples(name, tmp_path, monkeypatch) -> None:
     assert result.failed == 0
 
 
-# TRL 1.16 asks transformers 5.23 for the old name of its checkpointing flag. The quickstart names no device; on a
-# machine without a GPU torch says that memory will not be pinned.
+PAGES = ("README.md", "CONTRIBUTING.md", "examples/README.md", "model_cards/README.md")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 200
+    assert len(text.split()) <= 1500
+    assert len([line for line in blocks("README.md", "python")[0].splitlines() if line]) <= 10
+
+
+# The examples name no device; on a machine without a GPU torch says that memory will not be pinned.
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
+def test_the_code_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "readme"}
+    monkeypatch.setitem(sys.modules, "readme", types.ModuleType("readme"))  # where a dataclass looks for its module
+    first, *others = blocks("README.md", "python")
+    exec(first, names)
+    assert names["trainer"].state.global_step == 100
+    assert "update 90: " in capsys.readouterr().out
+    for block in others:
+        exec(block, names)  # a reader goes from top to bottom
+    assert names["watch"].guard.events == []
+    assert names["controller"].beta == 0.05
+    assert names["trainer"].state.global_step == 100
+    assert {entry.reason for entry in names["trainer"].lr_scheduler.trace} == {"decision"}
+
+
+# TRL 1.16 asks transformers 5.23 for the old name of its checkpointing flag.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
-def test_the_examples_of_the_readme_run(tmp_path, monkeypatch) -> None:
+def test_the_code_of_the_guides_runs(tmp_path, monkeypatch) -> None:
     from hf_adaptive_lr.bench import compat_models
     from tests.tiny import Tokens, bert
 
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "README.md").read_text()
-    code = re.search(r"## Quickstart.*?```python\n(.*?)```", text, re.DOTALL)
-    assert code is not None
-    lines = [line for line in code.group(1).splitlines() if line.strip()]
-    assert len(lines) <= 12
     names = {"model": bert(), "train": Tokens(), "val": Tokens(16, seed=1)}
     texts = compat_models.sentences().select_columns("text")
     names |= {"language_model": compat_models.llama(), "texts": texts, "tokenizer": compat_models.tokenizer()}
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+    for block in blocks("examples/README.md", "python"):
         names.pop("trainer", None)
         exec(block, names)  # the reader brings model, train and val, and reads from top to bottom
         assert names["trainer"].state.global_step > 0
@@ -50,27 +80,66 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch) -> None:
     assert (tmp_path / "my-schedule" / "model.safetensors").is_file()
 
 
-def test_the_tables_of_the_readme_are_what_the_rows_say() -> None:
-    from hf_adaptive_lr.bench.readme import ROWS, TABLES, render
+def commands() -> list[str]:
+    lines = [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
+    return sorted({line.partition(" #")[0].strip() for line in lines if line.startswith("hf-adaptive-lr ")})
 
-    text = (ROOT / "README.md").read_text()
-    assert render(text, ROOT / ROWS) == text
-    for name, (file, _) in TABLES.items():
-        assert (ROOT / ROWS / file).is_file() == (f"<!-- {name}: " in text), name
-    with pytest.raises(ValueError, match="no markers for 'demo'"):
-        render("nothing", ROOT / ROWS)
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_on_the_pages_have_options_that_exist(command) -> None:
+    from hf_adaptive_lr.cli import VERBS
+
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers(required=True)
+    for verb in VERBS:
+        verb.add_parser(verbs)
+    parser.parse_args(shlex.split(command)[1:])  # SystemExit where something is unknown
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text().replace("\n", " ")):
+        if link.startswith("http"):
+            continue
+        path, _, part = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if part:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert part in map(anchor, headings), link
+
+
+def test_the_tables_of_the_pages_are_what_the_rows_say() -> None:
+    from hf_adaptive_lr.bench.readme import BLOCKS, PAGES, ROWS, TABLES, render
+
+    texts = [(ROOT / page).read_text() for page in PAGES]
+    assert render(texts, ROOT / ROWS) == texts
+    everything = "".join(texts)
+    for name in (*TABLES, *BLOCKS):
+        assert everything.count(f"<!-- {name}: ") == everything.count(f"<!-- /{name} -->") == 1, name
+    for file, _ in TABLES.values():
+        assert (ROOT / ROWS / file).is_file(), file
+    with pytest.raises(ValueError, match="no page has markers for 'demo'"):
+        render(["nothing"], ROOT / ROWS)
 
 
 def test_results_become_rows_and_a_table(tmp_path, monkeypatch) -> None:
     import json
 
-    from hf_adaptive_lr.bench.readme import main
+    from hf_adaptive_lr.bench.readme import PAGES, main
 
     monkeypatch.chdir(tmp_path)
     assert main(["nowhere.json"]) == 2
     assert list(tmp_path.iterdir()) == []
     row = json.loads((ROOT / "model_cards" / "rows" / "finetune.jsonl").read_text().splitlines()[0])
     (tmp_path / "results.json").write_text(json.dumps({**row, "accuracy": 0.125}))
-    (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
+    (tmp_path / "model_cards").mkdir()
+    for page in PAGES:
+        (tmp_path / page).write_text((ROOT / page).read_text())
     assert main(["results.json"]) == 0
-    assert "| 0.125 |" in (tmp_path / "README.md").read_text()
+    assert "| 0.125 |" in (tmp_path / "model_cards" / "README.md").read_text()
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()

@@ -1,9 +1,9 @@
-"""The figures of the README, from what the commands measured.
+"""The figures of README.md and model_cards/README.md, from what the commands measured.
 
     python -m hf_adaptive_lr.bench.readme [RESULTS.json ...]
 
 Files given on the command line (the `results.json` of `hf-adaptive-lr finetune`) become rows of
-`model_cards/rows/finetune.jsonl` first. Then the tables between the README's markers are written anew from the rows.
+`model_cards/rows/finetune.jsonl` first. Then the tables between the pages' markers are written anew from the rows.
 """
 
 from __future__ import annotations
@@ -13,12 +13,18 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..artifacts import replace_file
 
+if TYPE_CHECKING:
+    from .verdict_judge import Word
+    from .verdict_papers import Paper
+
 ROWS = Path("model_cards/rows")
+PAGES = (Path("README.md"), Path("model_cards/README.md"))
 Row = Mapping[str, Any]
 
 
@@ -134,19 +140,37 @@ def verdict_table(rows: Path) -> str:
     Args:
         rows: folder with the rows that `hf-adaptive-lr verdict` wrote.
     """
+    lines = ["| paper | its claim | verdict | what a reader should ask beyond it |", "|---|---|---|---|"]
+    found = _verdicts(rows)
+    for paper, word, controls in found:
+        asked = "; ".join(f"{text.rstrip('.')}: *{answer}*" for text, answer in controls)
+        lines.append(f"| [`{paper.name}`]({paper.name}.md) | {paper.claim} | **{word}** | {asked} |")
+    return "\n".join(lines) if found else ""
+
+
+def verdict_words(rows: Path) -> str:
+    """One line with the verdict of every paper; empty without any rows.
+
+    Args:
+        rows: folder with the rows that `hf-adaptive-lr verdict` wrote.
+    """
+    return ", ".join(f"[`{paper.name}`](model_cards/{paper.name}.md) **{word}**" for paper, word, _ in _verdicts(rows))
+
+
+def _verdicts(rows: Path) -> list[tuple[Paper, Word, list[tuple[str, Word]]]]:
     from .verdict_judge import cells, paper_word, word_of
     from .verdict_papers import PAPERS
     from .verdict_plan import Book
     from .verdict_tasks import TASKS
 
-    book = Book(rows)
-    lines = ["| paper | its claim | verdict | what a reader should ask beyond it |", "|---|---|---|---|"]
+    if not any(rows.glob("verdict_*.jsonl")):
+        return []
+    book, judged = Book(rows), []
     for paper in PAPERS.values():
         found = cells(paper, book, TASKS)
         word = paper_word([word_of(claim, found) for claim in paper.claims])
-        asked = "; ".join(f"{c.text.rstrip('.')}: *{word_of(c, found)}*" for c in paper.controls)
-        lines.append(f"| [`{paper.name}`](model_cards/{paper.name}.md) | {paper.claim} | **{word}** | {asked} |")
-    return "\n".join(lines)
+        judged.append((paper, word, [(control.text, word_of(control, found)) for control in paper.controls]))
+    return judged
 
 
 def guard_table(rows: Path) -> str:
@@ -171,38 +195,16 @@ def guard_table(rows: Path) -> str:
     return "\n".join(lines)
 
 
-def bench_table(rows: Path) -> str:
-    """The yardstick's headline; empty without rows of the full profile.
+def universal_words(rows: Path) -> str:
+    """`universal` beside the tuned linear schedule, wins and losses, in a sentence; empty while it has no rows.
 
     Args:
         rows: folder with the rows that `hf-adaptive-lr bench --full` wrote.
     """
-    from .yardstick_methods import METHODS
-    from .yardstick_page import short_table
-    from .yardstick_plan import PROFILES, Book
-    from .yardstick_scores import Results
-    from .yardstick_tasks import TASKS
-
-    profile = PROFILES["full"]
-    results = Results([TASKS[name] for name in profile.tasks], list(METHODS.values()), profile, Book(rows))
-    return short_table(results) if results.scores else ""
-
-
-def universal_table(rows: Path) -> str:
-    """Accuracy by initial learning rate, of `universal` and others; empty while it has no rows.
-
-    Args:
-        rows: folder with the rows that `hf-adaptive-lr bench --full` wrote.
-    """
-    from .universal_figures import MINE
-    from .universal_page import curves_of, in_words, left_out, sensitivity
+    from .universal_page import in_words
     from .yardstick_plan import PROFILES, Book
 
-    profile, book = PROFILES["full"], Book(rows)
-    curves = curves_of(profile, book)
-    if MINE not in curves:
-        return ""
-    return "\n".join((sensitivity(curves), left_out(profile, curves), in_words(profile, book)))
+    return in_words(PROFILES["full"], Book(rows)).rstrip()
 
 
 def guard_overhead_table(rows: Sequence[Row]) -> str:
@@ -243,49 +245,56 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "false_alarms": ("guard_false_alarms.jsonl", false_alarms_table),
     "guard_overhead": ("guard_overhead.jsonl", guard_overhead_table),
 }
+"""Tables of one file of rows."""
+
+BLOCKS: Mapping[str, Callable[[Path], str]] = {
+    "guard": guard_table,
+    "universal": universal_words,
+    "verdict_words": verdict_words,
+    "verdicts": verdict_table,
+}
+"""What is made from the whole folder of rows."""
 
 
-def render(readme: str, rows: Path = ROWS) -> str:
-    """The README with every table written anew.
+def render(pages: Sequence[str], rows: Path = ROWS) -> list[str]:
+    """The pages with every table written anew.
 
     Args:
-        readme: its text, with `<!-- name: command -->` ... `<!-- /name -->` around each table.
+        pages: their texts, with `<!-- name: command -->` ... `<!-- /name -->` around each table, on one page each.
         rows: folder with the rows.
 
     Returns:
-        The new text; a table without rows is left as it is.
+        The new texts; a table without rows is left as it is.
 
     Raises:
-        ValueError: a marker is missing.
+        ValueError: a table has rows, and a marker of it is missing.
     """
+    wanted = "".join(pages)
+    tables = {name: block(rows) for name, block in BLOCKS.items() if f"<!-- {name}: " in wanted}
     for name, (file, table) in TABLES.items():
         found = read_rows(rows / file)
-        readme = _replaced(readme, name, table(found) if found else "")
-    if "<!-- guard:" in readme:
-        readme = _replaced(readme, "guard", guard_table(rows))
-    if "<!-- bench:" in readme:
-        readme = _replaced(readme, "bench", bench_table(rows))
-    if "<!-- universal:" in readme:
-        readme = _replaced(readme, "universal", universal_table(rows).rstrip())
-    judged = any(rows.glob("verdict_*.jsonl"))
-    return _replaced(readme, "verdicts", verdict_table(rows) if judged else "")
+        tables[name] = table(found) if found else ""
+    for name in [name for name, table in tables.items() if table]:
+        if not _block(name).search(wanted):
+            raise ValueError(f"no page has markers for '{name}'")
+        pages = [_replaced(page, name, tables[name]) for page in pages]
+    return list(pages)
 
 
-def _replaced(readme: str, name: str, table: str) -> str:
-    if not table:
-        return readme
-    pattern = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    if not pattern.search(readme):
-        raise ValueError(f"the README has no markers for '{name}'")
-    return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", readme)
+def _block(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+
+
+def _replaced(page: str, name: str, table: str) -> str:
+    return _block(name).sub(lambda found: f"{found[1]}{table}\n{found[2]}", page)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Collect results and write the README's tables; 0 when done, 2 when a file is missing."""
+    """Collect results and write the pages' tables; 0 when done, 2 when a file is missing."""
     parser = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.readme", description=__doc__.split("\n")[0])
     parser.add_argument("results", nargs="*", type=Path, help="results.json of runs to put into the rows")
     options = parser.parse_args(argv)
-    missing = [path for path in (*options.results, Path("README.md")) if not path.is_file()]
+    missing = [path for path in (*options.results, *PAGES) if not path.is_file()]
     if missing:
         print(f"{parser.prog}: error: no file '{missing[0]}'; run it in the project's folder", file=sys.stderr)
         return 2
@@ -293,10 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = "".join(json.dumps(json.loads(path.read_text(encoding="utf-8"))) + "\n" for path in options.results)
         ROWS.mkdir(parents=True, exist_ok=True)
         replace_file(ROWS / "finetune.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
-    readme = Path("README.md")
-    rendered = render(readme.read_text(encoding="utf-8"))
-    replace_file(readme, lambda path: path.write_text(rendered, encoding="utf-8"))
-    print(f"wrote {readme} from {ROWS}")
+    for page, text in zip(PAGES, render([page.read_text(encoding="utf-8") for page in PAGES]), strict=True):
+        replace_file(page, partial(Path.write_text, data=text, encoding="utf-8"))
+        print(f"wrote {page} from {ROWS}")
     return 0
 
 

@@ -189,9 +189,10 @@ def in_words(profile: Profile, book: Book) -> str:
     gaps = (found.mine - found.other).mean(1)
     best, worst = int(gaps.argmax()), int(gaps.argmin())
     return (
-        f"On all {len(gaps)} real tasks, told no learning rate, its accuracy is {found.mine.mean():.3f}; a linear "
-        f"schedule tuned for each has {found.other.mean():.3f}: difference {_interval(found.difference())}, from "
-        f"{gaps[best]:+.3f} ({found.tasks[best]}) down to {gaps[worst]:+.3f} ({found.tasks[worst]}).\n"
+        f"On all {len(gaps)} real tasks, without a learning rate, its mean accuracy is {found.mine.mean():.3f}; a "
+        f"linear schedule tuned for each has {found.other.mean():.3f}. "
+        f"The difference is {_interval(found.difference())}, a 95 % interval for tasks not yet seen; by task it runs "
+        f"from {gaps[best]:+.3f} ({found.tasks[best]}) down to {gaps[worst]:+.3f} ({found.tasks[worst]}).\n"
     )
 
 

@@ -167,15 +167,6 @@ def _headline(results: Results, names: Iterable[str]) -> str:
     return table([*head, "envelope", "cost"], [_headline_row(results, name) for name in ordered])
 
 
-def short_table(results: Results) -> str:
-    """The headline's most important columns, for the README."""
-    ordered = sorted(results.scores, key=lambda name: (float(mean(results.scores[name].regret)), name))
-    shown = [0, 1, 2, 4, 5, 6, 7]
-    rows = [[row[k] for k in shown] for row in (_headline_row(results, name) for name in ordered)]
-    head = ["method", "tasks", "mean log-regret", "worst task", "harm", "failed", "beats cosine"]
-    return table(head, rows).rstrip("\n")
-
-
 def _headline_row(results: Results, name: str) -> list[str]:
     scores, pair = results.scores[name], results.pair(name)
     harm = beats = "-"

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .base import SPLITS, Split
 
-Splits = Mapping[Split, "Examples"]
 EVAL = 256
 """Examples of every run in each split that is not `train`."""
 
@@ -48,6 +47,9 @@ class Examples:
     def take(self, rows: Tensor) -> Examples:
         """These rows, of shape (runs, n), as examples of their own."""
         return replace(self, index=self.index.gather(1, rows), labels=self.labels.gather(1, rows))
+
+
+Splits = Mapping[Split, Examples]
 
 
 def split_own(inputs: Tensor, labels: Tensor, n_train: int) -> dict[Split, Examples]:

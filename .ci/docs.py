@@ -1,0 +1,44 @@
+"""Builds the API reference from the docstrings, as static pages: `make docs`.
+
+    python -W error .ci/docs.py build/docs
+
+pdoc shows what a package names in `__all__` and nothing else, and does not know that our public names load on first
+use. So they are loaded first, and the modules are added to them. What begins with an underscore stays out, and so does
+`cli`: its verbs explain themselves with `--help`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import sys
+from pathlib import Path
+
+import pdoc
+import pdoc.docstrings
+import pdoc.render
+
+import hf_adaptive_lr
+
+PUBLIC = tuple(hf_adaptive_lr.__all__)
+
+
+def link(found: re.Match[str]) -> str:
+    """[`Name`] as pdoc links it: without brackets, and public names from any module."""
+    return f"`hf_adaptive_lr.{found[1]}`" if found[1].split(".")[0] in PUBLIC else f"`{found[1]}`"
+
+
+google = pdoc.docstrings.google
+pdoc.docstrings.google = lambda text: re.sub(r"\[`([\w.]+)`\](?!\()", link, google(text))
+
+for name in PUBLIC:
+    setattr(hf_adaptive_lr, name, getattr(hf_adaptive_lr, name))
+for module in pkgutil.walk_packages(hf_adaptive_lr.__path__, "hf_adaptive_lr."):
+    package, _, name = module.name.rpartition(".")
+    names = getattr(importlib.import_module(package), "__all__", None)
+    if names is not None and not name.startswith("_") and name != "cli":
+        names.append(name)
+
+pdoc.render.configure(docformat="google")
+pdoc.pdoc("hf_adaptive_lr", output_directory=Path(sys.argv[1]))
