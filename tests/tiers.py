@@ -7,7 +7,8 @@ from functools import cache
 TIERS = {
     # Contracts, formulas and files, within one process.
     "core": """
-        actor_critic adapters bilevel card cli_options controllers demo_data doors dsa env envelope governor guard
+        actor_critic adapters bilevel card cli_options controllers demo_data doors dsa env envelope files_of_v0_1
+        governor guard
         hostile idle_updates imports layer_groups mlr_snet model_sensors own_code plrs ppo ppo_schedule range_test
         refine report resume runner sensors snapshot tasks universal updates
     """,
@@ -19,7 +20,8 @@ TIERS = {
     """,
     # The benchmark and the studies: their runs, their statistics, and the pages that their rows make.
     "bench": """
-        decision_cost development overhead statistics steering throughput trouble universal_page verdicts yardstick
+        decision_cost development overhead relative_sizes
+        statistics steering throughput trouble universal_page verdicts yardstick
         yardstick_systems
     """,
 }

@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .. import demo_data
-from ..demo_data import DemoDataError
+from ..demo import data as demo_data
+from ..demo.data import DemoDataError
 from .runner import Row, append_row, read_rows
 from .yardstick_tables import table
 
@@ -179,11 +179,11 @@ def run(task: Task, method: str, value: float, seed: int) -> Row:
     """
     from transformers import PrinterCallback, ProgressCallback, set_seed
 
-    from ..arguments import AdaptiveLRTrainingArguments
     from ..controllers.linear import Linear
     from ..controllers.relative import Relative
-    from ..finetune_model import accuracy, load_parts, most_likely
-    from ..trainer import AdaptiveLRTrainer
+    from ..finetune.model import accuracy, load_parts, most_likely
+    from ..trainer.arguments import AdaptiveLRTrainingArguments
+    from ..trainer.mixin import AdaptiveLRTrainer
     from .yardstick_data import _adapted
 
     train, dev, labels = rows_of(task.read)
