@@ -65,13 +65,13 @@ def test_the_code_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys)
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 def test_the_code_of_the_guides_runs(tmp_path, monkeypatch) -> None:
-    from hf_adaptive_lr.bench import compat_models
+    from tests.compatibility import models
     from tests.tiny import Tokens, bert
 
     monkeypatch.chdir(tmp_path)
     names = {"model": bert(), "train": Tokens(), "val": Tokens(16, seed=1)}
-    texts = compat_models.sentences().select_columns("text")
-    names |= {"language_model": compat_models.llama(), "texts": texts, "tokenizer": compat_models.tokenizer()}
+    texts = models.sentences().select_columns("text")
+    names |= {"language_model": models.llama(), "texts": texts, "tokenizer": models.tokenizer()}
     for block in blocks("examples/README.md", "python"):
         names.pop("trainer", None)
         exec(block, names)  # the reader brings model, train and val, and reads from top to bottom
