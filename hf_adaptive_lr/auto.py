@@ -119,8 +119,8 @@ def resolve_controller(controller: Controller | str | os.PathLike[str]) -> Contr
 def _caution() -> None:
     """Warn once in a process that the bundled `universal` is experimental on pretrained encoders."""
     logger.warning(
-        "controller 'universal' is experimental on pretrained encoders: on data sets it was not chosen on, it was worse "
-        "than a tuned linear schedule on average and ruined some runs; 'relative' with rho=0.001 is safer there"
+        "controller 'universal' is experimental on pretrained encoders: on data sets it was not chosen on, it was "
+        "worse than a tuned linear schedule on average and ruined some runs; 'relative' with rho=0.001 is safer there"
     )
 
 
