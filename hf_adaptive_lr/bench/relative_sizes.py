@@ -121,7 +121,7 @@ def _digits() -> list[Example]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A data set, trained in one way; `kind` is one of [`SIZES`](..finetune_config.py) or "lora"."""
+    """A data set, trained in one way; `kind` is one of `finetune.config.SIZES` or "lora"."""
 
     name: str
     kind: str
@@ -216,7 +216,7 @@ def run(task: Task, method: str, value: float, seed: int) -> Row:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Markdown tables, one for each kind: mean accuracy by task, and over the tasks; seeds are averaged."""
+    """Markdown tables, one for each kind: mean accuracy over seeds by task, and over the tasks where all have rows."""
     parts = []
     for kind in dict.fromkeys(row["kind"] for row in rows):
         mine = [row for row in rows if row["kind"] == kind]
@@ -225,14 +225,16 @@ def summary(rows: Sequence[Row]) -> str:
             ["majority class", *(f"{next(r['majority'] for r in mine if r['task'] == t):.3f}" for t in tasks), ""]
         ]
         for method, value in sorted({(row["method"], row["value"]) for row in mine}):
-            found = [[r["accuracy"] for r in mine if (r["task"], r["method"], r["value"]) == (t, method, value)]
-                     for t in tasks]  # fmt: skip
-            if all(found):
-                means = [sum(values) / len(values) for values in found]
-                means.append(sum(means) / len(means))
-                lines.append([f"`{method}` {value:g}", *(f"{mean:.3f}" for mean in means)])
+            runs = [row for row in mine if (row["method"], row["value"]) == (method, value)]
+            found = [_mean([row["accuracy"] for row in runs if row["task"] == task]) for task in tasks]
+            cells = [*found, None if None in found else _mean([mean for mean in found if mean is not None])]
+            lines.append([f"`{method}` {value:g}", *("-" if cell is None else f"{cell:.3f}" for cell in cells)])
         parts.append(table([kind, *tasks, "mean"], lines))
     return "\n".join(parts)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
