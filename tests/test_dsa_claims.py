@@ -7,9 +7,9 @@ reconstruction) has its default settings around SGD with the learning rate 0.01.
 A test's name says what is true here, and its docstring what was seen; the paper's own experiments could not be
 recovered, and a problem of this size does not contradict them.
 
-Most of these trainings are smooth: the sums of another processor (SSE 4 against AVX-512) move their losses in the fourth
-digit, so bounds a few percent away are safe. The two that are not, HD with a beta and DSA with steps that are too
-large, move by a point or two in a hundred, and their bounds are three standard errors of 1,500 updates and more away.
+Most of these trainings are smooth: the sums of another processor (SSE 4 against AVX-512) hardly move their losses, so
+bounds a few percent away are safe. The two that are not, HD with a beta and DSA with steps that are too large, move by
+a point or so in a hundred, and their bounds are several standard errors of 1,500 updates away.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def test_claim_1_shows_only_far_above_the_published_beta_and_there_because_the_r
     are the updates with a negative learning rate (18, 12 and 18 %), which DSA's positive factors cannot make.
     """
     published, large, dsa = _hd(32, 1000), _hd(32, 1000, 0.1), _dsa(32, 1000)
-    assert published.fell.min() == dsa.fell.min() == 1  # the smallest fall is a 2,000th of the loss, far above rounding
+    assert published.fell.min() == dsa.fell.min() == 1  # by a 2,000th of the loss and more, far above rounding
     assert published.negative.max() == 0
     assert large.fell.max() < 0.95
     assert torch.allclose(1 - large.fell, large.negative, atol=0.01)

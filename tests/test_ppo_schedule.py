@@ -412,7 +412,7 @@ def reference_update(trainer: SchedulePPOTrainer, played: Played, config: dict[s
 def close_after_adam(found: Tensor, expected: Tensor) -> None:
     """A few elements may be off by part of one of the ten steps of 1e-3.
 
-    Adam's step is as long for a gradient that is nothing but rounding as for any other; a wrong formula moves them all.
+    Adam's step is as long for a gradient that is all rounding as for any other; a wrong formula moves all elements.
     """
     off = (found - expected).abs() > 2e-6 + 1e-4 * expected.abs()
     assert off.double().mean() < 0.02
