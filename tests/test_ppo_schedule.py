@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from hf_adaptive_lr import Observation
 from hf_adaptive_lr.cli import main
+from hf_adaptive_lr.cli.train import make_trainer
 from hf_adaptive_lr.controllers.ppo_schedule import FEATURES, PPOSchedule
-from hf_adaptive_lr.demo.data import DemoDataError
+from hf_adaptive_lr.decision import Settings
+from hf_adaptive_lr.demo_data import DemoDataError
+from hf_adaptive_lr.governor import Governor
 from hf_adaptive_lr.meta.driver import DriverConfig, run
 from hf_adaptive_lr.meta.inner import InnerOptimizer
 from hf_adaptive_lr.meta.problem import Problem
@@ -26,10 +29,7 @@ from hf_adaptive_lr.meta.suites import SUITES
 from hf_adaptive_lr.meta.tasks import FAMILIES, SPLITS, TaskSpec, make_task
 from hf_adaptive_lr.meta.tasks.images import images
 from hf_adaptive_lr.meta.tasks.mlp import MLPTask
-from hf_adaptive_lr.meta.trainers import make_trainer
 from hf_adaptive_lr.meta.vector_run import VectorRun
-from hf_adaptive_lr.scheduler.decision import Settings
-from hf_adaptive_lr.scheduler.runtime import Governor
 from tests.test_demo_data import put_fashion_mnist
 
 SMALL_PHOTOS = {"data": "mnist-5000", "n_train": 64, "eval_size": 32, "channels": 4, "width": 16, "batch_size": 16}
@@ -412,7 +412,7 @@ def reference_update(trainer: SchedulePPOTrainer, played: Played, config: dict[s
 def close_after_adam(found: Tensor, expected: Tensor) -> None:
     """A few elements may be off by part of one of the ten steps of 1e-3.
 
-    Adam's step is as long for a gradient that is nothing but rounding as for any other; a wrong formula moves all.
+    Adam's step is as long for a gradient that is all rounding as for any other; a wrong formula moves all elements.
     """
     off = (found - expected).abs() > 2e-6 + 1e-4 * expected.abs()
     assert off.double().mean() < 0.02

@@ -94,11 +94,11 @@ def test_a_run_knows_nothing_of_the_others(case: str) -> None:
     weights[0] += 0.1 * torch.randn_like(weights[0])
     other_loss, other_grads = gradient(task, weights, batch)
     assert not torch.equal(loss[0], other_loss[0])
-    torch.testing.assert_close(other_loss[1:], loss[1:], rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(other_grads[1:], grads[1:], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(other_loss[1:], loss[1:], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(other_grads[1:], grads[1:], rtol=1e-5, atol=1e-6)
     evaluated = task.evaluate(weights, "inner_valid")
     weights[0] = torch.nan
-    torch.testing.assert_close(task.evaluate(weights, "inner_valid")[1:], evaluated[1:], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(task.evaluate(weights, "inner_valid")[1:], evaluated[1:], rtol=1e-5, atol=1e-6)
     _, lost = gradient(task, weights, batch)
     assert torch.isfinite(lost[1:]).all()
 
@@ -262,7 +262,8 @@ def test_one_run_equals_an_eager_model(case: str) -> None:
             view.retain_grad()
     scores = task.net(params, batch[0])
     loss = task.loss_scale * nn.functional.cross_entropy(scores.transpose(1, 2), batch[1], reduction="none").mean(1)
-    torch.testing.assert_close(task.loss(weights, batch), loss.detach(), rtol=1e-6, atol=0)
+    # Float32, added up in another order: some eps of 1.2e-7.
+    torch.testing.assert_close(task.loss(weights, batch), loss.detach(), rtol=1e-5, atol=0)
     loss.sum().backward()
 
     model, pairs = eager(task)

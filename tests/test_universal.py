@@ -95,7 +95,7 @@ def test_updates_have_the_size_that_was_asked_for(kind) -> None:
     asked = [0.01 * (1 - t / 60) for t in range(60)]
     ratios = [size / want for size, want in zip(sizes[6:57], asked[6:57], strict=True)]
     assert sorted(ratios)[len(ratios) // 2] == pytest.approx(1.0, abs=0.35)
-    assert max(ratios) < 2.5 and min(ratios) > 0.2
+    assert max(ratios) < 2.8 and min(ratios) > 0.2  # the largest is 2.3, of momentum
 
 
 def test_the_bundled_one_warns_once_when_it_is_attached(caplog) -> None:
