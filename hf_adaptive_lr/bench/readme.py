@@ -174,7 +174,7 @@ def _verdicts(rows: Path) -> list[tuple[Paper, Word, list[tuple[str, Word]]]]:
 
 
 def guard_table(rows: Path) -> str:
-    """Shares of disturbed runs that end as well as undisturbed ones, by task and method.
+    """Shares of disturbed runs that end as well as undisturbed ones, by task and method; empty without any rows.
 
     Args:
         rows: folder with the rows that `python -m hf_adaptive_lr.bench.trouble` wrote.
@@ -184,6 +184,8 @@ def guard_table(rows: Path) -> str:
     from .trouble_pages import TROUBLES, rows_file
     from .trouble_tasks import TASKS
 
+    if not any((rows / rows_file(task)).is_file() for task in TASKS):
+        return ""
     lines = [f"| task | {' | '.join(f'`{name}`' for name in METHODS)} | alarms in healthy runs |"]
     lines.append("|---" * (len(METHODS) + 2) + "|")
     for task in TASKS:
