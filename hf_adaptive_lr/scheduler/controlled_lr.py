@@ -20,8 +20,9 @@ from ..controller import Controller, State
 from ..observation import Value
 from ..optimizers.groups import base_lrs, overflowed, raw, warn_if_free_of_lr
 from ..sensors.collector import Measurer
-from ..sensors.forward_hook import ForwardTap
+from ..sensors.forward_hook import ForwardHook
 from ..sensors.gradients import check_readable
+from ..sensors.loss_window import LossWindow
 from ..sensors.outcome import ExtraLoss
 from .decision import Decision, Settings
 from .envelope import Envelope
@@ -132,7 +133,7 @@ class ControlledLR(LRScheduler):
         warn_if_free_of_lr(self.optimizer)
         self._takes_losses = hook
         tapped = model is not None and (hook or self._measure.looks_at_logits)
-        self._tap = ForwardTap(model, self) if model is not None and tapped else None
+        self._tap = ForwardHook(model, self) if model is not None and tapped else None
         self._attach()
 
     # --- what callers do ----------------------------------------------------------------------------------------
@@ -235,6 +236,11 @@ class ControlledLR(LRScheduler):
         seen = self._last_observation
         shown = {n: v for n, v in seen.items() if isinstance(v, float) and math.isfinite(v)}
         return values | {f"adaptive_lr/{name}": value for name, value in shown.items()}
+
+    @property
+    def losses(self) -> LossWindow:
+        """Losses of the update that is being computed, also for other readers, such as a guard."""
+        return self._measure.losses
 
     @property
     def updates(self) -> int:

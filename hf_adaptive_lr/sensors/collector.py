@@ -31,6 +31,7 @@ from .gradients import (
     remember_direction,
 )
 from .lora import Adapter, find_adapters
+from .loss_window import LossWindow
 from .outcome import ExtraLoss, OutcomeSensor
 from .predictions import LOGIT_FIELDS, PREDICTION_FIELDS, WEIGHT_FIELDS, ModelSensors, find_logits
 from .replay import ReplayPoint
@@ -89,6 +90,7 @@ class Measurer:
         self._checked_clipping = False
         self._told_norm = False  # whether somebody observes the norm, so that it need not be listened for
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
+        self.losses = LossWindow()
         self.clear()
 
     @property
@@ -98,9 +100,7 @@ class Measurer:
 
     def clear(self) -> None:
         """Forget what was reported for the update that is not going to happen, or has happened."""
-        self._losses: list[Tensor] = []
-        self._auto = False  # whether the last loss came from the forward hook
-        self._scaled_by_items = False
+        self.losses.clear()
         self._grad_norm: Tensor | None = None
         self._unclipped: Tensor | None = None  # norm at the end of the last backward pass
         self._root: Tensor | None = None  # gradient of the loss itself in that pass
@@ -114,7 +114,7 @@ class Measurer:
 
     def drop(self) -> None:
         """Forget what was reported for an update that was skipped."""
-        if self._losses:
+        if self.losses:
             self._dropped += 1
             if self._dropped == _MANY_DROPPED:
                 warnings.warn(
@@ -154,11 +154,7 @@ class Measurer:
             self._inside.logits = find_logits(output)
         if norm_due:
             self._listen(differentiable(output))
-        if loss is None:
-            return
-        self._scaled_by_items |= kwargs.get("num_items_in_batch") is not None
-        self._losses.append(loss.detach())
-        self._auto = True
+        self.losses.pass_ended(loss, kwargs, output)
 
     def _listen(self, tensors: list[Tensor]) -> None:
         """Measure the gradient's norm at the end of the backward pass, unless somebody tells it or nothing clips.
@@ -189,13 +185,9 @@ class Measurer:
         checked = {"loss": loss, "grad_norm": grad_norm, "eval_loss": eval_loss}
         tensors = {name: self._scalar(name, value) for name, value in checked.items() if value is not None}
         if "loss" in tensors:
-            if self._auto:  # the caller knows better than the hook
-                self._losses.pop()
-                self._scaled_by_items = False
-            elif norm_due and isinstance(loss, Tensor) and loss.requires_grad:
+            replaced = self.losses.observe(tensors["loss"])
+            if norm_due and not replaced and isinstance(loss, Tensor) and loss.requires_grad:
                 self._listen([loss])
-            self._losses.append(tensors["loss"])
-            self._auto = False
         if "grad_norm" in tensors:
             self._grad_norm, self._told_norm = tensors["grad_norm"], True
         if closure is not None:
@@ -250,9 +242,9 @@ class Measurer:
         refuse_unmeasurable(
             self.needs,
             Seen(
-                losses=len(self._losses),
+                losses=len(self.losses),
                 replayable=self._announced and self._repeatable,
-                scaled_by_items=self._scaled_by_items,
+                scaled_by_items=self.losses.shares,
                 ranks=world_size(self.group),
                 max_grad_norm=self.max_grad_norm,
                 grad_norm=self._grad_norm is not None,
@@ -279,7 +271,7 @@ class Measurer:
             forget_direction(self.optimizer)
         values: dict[str, Tensor] = {}
         if "loss" in wanted:
-            values["loss"] = torch.stack([loss.double() for loss in self._losses]).mean()
+            values["loss"] = self.losses.mean()
         if "grad_norm" in wanted:
             values |= self._norm()
         if wanted & DIRECTION_FIELDS:
@@ -351,7 +343,7 @@ class Measurer:
             return None
         values = self._outcomes.measure(update)
         if "loss_before" in wanted:
-            values["loss_before"] = self._losses[-1]
+            values["loss_before"] = self.losses.losses[-1]
         if "loss_after" in wanted:
             values["loss_after"] = self._loss_again()
         names = sorted(values)
@@ -376,7 +368,7 @@ class Measurer:
 
     def _measure_gain(self, probe: GainProbe) -> float:
         # The gradient promised it for the whole update, so all its micro-batches are looked at again.
-        before, repeated = self._losses[-max(1, len(self._passes)) :], range(-max(1, len(self._passes)), 0)
+        before, repeated = self.losses.losses[-max(1, len(self._passes)) :], range(-max(1, len(self._passes)), 0)
         after = [self._loss_again(number).double() for number in repeated]
         gained = torch.stack([loss.double() for loss in before]).mean() - torch.stack(after).mean()
         gain, promised = self._exchange([gained, probe.promised(self._clip_scale())], [])

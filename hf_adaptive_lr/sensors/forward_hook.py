@@ -1,6 +1,6 @@
 """Observing a model's training passes from outside: the loss of each forward pass, the end of each backward pass.
 
-[`ForwardTap`] is a pair of forward hooks that report each training micro-batch's loss. [`after_backward`] calls back
+[`ForwardHook`] is a pair of forward hooks that report each training micro-batch's loss. [`after_backward`] calls back
 when a backward pass is over and nobody has clipped its gradients yet: Trainer and Accelerate clip between
 `loss.backward()` and `optimizer.step()`, out of sight of everything that is attached to the model or the optimizer,
 but autograd itself tells when a pass is over.
@@ -28,7 +28,7 @@ class ForwardListener(Protocol):
         """The model returned this output for the micro-batch, and in it this loss, if any."""
 
 
-class ForwardTap:
+class ForwardHook:
     """Forward hooks on `model` that tell a listener about training passes; evaluation and no-grad passes are ignored.
 
     Both ends are weak references: the tap keeps neither the model nor the listener alive. A copy of the model, or a
