@@ -15,16 +15,14 @@ Rhythm = Callable[[int, int | None], bool | None]
 
 
 class Plan(NamedTuple):
-    """All that the wiring has to know about the update that comes next.
+    """What the update that comes next asks of the wiring.
 
     Args:
-        update: its 0-based index.
         decides: whether the controller is asked at this update.
         next_decides: whether it is asked at the one after, so that signals about this update must be measured.
         outcome: whether the controller learns from what this update does.
     """
 
-    update: int
     decides: bool
     next_decides: bool
     outcome: bool

@@ -70,7 +70,7 @@ def mean_of_rows(rows: list[list[float]]) -> list[float]:
 
 
 def check_agreement(rows: list[list[float]]) -> None:
-    """Refuse to go on when ranks hold different update counts or learning rates.
+    """Fails fast when ranks have different update counts or learning rates.
 
     Raises:
         RuntimeError: names both ranks and their values.
@@ -84,8 +84,8 @@ def check_agreement(rows: list[list[float]]) -> None:
             )
 
 
-def refuse_sharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
-    """Refuse to measure gradient fields on gradients of which this rank holds only a part.
+def check_unsharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
+    """Fails fast when gradients are to be measured of which this rank has only a part.
 
     Args:
         optimizer: the raw optimizer.
@@ -107,7 +107,7 @@ def refuse_sharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
 
 
 def sharder(optimizer: Optimizer) -> str | None:
-    """Who leaves each rank only a part of this optimizer's weights, in words; None when every rank has them whole.
+    """Name of the library that shards this optimizer's weights over the ranks; None when every rank has them whole.
 
     Args:
         optimizer: the raw optimizer.

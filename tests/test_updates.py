@@ -228,7 +228,7 @@ def test_a_tensor_learning_rate_is_changed_in_place() -> None:
         optimizer.zero_grad()
     assert optimizer.param_groups[0]["lr"] is held
     assert float(held) == 0.75
-    assert scheduler.governor.base_lrs == [1.0]
+    assert scheduler.run.base_lrs == [1.0]
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

@@ -2,7 +2,8 @@
 
 A controller that was trained on toys, or not at all, may answer anything. Inside an envelope its answers stay near a
 schedule that works, its moves are slow enough to be survived, and after too many corrections in succession it is
-dismissed, and what is left of the run is a straight line to zero. Plain Python; the governor applies it.
+dismissed, and for what is left of the run the learning rate falls linearly to zero. Plain Python; [`ControllerRun`]
+applies it.
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ class Envelope:
 
     Example:
         >>> from hf_adaptive_lr.controllers import Replay
-        >>> from hf_adaptive_lr.scheduler.decision import Settings
-        >>> from hf_adaptive_lr.scheduler.runtime import Governor
+        >>> from hf_adaptive_lr.scheduler.config import SchedulerConfig
+        >>> from hf_adaptive_lr.scheduler.runtime import ControllerRun
         >>> wild = Replay(progress=(0.0,), factors=(1e6,))
-        >>> governor = Governor(wild, [0.1], Settings(total_steps=8, envelope=Envelope(max_ratio=1.5)))
-        >>> [round(governor.advance({}).lr[0], 4) for _ in range(4)]
+        >>> run = ControllerRun(wild, [0.1], SchedulerConfig(total_steps=8, envelope=Envelope(max_ratio=1.5)))
+        >>> [round(run.advance({}).lr[0], 4) for _ in range(4)]
         [0.15, 0.225, 0.3, 0.25]
     """
 
@@ -151,11 +152,11 @@ class BestRate:
         self._window = [(float(log_lr), float(level)) for log_lr, level in state.get("window", [])]
 
 
-class Watch:
-    """What has to be remembered of a run inside an envelope: mistakes, the best rate, and the hand-over.
+class EnvelopeMonitor:
+    """Watches one run inside an envelope: counts mistakes, finds the best learning rate, and keeps the fallback.
 
     Args:
-        envelope: the envelope, or None, under which nothing ever happens.
+        envelope: the envelope, or None, where nothing ever happens.
         free: whether the controller ignores the base LR, so that nothing may fall back to it.
     """
 
@@ -175,7 +176,7 @@ class Watch:
         self.reason: str | None = state.get("reason")
         """Why the controller was dismissed; None while it is in charge."""
         self.since = int(state.get("since", 0))
-        """The first update after the hand-over."""
+        """The first update without the controller."""
         self.peak, self.high = float(state.get("peak", 1.0)), float(state.get("high", 1.0))
         """Where the line begins: a factor of the base LRs, and of the reference schedule if that is lower."""
 
@@ -216,7 +217,7 @@ class Watch:
             self.peak = peak / base_lr
 
     def factor(self, update: int, total_steps: int | None) -> float:
-        """Factor of the base learning rates at an update after the hand-over."""
+        """Factor of the base learning rates at an update after the controller was dismissed."""
         if total_steps is None:
             return self.peak
         left = (total_steps - update) / max(1, total_steps - self.since)

@@ -1,4 +1,4 @@
-"""Whose run state it is: a saved one is taken back only by the controller, config and weights that wrote it."""
+"""Ties a saved run state to its controller: only the same class, config and weights may continue it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def identity(controller: Controller) -> dict[str, Any]:
 
 
 def check_saved(state: Mapping[str, Any], controller: Controller, mine: Mapping[str, Any], n_groups: int) -> None:
-    """Refuse a saved state that this run cannot go on from.
+    """Fails fast on a saved state that this run cannot continue.
 
     Args:
-        state: what a [`Governor`] gave as its `state_dict`.
-        controller: who is to go on.
+        state: the `state_dict` of a [`ControllerRun`].
+        controller: the one that is to continue.
         mine: its `identity`.
         n_groups: number of parameter groups of the optimizer.
 

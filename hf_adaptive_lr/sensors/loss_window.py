@@ -39,7 +39,7 @@ class LossWindow:
         self.losses: list[Tensor] = []
         """Detached 0-d tensors on the model's device, one of every micro-batch, in order."""
         self.shares = False
-        """Whether each is a share of the update's loss (Trainer passed `num_items_in_batch`) and no mean of its own."""
+        """Whether each is a share of the update's loss, as Trainer passed `num_items_in_batch`, and not a mean."""
         self._from_hook = False  # the last one
 
     def __len__(self) -> int:

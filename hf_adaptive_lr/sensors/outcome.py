@@ -1,4 +1,4 @@
-"""What an update did: the losses and the gradient that an [`Outcome`] holds, measured in the optimizer's post-hook.
+"""Measures the effect of an update, the losses and the gradient of an [`Outcome`], in the optimizer's post-hook.
 
 Each costs extra passes through the model, so they are taken only at updates whose outcome the controller asks for.
 None of them leaves a trace: generators and buffers are put back, `param.grad` is not touched.
@@ -23,7 +23,7 @@ ARGUMENTS = {"loss_other": "other_loss", "meta_inner": "meta_loss"}
 
 
 class MetaProbe:
-    """Weights before an update, to measure how a meta batch's loss depends on the update's learning rate.
+    """Keeps the weights from before an update, to measure how its learning rate changes a meta batch's loss.
 
     The copy costs the memory of the trained weights once, from the pre-step to the post-step hook.
 
@@ -89,7 +89,7 @@ class OutcomeSensor:
         for field, loss in self._losses.items():
             if loss is None:
                 raise ValueError(
-                    f"the controller needs {field}, the loss of a batch that this door does not have; use "
+                    f"the controller needs {field}, the loss of a batch that this integration does not have; use "
                     f"AdaptiveLRTrainer, or give {ARGUMENTS[field]}= to ControlledLR"
                 )
             if model is None:

@@ -1,4 +1,4 @@
-"""The refusal, before the first update, of what a door to the training loop cannot measure exactly."""
+"""Fails fast, before the first update, when an integration cannot measure a needed signal exactly."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 LARGEST_ROOT = 1.001
 """Gradient of the loss in its backward pass above which something was multiplied in; 1 / n under accumulation."""
 REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
-"""Fields for which the last micro-batch is computed again."""
+"""Signals for which the last micro-batch is computed again."""
 _SCALED = frozenset({"loss", "grad_norm", "gain_ratio", "slope", "group_slope", "loss_before", "loss_after"})
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a door has shown when the first update is about to be applied.
+    """The facts about an integration that are known when the first update is about to be applied.
 
     Args:
         losses: micro-batches of this update whose loss was seen.
@@ -39,16 +39,16 @@ class Seen:
     fresh_eval: bool
 
 
-def refuse_unmeasurable(needs: frozenset[str], seen: Seen) -> None:
-    """Refuse a controller that needs what was not seen.
+def check_measurable(needs: frozenset[str], seen: Seen) -> None:
+    """Fails fast when the controller needs a signal that was not seen.
 
     Raises:
-        ValueError: names the field, why it cannot be measured, and the door that can.
+        ValueError: names the signal, why it cannot be measured, and the integration that can.
     """
     if seen.fresh_eval and not seen.evaluated:
         raise ValueError(
             "the controller needs an evaluation at every decision and none was observed. Use AdaptiveLRTrainer, or "
-            "call observe(eval_loss=...) before every update at which scheduler.governor.due()"
+            "call observe(eval_loss=...) before every update at which scheduler.due()"
         )
     if needs & (REPLAYED | {"loss"}) and not seen.losses:
         raise ValueError(
@@ -79,8 +79,8 @@ def refuse_unmeasurable(needs: frozenset[str], seen: Seen) -> None:
         )
 
 
-def refuse_untold_clipping(before: float, after: float) -> None:
-    """Refuse `max_grad_norm=0` where something clips after all.
+def check_nothing_clips(before: float, after: float) -> None:
+    """Fails fast when `max_grad_norm=0` was given and something clips after all.
 
     Args:
         before: norm at the end of the backward pass.
@@ -102,8 +102,8 @@ def scales_gradients() -> bool:
     return bool(state and state.AcceleratorState._shared_state and state.AcceleratorState().mixed_precision == "fp16")
 
 
-def refuse_scaled(root: float) -> None:
-    """Refuse a gradient norm that was seen with a gradient scaler's factor in it.
+def check_unscaled(root: float) -> None:
+    """Fails fast when a gradient norm was measured with a gradient scaler's factor in it.
 
     Args:
         root: gradient that reached the loss, averaged over ranks; 1, or 1 / n under accumulation.
