@@ -50,35 +50,21 @@ class Cadence:
     """The updates at which a controller is asked.
 
     Args:
+        total_steps: length of the run as planned at its start; None when unknown.
         every: updates from one decision to the next, at least 1; the first is at update 0.
-        decisions: instead, number of decisions, spread evenly over `total_steps`; past its end `every` counts.
-        total_steps: length of the run as planned at its start; None when unknown, where `every` counts.
-        own: the method's own rhythm, which goes first; None where the user chose the cadence.
+        decisions: number of decisions, spread evenly, where `total_steps` is known; goes before `every`.
+        own: the method's own rhythm, which goes before both; None where the user chose the cadence.
 
     Example:
-        >>> cadence = Cadence.of(10, decisions=4)
+        >>> cadence = Cadence(10, decisions=4)
         >>> [update for update in range(14) if cadence.due(update)]
         [0, 2, 5, 7, 10, 12]
     """
 
+    total_steps: int | None
     every: int = 1
     decisions: int | None = None
-    total_steps: int | None = None
     own: Rhythm | None = None
-
-    @classmethod
-    def of(
-        cls,
-        total_steps: int | None,
-        *,
-        every: int | None = None,
-        decisions: int | None = None,
-        own: Rhythm | None = None,
-    ) -> Cadence:
-        """A cadence whose `every` follows from `decisions` where these are spread over a known length."""
-        if decisions is not None and total_steps is not None:
-            every = max(1, total_steps // decisions)
-        return cls(every or 1, decisions, total_steps, own)
 
     def due(self, update: int, total_steps: int | None = None) -> bool:
         """Whether the controller is asked at this update.
@@ -91,9 +77,15 @@ class Cadence:
         own = self.own(update, known) if self.own is not None else None
         if own is not None:
             return own
-        if self.decisions is None or self.total_steps is None or update >= self.total_steps:
+        if self.decisions is None or self.total_steps is None:
             return update % self.every == 0
         return evenly(update, self.total_steps, self.decisions)
+
+    @property
+    def distance(self) -> int:
+        """Updates from one decision to the next, on the whole."""
+        spread = self.decisions is not None and self.total_steps is not None
+        return max(1, self.total_steps // self.decisions) if spread else self.every
 
 
 def simulate(updates: Iterable[int], lr: float, advance: Callable[[int, float], float]) -> list[float]:

@@ -23,13 +23,13 @@ def rank(group: dist.ProcessGroup | None = None) -> int:
 
 
 def average_over_ranks(values: Tensor, agreed: Tensor, group: dist.ProcessGroup | None) -> list[float]:
-    """Mean of every value over all ranks, and the proof that the ranks agreed so far; one collective, one host read.
+    """Mean of every value over all ranks, after a check that the ranks still agree; one collective, one host read.
 
     All ranks gather all values and add them up in rank order, so every rank gets the same bits.
 
     Args:
-        values: 1-d tensor of what this rank measured.
-        agreed: 1-d tensor of what must be equal on all ranks (update count, learning rates in force).
+        values: 1-d tensor, measured on this rank.
+        agreed: 1-d tensor of numbers that must be equal on all ranks (update count, learning rates in force).
         group: process group, None for the default one.
 
     Returns:
@@ -100,9 +100,8 @@ def check_unsharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
     by = sharder(optimizer)
     if by is not None:
         raise ValueError(
-            f"the controller needs {' and '.join(names)}, and {by} leaves each rank only a part of the "
-            f"gradients: the number "
-            "would be wrong. Use a controller that needs only the loss, or train under DDP"
+            f"the controller needs {' and '.join(names)}, and {by} leaves each rank only a part of the gradients: the "
+            "number would be wrong. Use a controller that needs only the loss, or train under DDP"
         )
 
 

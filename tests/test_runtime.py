@@ -149,7 +149,7 @@ def test_non_finite_input_holds_the_rate_and_is_said_once(bad) -> None:
     controlled = ControllerRun(Recurrent(), [1.0], SchedulerConfig())
     before = [controlled.advance({"loss": 1.0}) for _ in range(3)][-1]
     count = controlled.state_dict()["controller_state"]["count"]
-    with pytest.warns(UserWarning, match="learning rate held: update 3: loss is") as caught:
+    with pytest.warns(UserWarning, match="learning rate kept: update 3: loss is") as caught:
         held = [controlled.advance({"loss": bad}) for _ in range(4)]
     assert len(caught) == 1
     assert {d.lr for d in held} == {before.lr}

@@ -84,7 +84,7 @@ class TrainingRun:
             wall, cpu = time.perf_counter(), time.process_time()
             with warnings.catch_warnings():
                 # Said of every diverged run; the row has the count.
-                warnings.filterwarnings("ignore", message="learning rate held", category=UserWarning)
+                warnings.filterwarnings("ignore", message="learning rate kept", category=UserWarning)
                 trainer.train()
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         meter.close()

@@ -156,7 +156,7 @@ class _Controlled:
     def __init__(self, run: VectorRun, controller: Controller, decisions: int | None) -> None:
         self._run, self._controller = run, controller
         own = controller.due if decisions is None else None
-        self._cadence = Cadence.of(run.total_steps, decisions=decisions or controller.decisions, own=own)
+        self._cadence = Cadence(run.total_steps, decisions=decisions or controller.decisions, own=own)
         self._state = controller.init((run.task.runs,), seed=0)
         self._lr = run.base_lr
         self.gain = "gain_ratio" in controller.needs

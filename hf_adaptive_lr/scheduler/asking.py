@@ -1,4 +1,4 @@
-"""Asks a controller for a decision; an error in its code is reported with its name, the update and the line."""
+"""Asks a controller for a decision, and names the controller, the update and the line when its code fails."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def ask(controller: Controller, obs: Observation, state: State, measured: Mappin
     """The controller's answer and next state.
 
     Args:
-        controller: is asked.
-        obs: what it sees.
+        controller: decides.
+        obs: the signals that it sees.
         state: its state.
         measured: the optional fields in `obs`, for the message of an error.
 

@@ -33,7 +33,7 @@ class SchedulerConfig:
     Args:
         total_steps: number of updates of the run, or None when unknown.
         every: updates from one decision to the next, at least 1; the first is at update 0. With neither `every` nor
-            `decisions` it is the controller's own: every update for rules, what it was trained with for learned ones.
+            `decisions` it is the controller's own: every update for rules, as in its training for learned ones.
         decisions: alternatively, decisions per run, spread evenly (needs `total_steps`).
         warmup_steps: during the first `warmup_steps` updates the answer is scaled by (t + 1) / warmup_steps.
         min_factor: smallest factor of the base LR for controllers that answer with a factor, or None.
@@ -64,10 +64,9 @@ class SchedulerConfig:
         """
         for name, low in (("total_steps", 1), ("every", 1), ("decisions", 1), ("warmup_steps", 0)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise TypeError(f"{name} must be a whole number, got {value!r}")
             if value is not None:
-                check_range(self, name, value, low, math.inf, hint=f"pass a whole number of at least {low}")
+                hint = f"pass a whole number of at least {low}"
+                check_range(self, name, value, low, math.inf, hint=hint, whole=True)
         if self.every is not None and self.decisions is not None:
             raise ValueError(f"every={self.every} and decisions={self.decisions} exclude each other; pass one of them")
         if self.total_steps is None and (self.decisions is not None or controller.needs_horizon):
@@ -98,7 +97,7 @@ class SchedulerConfig:
             )
 
     def lr_bounds(self, controller: Controller) -> tuple[float, float]:
-        """Bounds of a learning-rate answer: with an envelope also those of what the controller was trained for."""
+        """Bounds of a learning-rate answer: with an envelope also those of the controller's training."""
         if self.envelope is None or controller.answers != "lr" or controller.lr_range is None:
             return self.min_lr, self.max_lr
         return max(self.min_lr, controller.lr_range[0]), min(self.max_lr, controller.lr_range[1])

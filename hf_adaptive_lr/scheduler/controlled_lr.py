@@ -1,4 +1,7 @@
-"""ControlledLR: the scheduler that puts a controller in charge, and the only code that writes a learning rate."""
+"""ControlledLR: the scheduler that lets a controller decide, and the only code that writes a learning rate.
+
+Over 300 lines because the whole public interface of a run is documented here, mostly for one line of code each.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from .runtime import ControllerRun
 
 
 class ControlledLR(LRScheduler):
-    """A learning-rate scheduler whose value is decided by a [`Controller`], in the same step that it is used in.
+    """A learning-rate scheduler whose value a [`Controller`] decides, in the same step that it is used in.
 
     The decision for update t is taken in the optimizer's step pre-hook, when the loss and gradient of batch t are
     known. The hooks fire only for updates that really happen, so accumulated and skipped steps are right by
@@ -110,7 +113,7 @@ class ControlledLR(LRScheduler):
         warn_if_free_of_lr(self.optimizer)
         self._attach()
 
-    # --- what callers do ----------------------------------------------------------------------------------------
+    # --- for callers --------------------------------------------------------------------------------------------
 
     def observe(
         self,
@@ -130,7 +133,7 @@ class ControlledLR(LRScheduler):
             grad_norm: L2 norm of the accumulated gradient before clipping, 0-d.
             eval_loss: a new loss on the controller's own held-out data.
             logits: the micro-batch's logits, (batch, classes), for controllers that look at predictions; the forward
-                hook sees them by itself.
+                hook finds them by itself.
             closure: recomputes this micro-batch's loss without gradients; for controllers that need `gain_ratio` or an
                 [`Outcome`]. Call `before_forward()` ahead of the forward pass then.
 
@@ -209,7 +212,7 @@ class ControlledLR(LRScheduler):
         return self.run.controller_state()
 
     def change_controller_state(self, change: Callable[[State], State]) -> None:
-        """Replace the controller's run state by what `change` makes of it, for facts that no observation carries."""
+        """Replace the controller's run state by `change` of it, for facts that no observation carries."""
         self.run.set_controller_state(change(self.controller_state))
 
     def extend(self, steps: int) -> None:
@@ -324,7 +327,7 @@ class ControlledLR(LRScheduler):
         self.last_epoch = state_dict["last_epoch"]
         self._updates_at_step = self.run.updates
 
-    # --- what the optimizer's hooks do --------------------------------------------------------------------------
+    # --- hooks of the optimizer ---------------------------------------------------------------------------------
 
     def _attach(self) -> None:
         previous = getattr(self.optimizer, "_adaptive_lr", None)

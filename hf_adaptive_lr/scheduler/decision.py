@@ -1,4 +1,4 @@
-"""One line of the trace: the learning rate of an update, and why it is that one."""
+"""One line of the trace: the learning rate of an update, and the reason for it."""
 
 from __future__ import annotations
 

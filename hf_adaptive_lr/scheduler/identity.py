@@ -35,7 +35,7 @@ def check_saved(state: Mapping[str, Any], controller: Controller, mine: Mapping[
         n_groups: number of parameter groups of the optimizer.
 
     Raises:
-        ValueError: says what differs, and the way out.
+        ValueError: names the difference and the way out.
     """
     if "controller_type" not in state or "answer" not in state:
         raise ValueError(
@@ -57,7 +57,7 @@ def check_saved(state: Mapping[str, Any], controller: Controller, mine: Mapping[
 
 
 def _completed(state: Mapping[str, Any], controller: Controller) -> str:
-    """The saved config; fields that did not exist when it was saved had what is their default now."""
+    """The saved config; fields that did not exist when it was saved get their default."""
     if state["controller_type"] != controller.controller_type:
         return str(state["config"])
     fields = [f for f in dataclasses.fields(controller) if f.default is not dataclasses.MISSING]

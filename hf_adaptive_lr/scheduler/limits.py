@@ -1,4 +1,4 @@
-"""From an answer to learning rates that are allowed: by the settings, and by an envelope if there is one."""
+"""Bounds the learning rates of an answer, by the settings and by an envelope if there is one."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Bounds:
         envelope = self._config.envelope
         if envelope is None:
             return Bounded(*self._by_settings(values, base_lrs), mistaken=False)
-        if self._free:  # the base LR says nothing about what such a controller should answer
+        if self._free:  # the base LR is no measure for the answers of such a controller
             lrs, detail = self._by_settings(values, base_lrs)
             return Bounded(lrs, detail, mistaken=bool(detail))
         units = base_lrs if self._answers == "lr" else [1.0] * len(base_lrs)
@@ -77,7 +77,7 @@ class Bounds:
         slowed = envelope.slow(lrs, before)
         out, fast = _differ(kept, values), _differ(slowed, lrs)
         mistaken = out or fast
-        if self._answers == "lr":  # judged as if the base LR were any other; outside of what it knows it must not be
+        if self._answers == "lr":  # a mistake only outside its own range, or where it moves too fast
             lrs, outside = self._by_settings(values, base_lrs)
             mistaken = bool(outside) or _differ(envelope.slow(lrs, before), lrs)
             detail = detail or outside
@@ -114,10 +114,7 @@ class Bounds:
 
 
 def reference_group(base_lrs: Sequence[float]) -> int:
-    """The group that bounds are about: the first with a positive base LR.
-
-    A group that is not to be trained has no rate that a controller could reason about.
-    """
+    """Index of the group that bounds apply to: the first with a positive base LR, as the others are not trained."""
     return next(i for i, lr in enumerate(base_lrs) if lr > 0)
 
 

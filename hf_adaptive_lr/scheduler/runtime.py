@@ -55,12 +55,8 @@ class ControllerRun:
         self.total_steps = config.total_steps
         """Length of the run as known now: `extend` and `cooldown` change it."""
         chosen = config.every is not None or config.decisions is not None
-        self._cadence = Cadence.of(
-            config.total_steps,
-            every=config.every,
-            decisions=config.decisions if chosen else controller.decisions,
-            own=None if chosen else controller.due,
-        )
+        decisions, own = (config.decisions, None) if chosen else (controller.decisions, controller.due)
+        self._cadence = Cadence(config.total_steps, config.every or 1, decisions, own)
         self._plan: Plan | None = None
         self.updates = 0
         self.held = 0
@@ -81,7 +77,7 @@ class ControllerRun:
         return self._cooldown is None and self.fallen_back is None and self._cadence.due(update, self.total_steps)
 
     def plan(self) -> Plan:
-        """The needs of the update about to be applied; worked out once, and anew where something has changed it."""
+        """The needs of the update about to be applied, worked out once for each update."""
         if self._plan is None:
             t, decides = self.updates, self.due(self.updates)
             learns = decides and bool(self.controller.needs & OUTCOME_FIELDS.keys())
@@ -100,7 +96,7 @@ class ControllerRun:
         return decision
 
     def applied(self, decision: Decision) -> None:
-        """The update was made with these learning rates."""
+        """Count the update: it was made with these learning rates."""
         self.last_lr = decision.lr[reference_group(self.base_lrs)]
         self.updates += 1
         self._plan = None
@@ -112,13 +108,13 @@ class ControllerRun:
             return self._unasked(t)
         bad = unusable(fields)
         if bad is not None:
-            return self._hold(t, f"{bad} is {fields[bad]}", fields)
+            return self._keep(t, f"{bad} is {fields[bad]}", fields)
         if isinstance(loss := fields.get("loss"), float):
             self._monitor.note(loss, every_update=False)
         answer, state = ask(self.controller, self._observation(fields), self._state, fields)
         values = numbers(self.controller, answer, len(self.base_lrs))
         if not all(math.isfinite(v) for v in values):
-            return self._hold(t, f"answer is {values[0] if len(values) == 1 else values}", fields)
+            return self._keep(t, f"answer is {values[0] if len(values) == 1 else values}", fields)
         self._warn_below_zero(t, values)
         self._state = state
         line = reference(t, self.total_steps)
@@ -154,12 +150,12 @@ class ControllerRun:
         return self._applied(t, "handed_over", detail=why)
 
     def learn(self, outcome: Outcome) -> None:
-        """Let a controller that learns inside the run see what the update did; a non-finite outcome is not shown."""
+        """Show an outcome to a controller that learns inside the run, unless it is not finite."""
         values = (getattr(outcome, name) for name in OUTCOME_FIELDS)
         if all(bool(torch.isfinite(v).all()) for v in values if v is not None):
             self._state = self.controller.learn(outcome, self._state)
         else:
-            self._warn_held(f"outcome of update {outcome.step} is not finite")
+            self._warn_kept(f"outcome of update {outcome.step} is not finite")
 
     def _observation(self, fields: Mapping[str, Value]) -> Observation:
         tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in fields.items()}
@@ -175,16 +171,16 @@ class ControllerRun:
             **tensors,
         )
 
-    def _hold(self, step: int, detail: str, fields: Mapping[str, Value]) -> Decision:
-        self._warn_held(f"update {step}: {detail}")
+    def _keep(self, step: int, detail: str, fields: Mapping[str, Value]) -> Decision:
+        self._warn_kept(f"update {step}: {detail}")
         self._judge(step, detail)
         return self._applied(step, "held", observation=dict(fields), detail=detail)
 
-    def _warn_held(self, detail: str) -> None:
+    def _warn_kept(self, detail: str) -> None:
         self.held += 1
         if self.held == 1:
             warnings.warn(
-                f"learning rate held: {detail} (said once; the trace lists every time)", UserWarning, stacklevel=4
+                f"learning rate kept: {detail} (said once; the trace lists every time)", UserWarning, stacklevel=4
             )
 
     def _applied(self, step: int, reason: str, **details: Any) -> Decision:
@@ -203,7 +199,7 @@ class ControllerRun:
         return warm * max(0.0, (length - (step - first)) / length)
 
     def add_group(self, lr: float) -> None:
-        """A parameter group joined the optimizer: it takes the factor that is in force for group 0."""
+        """Take in a parameter group that joined the optimizer, with the factor in force for group 0."""
         base = self.base_lrs[0]
         self.base_lrs.append(lr)
         self._answer.append(lr * (self._answer[0] / base if base > 0 else 1.0))
@@ -289,7 +285,7 @@ class ControllerRun:
             **self._identity,
             "declared_total_steps": self.config.total_steps,
             "total_steps": self.total_steps,
-            "every": self._cadence.every,
+            "every": self._cadence.distance,
             "updates": self.updates,
             "held": self.held,
             "scale": self.scale,

@@ -23,14 +23,14 @@ from ..distributed import average_over_ranks, check_unsharded, rank, world_size
 from ..observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome, Value
 from .forward_hook import ForwardHook, differentiable
 from .gain_ratio import GainProbe
-from .grad_norm import GradNorm
+from .grad_norm import GradNorm, check_unscaled
 from .gradients import DIRECTION_FIELDS, forget_direction, measure_previous_update, remember_direction
 from .lora import Adapter, find_adapters
 from .loss_window import LossWindow
 from .outcome import ExtraLoss, OutcomeSensor
 from .predictions import LOGIT_FIELDS, PREDICTION_FIELDS, WEIGHT_FIELDS, ModelSensors, find_logits
 from .replay import RecordedPasses
-from .requirements import REPLAYED, Seen, check_measurable, check_unscaled
+from .requirements import REPLAYED, check_measurable
 
 _MANY_DROPPED = 60  # far more than a gradient scaler or a guard skips in a row
 _NEUTRAL_GAIN = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
@@ -44,7 +44,7 @@ class SignalCollector:
         controller: names the signals in its `needs`.
         model: unwrapped module, for sensors that repeat a forward pass or look into the model.
         hook: whether losses are taken from the model's outputs; False leaves them to `observe`.
-        plan: says what the next update needs, see [`Plan`].
+        plan: gives the needs of the update about to be applied, see [`Plan`].
         max_grad_norm: clipping in force, 0 for none, None for unknown.
         group: process group of the exchange.
         extra: losses of other batches, by the name of their argument (`other_loss`, `meta_loss`); None where not
@@ -119,7 +119,7 @@ class SignalCollector:
     # --- reports of a micro-batch -------------------------------------------------------------------------------
 
     def before_forward(self, replay: Callable[[], Tensor] | None) -> None:
-        """A micro-batch begins; where the gradients are gone the update before was skipped, and so are its losses."""
+        """A micro-batch begins. Where all gradients are None the update before was skipped: its losses are dropped."""
         if self.in_step:
             return
         if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
@@ -184,7 +184,7 @@ class SignalCollector:
 
     @cached_property
     def _adapters(self) -> tuple[Adapter, ...]:
-        """LoRA's, as far as this optimizer trains them; found when first measured, as the model is in place then."""
+        """LoRA adapters that this optimizer trains; found when first measured, as the model is in place then."""
         mine = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         return tuple(adapter for adapter in find_adapters(self.model) if id(adapter.b) in mine)
 
@@ -213,20 +213,9 @@ class SignalCollector:
             of_weights = self.needs & {"update_ratio", "meta_inner", *WEIGHT_FIELDS}
             check_unsharded(self.optimizer, gradient_fields | of_weights)
             self._norm.check_clipping()
-        check_measurable(
-            self.needs,
-            Seen(
-                losses=len(self.losses),
-                replayable=self._passes.replayable,
-                scaled_by_items=self.losses.shares,
-                ranks=world_size(self.group),
-                max_grad_norm=self._norm.max_grad_norm,
-                grad_norm=self._norm.observed is not None,
-                unclipped=self._norm.unclipped is not None,
-                evaluated=not math.isnan(self._eval_loss),
-                fresh_eval=self._fresh_eval and due,
-            ),
-        )
+        lacks = due and self._fresh_eval and math.isnan(self._eval_loss)
+        ranks = world_size(self.group)
+        check_measurable(self.needs, self.losses, self._passes, self._norm, ranks=ranks, lacks_evaluation=lacks)
         self._checked = True
 
     def fields(self, update: int, last_lrs: Sequence[float]) -> dict[str, Value]:
@@ -284,7 +273,7 @@ class SignalCollector:
     # --- around the update --------------------------------------------------------------------------------------
 
     def before_step(self, update: int, lr: float, *, outcome: bool) -> None:
-        """The update is about to be applied: keep what has to be known of it afterwards.
+        """The update is about to be applied: keep the weights and directions that are compared with afterwards.
 
         Args:
             update: its index.
@@ -334,7 +323,7 @@ class SignalCollector:
     # --- checkpoint ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a decision after a checkpoint needs from before it; averaged over ranks already where ranks differ."""
+        """The signals from before a checkpoint that a decision after it needs; already averaged over ranks."""
         return {
             "eval_loss": self._eval_loss,
             "gain_ratio": self._gain_ratio,

@@ -6,6 +6,7 @@ caller who knows it, or else measured at the end of the backward pass, or, where
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .forward_hook import after_backward
-from .requirements import LARGEST_ROOT, check_nothing_clips, scales_gradients
+
+_LARGEST_ROOT = 1.001  # gradient of the loss itself: 1, or 1 / n under accumulation, unless it was scaled
 
 
 @torch.no_grad()
@@ -89,10 +91,26 @@ class GradNorm:
             ValueError: the gradient became smaller between the backward pass and the step.
         """
         if self.max_grad_norm == 0 and self.unclipped is not None and not self._checked_clipping:
-            if self._root is not None and float(self._root) <= LARGEST_ROOT:  # else it is a gradient scaler's
-                check_nothing_clips(float(self.unclipped), float(measure_grad_norm(self._optimizer, self._model)))
+            if self._root is not None and float(self._root) <= _LARGEST_ROOT:  # else it is a gradient scaler's
+                before, now = float(self.unclipped), float(measure_grad_norm(self._optimizer, self._model))
+                if now < 0.999 * before:
+                    raise ValueError(
+                        f"max_grad_norm=0 means that nothing clips, but the gradient's norm was {before:.4g} after "
+                        f"backward() and is {now:.4g} in the step. Leave max_grad_norm= out, or give the trainer's "
+                        "(TrainingArguments has 1.0)"
+                    )
             self.unclipped = self._root = None
         self._checked_clipping = True
+
+    def hidden_by_clipping(self, needs: frozenset[str]) -> str | None:
+        """The needed signal whose norm from before clipping is not known; None where there is none."""
+        if self.max_grad_norm == 0 or self.unclipped is not None:
+            return None
+        if "grad_norm" in needs and self.observed is None:
+            return "grad_norm"
+        # The gain ratio divides clipping out again, for which both numbers are needed.
+        known = self.max_grad_norm is not None and self.observed is not None
+        return "gain_ratio" if "gain_ratio" in needs and not known else None
 
     def fields(self) -> dict[str, Tensor]:
         """`grad_norm`, and `root` beside a norm of the backward pass: above 1 a gradient scaler's factor is in it."""
@@ -117,3 +135,26 @@ class GradNorm:
         if self.unclipped is not None and self._clipped is not None:
             return (self._clipped.double() / self.unclipped.double().clamp(min=1e-30)).clamp(min=1e-30, max=1.0)
         return 1.0
+
+
+def scales_gradients() -> bool:
+    """Whether Accelerate puts a gradient scaler's factor into the gradients, until it clips them."""
+    state = sys.modules.get("accelerate.state")
+    return bool(state and state.AcceleratorState._shared_state and state.AcceleratorState().mixed_precision == "fp16")
+
+
+def check_unscaled(root: float) -> None:
+    """Fails fast when a gradient norm was measured with a gradient scaler's factor in it.
+
+    Args:
+        root: gradient that reached the loss, averaged over ranks; 1, or 1 / n under accumulation.
+
+    Raises:
+        ValueError: it is above 1.
+    """
+    if root > _LARGEST_ROOT:
+        raise ValueError(
+            f"the controller needs the gradient's norm from before clipping, and the loss was multiplied by "
+            f"{root:.6g} ahead of backward(), as a float16 gradient scaler does. Use AdaptiveLRTrainer, or give "
+            "max_grad_norm= and observe(grad_norm=...) with the result of clip_grad_norm_, or train in bfloat16"
+        )

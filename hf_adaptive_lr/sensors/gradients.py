@@ -1,4 +1,4 @@
-"""The arithmetic behind the gradient fields of an [`Observation`].
+"""Directions, angles and sizes of updates: the arithmetic behind the gradient fields of an [`Observation`].
 
 Two kinds of functions. The *formulas* (`adam_direction`, `sgd_direction`, `inner`, `cosine`) work on any tensors with
 an optional leading batch dimension; vectorised meta-training calls them. The *readers* (`measure_alignment`, ...)
@@ -20,7 +20,7 @@ from .grad_norm import loss_scale
 from .lora import Adapter
 
 PREVIOUS_DIRECTION = "adaptive_lr_direction"
-"""Key in `optimizer.state[p]` of the previous direction, for SGD without a buffer that holds it. It lives there so
+"""Key in `optimizer.state[p]` of the previous direction, for SGD without a buffer that contains it. It lives there so
 that it is checkpointed and moved between devices with the rest of the optimizer's state."""
 
 DIRECTION_FIELDS = frozenset({"alignment", "slope", "group_alignment", "group_slope", "update_ratio"})
@@ -96,9 +96,8 @@ def inner(left: Iterable[Tensor], right: Iterable[Tensor], batch_ndim: int = 0) 
 def cosine(dot: Tensor, left_sq: Tensor, right_sq: Tensor) -> Tensor:
     """Cosine from an inner product and two squared norms, in [-1, 1]; 0 where a norm is 0."""
     norms = (left_sq * right_sq).sqrt()
-    return torch.where(norms > 0, dot / norms.clamp_min(torch.finfo(norms.dtype).tiny), torch.zeros_like(dot)).clamp(
-        -1, 1
-    )
+    angle = dot / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    return torch.where(norms > 0, angle, torch.zeros_like(dot)).clamp(-1, 1)
 
 
 # --- readers: one live optimizer ---------------------------------------------------------------------------------
@@ -114,9 +113,8 @@ def check_readable(optimizer: Optimizer, needs: frozenset[str]) -> None:
     if wanted and not isinstance(optimizer, SGD | Adam):
         raise ValueError(
             f"the controller needs {' and '.join(wanted)}, read from the optimizer's state, and "
-            f"{type(optimizer).__name__} "
-            "is not one whose state is known (SGD, Adam, AdamW); use one of these, or a controller that does not need "
-            "it"
+            f"{type(optimizer).__name__} is not one whose state is known (SGD, Adam, AdamW); use one of these, or a "
+            "controller that does not need it"
         )
 
 
@@ -158,13 +156,13 @@ def _adam_term(index: int, p: Tensor, state: dict[str, Any], group: dict[str, An
 
 
 def needs_copy(group: dict[str, Any]) -> bool:
-    """Whether this SGD group's state does not hold the direction of its last update (no momentum, or Nesterov)."""
+    """Whether this SGD group's state lacks the direction of its last update (no momentum, or Nesterov)."""
     return bool(group["momentum"] == 0.0 or group["nesterov"])
 
 
 @torch.no_grad()
 def remember_direction(optimizer: Optimizer) -> None:
-    """Right before an update, keep the direction it will take where SGD's state will not hold it; others need nothing.
+    """Keep the direction of the update that is about to be made, where SGD's own state will not contain it.
 
     Before and not after, because some steps (foreach with Nesterov momentum) change the gradients in place.
 
@@ -296,7 +294,7 @@ def _update_ratio(
 
 
 def _moved(term: _Term | None, lrs: Sequence[float]) -> Tensor | None:
-    """What the previous update took off one parameter."""
+    """The change of one parameter in the previous update, with its sign reversed."""
     if term is None:
         return None
     direction = term.numerator if term.square is None else term.numerator / (term.square.sqrt() + term.shift)

@@ -1,8 +1,7 @@
 """Repeating a forward pass exactly, without side effects.
 
-[`ReplayPoint`] keeps what is needed to compute the same loss again after the update: random number generators and
-autocast, so that dropout draws the same mask; buffers and generators are put back afterwards, so that training goes on
-as if nothing had happened.
+[`ReplayPoint`] keeps random number generators and autocast, so that dropout draws the same mask when the loss is
+computed again after the update; buffers and generators are put back afterwards, so that training is not disturbed.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ class ReplayPoint:
     """The moment before a forward pass: generators and autocast, to run that pass again on the updated weights.
 
     Args:
-        devices: CUDA devices whose generators are kept besides the CPU's.
+        device: its generators are kept besides the CPU's.
 
     Taking one copies about 5 kB per generator and syncs nothing.
     """
@@ -47,7 +46,7 @@ class ReplayPoint:
     def again(self, model: nn.Module) -> Iterator[None]:
         """Inside, generators and autocast are as they were at this point; afterwards all is as it was before.
 
-        A backward pass belongs inside too: putting buffers back would invalidate what it has saved.
+        A backward pass belongs inside too: putting buffers back would invalidate the tensors that it has saved.
         """
         with undisturbed(self._device, model):
             _restore_generators(self._device, self._generators)
@@ -120,7 +119,7 @@ class RecordedPasses:
 
         Args:
             replay: computes its loss again; may come later, to `set_replay`.
-            device: where the weights are, to keep what a repetition takes; None where none will be asked for.
+            device: where the weights are, to keep a [`ReplayPoint`]; None where the pass will not be repeated.
         """
         self._announced, self._repeatable = True, replay is not None
         if device is not None:

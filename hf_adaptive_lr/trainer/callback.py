@@ -78,13 +78,14 @@ class AdaptiveLRCallback(TrainerCallback):
                 UserWarning,
                 stacklevel=2,
             )
+        settings: SchedulerOptions = {"total_steps": None if self.anytime else state.max_steps, "seed": args.seed}
+        settings.update(self.settings)
         self.scheduler = ControlledLR(
             kwargs["optimizer"],
             self.controller,
             model=model,
-            total_steps=None if self.anytime else state.max_steps,
             max_grad_norm=args.max_grad_norm or 0.0,
-            **{"seed": args.seed, **self.settings},  # type: ignore[typeddict-item]
+            **settings,
         )
         self._state = state
         saved = getattr(native, STATE_ATTRIBUTE, None)
