@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 
-def check_range(owner: object, name: str, value: float, low: float, high: float, *, hint: str) -> None:
-    """Refuse a config value outside `[low, high]`.
+def check_range(
+    owner: object, name: str, value: float, low: float, high: float, *, hint: str, whole: bool = False
+) -> None:
+    """Fails fast on a setting outside `[low, high]`.
 
     Args:
-        owner: the controller or scheduler the value belongs to; its class is named.
+        owner: the object that the value belongs to, whose class is named, or a function's name.
         name: name of the field.
-        value: its value; NaN is refused.
+        value: its value.
         low: smallest allowed value.
         high: largest allowed value.
         hint: the way out, a half sentence.
+        whole: whether it must be an int.
 
     Raises:
-        TypeError: `value` is not a number.
+        TypeError: `value` is not a number, or not whole.
         ValueError: `value` is NaN or outside the range.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{type(owner).__name__}: {name} must be a number, got {value!r}")
+    owner = owner if isinstance(owner, str) else type(owner).__name__
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise TypeError(f"{owner}: {name} must be a {'whole ' if whole else ''}number, got {value!r}")
     if not low <= value <= high:
-        raise ValueError(f"{type(owner).__name__}: {name}={value} is outside [{low}, {high}]; {hint}")
+        raise ValueError(f"{owner}: {name}={value} is outside [{low}, {high}]; {hint}")

@@ -23,13 +23,13 @@ def rank(group: dist.ProcessGroup | None = None) -> int:
 
 
 def average_over_ranks(values: Tensor, agreed: Tensor, group: dist.ProcessGroup | None) -> list[float]:
-    """Mean of every value over all ranks, and the proof that the ranks agreed so far; one collective, one host read.
+    """Mean of every value over all ranks, after a check that the ranks still agree; one collective, one host read.
 
     All ranks gather all values and add them up in rank order, so every rank gets the same bits.
 
     Args:
-        values: 1-d tensor of what this rank measured.
-        agreed: 1-d tensor of what must be equal on all ranks (update count, learning rates in force).
+        values: 1-d tensor, measured on this rank.
+        agreed: 1-d tensor of numbers that must be equal on all ranks (update count, learning rates in force).
         group: process group, None for the default one.
 
     Returns:
@@ -70,7 +70,7 @@ def mean_of_rows(rows: list[list[float]]) -> list[float]:
 
 
 def check_agreement(rows: list[list[float]]) -> None:
-    """Refuse to go on when ranks hold different update counts or learning rates.
+    """Fails fast when ranks have different update counts or learning rates.
 
     Raises:
         RuntimeError: names both ranks and their values.
@@ -84,8 +84,8 @@ def check_agreement(rows: list[list[float]]) -> None:
             )
 
 
-def refuse_sharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
-    """Refuse to measure gradient fields on gradients of which this rank holds only a part.
+def check_unsharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
+    """Fails fast when gradients are to be measured of which this rank has only a part.
 
     Args:
         optimizer: the raw optimizer.
@@ -100,14 +100,13 @@ def refuse_sharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
     by = sharder(optimizer)
     if by is not None:
         raise ValueError(
-            f"the controller needs {' and '.join(names)}, and {by} leaves each rank only a part of the "
-            f"gradients: the number "
-            "would be wrong. Use a controller that needs only the loss, or train under DDP"
+            f"the controller needs {' and '.join(names)}, and {by} leaves each rank only a part of the gradients: the "
+            "number would be wrong. Use a controller that needs only the loss, or train under DDP"
         )
 
 
 def sharder(optimizer: Optimizer) -> str | None:
-    """Who leaves each rank only a part of this optimizer's weights, in words; None when every rank has them whole.
+    """Name of the library that shards this optimizer's weights over the ranks; None when every rank has them whole.
 
     Args:
         optimizer: the raw optimizer.

@@ -1,7 +1,7 @@
-"""What a controller may see: one update of a training run, in fixed units.
+"""The signals of one update that a controller may see, each with its unit, range and moment of measurement.
 
-[`Observation`] is what `Controller.decide` reads *before* update `t` is applied; [`Outcome`] is what
-`Controller.learn` reads *after* it. Both serve one live run (0-d tensors) and hundreds of vectorised runs (a leading
+`Controller.decide` reads an [`Observation`] *before* update `t` is applied, `Controller.learn` an [`Outcome`] *after*
+it. Both serve one live run (0-d tensors) and hundreds of vectorised runs (a leading
 batch dimension), so feature code exists once. Only the optional fields that a controller names in `needs` are
 measured; the rest are None.
 """
@@ -29,7 +29,7 @@ class FieldSpec:
         high: largest finite value.
         neutral: value when there is nothing to measure yet (`None`: such a decision cannot happen).
         measured: when, and over what, it is measured.
-        reads_gradients: whether the sensor reads `param.grad`, so that sharded gradients must be refused.
+        reads_gradients: whether the sensor reads `param.grad`, so that it cannot work on sharded gradients.
     """
 
     unit: str
@@ -115,7 +115,7 @@ OUTCOME_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Observation:
-    """What is known just before update `step` is applied.
+    """The signals just before update `step` is applied.
 
     Tensors have the shape of the controller's `batch_shape`: 0-d (float64, CPU) in a live run, `(runs,)` in vectorised
     meta-training. Fields that the controller does not name in `needs` are None.
@@ -125,9 +125,9 @@ class Observation:
         total_steps: number of updates of the whole run, or None when unknown.
         lr: learning rate in force, after bounds, without the warm-up ramp; the base LR at the first update. Of group
             0, or of the first group whose base LR is not 0.
-        base_lr: what the user asked for, of the same group.
+        base_lr: learning rate that the user set, of the same group.
         lrs: learning rates in force of all groups, of `batch_shape + (n_groups,)`; None where there is one group.
-        base_lrs: what the user asked for, of all groups, likewise.
+        base_lrs: learning rates that the user set, of all groups, likewise.
         last_lr: learning rate that the previous update was made with, of the same group, with warm-up and all else
             that was applied; 0 before the first.
         loss: training loss of batch `step` in nats (or the model's unit), before the update.
@@ -199,7 +199,7 @@ class Observation:
         return (torch.as_tensor(count, dtype=self.lr.dtype, device=self.lr.device) / total).expand(self.lr.shape)
 
     def require(self, name: str) -> Tensor:
-        """The optional field `name`, or a ValueError that says how to get it measured.
+        """The optional field `name`, or a ValueError with the way to have it measured.
 
         Args:
             name: one of [`OPTIONAL_FIELDS`].
@@ -220,7 +220,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What update `step` did, for controllers that learn inside the run (`Controller.learn`).
+    """The effect of update `step`, for controllers that learn inside the run (`Controller.learn`).
 
     Args:
         step: 0-based index of the update that was applied.

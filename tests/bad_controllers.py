@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 
 from hf_adaptive_lr import ControlledLR, Controller, Observation
 
-ignored = pytest.mark.filterwarnings("ignore:learning rate held", "ignore:the controller was dismissed")
+ignored = pytest.mark.filterwarnings("ignore:learning rate kept", "ignore:the controller was dismissed")
 """For tests in which controllers are held and dismissed, which warns."""
 
 

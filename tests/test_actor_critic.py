@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from hf_adaptive_lr import Observation
 from hf_adaptive_lr.controllers.actor_critic import ActorCritic
 from hf_adaptive_lr.observation import Outcome
-from hf_adaptive_lr.scheduler.decision import Settings
-from hf_adaptive_lr.scheduler.runtime import Governor
+from hf_adaptive_lr.scheduler.config import SchedulerConfig
+from hf_adaptive_lr.scheduler.runtime import ControllerRun
 
 F64 = torch.float64
 LEARNED = ("theta", "theta_m", "theta_v", "phi", "phi_m", "phi_v")
@@ -306,24 +306,24 @@ def test_a_run_resumes_bit_for_bit(tmp_path) -> None:
     assert all(torch.equal(resumed[name], end[name]) for name in end)
 
 
-def test_a_governor_resumes_and_a_controller_comes_back_from_its_file(tmp_path) -> None:
+def test_a_run_resumes_and_a_controller_comes_back_from_its_file(tmp_path) -> None:
     controller = ActorCritic(unit=1.0, actor_lr=1e-2)
     controller.save_pretrained(tmp_path)
     assert ActorCritic.from_pretrained(tmp_path) == controller
 
-    def play(governor: Governor, rows: list[list[float]]) -> list[float]:
+    def play(controlled: ControllerRun, rows: list[list[float]]) -> list[float]:
         out = []
         for loss, *outcome in rows:
-            out.append(governor.advance({"loss": loss}).lr[0])
-            governor.learn(_outcome(governor.updates - 1, *outcome))
+            out.append(controlled.advance({"loss": loss}).lr[0])
+            controlled.learn(_outcome(controlled.updates - 1, *outcome))
         return out
 
-    rows, new = _losses(10), lambda: Governor(controller, [0.05], Settings(seed=3))
+    rows, new = _losses(10), lambda: ControllerRun(controller, [0.05], SchedulerConfig(seed=3))
     whole, half = play(new(), rows), new()
     first = play(half, rows[:4])
-    torch.save(half.state_dict(), tmp_path / "governor.pt")
+    torch.save(half.state_dict(), tmp_path / "run.pt")
     rest = new()
-    rest.load_state_dict(torch.load(tmp_path / "governor.pt", weights_only=True))
+    rest.load_state_dict(torch.load(tmp_path / "run.pt", weights_only=True))
     assert first + play(rest, rows[4:]) == whole
     assert whole[0] == pytest.approx(0.05, rel=1e-6)
 

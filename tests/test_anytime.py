@@ -72,7 +72,7 @@ def test_a_run_of_unknown_length_is_the_same_through_all_doors(tmp_path, name) -
     for door in ("subclass", "callback", "scheduler"):
         trainer, scheduler = _trainer(tmp_path / door, door, name, max_steps=12)
         trainer.train()
-        assert scheduler().governor.total_steps is None
+        assert scheduler().run.total_steps is None
         found.append((scheduler().lr_history(), doors._flat(trainer.model)))
     for rates, weights in found[1:]:
         assert rates == found[0][0] and torch.equal(weights, found[0][1])
@@ -160,7 +160,7 @@ def test_resumed_with_a_longer_horizon(tmp_path, door, name) -> None:
 
     run(tmp_path / "short", 6)
     trainer, scheduler = run(tmp_path / "long", 12, resume_from_checkpoint=str(tmp_path / "short" / "checkpoint-6"))
-    assert trainer.state.global_step == scheduler.updates == 12 and scheduler.governor.total_steps == 12
+    assert trainer.state.global_step == scheduler.updates == 12 and scheduler.run.total_steps == 12
     rates = scheduler.lr_history()
     assert len(rates) == 6 and all(rate > 0 for rate in rates)
     if name == "linear":

@@ -14,9 +14,10 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from hf_adaptive_lr import Constant, ControlledLR, Controller, Linear, Universal
-from hf_adaptive_lr.scheduler.decision import Decision, Settings
+from hf_adaptive_lr.scheduler.config import SchedulerConfig
+from hf_adaptive_lr.scheduler.decision import Decision
 from hf_adaptive_lr.scheduler.envelope import BestRate, Envelope
-from hf_adaptive_lr.scheduler.runtime import Governor
+from hf_adaptive_lr.scheduler.runtime import ControllerRun
 from tests.bad_controllers import Cycle, CycleLoss, CycleLR, apply, ignored, one_weight, through_a_file
 from tests.controllers_for_tests import LossOnly
 from tests.tiny import mlp
@@ -24,18 +25,18 @@ from tests.tiny import mlp
 NAN, INF = math.nan, math.inf
 
 
-def _governor(controller: Controller, base: list[float] | None = None, **settings: Any) -> Governor:
-    return Governor(controller, base or [1.0], Settings(**{"envelope": Envelope(), **settings}))
+def _controlled(controller: Controller, base: list[float] | None = None, **settings: Any) -> ControllerRun:
+    return ControllerRun(controller, base or [1.0], SchedulerConfig(**{"envelope": Envelope(), **settings}))
 
 
-def _rows(governor: Governor, steps: int) -> list[Decision]:
+def _rows(controlled: ControllerRun, steps: int) -> list[Decision]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [governor.advance({}) for _ in range(steps)]
+        return [controlled.advance({}) for _ in range(steps)]
 
 
-def _lrs(governor: Governor, steps: int) -> list[float]:
-    return [row.lr[0] for row in _rows(governor, steps)]
+def _lrs(controlled: ControllerRun, steps: int) -> list[float]:
+    return [row.lr[0] for row in _rows(controlled, steps)]
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------
@@ -65,27 +66,27 @@ WIDE = Envelope(max_ratio=1e6)
     ],
 )
 def test_an_answer_is_kept_near_the_reference_and_moves_slowly(controller, base, envelope, expected, detail) -> None:
-    row = _rows(_governor(controller, base, envelope=envelope), 1)[0]
+    row = _rows(_controlled(controller, base, envelope=envelope), 1)[0]
     assert row.lr == pytest.approx(expected, rel=1e-12)
     assert row.detail == detail
     assert row.reason == ("bounded" if detail else "decision")
 
 
 def test_the_bounds_follow_the_reference_schedule_down() -> None:
-    high = _lrs(_governor(Cycle(say=(1e9,)), total_steps=10, envelope=replace(WIDE, patience=99)), 10)
+    high = _lrs(_controlled(Cycle(say=(1e9,)), total_steps=10, envelope=replace(WIDE, patience=99)), 10)
     assert high == pytest.approx([4 * (1 - t / 10) for t in range(10)])
-    low = _lrs(_governor(Cycle(say=(0.0,)), total_steps=10, envelope=replace(WIDE, patience=99)), 10)
+    low = _lrs(_controlled(Cycle(say=(0.0,)), total_steps=10, envelope=replace(WIDE, patience=99)), 10)
     assert low == pytest.approx([0.25 * (1 - t / 10) for t in range(10)])
 
 
 def test_a_move_is_measured_against_the_learning_rate_in_force() -> None:
     free = Envelope(low=0.0, high=1e6, patience=99)
-    assert _lrs(_governor(Cycle(say=(1e9,)), envelope=free, max_lr=20.0), 6) == [2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
-    down = _lrs(_governor(Cycle(say=(0.0,)), envelope=replace(free, max_ratio=10.0)), 10)
+    assert _lrs(_controlled(Cycle(say=(1e9,)), envelope=free, max_lr=20.0), 6) == [2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
+    down = _lrs(_controlled(Cycle(say=(0.0,)), envelope=replace(free, max_ratio=10.0)), 10)
     assert down == pytest.approx([*[10.0**-k for k in range(1, 9)], 1e-8, 1e-8])
-    assert _lrs(_governor(Cycle(say=(1e9, 0.0)), envelope=free), 4) == [2.0, 1.0, 2.0, 1.0]
+    assert _lrs(_controlled(Cycle(say=(1e9, 0.0)), envelope=free), 4) == [2.0, 1.0, 2.0, 1.0]
     # a ramp is not a move of the controller's
-    assert _lrs(_governor(Cycle(say=(1e9,)), envelope=free, warmup_steps=4), 4) == [0.5, 2.0, 6.0, 10.0]
+    assert _lrs(_controlled(Cycle(say=(1e9,)), envelope=free, warmup_steps=4), 4) == [0.5, 2.0, 6.0, 10.0]
 
 
 @pytest.mark.parametrize(
@@ -102,26 +103,26 @@ def test_a_move_is_measured_against_the_learning_rate_in_force() -> None:
 def test_a_schedule_that_is_the_reference_is_not_touched(controller, settings) -> None:
     """Halving at the last of its decisions, and touching `min_lr`, is no mistake."""
     steps = settings.get("total_steps", 50)
-    bounded = [(row.lr, row.reason) for row in _rows(_governor(controller, **settings), steps)]
-    free = [(row.lr, row.reason) for row in _rows(_governor(controller, **{**settings, "envelope": None}), steps)]
+    bounded = [(row.lr, row.reason) for row in _rows(_controlled(controller, **settings), steps)]
+    free = [(row.lr, row.reason) for row in _rows(_controlled(controller, **{**settings, "envelope": None}), steps)]
     assert bounded == free
 
 
 def test_a_rounding_error_is_no_mistake() -> None:
     for total in range(10, 100):
         for base in (0.3, 0.7):
-            governor = _governor(Linear(), [base], total_steps=total, envelope=Envelope(low=1.0, high=1.0))
-            rows = _rows(governor, total)
+            controlled = _controlled(Linear(), [base], total_steps=total, envelope=Envelope(low=1.0, high=1.0))
+            rows = _rows(controlled, total)
             assert {row.reason for row in rows} == {"decision"}
             assert [row.lr[0] for row in rows] == pytest.approx([base * (1 - t / total) for t in range(total)])
 
 
 def test_without_an_envelope_nothing_is_kept() -> None:
-    governor = _governor(Cycle(say=(9.0, NAN, 0.01)), envelope=None, total_steps=300)
-    rows = _rows(governor, 300)
+    controlled = _controlled(Cycle(say=(9.0, NAN, 0.01)), envelope=None, total_steps=300)
+    rows = _rows(controlled, 300)
     assert {row.lr for row in rows} == {(9.0,), (0.01,)}
     assert {row.reason for row in rows} == {"decision", "held"}
-    assert governor.fallen_back is None
+    assert controlled.fallen_back is None
 
 
 # --- the range that a controller knows --------------------------------------------------------------------------
@@ -130,9 +131,9 @@ def test_without_an_envelope_nothing_is_kept() -> None:
 def test_the_range_of_a_controller_meets_that_of_the_settings() -> None:
     envelope = Envelope(high=1e6, low=0.0, max_ratio=1e6, patience=99)
     known = CycleLR(say=(1e9, 0.0), lr_range=(1e-3, 2.0))
-    assert _lrs(_governor(known, envelope=envelope), 2) == [2.0, 1e-3]
-    assert _lrs(_governor(known, envelope=envelope, min_lr=0.5, max_lr=1.5), 2) == [1.5, 0.5]
-    assert _lrs(_governor(known, envelope=None), 2) == [10.0, 1e-8]  # without one it may go where it never was
+    assert _lrs(_controlled(known, envelope=envelope), 2) == [2.0, 1e-3]
+    assert _lrs(_controlled(known, envelope=envelope, min_lr=0.5, max_lr=1.5), 2) == [1.5, 0.5]
+    assert _lrs(_controlled(known, envelope=None), 2) == [10.0, 1e-8]  # without one it may go where it never was
     factors = Cycle(say=(1e9,))
     assert factors.lr_range is None
 
@@ -147,29 +148,29 @@ def test_ranges_that_do_not_meet_are_refused_before_anything_is_touched() -> Non
 
 
 def test_a_base_outside_of_the_range_comes_in_step_by_step() -> None:
-    governor = _governor(CycleLR(say=(0.9,), lr_range=(1e-3, 1.0)), [9.0])
-    rows = _rows(governor, 6)
+    controlled = _controlled(CycleLR(say=(0.9,), lr_range=(1e-3, 1.0)), [9.0])
+    rows = _rows(controlled, 6)
     assert [row.lr[0] for row in rows] == pytest.approx([4.5, 2.25, 1.125, 1.0, 1.0, 1.0])
-    assert governor.fallen_back is None
+    assert controlled.fallen_back is None
 
 
 def test_what_is_a_mistake_of_a_controller_that_answers_with_learning_rates() -> None:
     """Leaving its range and leaping is one; being far from the base LR, which may be wrong, is none."""
-    far = _governor(CycleLR(say=(1.9, 3.7, 6.0)), envelope=Envelope(patience=3))
+    far = _controlled(CycleLR(say=(1.9, 3.7, 6.0)), envelope=Envelope(patience=3))
     assert [row.detail for row in _rows(far, 3)] == ["", "", "envelope"]
     assert _lrs(far, 30)[-1] == 4.0
     assert far.fallen_back is None
     for wrong in (CycleLR(say=(1.5,), lr_range=(0.5, 1.0)), CycleLR(say=(2.1, 0.9, 2.1, 0.4))):
-        governor = _governor(wrong, envelope=Envelope(patience=3))
-        _rows(governor, 3)
-        assert governor.fallen_back
+        controlled = _controlled(wrong, envelope=Envelope(patience=3))
+        _rows(controlled, 3)
+        assert controlled.fallen_back
 
 
 def test_universal_has_the_range_of_its_training_in_its_config(tmp_path) -> None:
     controller = Universal(hidden_size=4, params=Universal.random_params(hidden_size=4), lr_range=(1e-6, 0.1))
     again = Universal.from_pretrained(controller.save_pretrained(tmp_path / "saved"))
     assert again.lr_range == (1e-6, 0.1)
-    assert Settings(envelope=Envelope(), max_lr=0.05).lr_bounds(again) == (1e-6, 0.05)
+    assert SchedulerConfig(envelope=Envelope(), max_lr=0.05).lr_bounds(again) == (1e-6, 0.05)
     for wrong in ((0.0, 1.0), (1.0, 0.1), (1e-6, INF), (NAN, 1.0), (1e-6, NAN)):
         with pytest.raises(ValueError, match=r"Universal: the (low|high) end of lr_range=.* is outside .*; give"):
             controller.replace(lr_range=wrong)
@@ -180,13 +181,13 @@ def test_universal_has_the_range_of_its_training_in_its_config(tmp_path) -> None
 
 def test_a_state_from_before_a_config_field_existed_still_loads() -> None:
     controller = Universal(hidden_size=4, params=Universal.random_params(hidden_size=4))
-    state = _governor(controller, total_steps=40).state_dict()
+    state = _controlled(controller, total_steps=40).state_dict()
     config = json.loads(state["config"])
     del config["lr_range"]
     old = {**state, "config": json.dumps(config, sort_keys=True)}
-    _governor(controller, total_steps=40).load_state_dict(old)
+    _controlled(controller, total_steps=40).load_state_dict(old)
     with pytest.raises(ValueError, match="config="):
-        _governor(controller.replace(lr_range=(1e-5, 1.0)), total_steps=40).load_state_dict(old)
+        _controlled(controller.replace(lr_range=(1e-5, 1.0)), total_steps=40).load_state_dict(old)
 
 
 # --- dismissal --------------------------------------------------------------------------------------------------
@@ -196,11 +197,11 @@ def test_a_state_from_before_a_config_field_existed_still_loads() -> None:
 @pytest.mark.parametrize("kind", [Cycle, CycleLR])
 @ignored
 def test_a_bad_controller_is_dismissed_when_patience_ends(kind, say) -> None:
-    governor = _governor(kind(say=say), total_steps=40, envelope=Envelope(patience=5))
-    rows = _rows(governor, 40)
+    controlled = _controlled(kind(say=say), total_steps=40, envelope=Envelope(patience=5))
+    rows = _rows(controlled, 40)
     assert [row.reason for row in rows[5:]] == ["handed_over"] * 35
     assert {row.reason for row in rows[:5]} <= {"bounded", "held"}
-    assert rows[5].detail == governor.fallen_back
+    assert rows[5].detail == controlled.fallen_back
     assert "5 decisions in succession were corrected" in rows[5].detail
     assert {row.detail for row in rows[6:]} == {""}
     assert {row.proposed for row in rows[5:]} == {None}
@@ -208,65 +209,65 @@ def test_a_bad_controller_is_dismissed_when_patience_ends(kind, say) -> None:
 
 
 def test_a_dismissal_is_said_once() -> None:
-    governor = _governor(Cycle(say=(9.0,)), envelope=Envelope(patience=2, max_ratio=1e6))
-    governor.advance({})
+    controlled = _controlled(Cycle(say=(9.0,)), envelope=Envelope(patience=2, max_ratio=1e6))
+    controlled.advance({})
     with pytest.warns(UserWarning, match="dismissed: 2 decisions in succession were corrected, the last: envelope"):
-        governor.advance({})
+        controlled.advance({})
     for _ in range(20):
-        governor.advance({})  # another warning would be an error
+        controlled.advance({})  # another warning would be an error
 
 
 def test_only_mistakes_in_succession_count() -> None:
-    governor = _governor(Cycle(say=(9.0, 9.0, 4.0)), envelope=Envelope(patience=3))
-    assert [row.reason for row in _rows(governor, 6)] == ["bounded", "bounded", "decision"] * 2
-    _rows(governor, 60)
-    assert governor.fallen_back is None
+    controlled = _controlled(Cycle(say=(9.0, 9.0, 4.0)), envelope=Envelope(patience=3))
+    assert [row.reason for row in _rows(controlled, 6)] == ["bounded", "bounded", "decision"] * 2
+    _rows(controlled, 60)
+    assert controlled.fallen_back is None
 
 
 @ignored
 def test_a_loss_that_stays_non_finite_ends_it_too() -> None:
-    governor = _governor(LossOnly(), envelope=Envelope(patience=3))
-    assert governor.advance({"loss": 0.5}).reason == "decision"
-    assert [governor.advance({"loss": NAN}).reason for _ in range(4)] == ["held"] * 3 + ["handed_over"]
+    controlled = _controlled(LossOnly(), envelope=Envelope(patience=3))
+    assert controlled.advance({"loss": 0.5}).reason == "decision"
+    assert [controlled.advance({"loss": NAN}).reason for _ in range(4)] == ["held"] * 3 + ["handed_over"]
 
 
 def test_the_settings_own_factor_bounds_are_no_mistake() -> None:
-    governor = _governor(Cycle(say=(2.0,)), max_factor=1.5, envelope=Envelope(patience=2))
-    assert {(row.reason, row.detail) for row in _rows(governor, 9)} == {("bounded", "factor bound")}
+    controlled = _controlled(Cycle(say=(2.0,)), max_factor=1.5, envelope=Envelope(patience=2))
+    assert {(row.reason, row.detail) for row in _rows(controlled, 9)} == {("bounded", "factor bound")}
 
 
 def test_after_the_planned_end_nobody_is_blamed() -> None:
-    governor = _governor(Linear(), total_steps=50)
-    rows = _rows(governor, 80)
-    assert governor.fallen_back is None
+    controlled = _controlled(Linear(), total_steps=50)
+    rows = _rows(controlled, 80)
+    assert controlled.fallen_back is None
     assert rows[-1].lr == (1e-8,)
 
 
 def test_extending_a_finished_run_is_no_leap_of_the_controller() -> None:
-    governor = _governor(Linear(), total_steps=1000)
-    _rows(governor, 1000)
-    governor.extend(1000)
-    assert _lrs(governor, 3) == pytest.approx([0.5, 999 / 2000, 998 / 2000])
-    governor.cooldown(5)
-    _rows(governor, 5)
-    governor.extend(995)
-    row = _rows(governor, 1)[0]
+    controlled = _controlled(Linear(), total_steps=1000)
+    _rows(controlled, 1000)
+    controlled.extend(1000)
+    assert _lrs(controlled, 3) == pytest.approx([0.5, 999 / 2000, 998 / 2000])
+    controlled.cooldown(5)
+    _rows(controlled, 5)
+    controlled.extend(995)
+    row = _rows(controlled, 1)[0]
     assert row.reason == "decision"
     assert row.lr[0] == pytest.approx(992 / 2003, rel=0.02)
 
 
 def test_only_the_first_move_after_an_extension_is_measured_anew() -> None:
-    governor = _governor(Cycle(say=(1e9,)), total_steps=100, envelope=Envelope(patience=999))
-    _rows(governor, 100)
-    governor.extend(900)
-    assert _lrs(governor, 3) == pytest.approx([2 * 0.9, 4 * 0.899, 4 * 0.898])
+    controlled = _controlled(Cycle(say=(1e9,)), total_steps=100, envelope=Envelope(patience=999))
+    _rows(controlled, 100)
+    controlled.extend(900)
+    assert _lrs(controlled, 3) == pytest.approx([2 * 0.9, 4 * 0.899, 4 * 0.898])
 
 
 def test_after_an_extension_that_is_too_short_the_lowest_rate_stands() -> None:
-    governor = _governor(Linear(), total_steps=5)
-    _rows(governor, 20)
-    governor.extend(3)
-    assert set(_lrs(governor, 5)) == {1e-8}
+    controlled = _controlled(Linear(), total_steps=5)
+    _rows(controlled, 20)
+    controlled.extend(3)
+    assert set(_lrs(controlled, 5)) == {1e-8}
 
 
 # --- the hand-over ----------------------------------------------------------------------------------------------
@@ -295,10 +296,10 @@ def test_the_line_after_a_hand_over() -> None:
 
 def test_late_in_the_run_the_line_begins_within_the_envelope() -> None:
     for at, start in ((74, 1.0), (76, 0.96), (90, 0.4), (99, 0.04), (100, 1e-8), (150, 1e-8)):
-        governor = _governor(Linear(), total_steps=100)
-        _rows(governor, at)
-        governor.fall_back("late")
-        assert _lrs(governor, 1)[0] == pytest.approx(start)
+        controlled = _controlled(Linear(), total_steps=100)
+        _rows(controlled, at)
+        controlled.fall_back("late")
+        assert _lrs(controlled, 1)[0] == pytest.approx(start)
 
 
 def test_nobody_is_asked_and_nothing_is_measured_after_a_hand_over() -> None:
@@ -308,7 +309,7 @@ def test_nobody_is_asked_and_nothing_is_measured_after_a_hand_over() -> None:
     scheduler.observe(loss=0.5)
     apply(optimizer)
     scheduler.fall_back("enough")
-    assert not any(scheduler.governor.due(t) for t in range(10))
+    assert not any(scheduler.due(t) for t in range(10))
     apply(optimizer)  # no loss was observed, and none is missed
     assert scheduler.trace[-1].observation is None
 
@@ -554,25 +555,25 @@ def test_all_that_the_best_rate_and_an_extension_need_is_in_the_state(at) -> Non
 
 
 def test_an_old_state_and_one_of_another_envelope_load() -> None:
-    source = _governor(Cycle(say=(0.9,)), total_steps=40)
+    source = _controlled(Cycle(say=(0.9,)), total_steps=40)
     _rows(source, 10)
     state = source.state_dict()
     old = {key: value for key, value in state.items() if key != "envelope"}
-    after = _governor(Cycle(say=(0.9,)), total_steps=40)
+    after = _controlled(Cycle(say=(0.9,)), total_steps=40)
     after.fall_back("forgotten with the run that it belonged to")
     after.load_state_dict(old)
     assert after.fallen_back is None
     assert _lrs(after, 3) == _lrs(source, 3)
-    narrow = _governor(Cycle(say=(0.9,)), total_steps=40, envelope=Envelope(high=1.0, low=1.0, fallback="auto"))
+    narrow = _controlled(Cycle(say=(0.9,)), total_steps=40, envelope=Envelope(high=1.0, low=1.0, fallback="auto"))
     narrow.load_state_dict(state)
     assert _lrs(narrow, 1) == [0.75]
 
 
 def test_a_dismissal_outlives_its_envelope() -> None:
-    source = _governor(Constant(), total_steps=40)
+    source = _controlled(Constant(), total_steps=40)
     _rows(source, 10)
     source.fall_back("for good")
-    free = _governor(Constant(), total_steps=40, envelope=None)
+    free = _controlled(Constant(), total_steps=40, envelope=None)
     free.load_state_dict(source.state_dict())
     assert free.fallen_back == "for good"
     assert _lrs(free, 30) == _lrs(source, 30) == pytest.approx([(30 - k) / 30 for k in range(30)])

@@ -53,7 +53,7 @@ def _train(
     )
     criterion = nn.CrossEntropyLoss()
     for x, y in data:
-        if "eval_loss" in scheduler.controller.needs and scheduler.governor.due():
+        if "eval_loss" in scheduler.controller.needs and scheduler.due():
             scheduler.observe(eval_loss=criterion(model(data[0][0]), data[0][1]).detach())
         scheduler.before_forward(lambda x=x, y=y: criterion(model(x), y))
         logits = model(x)
@@ -200,12 +200,12 @@ class Case:
     def check(self, scheduler: ControlledLR, rates: tuple[float, ...], was: float) -> None:
         assert all(math.isfinite(rate) and rate >= 0 for rate in rates)
         assert self.base[1] > 0 or rates[1] == 0
-        low, high = scheduler.governor.settings.min_lr, scheduler.governor.settings.max_lr
+        low, high = scheduler.run.config.min_lr, scheduler.run.config.max_lr
         assert low * (1 - 1e-9) <= rates[0] <= high * (1 + 1e-9)
         row, envelope = scheduler.trace[-1], self.settings["envelope"]
         assert rates == row.lr
         # One step in, however far out it was, and never further out.
-        total = scheduler.governor.total_steps
+        total = scheduler.run.total_steps
         line = self.base[0] * (1.0 if total is None else max(0.0, 1 - row.step / total))
         if row.reason in ("decision", "bounded"):
             assert self.known is None or row.bounded <= max(self.known[1], was / envelope.max_ratio) * (1 + 1e-9)
@@ -221,14 +221,14 @@ class Case:
             assert row.lr[0] <= was * (1 + 1e-9)
         elif row.reason == "handed_over":
             assert scheduler.fallen_back
-            assert not scheduler.governor.due()
+            assert not scheduler.due()
 
     extended: bool = False
     """Whether the next move is measured against the reference schedule."""
 
 
 def _in_force(scheduler: ControlledLR) -> float:
-    return scheduler.governor.state_dict()["answer"][0]
+    return scheduler.run.state_dict()["answer"][0]
 
 
 def _act(scheduler: ControlledLR, what: str, loss: float) -> None:
@@ -238,7 +238,7 @@ def _act(scheduler: ControlledLR, what: str, loss: float) -> None:
         scheduler.fall_back("drawn")
     elif what == "cooldown":
         scheduler.cooldown(3)
-    elif what == "extend" and scheduler.governor.total_steps is not None:
+    elif what == "extend" and scheduler.run.total_steps is not None:
         scheduler.extend(4)
     elif what == "note":
         scheduler.note_loss(loss)

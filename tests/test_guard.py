@@ -581,13 +581,13 @@ def test_a_rollback_cuts_what_any_scheduler_writes(name, rewind) -> None:
 
 def test_a_controlled_rate_stays_cut_after_a_resume() -> None:
     run = Run(scheduler=PLAIN["controlled"], recover=False).train(batches(UPDATES, size=32), _noise)
-    assert run.scheduler.governor.scale == 0.5
+    assert run.scheduler.run.scale == 0.5
     other = Run(scheduler=PLAIN["controlled"])
     other.guard.load_state_dict(run.guard.state_dict())
-    assert other.scheduler.governor.scale == 0.5
+    assert other.scheduler.run.scale == 0.5
     third = Run(scheduler=PLAIN["controlled"])
     third.scheduler.load_state_dict(run.scheduler.state_dict())
-    assert third.scheduler.governor.scale == 0.5
+    assert third.scheduler.run.scale == 0.5
     with pytest.raises(ValueError, match="scale=2.0 is outside"):
         third.scheduler.set_scale(2.0)
 

@@ -394,7 +394,7 @@ def test_without_snapshots_the_trainer_goes_back_to_its_own_checkpoint(tmp_path,
     acts = _actions(trainer)
     assert [a for a, *_ in acts].count("rollback") == 1
     assert flat(trainer.model).abs().max() < 3 and trainer.state.global_step == UPDATES
-    assert trainer.lr_scheduler.governor.scale == 0.5
+    assert trainer.lr_scheduler.run.scale == 0.5
     assert trainer.lr_scheduler.updates == UPDATES - len(acts)  # the schedule's position did not go back
 
 
@@ -407,7 +407,7 @@ def test_a_learned_controller_beside_the_guard_is_in_an_envelope_and_rules_are_n
     def envelope(controller, **changes):
         args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments, **changes)
         trainer = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(), controller=controller)
-        return trainer.create_scheduler(10, trainer.create_optimizer()).governor.settings.envelope
+        return trainer.create_scheduler(10, trainer.create_optimizer()).run.config.envelope
 
     learned = AutoController.from_pretrained("mlr_snet")
     assert envelope(learned) is None

@@ -14,8 +14,8 @@ from hf_adaptive_lr.meta.bilevel import BilevelConfig, BilevelTrainer
 from hf_adaptive_lr.meta.evolution import EvolutionConfig, EvolutionTrainer
 from hf_adaptive_lr.meta.suites import SUITES
 from hf_adaptive_lr.observation import Outcome
-from hf_adaptive_lr.scheduler.decision import Settings
-from hf_adaptive_lr.scheduler.runtime import Governor
+from hf_adaptive_lr.scheduler.config import SchedulerConfig
+from hf_adaptive_lr.scheduler.runtime import ControllerRun
 
 F64 = torch.float64
 LOSSES = [2.2, 2.0, 2.1, 1.7, 1.9, 1.2, 1.4, 0.9, 0.6, 0.7]
@@ -321,24 +321,24 @@ def test_scalar_ablation_by_hand() -> None:
     assert float(state["theta"]) == pytest.approx(float(theta.detach()), abs=1e-12) != pytest.approx(0.5, abs=1e-3)
 
 
-def test_a_live_governor_hands_over_and_resumes(tmp_path) -> None:
+def test_a_live_run_goes_on_and_resumes(tmp_path) -> None:
     controller = MLRSNet(classes=10, meta_learn=True, meta_every=2)
-    settings = Settings(total_steps=10)
+    settings = SchedulerConfig(total_steps=10)
 
-    def play(governor: Governor, steps: range) -> list[float]:
+    def play(controlled: ControllerRun, steps: range) -> list[float]:
         out = []
         for step in steps:
-            out.append(governor.advance({"loss": LOSSES[step]}).lr[0])
+            out.append(controlled.advance({"loss": LOSSES[step]}).lr[0])
             if controller.wants_outcome(step, 10):
-                governor.learn(_outcome(step, INNER[step]))
+                controlled.learn(_outcome(step, INNER[step]))
         return out
 
-    whole = play(Governor(controller, [0.5], settings), range(10))
-    half = Governor(controller, [0.5], settings)
+    whole = play(ControllerRun(controller, [0.5], settings), range(10))
+    half = ControllerRun(controller, [0.5], settings)
     first = play(half, range(5))
-    torch.save(half.state_dict(), tmp_path / "governor.pt")
-    rest = Governor(controller, [0.5], settings)
-    rest.load_state_dict(torch.load(tmp_path / "governor.pt", weights_only=True))
+    torch.save(half.state_dict(), tmp_path / "run.pt")
+    rest = ControllerRun(controller, [0.5], settings)
+    rest.load_state_dict(torch.load(tmp_path / "run.pt", weights_only=True))
     assert first + play(rest, range(5, 10)) == whole
 
 
@@ -366,7 +366,7 @@ def test_snapshots_take_turns_and_gamma_is_taken_anew() -> None:
         h, c = reference.h, reference.c
     assert found == pytest.approx(expected, rel=1e-12)
     with pytest.raises(ValueError, match="total_steps"):
-        Governor(controller, [0.1], Settings())
+        ControllerRun(controller, [0.1], SchedulerConfig())
 
 
 def test_every_run_has_its_own_third() -> None:

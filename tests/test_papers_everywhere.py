@@ -140,7 +140,7 @@ def _loop(method: str, kind: str, folder: Path, *, stop: int = STEPS, resume: bo
     for batch in batches[scheduler.updates : stop]:
         generators = torch.get_rng_state()
         accelerator.backward(wrapped(**batch).loss)
-        if "eval_loss" in scheduler.controller.needs and scheduler.governor.due():
+        if "eval_loss" in scheduler.controller.needs and scheduler.due():
             scheduler.observe(eval_loss=_evaluate(model, own))
 
         def closure(batch=batch, generators=generators) -> torch.Tensor:

@@ -11,8 +11,8 @@ from hf_adaptive_lr import Constant, ControlledLR, Observation
 from hf_adaptive_lr.controller import Controller
 from hf_adaptive_lr.controllers.plrs import PLRS
 from hf_adaptive_lr.controllers.random_walk import RandomWalk
-from hf_adaptive_lr.scheduler.decision import Settings
-from hf_adaptive_lr.scheduler.runtime import Governor
+from hf_adaptive_lr.scheduler.config import SchedulerConfig
+from hf_adaptive_lr.scheduler.runtime import ControllerRun
 from tests.tiny import batches, flat, mlp
 
 F64 = torch.float64
@@ -214,7 +214,7 @@ def test_a_seed_gives_one_run_and_another_seed_another(make) -> None:
 
 @pytest.mark.parametrize("make", [PLRS, RandomWalk], ids=["plrs", "random_walk"])
 def test_ranks_agree_whatever_they_see(make) -> None:
-    ranks = [Governor(make(), [0.1, 0.02], Settings(total_steps=40, seed=3)) for _ in range(2)]
+    ranks = [ControllerRun(make(), [0.1, 0.02], SchedulerConfig(total_steps=40, seed=3)) for _ in range(2)]
     torch.manual_seed(0)
     left = [ranks[0].advance({}).lr for _ in range(40)]
     torch.manual_seed(99)  # ranks differ in everything but the controller's seed
@@ -247,13 +247,13 @@ def test_three_moves_by_hand() -> None:
     for _ in range(3):
         lr = 0.1 * (lr / 0.1 * (0.2 * torch.randn((), generator=generator, dtype=F64)).exp())
         expected.append(float(lr))
-    governor = Governor(RandomWalk(step=0.2), [0.1], Settings(seed=7))
-    assert [governor.advance({}).lr[0] for _ in range(3)] == expected
+    controlled = ControllerRun(RandomWalk(step=0.2), [0.1], SchedulerConfig(seed=7))
+    assert [controlled.advance({}).lr[0] for _ in range(3)] == expected
 
 
 def test_it_decides_twenty_times_a_run() -> None:
-    governor = Governor(RandomWalk(), [0.1, 0.4], Settings(total_steps=100))
-    decisions = [governor.advance({}) for _ in range(100)]
+    controlled = ControllerRun(RandomWalk(), [0.1, 0.4], SchedulerConfig(total_steps=100))
+    decisions = [controlled.advance({}) for _ in range(100)]
     assert [d.step for d in decisions if d.reason == "decision"] == list(range(0, 100, 5))
     assert len({d.lr for d in decisions}) == 20
     assert all(d.lr[1] == pytest.approx(4 * d.lr[0], rel=1e-15) for d in decisions)
@@ -304,10 +304,10 @@ def test_a_reflected_walk_fills_its_span_evenly() -> None:
 
 
 def test_bounds_of_the_scheduler_leave_no_memory() -> None:
-    governor = Governor(RandomWalk(step=0.5), [1.0], Settings(seed=0, max_lr=1.0))
+    controlled = ControllerRun(RandomWalk(step=0.5), [1.0], SchedulerConfig(seed=0, max_lr=1.0))
     generator, lr, at_bound = torch.Generator().manual_seed(0), 1.0, 0
     for _ in range(50):
         lr = min(1.0, lr * math.exp(0.5 * float(torch.randn((), generator=generator, dtype=F64))))
         at_bound += lr == 1.0
-        assert governor.advance({}).lr[0] == pytest.approx(lr, rel=1e-12)
+        assert controlled.advance({}).lr[0] == pytest.approx(lr, rel=1e-12)
     assert 0 < at_bound < 50

@@ -16,11 +16,8 @@ from torch import Tensor, nn
 
 from hf_adaptive_lr import Observation
 from hf_adaptive_lr.cli import main
-from hf_adaptive_lr.cli.train import make_trainer
 from hf_adaptive_lr.controllers.ppo_schedule import FEATURES, PPOSchedule
-from hf_adaptive_lr.decision import Settings
-from hf_adaptive_lr.demo_data import DemoDataError
-from hf_adaptive_lr.governor import Governor
+from hf_adaptive_lr.demo.data import DemoDataError
 from hf_adaptive_lr.meta.driver import DriverConfig, run
 from hf_adaptive_lr.meta.inner import InnerOptimizer
 from hf_adaptive_lr.meta.problem import Problem
@@ -29,7 +26,10 @@ from hf_adaptive_lr.meta.suites import SUITES
 from hf_adaptive_lr.meta.tasks import FAMILIES, SPLITS, TaskSpec, make_task
 from hf_adaptive_lr.meta.tasks.images import images
 from hf_adaptive_lr.meta.tasks.mlp import MLPTask
+from hf_adaptive_lr.meta.trainers import make_trainer
 from hf_adaptive_lr.meta.vector_run import VectorRun
+from hf_adaptive_lr.scheduler.config import SchedulerConfig
+from hf_adaptive_lr.scheduler.runtime import ControllerRun
 from tests.test_demo_data import put_fashion_mnist
 
 SMALL_PHOTOS = {"data": "mnist-5000", "n_train": 64, "eval_size": 32, "channels": 4, "width": 16, "batch_size": 16}
@@ -82,11 +82,8 @@ def test_it_decides_every_k_th_update_and_at_each_of_the_last(total, every, coun
 
 def test_a_live_run_follows_its_rhythm_unless_the_user_names_one() -> None:
     def decisions(**cadence: int) -> int:
-        governor, count = Governor(build(), [0.01], Settings(total_steps=1000, **cadence)), 0
-        for _ in range(1000):
-            count += governor.due()
-            governor.updates += 1
-        return count
+        controlled = ControllerRun(build(), [0.01], SchedulerConfig(total_steps=1000, **cadence))
+        return sum(controlled.due(update) for update in range(1000))
 
     assert decisions() == 109
     assert decisions(every=100) == 10
@@ -412,7 +409,7 @@ def reference_update(trainer: SchedulePPOTrainer, played: Played, config: dict[s
 def close_after_adam(found: Tensor, expected: Tensor) -> None:
     """A few elements may be off by part of one of the ten steps of 1e-3.
 
-    Adam's step is as long for a gradient that is all rounding as for any other; a wrong formula moves all elements.
+    Adam's step is as long for a gradient that is nothing but rounding as for any other; a wrong formula moves all.
     """
     off = (found - expected).abs() > 2e-6 + 1e-4 * expected.abs()
     assert off.double().mean() < 0.02

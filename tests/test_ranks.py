@@ -246,14 +246,14 @@ def test_the_check_knows_deepspeed_by_its_marks() -> None:
     """A unit test of the check only: DeepSpeed itself needs a GPU build that is not installed here."""
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
-    distributed.refuse_sharded(optimizer, {"alignment"})
+    distributed.check_unsharded(optimizer, {"alignment"})
     parameter.ds_id = 0  # what ZeRO-3 puts on every parameter
     with pytest.raises(ValueError, match="DeepSpeed"):
-        distributed.refuse_sharded(optimizer, {"alignment"})
-    distributed.refuse_sharded(optimizer, set())
+        distributed.check_unsharded(optimizer, {"alignment"})
+    distributed.check_unsharded(optimizer, set())
     owner = type("DeepSpeedZeroOptimizer", (torch.optim.SGD,), {"__module__": "deepspeed.runtime.zero.stage_1_and_2"})
     with pytest.raises(ValueError, match="DeepSpeed"):
-        distributed.refuse_sharded(owner([torch.nn.Parameter(torch.zeros(2))], lr=0.1), {"grad_norm"})
+        distributed.check_unsharded(owner([torch.nn.Parameter(torch.zeros(2))], lr=0.1), {"grad_norm"})
 
 
 @pytest.fixture(autouse=True)

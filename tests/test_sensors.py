@@ -262,7 +262,7 @@ def test_that_nothing_clips_is_checked_once(clip) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         if clip < 1:
-            with pytest.raises(ValueError, match=r"max_grad_norm=0 says that nothing clips.*is 0.05 in the step"):
+            with pytest.raises(ValueError, match=r"max_grad_norm=0 means that nothing clips.*is 0.05 in the step"):
                 optimizer.step()
             assert torch.equal(flat(model), weights)
             return

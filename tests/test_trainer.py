@@ -275,7 +275,7 @@ def test_a_learner_works_through_trainer(tmp_path) -> None:
 
 def test_what_no_scheduler_can_measure_is_refused() -> None:
     controller = type("Actor", (Controller,), {"needs": frozenset({"loss_other"})})()
-    with pytest.raises(ValueError, match="loss_other, the loss of a batch that this door does not have"):
+    with pytest.raises(ValueError, match="loss_other, the loss of a batch that this integration does not have"):
         ControlledLR(torch.optim.SGD(mlp().parameters(), lr=0.1), controller)
 
 

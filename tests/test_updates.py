@@ -228,7 +228,7 @@ def test_a_tensor_learning_rate_is_changed_in_place() -> None:
         optimizer.zero_grad()
     assert optimizer.param_groups[0]["lr"] is held
     assert float(held) == 0.75
-    assert scheduler.governor.base_lrs == [1.0]
+    assert scheduler.run.base_lrs == [1.0]
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -289,9 +289,9 @@ def test_copies_of_the_model_and_evaluation_are_not_observed(tmp_path) -> None:
     model.train()
     with torch.no_grad():
         model(**batch)
-    assert scheduler._measure._losses == []
+    assert len(scheduler.losses) == 0
     model(**batch)
-    assert len(scheduler._measure._losses) == 1
+    assert len(scheduler.losses) == 1
 
 
 def test_a_model_saved_whole_loads_and_trains_without_the_scheduler(tmp_path) -> None:
@@ -306,7 +306,7 @@ def test_a_model_saved_whole_loads_and_trains_without_the_scheduler(tmp_path) ->
     loaded.train()
     loaded(**{k: v[None] for k, v in Tokens()[0].items()}).loss.backward()
     assert scheduler.updates == updates
-    assert scheduler._measure._losses == []
+    assert len(scheduler.losses) == 0
 
 
 def test_a_second_train_goes_on_where_the_first_ended(tmp_path) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from hf_adaptive_lr import AutoController, Controller
 from hf_adaptive_lr.auto import known_names
 from hf_adaptive_lr.observation import OPTIONAL_FIELDS, OUTCOME_FIELDS
-from hf_adaptive_lr.scheduler.decision import Decision, Settings
-from hf_adaptive_lr.scheduler.runtime import Governor
+from hf_adaptive_lr.scheduler.config import SchedulerConfig
+from hf_adaptive_lr.scheduler.decision import Decision
+from hf_adaptive_lr.scheduler.runtime import ControllerRun
 
 RUNS = Path(__file__).parent / "runs"
 
@@ -67,7 +68,7 @@ def answers(run: Recorded, name: str, base_lr: float) -> list[Decision]:
     missing = _missing(controller, run)
     if missing:
         raise ValueError(f"'{name}' needs {sorted(missing)[0]}, which was not recorded")
-    governor = Governor(controller, [base_lr], Settings(total_steps=len(run.lr)))
+    controlled = ControllerRun(controller, [base_lr], SchedulerConfig(total_steps=len(run.lr)))
     wanted = sorted(controller.needs & run.fields.keys())
 
     def observe(update: int, lr: float) -> dict[str, float]:
@@ -77,7 +78,7 @@ def answers(run: Recorded, name: str, base_lr: float) -> list[Decision]:
             seen["update_ratio"] *= lr / run.lr[update - 1]
         return seen
 
-    return governor.simulate(len(run.lr), observe)
+    return controlled.simulate(len(run.lr), observe)
 
 
 def told(decisions: list[Decision]) -> list[list[str]]:

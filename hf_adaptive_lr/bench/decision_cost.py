@@ -23,8 +23,8 @@ from ..artifacts import WEIGHTS_NAME, library_version, replace_file
 from ..auto import PRETRAINED, AutoController
 from ..controller import Controller
 from ..observation import OPTIONAL_FIELDS, Value
-from ..scheduler.decision import Settings
-from ..scheduler.runtime import Governor
+from ..scheduler.config import SchedulerConfig
+from ..scheduler.runtime import ControllerRun
 from .runner import Row, append_row
 
 OUTPUT = Path("model_cards/rows/decision_cost.jsonl")
@@ -63,7 +63,8 @@ def measure(name: str, controller: Controller, calls: int = CALLS) -> Row:
         controller: with weights, if it has any.
         calls: as in [`seconds_of`].
     """
-    governor, fields = Governor(controller, [1e-3], Settings(total_steps=STEPS, every=1)), fields_of(controller)
+    controlled = ControllerRun(controller, [1e-3], SchedulerConfig(total_steps=STEPS, every=1))
+    fields = fields_of(controller)
     net: float | None = None
     if hasattr(controller, "n_features"):
         made: Any = controller
@@ -73,7 +74,7 @@ def measure(name: str, controller: Controller, calls: int = CALLS) -> Row:
     return {
         "controller": name,
         "net_seconds": net,
-        "decision_seconds": seconds_of(lambda: governor.advance(fields), calls),
+        "decision_seconds": seconds_of(lambda: controlled.advance(fields), calls),
         "calls": calls,
         "weights": sum(p.numel() for p in controller.params.values()),
         "bytes": _bytes(name),

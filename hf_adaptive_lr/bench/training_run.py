@@ -84,7 +84,7 @@ class TrainingRun:
             wall, cpu = time.perf_counter(), time.process_time()
             with warnings.catch_warnings():
                 # Said of every diverged run; the row has the count.
-                warnings.filterwarnings("ignore", message="learning rate held", category=UserWarning)
+                warnings.filterwarnings("ignore", message="learning rate kept", category=UserWarning)
                 trainer.train()
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         meter.close()
@@ -97,7 +97,7 @@ class TrainingRun:
             **_course(losses, [decision.lr[0] for decision in trainer.lr_scheduler.trace], self.lr),
             "diverged": diverged(losses, scores["loss"]),
             **_guarded(trainer),
-            "held": trainer.lr_scheduler.governor.held,
+            "held": trainer.lr_scheduler.run.held,
             "seconds": short(wall),
             "cpu_seconds": short(cpu),
             "passes": {name: short(rows / record.rows) for name, rows in meter.rows.items()},

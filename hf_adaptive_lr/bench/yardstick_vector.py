@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from ..cadence import Cadence
 from ..controller import Controller
 from ..meta.episode import MAX_LR, MIN_LR, as_lr
 from ..meta.inner import InnerOptimizer
@@ -154,15 +155,15 @@ class _Controlled:
 
     def __init__(self, run: VectorRun, controller: Controller, decisions: int | None) -> None:
         self._run, self._controller = run, controller
-        self._decisions = decisions or controller.decisions
-        self._own_rhythm = decisions is None
+        own = controller.due if decisions is None else None
+        self._cadence = Cadence(run.total_steps, decisions=decisions or controller.decisions, own=own)
         self._state = controller.init((run.task.runs,), seed=0)
         self._lr = run.base_lr
         self.gain = "gain_ratio" in controller.needs
 
     def lr(self, step: int) -> Tensor:
         """Of every lane."""
-        if self._due(step):
+        if self._cadence.due(step):
             observed = self._run.observe(self._lr, self._controller.needs)
             with torch.no_grad():
                 answer, self._state = self._controller.decide(observed, self._state)
@@ -170,17 +171,6 @@ class _Controlled:
             # As the scheduler does: an answer that is no number holds the learning rate.
             self._lr = torch.where(torch.isfinite(new), new, self._lr).clamp(MIN_LR, MAX_LR)
         return self._lr
-
-    def _due(self, step: int) -> bool:
-        total, decisions = self._run.total_steps, self._decisions
-        own = self._controller.due(step, total) if self._own_rhythm else None
-        if own is not None:
-            return own
-        if decisions is None:
-            return True
-        if step >= total:
-            return step % max(1, total // decisions) == 0
-        return -(-step * decisions // total) * total // decisions == step
 
 
 class _Scheduled:

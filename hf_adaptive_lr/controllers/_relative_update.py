@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..cadence import evenly
 from ..observation import Observation
 
 FIRST_LR = 1e-7
@@ -47,11 +48,7 @@ def due(update: int, total_steps: int | None, decisions: int) -> bool:
         if update < _EARLY:
             return doubling
         return update % max(4, (1 << update.bit_length() - 1) // _PER_DOUBLING) == 0
-    if update < total_steps // decisions:
-        return doubling
-    if update >= total_steps:
-        return update % max(1, total_steps // decisions) == 0
-    return -(-update * decisions // total_steps) * total_steps // decisions == update
+    return doubling if update < total_steps // decisions else evenly(update, total_steps, decisions)
 
 
 def init_units(batch_shape: tuple[int, ...], device: torch.device | str | None = None) -> dict[str, Tensor]:

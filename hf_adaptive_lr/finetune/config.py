@@ -268,8 +268,8 @@ def _check_learning_rate(value: float | str | None) -> None:
 def _controller(config: FinetuneConfig) -> Controller:
     from ..auto import AutoController
     from ..hub.serialization import configure
-    from ..scheduler.decision import Settings
-    from ..scheduler.runtime import Governor
+    from ..scheduler.config import SchedulerConfig
+    from ..scheduler.runtime import ControllerRun
     from ..sensors.gradients import DIRECTION_FIELDS
 
     assert config.controller is not None  # `resolved` set it
@@ -289,8 +289,10 @@ def _controller(config: FinetuneConfig) -> Controller:
                 f"learning_rate=auto: controller '{config.controller}' starts from a learning rate of yours; give a "
                 "number, or a controller that finds it (relative, universal)"
             )
-        settings = Settings(total_steps=config.max_steps, every=config.every, warmup_steps=config.warmup_steps or 0)
-        Governor(controller, [config.base_lr], settings)
+        settings = SchedulerConfig(
+            total_steps=config.max_steps, every=config.every, warmup_steps=config.warmup_steps or 0
+        )
+        ControllerRun(controller, [config.base_lr], settings)
     except json.JSONDecodeError as error:
         raise FinetuneError(f"controller_kwargs={config.controller_kwargs!r} is not valid JSON: {error}") from error
     except (OSError, TypeError, ValueError) as error:

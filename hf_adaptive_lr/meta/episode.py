@@ -7,6 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from ..cadence import decision_updates
 from ..controller import Controller, State
 from ..observation import Observation
 from .tasks.base import Split
@@ -32,7 +33,8 @@ def stretches(total_steps: int, decisions: int) -> list[int]:
     """
     if total_steps < 1 or decisions < 1:
         raise ValueError(f"total_steps={total_steps} and decisions={decisions} must be at least 1")
-    return [(k + 1) * total_steps // decisions - k * total_steps // decisions for k in range(decisions)]
+    moments = [*decision_updates(total_steps, decisions), total_steps]
+    return [later - earlier for earlier, later in itertools.pairwise(moments)]
 
 
 def stretches_of(controller: Controller, total_steps: int, decisions: int, *, hidden: bool = False) -> list[int]:

@@ -138,7 +138,7 @@ class DSA(Optimizer):
         """Load a state of `base` with or without u; where there is none, factors start at 1.
 
         Raises:
-            ValueError: u is of another granularity, or `base` refuses; nothing was changed then.
+            ValueError: u is of another granularity, or `base` cannot load it; nothing was changed then.
         """
         state, groups = state_dict["state"], state_dict["param_groups"]
         saved = [state.get(name, {}) for group in groups for name in group["params"]]

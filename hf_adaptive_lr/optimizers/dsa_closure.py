@@ -1,4 +1,4 @@
-"""Feeding an optimizer that looks ahead ([`DSA`]): the micro-batches of an update, computed at the trial weights.
+"""Gives [`DSA`] its closure in a Trainer: the micro-batches of an update, computed again at the trial weights.
 
 The gradient of the look-ahead is that of the update: the mean over the same micro-batches, with the same dropout
 masks, averaged over ranks.
@@ -32,12 +32,12 @@ class LookAhead:
 
     @classmethod
     def of(cls, optimizer: Optimizer, model: nn.Module) -> LookAhead | None:
-        """A feeder for an optimizer that looks ahead, None for any other."""
+        """The collector for a DSA optimizer, None for any other."""
         inner = raw(optimizer)
         return cls(inner, model) if isinstance(inner, DSA) else None
 
     def add(self, replay: Callable[[], Tensor], device: torch.device) -> None:
-        """A micro-batch is about to be computed.
+        """Take in a micro-batch that is about to be computed.
 
         Args:
             replay: recomputes its mean loss.

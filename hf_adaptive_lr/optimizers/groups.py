@@ -1,9 +1,11 @@
-"""Reading an optimizer that somebody else made: what is inside a wrapper, its base learning rates, its oddities."""
+"""Reads and writes the parameter groups of any optimizer: unwraps it, its base learning rates, its skipped steps."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -34,8 +36,27 @@ def base_lrs(optimizer: Optimizer) -> list[float]:
     return [float(group["initial_lr"]) for group in optimizer.param_groups]
 
 
-def overflowed(optimizer: Optimizer) -> bool:
-    """Whether the step that is beginning will be skipped because a gradient scaler found infinities."""
+def set_lrs(optimizer: Optimizer, lrs: Sequence[float]) -> None:
+    """Write the learning rate of every group; into its tensor where it is one, so that a compiled step sees it."""
+    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def no_update(optimizer: Optimizer, given: Sequence[Any]) -> bool:
+    """Whether the step that is beginning will change no weight.
+
+    That is so without any gradient, and where a gradient scaler found infinities.
+
+    Args:
+        optimizer: is about to step.
+        given: arguments of the step; a closure among them computes the gradients.
+    """
+    idle = all(p.grad is None for group in optimizer.param_groups for p in group["params"])
+    if idle and not any(callable(argument) for argument in given):
+        return True
     # A fused optimizer under a gradient scaler is called even when the update will be skipped inside the kernel.
     # Reading the flag is the one host sync that plain scaler.step() pays as well.
     found = getattr(optimizer, "found_inf", None)
@@ -48,8 +69,7 @@ def warn_if_free_of_lr(optimizer: Optimizer) -> None:
     if any(mark in name for name in names for mark in _FREE_OF_LR):
         warnings.warn(
             f"{type(optimizer).__name__} sets its own step size and takes lr as a multiplier only; a controller on "
-            f"top of it "
-            "steers that multiplier. A constant schedule is what its authors advise.",
+            "top of it steers that multiplier. Its authors advise a constant schedule.",
             UserWarning,
             stacklevel=4,
         )

@@ -1,7 +1,7 @@
 """Learning rates by part of the model: embeddings, body, head, the two factors of LoRA, and by depth.
 
-A controller answers for the whole run; what differs between parts is a fixed factor of each parameter group's base
-learning rate, which every controller keeps. Splitting happens in the optimizer that is already there, so whatever else
+A controller answers for the whole run; parts differ by a fixed factor of each parameter group's base learning rate,
+which every controller keeps. Splitting happens in the optimizer that is already there, so whatever else
 its groups say (weight decay, betas) stays.
 """
 
@@ -122,7 +122,7 @@ def _split(
 
 
 def check_factors(factors: Mapping[str, float], layer_decay: float | None) -> None:
-    """Refuse what [`split_groups`] cannot use.
+    """Fails fast on factors that [`split_groups`] cannot use.
 
     Raises:
         ValueError: an unknown part, or a factor out of range.
@@ -144,7 +144,7 @@ def _base(model: nn.Module) -> nn.Module:
 
 
 def _bare(name: str) -> str:
-    """The name without what wrappers put before and into it."""
+    """The name without the additions of wrappers (PEFT, DDP, torch.compile)."""
     for words in ("base_model.model.", "module.", "_orig_mod."):
         name = name.removeprefix(words)
     return name.replace(".modules_to_save.default", "").replace(".original_module", "").replace(".base_layer", "")

@@ -1,4 +1,7 @@
-"""ControlledLR: the scheduler that puts a controller in charge, and the only code that writes a learning rate."""
+"""ControlledLR: the scheduler that lets a controller decide, and the only code that writes a learning rate.
+
+Over 300 lines because the whole public interface of a run is documented here, mostly for one line of code each.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
@@ -18,18 +21,18 @@ from .._checks import check_range
 from ..auto import resolve_controller
 from ..controller import Controller, State
 from ..observation import Value
-from ..optimizers.groups import base_lrs, overflowed, raw, warn_if_free_of_lr
-from ..sensors.collector import Measurer
-from ..sensors.forward_hook import ForwardTap
+from ..optimizers.groups import base_lrs, no_update, raw, set_lrs, warn_if_free_of_lr
+from ..sensors.collector import SignalCollector
 from ..sensors.gradients import check_readable
+from ..sensors.loss_window import LossWindow
 from ..sensors.outcome import ExtraLoss
-from .decision import Decision, Settings
-from .envelope import Envelope
-from .runtime import Governor
+from .config import SchedulerConfig, SchedulerOptions
+from .decision import Decision
+from .runtime import ControllerRun
 
 
 class ControlledLR(LRScheduler):
-    """A learning-rate scheduler whose value is decided by a [`Controller`], in the same step that it is used in.
+    """A learning-rate scheduler whose value a [`Controller`] decides, in the same step that it is used in.
 
     The decision for update t is taken in the optimizer's step pre-hook, when the loss and gradient of batch t are
     known. The hooks fire only for updates that really happen, so accumulated and skipped steps are right by
@@ -42,25 +45,17 @@ class ControlledLR(LRScheduler):
         model: the unwrapped module. With it a forward hook calls `observe` for every training micro-batch whose output
             carries a `loss`, and sensors that repeat a forward pass can work.
         hook: False keeps `model` for the sensors but leaves `observe` to the caller.
-        total_steps: number of updates of the run, None when unknown (controllers that need it refuse).
-        every: updates from one decision to the next (default: the controller's own, for rules 1).
-        decisions: alternatively, decisions per run; needs `total_steps`.
-        warmup_steps: linear ramp over the first updates, on top of the controller's answer.
-        min_factor: smallest factor of the base LR, for controllers that answer with a factor.
-        max_factor: largest factor.
-        min_lr: smallest learning rate, of the first group with a positive one.
-        max_lr: largest learning rate.
         max_grad_norm: the clipping threshold in force, 0 for none, None when the caller does not say. Of use only to
             controllers that read gradient magnitudes. Unless it is 0, the norm before clipping is measured at the end
-            of the backward pass of a loss that the model returned or `observe` was told before; or pass it to
-            `observe`.
+            of the backward pass of a loss that the model returned or that `observe` got before it; or pass it
+            to `observe`.
         other_loss: loss of another training batch than update t's, called with t; for controllers that need
             `loss_other`. The same t must give the same batch.
         meta_loss: the same for a batch of the controller's own data, with a graph; for those that need `meta_inner`.
-        seed: seed of the controller's own draws; the same on all ranks.
         process_group: ranks that decide together, None for the default group.
         trace_size: number of updates that `trace` keeps.
-        envelope: how far the controller is trusted; see [`Envelope`]. None trusts it within the bounds above.
+        **settings: `total_steps`, `every` or `decisions`, `warmup_steps`, `min_factor`, `max_factor`, `min_lr`,
+            `max_lr`, `seed` and `envelope`, as [`SchedulerConfig`] documents them.
 
     Raises:
         TypeError: the optimizer or controller is of another type.
@@ -85,57 +80,40 @@ class ControlledLR(LRScheduler):
         *,
         model: nn.Module | None = None,
         hook: bool = True,
-        total_steps: int | None = None,
-        every: int | None = None,
-        decisions: int | None = None,
-        warmup_steps: int = 0,
-        min_factor: float | None = None,
-        max_factor: float | None = None,
-        min_lr: float = 1e-8,
-        max_lr: float = 10.0,
         max_grad_norm: float | None = None,
         other_loss: ExtraLoss | None = None,
         meta_loss: ExtraLoss | None = None,
-        seed: int = 0,
         process_group: ProcessGroup | None = None,
         trace_size: int = 10_000,
-        envelope: Envelope | None = None,
+        **settings: Unpack[SchedulerOptions],
     ) -> None:
         # LRScheduler.__init__ is left out on purpose: it would patch optimizer.step and write learning rates itself.
         self.optimizer = raw(optimizer)
         self.controller = resolve_controller(controller)
         check_readable(self.optimizer, self.controller.needs)
-        settings = Settings(
-            total_steps=total_steps,
-            every=every,
-            decisions=decisions,
-            warmup_steps=warmup_steps,
-            min_factor=min_factor,
-            max_factor=max_factor,
-            min_lr=min_lr,
-            max_lr=max_lr,
-            seed=seed,
-            envelope=envelope,
+        self.run = ControllerRun(self.controller, base_lrs(self.optimizer), SchedulerConfig(**settings))
+        self._signals = SignalCollector(
+            self.optimizer,
+            self.controller,
+            model,
+            hook=hook,
+            plan=self.run.plan,
+            max_grad_norm=max_grad_norm,
+            group=process_group,
+            extra={"other_loss": other_loss, "meta_loss": meta_loss},
         )
-        self.governor = Governor(self.controller, base_lrs(self.optimizer), settings)
-        extra = {"other_loss": other_loss, "meta_loss": meta_loss}
-        self._measure = Measurer(self.optimizer, self.controller, model, max_grad_norm, process_group, extra)
         self.trace: deque[Decision] = deque(maxlen=trace_size)
         self.listeners: list[Callable[[Decision], None]] = []
         self.last_epoch, self._step_count = 0, 0
-        self._last_lr: list[float | Tensor] = list(self.governor.base_lrs)
+        self._last_lr: list[float | Tensor] = list(self.run.base_lrs)
         self._last_observation: Mapping[str, Value] = {}
         self._decision: Decision | None = None
         self._updates_at_step = 0
-        self._seen_updates = False
         self._handles: list[RemovableHandle] = []
         warn_if_free_of_lr(self.optimizer)
-        self._takes_losses = hook
-        tapped = model is not None and (hook or self._measure.looks_at_logits)
-        self._tap = ForwardTap(model, self) if model is not None and tapped else None
         self._attach()
 
-    # --- what callers do ----------------------------------------------------------------------------------------
+    # --- for callers --------------------------------------------------------------------------------------------
 
     def observe(
         self,
@@ -146,7 +124,7 @@ class ControlledLR(LRScheduler):
         logits: Tensor | None = None,
         closure: Callable[[], Tensor] | None = None,
     ) -> None:
-        """Tell the controller what was measured; call it once per micro-batch, before `optimizer.step()`.
+        """Report measured values to the controller; call it once per micro-batch, before `optimizer.step()`.
 
         Nothing is copied to the host here.
 
@@ -155,60 +133,34 @@ class ControlledLR(LRScheduler):
             grad_norm: L2 norm of the accumulated gradient before clipping, 0-d.
             eval_loss: a new loss on the controller's own held-out data.
             logits: the micro-batch's logits, (batch, classes), for controllers that look at predictions; the forward
-                hook sees them by itself.
+                hook finds them by itself.
             closure: recomputes this micro-batch's loss without gradients; for controllers that need `gain_ratio` or an
                 [`Outcome`]. Call `before_forward()` ahead of the forward pass then.
 
         Raises:
             ValueError: `loss`, `grad_norm` or `eval_loss` is not a single number.
         """
-        self._measure.observe(
-            loss=loss,
-            grad_norm=grad_norm,
-            eval_loss=eval_loss,
-            logits=logits,
-            closure=closure,
-            norm_due=self._norm_due(),
-        )
+        self._signals.observe(loss=loss, grad_norm=grad_norm, eval_loss=eval_loss, logits=logits, closure=closure)
 
     def before_forward(self, replay: Callable[[], Tensor] | None = None) -> None:
-        """Tell that a training micro-batch's forward pass is about to begin; the forward hook does it by itself.
+        """Announce the forward pass of a training micro-batch; the forward hook does it by itself.
 
         Args:
             replay: recomputes the micro-batch's loss; may also be given later, to `observe`.
         """
-        t = self.governor.updates
-        replays = {"loss_before", "loss_after"} & self.controller.needs
-        outcome_due = bool(replays) and self.governor.wants_outcome()
-        gain_due = "gain_ratio" in self.controller.needs and self.governor.due(t + 1)
-        self._measure.before_forward(replay, keep=outcome_due or gain_due)
-
-    def pass_begins(self, replay: Callable[[], Tensor] | None) -> None:
-        """Called by the forward hook before a pass."""
-        if self._takes_losses:
-            self.before_forward(replay)
-
-    def pass_ended(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
-        """Called by the forward hook after a pass, with the loss it found in the output."""
-        taken = loss if self._takes_losses else None
-        self._measure.after_forward(taken, kwargs, output, norm_due=self._norm_due())
-
-    def _norm_due(self) -> bool:
-        """Whether this update's norm is looked at: at decisions, for gain ratios, and before the first refusal."""
-        t = self.governor.updates
-        return not self._seen_updates or self.governor.due(t) or self.governor.due(t + 1)
+        self._signals.before_forward(replay)
 
     def step(self, epoch: int | None = None) -> None:
         """Changes no learning rate (the optimizer's hooks do); drops the losses of an update that was skipped."""
         del epoch
         self._step_count += 1
-        if self._updates_at_step == self.governor.updates:
+        if self._updates_at_step == self.run.updates:
             self.drop_pending()
-        self._updates_at_step = self.governor.updates
+        self._updates_at_step = self.run.updates
 
     def drop_pending(self) -> None:
         """Forget the losses of an update that is not going to happen."""
-        self._measure.drop()
+        self._signals.drop()
 
     def get_last_lr(self) -> list[float | Tensor]:
         """Learning rate of every parameter group at the last update, as applied; the base LR before the first."""
@@ -223,50 +175,63 @@ class ControlledLR(LRScheduler):
         return [decision.lr[0] for decision in self.trace]
 
     def log_values(self) -> dict[str, float]:
-        """What a logger should see of the last update, as `adaptive_lr/*`: counts, the last observation, the factor.
+        """Values of the last update for a logger, as `adaptive_lr/*`: counts, the last observation, the factor.
 
         Controllers that ignore the base LR have no factor.
         """
-        base = next(lr for lr in self.governor.base_lrs if lr > 0)
-        index = self.governor.base_lrs.index(base)
-        values = {"adaptive_lr/held": float(self.governor.held)}
+        base = next(lr for lr in self.run.base_lrs if lr > 0)
+        index = self.run.base_lrs.index(base)
+        values = {"adaptive_lr/held": float(self.run.held)}
         if not self.controller.ignores_base_lr:
             values = {"adaptive_lr/factor": float(self._last_lr[index]) / base, **values}
         seen = self._last_observation
         shown = {n: v for n, v in seen.items() if isinstance(v, float) and math.isfinite(v)}
         return values | {f"adaptive_lr/{name}": value for name, value in shown.items()}
 
+    def due(self, update: int | None = None) -> bool:
+        """Whether the controller is asked at an update, so that for instance an evaluation must be reported before it.
+
+        Args:
+            update: 0-based index; by default the update about to be applied.
+        """
+        return self.run.plan().decides if update is None else self.run.due(update)
+
+    @property
+    def losses(self) -> LossWindow:
+        """Losses of the update that is being computed; other readers, such as a guard, may share them."""
+        return self._signals.losses
+
     @property
     def updates(self) -> int:
         """Number of updates that were really applied."""
-        return self.governor.updates
+        return self.run.updates
 
     @property
     def controller_state(self) -> dict[str, Any]:
         """A copy of the controller's run state."""
-        return self.governor.controller_state()
+        return self.run.controller_state()
 
     def change_controller_state(self, change: Callable[[State], State]) -> None:
-        """Replace the controller's run state by what `change` makes of it, for facts that no observation carries."""
-        self.governor.set_controller_state(change(self.controller_state))
+        """Replace the controller's run state by `change` of it, for facts that no observation carries."""
+        self.run.set_controller_state(change(self.controller_state))
 
     def extend(self, steps: int) -> None:
-        """Make the run `steps` updates longer than planned; see [`Governor.extend`]."""
-        self.governor.extend(steps)
+        """Make the run `steps` updates longer than planned; a cooldown under way ends."""
+        self.run.extend(steps)
 
     def cooldown(self, steps: int) -> None:
         """Decay the learning rate now in force linearly to zero within `steps` updates, starting with the next one."""
-        self.governor.cooldown(steps)
+        self.run.cooldown(steps)
 
     @property
     def cooldown_left(self) -> int | None:
         """Updates until the end of a cooldown; None where there is none."""
-        return self.governor.cooldown_left
+        return self.run.cooldown_left
 
     def set_scale(self, scale: float) -> None:
-        """From the next update on, write `scale` times what would have been written, as a guard does after a rollback.
+        """Multiply the written learning rates by `scale` from the next update on, as a guard does after a rollback.
 
-        The controller goes on seeing its own learning rate; `min_lr` still holds.
+        The controller goes on seeing its own learning rate; `min_lr` still bounds the result.
 
         Args:
             scale: absolute, 1.0 at the start; in [0, 1].
@@ -274,18 +239,18 @@ class ControlledLR(LRScheduler):
         Raises:
             ValueError: out of range.
         """
-        check_range(self, "scale", scale, 0.0, 1.0, hint="1.0 writes what the controller says")
-        self.governor.scale = float(scale)
+        check_range(self, "scale", scale, 0.0, 1.0, hint="1.0 writes the controller's own rate")
+        self.run.scale = float(scale)
 
     @property
     def fallen_back(self) -> str | None:
         """Why the controller was dismissed; None while it is in charge."""
-        return self.governor.fallen_back
+        return self.run.fallen_back
 
     @property
     def can_fall_back(self) -> bool:
         """Whether there is an envelope and the controller is still in charge."""
-        return self.governor.settings.envelope is not None and self.fallen_back is None
+        return self.run.config.envelope is not None and self.fallen_back is None
 
     def fall_back(self, reason: str) -> None:
         """Dismiss the controller: from the next update on the LR falls linearly to zero over what is left of the run.
@@ -301,10 +266,10 @@ class ControlledLR(LRScheduler):
         Raises:
             ValueError: no reason, or no envelope.
         """
-        self.governor.fall_back(reason)
+        self.run.fall_back(reason)
 
     def note_loss(self, loss: float) -> None:
-        """Tell the loss of an update, for an envelope of `fallback="auto"`; a guard does, with the loss of all ranks.
+        """Report an update's loss, for an envelope of `fallback="auto"`; a guard does, with the loss of all ranks.
 
         Call it once per update or not at all: then losses that the controller sees at its decisions have to do. Taken
         for the result of the learning rate that was applied last. Without an envelope it does nothing.
@@ -312,7 +277,7 @@ class ControlledLR(LRScheduler):
         Args:
             loss: any number, also NaN; the same on all ranks.
         """
-        self.governor.note_loss(loss)
+        self.run.note_loss(loss)
 
     def simulate(
         self, steps: int, observe: Callable[[int, float], Mapping[str, float]] | None = None
@@ -330,22 +295,20 @@ class ControlledLR(LRScheduler):
         Raises:
             ValueError: the controller needs a field that `observe` does not give.
         """
-        return self.governor.simulate(steps, observe)
+        return self.run.simulate(steps, observe)
 
     def close(self) -> None:
         """Take all hooks off the optimizer and the model; the learning rates stay as they are."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self._tap is not None:
-            self._tap.close()
-        self._measure.clear()
+        self._signals.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and CPU tensors; `torch.load(..., weights_only=True)` reads it back."""
         return {
-            **self.governor.state_dict(),
-            **self._measure.state_dict(),
+            **self.run.state_dict(),
+            **self._signals.state_dict(),
             "last_lr": [float(lr) for lr in self._last_lr],
             "last_observation": dict(self._last_observation),
             "last_epoch": self.last_epoch,
@@ -357,14 +320,14 @@ class ControlledLR(LRScheduler):
         Raises:
             ValueError: another scheduler, controller, config or set of weights wrote it; nothing was changed then.
         """
-        self.governor.load_state_dict(state_dict)
-        self._measure.load_state_dict(state_dict)
+        self.run.load_state_dict(state_dict)
+        self._signals.load_state_dict(state_dict)
         self._last_lr = list(state_dict["last_lr"])
         self._last_observation = dict(state_dict.get("last_observation", {}))
         self.last_epoch = state_dict["last_epoch"]
-        self._updates_at_step = self.governor.updates
+        self._updates_at_step = self.run.updates
 
-    # --- what the optimizer's hooks do --------------------------------------------------------------------------
+    # --- hooks of the optimizer ---------------------------------------------------------------------------------
 
     def _attach(self) -> None:
         previous = getattr(self.optimizer, "_adaptive_lr", None)
@@ -378,67 +341,45 @@ class ControlledLR(LRScheduler):
 
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._decision = None
-        if _idle(optimizer, (*args, *kwargs.values())) or overflowed(optimizer):
+        if no_update(optimizer, (*args, *kwargs.values())):
             return
         self._add_new_groups()
-        self._measure.in_step = True  # a closure given to optimizer.step must not be taken for a micro-batch
-        t = self.governor.updates
-        due = self.governor.due()
-        # At the first update of this process due or not: a refusal must come before it.
-        if due or not self._seen_updates:
-            self._measure.check_door(due=due)
-        self._seen_updates = True
-        fields = self._measure.fields(t, [float(lr) for lr in self._last_lr]) if due else {}
-        self._decision = self.governor.decide(fields)
-        _write(optimizer, self._decision.lr)
-        if self._decision.reason in ("decision", "bounded") and self.governor.wants_outcome():
-            self._measure.before_outcome(self._decision.lr[0])
-        if self.governor.due(t + 1):
-            self._measure.before_last_update_of_interval(t)
+        self._signals.in_step = True  # a closure given to optimizer.step must not be taken for a micro-batch
+        self._signals.check()
+        t, due = self.run.updates, self.run.plan().decides
+        fields = self._signals.fields(t, [float(lr) for lr in self._last_lr]) if due else {}
+        self._decision = self.run.decide(fields)
+        set_lrs(optimizer, self._decision.lr)
+        self._signals.before_step(t, self._decision.lr[0], outcome=self._outcome_wanted(self._decision))
+
+    def _outcome_wanted(self, decision: Decision) -> bool:
+        return decision.reason in ("decision", "bounded") and self.run.plan().outcome
 
     def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del optimizer, args, kwargs
         decision, self._decision = self._decision, None
         if decision is None:  # nothing to apply, or skipped inside a fused step
-            self._measure.drop()
+            self._signals.drop()
             return
-        t = self.governor.updates
-        wanted = decision.reason in ("decision", "bounded") and self.governor.wants_outcome()
-        self.governor.applied(decision)
-        self.last_epoch = t + 1
+        wanted = self._outcome_wanted(decision)
+        self.run.applied(decision)
+        self.last_epoch = self.run.updates
         self._last_lr = list(decision.lr)
         if wanted:
-            outcome = self._measure.outcome(t)
-            if outcome is not None:
-                self.governor.learn(outcome)
-        self._measure.finish()
+            self.run.learn(self._signals.outcome(decision.step))
+        self._signals.finish()
         self._last_observation = decision.observation or self._last_observation
         self.trace.append(decision)
         for listener in self.listeners:
             listener(decision)
 
     def _add_new_groups(self) -> None:
-        groups, known = self.optimizer.param_groups, len(self.governor.base_lrs)
+        groups, known = self.optimizer.param_groups, len(self.run.base_lrs)
         if len(groups) < known:
             raise RuntimeError(
                 f"the optimizer had {known} parameter groups and now has {len(groups)}; build a new ControlledLR"
             )
         for group in groups[known:]:
             lr = float(group.setdefault("initial_lr", group["lr"]))
-            self.governor.add_group(lr)
+            self.run.add_group(lr)
             self._last_lr.append(lr)
-
-
-def _idle(optimizer: Optimizer, given: tuple[Any, ...]) -> bool:
-    """Whether the step that is beginning has no gradient to apply, and was given no closure that computes one."""
-    if any(callable(argument) for argument in given):
-        return False
-    return all(p.grad is None for group in optimizer.param_groups for p in group["params"])
-
-
-def _write(optimizer: Optimizer, lrs: tuple[float, ...]) -> None:
-    for group, lr in zip(optimizer.param_groups, lrs, strict=True):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)  # in place, so that a compiled or captured step sees it
-        else:
-            group["lr"] = lr

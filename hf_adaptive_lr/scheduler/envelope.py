@@ -1,8 +1,9 @@
-"""The safety envelope: how far a controller is trusted, whatever it answers, and what takes over when it is not.
+"""The safety envelope: keeps a controller's answers near a schedule that works, and dismisses one that goes astray.
 
 A controller that was trained on toys, or not at all, may answer anything. Inside an envelope its answers stay near a
 schedule that works, its moves are slow enough to be survived, and after too many corrections in succession it is
-dismissed, and what is left of the run is a straight line to zero. Plain Python; the governor applies it.
+dismissed, and for what is left of the run the learning rate falls linearly to zero. Plain Python; [`ControllerRun`]
+applies it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _PER_UPDATE, _PER_DECISION = 10, 3  # losses in a window: as many as make a stea
 
 @dataclass(frozen=True)
 class Envelope:
-    """How far a controller is trusted: with its answers, with its moves, and with its mistakes.
+    """Limits on a controller's answers, on its moves, and on its mistakes in succession.
 
     - A learning rate is kept within `low` ... `high` times the reference schedule: from the base LR linear to zero
       over the run, or constant where `total_steps` is unknown. One that is answered as such, and not as a factor, is
@@ -31,9 +32,9 @@ class Envelope:
     - From one decision to the next it moves by at most `max_ratio`, also into these bounds. The first move is measured
       against the base LR; for factor answers the first after `extend` against the reference schedule.
     - An answer that had to be corrected is a mistake of the controller, as is one that is not finite, or would be made
-      from something that is not, at which the LR is held. But an answered learning rate that is far from the reference
-      schedule is none, as the base LR may be what the controller is to correct; nor is any answer after the planned
-      end. After `patience` mistakes in succession the controller is dismissed.
+      from a signal that is not, where the LR is kept. But an answered learning rate far from the reference schedule
+      is no mistake, as the controller may have to correct the base LR; nor is any answer after the planned end. After
+      `patience` mistakes in succession the controller is dismissed.
     - Controllers that ignore the base LR (`Controller.ignores_base_lr`) have neither the reference schedule nor
       `max_ratio`, only the `lr_range`, and their line begins at the rate of `fallback="auto"`, or where none is known
       at the last one applied.
@@ -57,11 +58,11 @@ class Envelope:
 
     Example:
         >>> from hf_adaptive_lr.controllers import Replay
-        >>> from hf_adaptive_lr.scheduler.decision import Settings
-        >>> from hf_adaptive_lr.scheduler.runtime import Governor
+        >>> from hf_adaptive_lr.scheduler.config import SchedulerConfig
+        >>> from hf_adaptive_lr.scheduler.runtime import ControllerRun
         >>> wild = Replay(progress=(0.0,), factors=(1e6,))
-        >>> governor = Governor(wild, [0.1], Settings(total_steps=8, envelope=Envelope(max_ratio=1.5)))
-        >>> [round(governor.advance({}).lr[0], 4) for _ in range(4)]
+        >>> run = ControllerRun(wild, [0.1], SchedulerConfig(total_steps=8, envelope=Envelope(max_ratio=1.5)))
+        >>> [round(run.advance({}).lr[0], 4) for _ in range(4)]
         [0.15, 0.225, 0.3, 0.25]
     """
 
@@ -75,9 +76,7 @@ class Envelope:
         check_range(self, "low", self.low, 0.0, 1.0, hint="1 allows nothing below the reference schedule")
         check_range(self, "high", self.high, 1.0, 1e6, hint="1 allows nothing above the reference schedule")
         check_range(self, "max_ratio", self.max_ratio, 1.01, 1e6, hint="2 lets the LR double or halve in a decision")
-        check_range(self, "patience", self.patience, 1, 1_000_000, hint="it is a number of decisions")
-        if not isinstance(self.patience, int):
-            raise TypeError(f"Envelope: patience must be a whole number, got {self.patience!r}")
+        check_range(self, "patience", self.patience, 1, 1_000_000, hint="it is a number of decisions", whole=True)
         if self.fallback not in get_args(Fallback):
             raise ValueError(f"Envelope: fallback={self.fallback!r} is unknown; choose one of {get_args(Fallback)}")
 
@@ -101,7 +100,7 @@ class BestRate:
     """The learning rate that worked best: under which the median loss of a window fell most below all before it.
 
     Windows of neighbouring losses are compared by medians of their logarithms, so that a single batch counts little
-    and the end of a run as much as its beginning. What only repairs an earlier rise is no merit.
+    and the end of a run as much as its beginning. A fall that only repairs an earlier rise does not count.
 
     Example:
         >>> best = BestRate()
@@ -145,17 +144,17 @@ class BestRate:
         return {"rate": self.rate, "fall": self._fall, "lowest": self._lowest, "window": window}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave; an empty one is a new beginning."""
+        """Load a `state_dict`; an empty one begins anew."""
         self.rate, self._lowest = state.get("rate"), state.get("lowest")
         self._fall = float(state.get("fall", 0.0))
         self._window = [(float(log_lr), float(level)) for log_lr, level in state.get("window", [])]
 
 
-class Watch:
-    """What has to be remembered of a run inside an envelope: mistakes, the best rate, and the hand-over.
+class EnvelopeMonitor:
+    """Watches one run inside an envelope: counts mistakes, finds the best learning rate, and keeps the fallback.
 
     Args:
-        envelope: the envelope, or None, under which nothing ever happens.
+        envelope: the envelope, or None, where nothing ever happens.
         free: whether the controller ignores the base LR, so that nothing may fall back to it.
     """
 
@@ -175,12 +174,12 @@ class Watch:
         self.reason: str | None = state.get("reason")
         """Why the controller was dismissed; None while it is in charge."""
         self.since = int(state.get("since", 0))
-        """The first update after the hand-over."""
+        """The first update without the controller."""
         self.peak, self.high = float(state.get("peak", 1.0)), float(state.get("high", 1.0))
         """Where the line begins: a factor of the base LRs, and of the reference schedule if that is lower."""
 
     def judge(self, mistaken: bool) -> bool:
-        """Count a decision; whether patience is at its end."""
+        """Count a decision; returns whether patience is exhausted."""
         if self.envelope is None:
             return False
         self.mistakes = self.mistakes + 1 if mistaken else 0
@@ -198,7 +197,7 @@ class Watch:
             self.best.note(self.rate, loss, _PER_UPDATE if every_update else _PER_DECISION)
 
     def fall_back(self, reason: str, update: int, base_lr: float) -> None:
-        """The controller is dismissed.
+        """Dismiss the controller.
 
         Args:
             reason: why.
@@ -216,7 +215,7 @@ class Watch:
             self.peak = peak / base_lr
 
     def factor(self, update: int, total_steps: int | None) -> float:
-        """Factor of the base learning rates at an update after the hand-over."""
+        """Factor of the base learning rates at an update after the controller was dismissed."""
         if total_steps is None:
             return self.peak
         left = (total_steps - update) / max(1, total_steps - self.since)
@@ -229,6 +228,6 @@ class Watch:
         return {**{name: getattr(self, name) for name in names}, "best": self.best.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave; an empty one, of a run without an envelope, is a new beginning."""
+        """Load a `state_dict`; an empty one, of a run without an envelope, begins anew."""
         self._begin(state)
         self.best.load_state_dict(state.get("best", {}))

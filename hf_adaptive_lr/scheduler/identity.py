@@ -1,4 +1,4 @@
-"""Whose run state it is: a saved one is taken back only by the controller, config and weights that wrote it."""
+"""Ties a saved run state to its controller: only the same class, config and weights may continue it."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def identity(controller: Controller) -> dict[str, Any]:
 
 
 def check_saved(state: Mapping[str, Any], controller: Controller, mine: Mapping[str, Any], n_groups: int) -> None:
-    """Refuse a saved state that this run cannot go on from.
+    """Fails fast on a saved state that this run cannot continue.
 
     Args:
-        state: what a [`Governor`] gave as its `state_dict`.
-        controller: who is to go on.
+        state: the `state_dict` of a [`ControllerRun`].
+        controller: the one that is to continue.
         mine: its `identity`.
         n_groups: number of parameter groups of the optimizer.
 
     Raises:
-        ValueError: says what differs, and the way out.
+        ValueError: names the difference and the way out.
     """
     if "controller_type" not in state or "answer" not in state:
         raise ValueError(
@@ -57,7 +57,7 @@ def check_saved(state: Mapping[str, Any], controller: Controller, mine: Mapping[
 
 
 def _completed(state: Mapping[str, Any], controller: Controller) -> str:
-    """The saved config; fields that did not exist when it was saved had what is their default now."""
+    """The saved config; fields that did not exist when it was saved get their default."""
     if state["controller_type"] != controller.controller_type:
         return str(state["config"])
     fields = [f for f in dataclasses.fields(controller) if f.default is not dataclasses.MISSING]

@@ -1,4 +1,4 @@
-"""From an answer to learning rates that are allowed: by the settings, and by an envelope if there is one."""
+"""Bounds the learning rates of an answer, by the settings and by an envelope if there is one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..controller import Controller
-from .decision import Settings
+from .config import SchedulerConfig
 
 _SAME = 1e-9  # relative: a schedule that halves exactly is not to be blamed for its rounding
 
@@ -30,22 +30,22 @@ class Bounds:
     """Turns answers into learning rates within bounds.
 
     Args:
-        settings: the bounds, checked.
-        controller: says what its answers are.
+        config: the bounds, checked.
+        controller: its answers are factors or learning rates.
     """
 
-    def __init__(self, settings: Settings, controller: Controller) -> None:
-        self._settings, self._answers = settings, controller.answers
+    def __init__(self, config: SchedulerConfig, controller: Controller) -> None:
+        self._config, self._answers = config, controller.answers
         self._free = controller.ignores_base_lr
-        self._low, self._high = settings.lr_bounds(controller)
+        self._low, self._high = config.lr_bounds(controller)
 
     def check(self, base_lrs: Sequence[float]) -> None:
-        """Refuse base learning rates that nothing can be done with.
+        """Fails fast on base learning rates that no controller can work with.
 
         Raises:
-            ValueError: no positive one, one below 0 or not finite, or the reference group's outside the settings'.
+            ValueError: no positive one, one below 0 or not finite, or the reference group's outside the config's.
         """
-        low, high = self._settings.min_lr, self._settings.max_lr
+        low, high = self._config.min_lr, self._config.max_lr
         if not any(lr > 0 for lr in base_lrs) or min(base_lrs) < 0 or not all(math.isfinite(lr) for lr in base_lrs):
             raise ValueError(f"base learning rates {base_lrs}: all must be finite and >= 0, and one above 0; set lr=")
         lr = base_lrs[reference_group(base_lrs)]
@@ -65,10 +65,10 @@ class Bounds:
             before: learning rate of every group that the move is measured against.
             reference: factor of the reference schedule at this update, for an envelope.
         """
-        envelope = self._settings.envelope
+        envelope = self._config.envelope
         if envelope is None:
             return Bounded(*self._by_settings(values, base_lrs), mistaken=False)
-        if self._free:  # the base LR says nothing about what such a controller should answer
+        if self._free:  # the base LR is no measure for the answers of such a controller
             lrs, detail = self._by_settings(values, base_lrs)
             return Bounded(lrs, detail, mistaken=bool(detail))
         units = base_lrs if self._answers == "lr" else [1.0] * len(base_lrs)
@@ -77,7 +77,7 @@ class Bounds:
         slowed = envelope.slow(lrs, before)
         out, fast = _differ(kept, values), _differ(slowed, lrs)
         mistaken = out or fast
-        if self._answers == "lr":  # judged as if the base LR were any other; outside of what it knows it must not be
+        if self._answers == "lr":  # a mistake only outside its own range, or where it moves too fast
             lrs, outside = self._by_settings(values, base_lrs)
             mistaken = bool(outside) or _differ(envelope.slow(lrs, before), lrs)
             detail = detail or outside
@@ -87,7 +87,7 @@ class Bounds:
     def at(self, factor: float, base_lrs: Sequence[float]) -> tuple[list[float], str]:
         """Learning rates of all groups at one factor of their base, with that of the reference group in bounds."""
         base = base_lrs[reference_group(base_lrs)]
-        target = _clamp(base * factor, self._settings.min_lr, self._settings.max_lr)
+        target = _clamp(base * factor, self._config.min_lr, self._config.max_lr)
         changed = target != base * factor
         factor = target / base if changed else factor
         return [lr * factor for lr in base_lrs], "lr bound" if changed else ""
@@ -97,7 +97,7 @@ class Bounds:
             kept, detail = self._bound_lrs(values, base_lrs)
             ratios = [lr / base_lrs[0] for lr in base_lrs]
             return [kept[0] * ratio for ratio in ratios] if len(values) == 1 else kept, detail
-        clamped = [_clamp(v, self._settings.min_factor, self._settings.max_factor) for v in values]
+        clamped = [_clamp(v, self._config.min_factor, self._config.max_factor) for v in values]
         at = "factor bound" if clamped != values else ""
         if len(clamped) > 1:
             lrs, detail = self._bound_lrs([f * b for f, b in zip(clamped, base_lrs, strict=True)], base_lrs)
@@ -114,10 +114,7 @@ class Bounds:
 
 
 def reference_group(base_lrs: Sequence[float]) -> int:
-    """The group that bounds are about: the first with a positive base LR.
-
-    A group that is not to be trained has no rate that a controller could reason about.
-    """
+    """Index of the group that bounds apply to: the first with a positive base LR, as the others are not trained."""
     return next(i for i, lr in enumerate(base_lrs) if lr > 0)
 
 

@@ -1,4 +1,4 @@
-"""The learning rate of every update, as a file that survives a crash and a resume: one JSON object per line."""
+"""Writes the learning rate of every update to a file that survives a crash and a resume: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .decision import Decision
 class TraceWriter:
     """Appends every applied [`Decision`] to a JSON-lines file.
 
-    At the first decision of a run it keeps what the file says of earlier updates and drops the rest, so that a run
-    resumed from a checkpoint continues exactly there, and a new run starts a new file.
+    At the first decision of a run it keeps the lines of earlier updates and drops the rest, so that a run resumed from
+    a checkpoint continues exactly there, and a new run starts a new file.
 
     Args:
         path: file, usually `lr_trace.jsonl` in the output folder.
-        controller: who decides; goes into `controller.json` beside it.
+        controller: goes into `controller.json` beside it.
     """
 
     def __init__(self, path: Path, controller: Controller | None = None) -> None:
@@ -36,9 +36,7 @@ class TraceWriter:
 
     def _start_at(self, step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_trace(self.path) if row["step"] < step] if step > 0 else []
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        replace_file(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+        _rewrite(self.path, "step", step)
         if self._controller is not None:
             known = {"controller_type": self._controller.controller_type, **self._controller.config()}
             origin = {k: v for k, v in self._controller.provenance.items() if v and k != "folder"}
@@ -48,7 +46,7 @@ class TraceWriter:
 
 
 class EventWriter:
-    """Appends what a guard did to a JSON-lines file, `events.jsonl` in the output folder.
+    """Appends the events of a guard to a JSON-lines file, `events.jsonl` in the output folder.
 
     Args:
         path: the file; `start` makes it fit the run.
@@ -58,21 +56,26 @@ class EventWriter:
         self.path = path
 
     def start(self, updates: int) -> None:
-        """Drop what the file says of updates from this one on: the run is there (again), and nothing has happened yet.
+        """Drop the lines of updates from this one on: the run begins there, perhaps again.
 
         Args:
             updates: how many updates the guard has seen.
         """
-        kept = [row for row in read_trace(self.path) if row["update"] < updates] if updates > 0 else []
-        if kept or self.path.is_file():
-            text = "".join(json.dumps(row) + "\n" for row in kept)
-            replace_file(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+        if self.path.is_file():
+            _rewrite(self.path, "update", updates)
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Append one line."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
+
+
+def _rewrite(path: Path, key: str, end: int) -> None:
+    """Keep only the lines whose number is below `end`."""
+    rows = read_trace(path) if end > 0 else []
+    text = "".join(json.dumps(row) + "\n" for row in rows if row[key] < end)
+    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:

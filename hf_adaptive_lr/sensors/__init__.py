@@ -1,1 +1,1 @@
-"""Measuring one live run: what the controller's `needs` name, and nothing else."""
+"""Measures the signals of one live run that the controller's `needs` name, and no others."""

@@ -1,9 +1,8 @@
-"""Observing a model's training passes from outside: the loss of each forward pass, the end of each backward pass.
+"""Observes a model's training passes from outside: the loss of each forward pass, the end of each backward pass.
 
-[`ForwardTap`] is a pair of forward hooks that report each training micro-batch's loss. [`after_backward`] calls back
-when a backward pass is over and nobody has clipped its gradients yet: Trainer and Accelerate clip between
-`loss.backward()` and `optimizer.step()`, out of sight of everything that is attached to the model or the optimizer,
-but autograd itself tells when a pass is over.
+[`ForwardHook`] reports each training micro-batch's loss. [`after_backward`] calls back when a backward pass is over
+and nothing has clipped its gradients yet: Trainer and Accelerate clip between `loss.backward()` and
+`optimizer.step()`, where no hook of the model or the optimizer runs, but autograd has one at the end of a pass.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch.autograd import Variable
 
 
 class ForwardListener(Protocol):
-    """Who is told about forward passes of the tapped model."""
+    """Receives the forward passes of a model from a [`ForwardHook`]."""
 
     def pass_begins(self, replay: Callable[[], Tensor] | None) -> None:
         """A training micro-batch is about to be computed; `replay` computes its loss again."""
@@ -28,16 +27,16 @@ class ForwardListener(Protocol):
         """The model returned this output for the micro-batch, and in it this loss, if any."""
 
 
-class ForwardTap:
-    """Forward hooks on `model` that tell a listener about training passes; evaluation and no-grad passes are ignored.
+class ForwardHook:
+    """Reports the training passes of a model to a listener; evaluation and no-grad passes are ignored.
 
-    Both ends are weak references: the tap keeps neither the model nor the listener alive. A copy of the model, or a
+    Both ends are weak references: the hook keeps neither the model nor the listener alive. A copy of the model, or a
     model saved whole, carries an inert stand-in from the standard library, so it neither reports nor needs this
     library.
 
     Args:
         model: the module whose outputs carry `loss`, not its DDP or compiled wrapper.
-        listener: told about each pass.
+        listener: receives each pass, for instance a [`LossWindow`].
     """
 
     def __init__(self, model: nn.Module, listener: ForwardListener) -> None:
@@ -97,11 +96,11 @@ def _loss_of(output: Any) -> Tensor:
 
 
 def after_backward(tensors: Iterable[Tensor], call: Callable[[Tensor | None], None]) -> None:
-    """Have something done when a backward pass through any of the tensors is over: `param.grad` is there, unclipped.
+    """Call a function when a backward pass through any of the tensors is over: `param.grad` is there, unclipped.
 
     Args:
-        tensors: with a graph, for instance all that a model returned, as a trainer may make its own loss of any of
-            them. Nothing happens where no backward pass reaches one.
+        tensors: with a graph, for instance all that a model returned, as a trainer may compute its own loss from any
+            of them. Nothing happens where no backward pass reaches one.
         call: called once for each pass, with the gradient that reached the first tensor if that is 0-d (of a loss it
             is 1, or 1 / n under accumulation of n micro-batches, times the factor of a gradient scaler), else None.
 

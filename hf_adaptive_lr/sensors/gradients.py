@@ -1,4 +1,4 @@
-"""The arithmetic behind the gradient fields of an [`Observation`].
+"""Directions, angles and sizes of updates: the arithmetic behind the gradient fields of an [`Observation`].
 
 Two kinds of functions. The *formulas* (`adam_direction`, `sgd_direction`, `inner`, `cosine`) work on any tensors with
 an optional leading batch dimension; vectorised meta-training calls them. The *readers* (`measure_alignment`, ...)
@@ -12,14 +12,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from ..observation import PER_GROUP
+from .grad_norm import loss_scale
 from .lora import Adapter
 
 PREVIOUS_DIRECTION = "adaptive_lr_direction"
-"""Key in `optimizer.state[p]` of the previous direction, for SGD without a buffer that holds it. It lives there so
+"""Key in `optimizer.state[p]` of the previous direction, for SGD without a buffer that contains it. It lives there so
 that it is checkpointed and moved between devices with the rest of the optimizer's state."""
 
 DIRECTION_FIELDS = frozenset({"alignment", "slope", "group_alignment", "group_slope", "update_ratio"})
@@ -95,16 +96,15 @@ def inner(left: Iterable[Tensor], right: Iterable[Tensor], batch_ndim: int = 0) 
 def cosine(dot: Tensor, left_sq: Tensor, right_sq: Tensor) -> Tensor:
     """Cosine from an inner product and two squared norms, in [-1, 1]; 0 where a norm is 0."""
     norms = (left_sq * right_sq).sqrt()
-    return torch.where(norms > 0, dot / norms.clamp_min(torch.finfo(norms.dtype).tiny), torch.zeros_like(dot)).clamp(
-        -1, 1
-    )
+    angle = dot / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    return torch.where(norms > 0, angle, torch.zeros_like(dot)).clamp(-1, 1)
 
 
 # --- readers: one live optimizer ---------------------------------------------------------------------------------
 
 
 def check_readable(optimizer: Optimizer, needs: frozenset[str]) -> None:
-    """Refuse, by name, an optimizer whose state cannot be read when the controller needs it.
+    """Fails fast when the controller needs the optimizer's state and this optimizer's cannot be read.
 
     Raises:
         ValueError: `alignment` or `update_ratio` is needed and the optimizer is not SGD, Adam or AdamW.
@@ -113,9 +113,8 @@ def check_readable(optimizer: Optimizer, needs: frozenset[str]) -> None:
     if wanted and not isinstance(optimizer, SGD | Adam):
         raise ValueError(
             f"the controller needs {' and '.join(wanted)}, read from the optimizer's state, and "
-            f"{type(optimizer).__name__} "
-            "is not one whose state is known (SGD, Adam, AdamW); use one of these, or a controller that does not need "
-            "it"
+            f"{type(optimizer).__name__} is not one whose state is known (SGD, Adam, AdamW); use one of these, or a "
+            "controller that does not need it"
         )
 
 
@@ -157,13 +156,13 @@ def _adam_term(index: int, p: Tensor, state: dict[str, Any], group: dict[str, An
 
 
 def needs_copy(group: dict[str, Any]) -> bool:
-    """Whether this SGD group's state does not hold the direction of its last update (no momentum, or Nesterov)."""
+    """Whether this SGD group's state lacks the direction of its last update (no momentum, or Nesterov)."""
     return bool(group["momentum"] == 0.0 or group["nesterov"])
 
 
 @torch.no_grad()
 def remember_direction(optimizer: Optimizer) -> None:
-    """Right before an update, keep the direction it will take where SGD's state will not hold it; others need nothing.
+    """Keep the direction of the update that is about to be made, where SGD's own state will not contain it.
 
     Before and not after, because some steps (foreach with Nesterov momentum) change the gradients in place.
 
@@ -175,7 +174,7 @@ def remember_direction(optimizer: Optimizer) -> None:
     for group in (g for g in optimizer.param_groups if needs_copy(g)):
         for p in (p for p in group["params"] if p.grad is not None):
             state = optimizer.state[p]
-            direction = _sgd_next_direction(p, _dense(p.grad), state.get("momentum_buffer"), group)
+            direction = _sgd_next_direction(p, dense(p.grad), state.get("momentum_buffer"), group)
             if PREVIOUS_DIRECTION in state:
                 state[PREVIOUS_DIRECTION].copy_(direction)
             else:
@@ -199,13 +198,14 @@ def _sgd_next_direction(p: Tensor, grad: Tensor, buffer: Tensor | None, group: d
     return sgd_direction(grad, buffer, momentum=momentum, nesterov=group["nesterov"])
 
 
-def _dense(grad: Tensor) -> Tensor:
+def dense(grad: Tensor) -> Tensor:
+    """The gradient itself, unless it is sparse (ValueError)."""
     if grad.is_sparse:
         raise ValueError("a sparse gradient cannot be compared with other updates; use sparse=False in the embedding")
     return grad
 
 
-def _chunks(tensors: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+def chunks(tensors: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     """Flat float32 pieces of equally shaped tensors; whole tensors where flat views do not exist or do not pay."""
     if tensors[0].device.type == "cpu" and all(t.is_contiguous() for t in tensors):
         pieces = [torch.split(t.view(-1), _CHUNK) for t in tensors]
@@ -217,10 +217,10 @@ def _chunks(tensors: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
 
 def _term_sums(term: _Term, scratch: Tensor) -> Tensor:
     """(g . d, d . d, g . g) of one parameter, float64; g is taken as zero where there is no gradient."""
-    grad = None if term.param.grad is None else _dense(term.param.grad)
+    grad = None if term.param.grad is None else dense(term.param.grad)
     tensors = [term.numerator] if term.square is None else [term.numerator, term.square]
     sums: list[Tensor] = []
-    for parts in _chunks(tensors if grad is None else [*tensors, grad]):
+    for parts in chunks(tensors if grad is None else [*tensors, grad]):
         d = parts[0] if term.square is None else _adam_chunk(parts[0], parts[1], term.shift, scratch)
         sums.append(torch.dot(d, d))
         if grad is not None:
@@ -294,7 +294,7 @@ def _update_ratio(
 
 
 def _moved(term: _Term | None, lrs: Sequence[float]) -> Tensor | None:
-    """What the previous update took off one parameter."""
+    """The change of one parameter in the previous update, with its sign reversed."""
     if term is None:
         return None
     direction = term.numerator if term.square is None else term.numerator / (term.square.sqrt() + term.shift)
@@ -306,55 +306,3 @@ def _by_group(sums: Tensor, terms: Sequence[_Term], optimizer: Optimizer) -> Ten
     """Sums of every parameter group, of shape (n_groups, 3)."""
     groups = torch.tensor([term.group for term in terms], device=sums.device)
     return sums.new_zeros(len(optimizer.param_groups), 3).index_add_(0, groups, sums)
-
-
-@torch.no_grad()
-def measure_grad_norm(optimizer: Optimizer, model: nn.Module | None = None) -> Tensor:
-    """L2 norm of the gradients now in `param.grad`, over all groups; 0-d tensor on their device, no host sync.
-
-    It is the pre-clip norm only where nothing has clipped them; the scheduler refuses to call it where it cannot know.
-
-    Args:
-        optimizer: its parameters are measured.
-        model: add up in the order of its parameters, as `clip_grad_norm_(model.parameters())` does, to the same bits.
-    """
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    if model is not None:
-        mine = {id(p) for p in params}
-        params = [p for p in model.parameters() if id(p) in mine]
-    return torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]) / loss_scale(optimizer)
-
-
-def loss_scale(optimizer: Optimizer) -> Tensor | float:
-    """Factor that is still in the gradients: a fused optimizer under a gradient scaler unscales inside its step."""
-    scale = getattr(optimizer, "grad_scale", None)
-    return scale.double() if isinstance(scale, Tensor) else 1.0
-
-
-class GainProbe:
-    """Weights and gradients before one update, to measure the decrease of the loss that the gradient promised for it.
-
-    The copies cost twice the memory of the trained weights and exist only from the pre-step to the post-step hook of
-    the update before a decision. The gradients are copied too because some steps change them in place.
-
-    Args:
-        optimizer: its parameters are copied.
-    """
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._scale = loss_scale(optimizer)
-        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._kept = [(p, p.detach().clone(), _dense(p.grad).clone()) for p in params]
-
-    @torch.no_grad()
-    def promised(self, clip_scale: Tensor | float) -> Tensor:
-        """-g . (w[t] - w[t-1]) with the gradient as it was before clipping; 0-d float64 tensor, no host sync.
-
-        Args:
-            clip_scale: factor in (0, 1] that clipping applied to the gradients.
-        """
-        sums: list[Tensor] = []
-        for p, before, grad in self._kept:
-            for now, then, g in _chunks([p, before, grad]):
-                sums.append(torch.dot(g, now - then))
-        return -torch.stack(sums).double().sum() / (clip_scale * self._scale)

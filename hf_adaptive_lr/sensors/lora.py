@@ -1,7 +1,7 @@
-"""The relative update of low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685), as the model feels it.
+"""The relative update of low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685), measured on their product.
 
 An adapter trains B and A in place of W, and the model computes with W + s B A. B starts at zero, so the norm of what
-is trained says nothing about the size of an update; what moves is the product. To first order
+is trained does not tell the size of an update; the product does. To first order
 
     d(s B A) = s (dB A + B dA)        |dB A|^2 = tr(dB^T dB A A^T)        |s B A|^2 = s^2 tr(B^T B A A^T)
 
@@ -38,7 +38,7 @@ class Adapter:
         return self.base_sq + product_sq(self.a, self.b, self.scale)
 
     def moved_sq(self, da: Tensor | None, db: Tensor | None) -> Tensor:
-        """Squared norm of what an update of the factors does to that weight; None for a factor that stayed."""
+        """Squared norm of the change of that weight by an update of the factors; None for a factor that stayed."""
         return moved_sq(self.a, self.b, da, db, self.scale)
 
 

@@ -114,17 +114,16 @@ class ModelSensors:
         self.before: Tensor | None = None
 
     def measure(self, wanted: frozenset[str], *, first_rank: bool) -> dict[str, Tensor]:
-        """Those fields of this module that are wanted, 0-d tensors; no host sync.
+        """The wanted fields among those of this module, 0-d tensors; no host sync.
 
-        Predictions are rank 0's alone, and 0 on the others, because what a checkpoint keeps for the next decision is
-        rank 0's too.
+        Predictions are rank 0's alone, and 0 on the others, because a checkpoint keeps rank 0's for the next decision.
 
         Args:
             wanted: field names; others are ignored.
             first_rank: whether this is rank 0.
 
         Raises:
-            ValueError: neither the model nor its outputs say what is wanted.
+            ValueError: neither the model nor its outputs have what a field takes.
         """
         values: dict[str, Tensor] = {}
         if "classes" in wanted:

@@ -1,8 +1,7 @@
 """Repeating a forward pass exactly, without side effects.
 
-[`ReplayPoint`] keeps what is needed to compute the same loss again after the update: random number generators and
-autocast, so that dropout draws the same mask; buffers and generators are put back afterwards, so that training goes on
-as if nothing had happened.
+[`ReplayPoint`] keeps random number generators and autocast, so that dropout draws the same mask when the loss is
+computed again after the update; buffers and generators are put back afterwards, so that training is not disturbed.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ class ReplayPoint:
     """The moment before a forward pass: generators and autocast, to run that pass again on the updated weights.
 
     Args:
-        devices: CUDA devices whose generators are kept besides the CPU's.
+        device: its generators are kept besides the CPU's.
 
     Taking one copies about 5 kB per generator and syncs nothing.
     """
@@ -47,7 +46,7 @@ class ReplayPoint:
     def again(self, model: nn.Module) -> Iterator[None]:
         """Inside, generators and autocast are as they were at this point; afterwards all is as it was before.
 
-        A backward pass belongs inside too: putting buffers back would invalidate what it has saved.
+        A backward pass belongs inside too: putting buffers back would invalidate the tensors that it has saved.
         """
         with undisturbed(self._device, model):
             _restore_generators(self._device, self._generators)
@@ -89,3 +88,61 @@ def frozen_generators(device: torch.device) -> Iterator[None]:
         yield
     finally:
         _restore_generators(device, states)
+
+
+class RecordedPasses:
+    """The forward passes of one update's micro-batches, kept so that their losses can be computed again after it.
+
+    Args:
+        model: the unwrapped module, or None where no signal repeats a pass.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self._model = model
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the passes of this update."""
+        self._passes: list[tuple[Callable[[], Tensor] | None, ReplayPoint]] = []
+        self._announced = self._repeatable = False
+
+    def __len__(self) -> int:
+        return len(self._passes)
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the last micro-batch was announced ahead of its pass, with a function that computes it again."""
+        return self._announced and self._repeatable
+
+    def begin(self, replay: Callable[[], Tensor] | None, device: torch.device | None) -> None:
+        """A forward pass is about to begin.
+
+        Args:
+            replay: computes its loss again; may come later, to `set_replay`.
+            device: where the weights are, to keep a [`ReplayPoint`]; None where the pass will not be repeated.
+        """
+        self._announced, self._repeatable = True, replay is not None
+        if device is not None:
+            self._passes.append((replay, ReplayPoint(device)))
+
+    def set_replay(self, replay: Callable[[], Tensor]) -> None:
+        """The function that computes the last micro-batch's loss again."""
+        self._repeatable = True
+        if self._passes:
+            self._passes[-1] = (replay, self._passes[-1][1])
+
+    def loss_again(self, micro_batch: int = -1) -> Tensor:
+        """Loss of a micro-batch at the weights as they are now; 0-d, no host sync.
+
+        Args:
+            micro_batch: index among those of the update, from the end.
+
+        Raises:
+            RuntimeError: its pass was not recorded.
+        """
+        replay, point = self._passes[micro_batch] if self._passes else (None, None)
+        if replay is None or point is None or self._model is None:
+            raise RuntimeError(
+                "a forward pass has to be repeated and none was recorded; call before_forward() ahead of each one"
+            )
+        return point.run(replay, self._model)

@@ -12,6 +12,7 @@ from ..auto import AutoController
 from ..controller import Controller
 from ..hub.serialization import configure
 from ..optimizers.layers import check_factors
+from ..scheduler.config import SchedulerConfig
 from ..scheduler.envelope import Envelope
 
 
@@ -50,10 +51,10 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Largest factor of the learning rate that the controller may choose."}
     )
     controller_min_lr: float = field(
-        default=1e-8, metadata={"help": "Smallest learning rate, whatever the controller says."}
+        default=SchedulerConfig.min_lr, metadata={"help": "Smallest learning rate, whatever the controller says."}
     )
     controller_max_lr: float = field(
-        default=10.0, metadata={"help": "Largest learning rate, whatever the controller says."}
+        default=SchedulerConfig.max_lr, metadata={"help": "Largest learning rate, whatever the controller says."}
     )
     controller_envelope: dict | str | None = field(  # type: ignore[type-arg]
         default=None,
@@ -157,15 +158,11 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
 
     def scheduler_settings(self, num_training_steps: int) -> dict[str, Any]:
         """The keyword arguments of [`ControlledLR`] that these arguments set, for a run of this many updates."""
+        names = ("every", "decisions", "min_factor", "max_factor", "min_lr", "max_lr")
         return {
             "total_steps": None if self.anytime else num_training_steps,
-            "every": self.controller_every,
-            "decisions": self.controller_decisions,
             "warmup_steps": self.get_warmup_steps(num_training_steps),
-            "min_factor": self.controller_min_factor,
-            "max_factor": self.controller_max_factor,
-            "min_lr": self.controller_min_lr,
-            "max_lr": self.controller_max_lr,
             "max_grad_norm": self.max_grad_norm or 0.0,
             "seed": self.seed,
+            **{name: getattr(self, f"controller_{name}") for name in names},
         }

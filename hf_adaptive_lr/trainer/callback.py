@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Unpack
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..auto import resolve_controller
 from ..controller import Controller
+from ..scheduler.config import SchedulerOptions
 from ..scheduler.controlled_lr import ControlledLR
 from .cooldown import shorten, stop_after_cooldown
 
@@ -28,8 +29,7 @@ class AdaptiveLRCallback(TrainerCallback):
     Args:
         controller: a [`Controller`] or the name of one.
         anytime: do not tell the controller how long the run is; `cooldown` ends it well.
-        **settings: settings of [`ControlledLR`]: `every`, `decisions`, `warmup_steps`, `min_factor`, `max_factor`,
-            `min_lr`, `max_lr`, `seed`.
+        **settings: those of [`SchedulerConfig`] but `total_steps` and `envelope`.
 
     Raises:
         ValueError: an unknown controller or setting.
@@ -39,12 +39,13 @@ class AdaptiveLRCallback(TrainerCallback):
         'hypergradient'
     """
 
-    _SETTINGS = ("every", "decisions", "warmup_steps", "min_factor", "max_factor", "min_lr", "max_lr", "seed")
-
-    def __init__(self, controller: Controller | str, *, anytime: bool = False, **settings: Any) -> None:
-        unknown = [name for name in settings if name not in self._SETTINGS]
+    def __init__(
+        self, controller: Controller | str, *, anytime: bool = False, **settings: Unpack[SchedulerOptions]
+    ) -> None:
+        known = [name for name in SchedulerOptions.__annotations__ if name not in ("total_steps", "envelope")]
+        unknown = [name for name in settings if name not in known]
         if unknown:
-            raise ValueError(f"AdaptiveLRCallback has no setting '{unknown[0]}'; it has: {', '.join(self._SETTINGS)}")
+            raise ValueError(f"AdaptiveLRCallback has no setting '{unknown[0]}'; it has: {', '.join(known)}")
         self.controller = resolve_controller(controller)
         self.settings, self.anytime = settings, anytime
         self.scheduler: ControlledLR | None = None
@@ -77,13 +78,14 @@ class AdaptiveLRCallback(TrainerCallback):
                 UserWarning,
                 stacklevel=2,
             )
+        settings: SchedulerOptions = {"total_steps": None if self.anytime else state.max_steps, "seed": args.seed}
+        settings.update(self.settings)
         self.scheduler = ControlledLR(
             kwargs["optimizer"],
             self.controller,
             model=model,
-            total_steps=None if self.anytime else state.max_steps,
             max_grad_norm=args.max_grad_norm or 0.0,
-            **{"seed": args.seed, **self.settings},
+            **settings,
         )
         self._state = state
         saved = getattr(native, STATE_ATTRIBUTE, None)

@@ -22,7 +22,7 @@ from ..guard.thresholds import Thresholds
 from ..optimizers.groups import raw
 from ..scheduler.controlled_lr import ControlledLR
 from ..scheduler.trace import EventWriter
-from ..sensors.forward_hook import ForwardTap
+from ..sensors.forward_hook import ForwardHook
 
 logger = logging.get_logger(__name__)
 
@@ -112,7 +112,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         self._writer: EventWriter | None = None
         self._applied, self._flagged, self._place = False, False, 0
         self._sound = 0  # updates that Trainer had counted when the weights were last known to be good
-        self._tap: ForwardTap | None = None
+        self._tap: ForwardHook | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -290,7 +290,7 @@ class GuardCallback(TrainerCallback, ExportableState):
             self._resume(args, state)
         if self._writer is not None:
             self._writer.start(self.guard.updates)
-        self._tap = ForwardTap(model, self)
+        self._tap = ForwardHook(model, self)
         if not self.guard.stopped:
             self.guard.start()
 

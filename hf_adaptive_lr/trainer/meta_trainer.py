@@ -72,7 +72,7 @@ class MetaLRTrainer(AdaptiveLRTrainer):
         """See [`AdaptiveLRTrainer`]; a new run measures its initial loss again."""
         self._measured = False
         scheduler = super().create_scheduler(*args, **kwargs)
-        total, every = scheduler.governor.total_steps, self._net_of(scheduler).meta_every
+        total, every = scheduler.run.total_steps, self._net_of(scheduler).meta_every
         if total is not None and every > total:
             warnings.warn(
                 f"meta_every={every} and a run of {total} updates: the schedule will never be learned from; pass "

@@ -287,7 +287,7 @@ class AdaptiveLRMixin(_Trainer):
         if "eval_loss" not in scheduler.controller.needs:
             return False
         if scheduler.controller.fresh_eval and getattr(self.args, "controller_eval_steps", None) is None:
-            due: bool = scheduler.governor.due()
+            due: bool = scheduler.due()
             return due
         every: bool = scheduler.updates % self._eval_every == 0
         return every

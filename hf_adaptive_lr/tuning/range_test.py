@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .._checks import check_range
 from ..distributed import world_size
 from ..optimizers.groups import base_lrs, raw
 
@@ -31,7 +32,7 @@ _SAME, _HIGHER = 2.0, 5.0  # standard errors: within which the loss is still at 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What an LR range test found. Learning rates are those of the first group with a positive one.
+    """The result of an LR range test. Learning rates are those of the first group with a positive one.
 
     Args:
         lrs: the learning rates that were tried, rising; fewer than asked for if the loss diverged.
@@ -119,7 +120,7 @@ def lr_range_test(
     Raises:
         TypeError: the optimizer is not one, or batches are no mappings and there is no `loss`.
         ValueError: a value out of range; too few batches; no usable loss, one that is not finite from the start or
-            that only rises; an optimizer in the hands of a ControlledLR; several processes.
+            that only rises; an optimizer that a ControlledLR steers; several processes.
 
     Example:
         >>> import torch
@@ -134,14 +135,15 @@ def lr_range_test(
         (True, True)
         >>> low, high = found.factor_bounds(base_lr=0.1)  # for PLRS(low=low, high=high)
     """
-    _check("low", low, 1e-20, 1e6, "1e-6 is harmless for most models")
-    _check("high", high, low * (1 + 1e-6), 1e6, f"it must be above low={low}")
-    _check("steps", steps, 20, 100_000, "100 are enough for six decades", whole=True)
-    _check("smooth", smooth, 0.0, 0.99, "0.9 is a median over 19 losses")
-    _check("stop_factor", stop_factor, 1.1, 1e6, "4 is usual")
-    _check("max_grad_norm", max_grad_norm or 0.0, 0.0, math.inf, "None for no clipping")
+    name = "lr_range_test"
+    check_range(name, "low", low, 1e-20, 1e6, hint="1e-6 is harmless for most models")
+    check_range(name, "high", high, low * (1 + 1e-6), 1e6, hint=f"it must be above low={low}")
+    check_range(name, "steps", steps, 20, 100_000, hint="100 are enough for six decades", whole=True)
+    check_range(name, "smooth", smooth, 0.0, 0.99, hint="0.9 is a median over 19 losses")
+    check_range(name, "stop_factor", stop_factor, 1.1, 1e6, hint="4 is usual")
+    check_range(name, "max_grad_norm", max_grad_norm or 0.0, 0.0, math.inf, hint="None for no clipping")
     optimizer = raw(optimizer)
-    _refuse_company(optimizer)
+    _check_alone(optimizer)
     lrs = [low * (high / low) ** (k / (steps - 1)) for k in range(steps)]
     with _put_back(model, optimizer), torch.enable_grad():
         sweep = _Sweep(model, optimizer, _endless(batches), loss or _own_loss, max_grad_norm)
@@ -286,17 +288,10 @@ def _own_loss(model: nn.Module, batch: Any) -> Tensor:
     return loss
 
 
-def _refuse_company(optimizer: Optimizer) -> None:
+def _check_alone(optimizer: Optimizer) -> None:
     scheduler = getattr(optimizer, "_adaptive_lr", lambda: None)()
     hooks = optimizer._optimizer_step_pre_hooks.values()
     if scheduler is not None and any(getattr(hook, "__self__", None) is scheduler for hook in hooks):
         raise ValueError("lr_range_test: a ControlledLR writes this optimizer's learning rates; close() it first")
     if world_size(None) > 1:  # each would stop at a loss of its own, and the others wait forever
         raise ValueError(f"lr_range_test: {world_size(None)} processes are running; run it in one, beforehand")
-
-
-def _check(name: str, value: float, low: float, high: float, hint: str, *, whole: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise TypeError(f"lr_range_test: {name} must be a {'whole ' if whole else ''}number, got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"lr_range_test: {name}={value} is outside [{low}, {high}]; {hint}")

@@ -5,8 +5,9 @@ Defazio, Cutkosky, Mehta and Mishchenko 2023, *When, Why and How Much? Adaptive 
 
     w_t = G^_t ** -2             eta_t = w_t * sum_{p > t} w_p             schedule = eta / max(eta)
 
-Constant norms give linear decay; norms that fall give a schedule that holds longer, norms that rise one that warms up.
-The paper's variant for Adam takes l1 norms, to the power of -1; Trainer logs l2 norms, so `power` is a choice here.
+Constant norms give linear decay; norms that fall give a schedule that stays high longer, norms that rise one that
+warms up. The paper's variant for Adam takes l1 norms, to the power of -1; Trainer logs l2 norms, so `power` is a
+choice here.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ _POINTS = 200  # of a schedule; more says nothing that the running median has le
 
 
 class RefineError(ValueError):
-    """A folder or a setting that no schedule can be made of; the message names it and the way out."""
+    """A folder or a setting from which no schedule can be made; the message names it and the way out."""
 
 
 @dataclass(frozen=True)
 class PastRun:
-    """What refinement needs of a run.
+    """The gradient norms of a finished run, with the facts that refinement takes from it.
 
     Args:
         source: file that it was read from.

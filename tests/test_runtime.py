@@ -22,8 +22,8 @@ from hf_adaptive_lr import (
     WarmupStableDecay,
 )
 from hf_adaptive_lr.controllers import CONTROLLERS
-from hf_adaptive_lr.scheduler.decision import Settings
-from hf_adaptive_lr.scheduler.runtime import Governor
+from hf_adaptive_lr.scheduler.config import SchedulerConfig
+from hf_adaptive_lr.scheduler.runtime import ControllerRun
 from tests.controllers_for_tests import LossOnly, Recurrent
 from tests.tiny import batches, mlp
 
@@ -49,8 +49,8 @@ class SaysLR(Says):
 
 
 def _lrs(controller: Controller, base: list[float], steps: int = 1, **settings) -> list[tuple[float, ...]]:
-    governor = Governor(controller, base, Settings(**settings))
-    return [governor.advance({}).lr for _ in range(steps)]
+    controlled = ControllerRun(controller, base, SchedulerConfig(**settings))
+    return [controlled.advance({}).lr for _ in range(steps)]
 
 
 # --- bounds
@@ -79,8 +79,8 @@ def test_answers_are_bounded_and_groups_keep_their_ratio(controller, base, setti
 
 
 def test_the_trace_says_what_was_proposed_bounded_and_applied() -> None:
-    governor = Governor(Says(answer=(50.0,)), [1.0], Settings(warmup_steps=4))
-    row = governor.advance({}).as_dict()
+    controlled = ControllerRun(Says(answer=(50.0,)), [1.0], SchedulerConfig(warmup_steps=4))
+    row = controlled.advance({}).as_dict()
     assert row == {
         "step": 0,
         "lr": 2.5,
@@ -96,10 +96,10 @@ def test_bounds_leave_no_memory() -> None:
     """A factor that was cut off must not go on growing unseen and delay the way down."""
     from hf_adaptive_lr import Hypergradient
 
-    governor = Governor(Hypergradient(beta=0.5), [1.0], Settings(max_factor=2.0))
-    up = [governor.advance({"alignment": 1.0}).lr[0] for _ in range(20)]
+    controlled = ControllerRun(Hypergradient(beta=0.5), [1.0], SchedulerConfig(max_factor=2.0))
+    up = [controlled.advance({"alignment": 1.0}).lr[0] for _ in range(20)]
     assert up[-1] == 2.0
-    assert governor.advance({"alignment": -1.0}).lr[0] == 1.0
+    assert controlled.advance({"alignment": -1.0}).lr[0] == 1.0
 
 
 # --- cadence and ramps
@@ -108,11 +108,11 @@ def test_bounds_leave_no_memory() -> None:
 
 def test_cadence() -> None:
     assert [lr[0] for lr in _lrs(Linear(), [1.0], 6, total_steps=6, every=3)] == pytest.approx([1.0] * 3 + [0.5] * 3)
-    governor = Governor(Linear(), [1.0], Settings(total_steps=10, decisions=4))
-    asked = [d.step for d in (governor.advance({}) for _ in range(14)) if d.reason != "between"]
+    controlled = ControllerRun(Linear(), [1.0], SchedulerConfig(total_steps=10, decisions=4))
+    asked = [d.step for d in (controlled.advance({}) for _ in range(14)) if d.reason != "between"]
     assert asked == [0, 2, 5, 7, 10, 12]  # four in the planned run, and at the same pace after its end
-    governor = Governor(Linear(), [1.0], Settings(total_steps=3, decisions=20))
-    assert [governor.advance({}).reason for _ in range(3)] == ["decision"] * 3
+    controlled = ControllerRun(Linear(), [1.0], SchedulerConfig(total_steps=3, decisions=20))
+    assert [controlled.advance({}).reason for _ in range(3)] == ["decision"] * 3
 
 
 def test_warmup_ramps_every_controller() -> None:
@@ -146,17 +146,17 @@ def test_after_the_planned_end_the_rate_stays_positive() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_non_finite_input_holds_the_rate_and_is_said_once(bad) -> None:
-    governor = Governor(Recurrent(), [1.0], Settings())
-    before = [governor.advance({"loss": 1.0}) for _ in range(3)][-1]
-    count = governor.state_dict()["controller_state"]["count"]
-    with pytest.warns(UserWarning, match="learning rate held: update 3: loss is") as caught:
-        held = [governor.advance({"loss": bad}) for _ in range(4)]
+    controlled = ControllerRun(Recurrent(), [1.0], SchedulerConfig())
+    before = [controlled.advance({"loss": 1.0}) for _ in range(3)][-1]
+    count = controlled.state_dict()["controller_state"]["count"]
+    with pytest.warns(UserWarning, match="learning rate kept: update 3: loss is") as caught:
+        held = [controlled.advance({"loss": bad}) for _ in range(4)]
     assert len(caught) == 1
     assert {d.lr for d in held} == {before.lr}
     assert {d.reason for d in held} == {"held"}
-    assert governor.held == 4
-    assert governor.state_dict()["controller_state"]["count"] == count
-    assert governor.advance({"loss": 1.0}).reason == "decision"
+    assert controlled.held == 4
+    assert controlled.state_dict()["controller_state"]["count"] == count
+    assert controlled.advance({"loss": 1.0}).reason == "decision"
 
 
 def test_a_non_finite_answer_holds_too() -> None:
@@ -165,8 +165,8 @@ def test_a_non_finite_answer_holds_too() -> None:
 
 
 def test_no_new_evaluation_is_no_reason_to_hold() -> None:
-    governor = Governor(Plateau(metric="eval_loss", window=2), [1.0], Settings())
-    assert governor.advance({"eval_loss": math.nan}).reason == "decision"
+    controlled = ControllerRun(Plateau(metric="eval_loss", window=2), [1.0], SchedulerConfig())
+    assert controlled.advance({"eval_loss": math.nan}).reason == "decision"
 
 
 # --- horizon
@@ -174,34 +174,34 @@ def test_no_new_evaluation_is_no_reason_to_hold() -> None:
 
 
 def test_extend_and_cooldown() -> None:
-    governor = Governor(Linear(), [1.0], Settings(total_steps=4))
-    assert [governor.advance({}).lr[0] for _ in range(2)] == [1.0, 0.75]
-    governor.extend(4)
-    assert governor.advance({}).lr[0] == 0.75
-    governor.cooldown(3)
-    down = [governor.advance({}) for _ in range(4)]
+    controlled = ControllerRun(Linear(), [1.0], SchedulerConfig(total_steps=4))
+    assert [controlled.advance({}).lr[0] for _ in range(2)] == [1.0, 0.75]
+    controlled.extend(4)
+    assert controlled.advance({}).lr[0] == 0.75
+    controlled.cooldown(3)
+    down = [controlled.advance({}) for _ in range(4)]
     assert [d.lr[0] for d in down] == pytest.approx([0.75, 0.5, 0.25, 1e-8])
     assert {d.reason for d in down} == {"cooldown"}
-    governor.extend(2)
-    assert governor.advance({}).reason == "decision"
+    controlled.extend(2)
+    assert controlled.advance({}).reason == "decision"
 
 
 def test_an_unknown_horizon() -> None:
-    governor = Governor(Constant(), [1.0], Settings())
+    controlled = ControllerRun(Constant(), [1.0], SchedulerConfig())
     with pytest.raises(ValueError, match="no total_steps"):
-        governor.extend(3)
-    governor.cooldown(2)
-    assert [governor.advance({}).lr[0] for _ in range(2)] == [1.0, 0.5]
+        controlled.extend(3)
+    controlled.cooldown(2)
+    assert [controlled.advance({}).lr[0] for _ in range(2)] == [1.0, 0.5]
     for controller in (Linear(), Cosine(), WarmupStableDecay(), Replay()):
         with pytest.raises(ValueError, match="length of the run; pass total_steps="):
-            Governor(controller, [1.0], Settings())
+            ControllerRun(controller, [1.0], SchedulerConfig())
 
 
 @pytest.mark.parametrize("call", ["extend", "cooldown"])
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True, None])
 def test_horizon_changes_take_whole_numbers(call, steps) -> None:
     with pytest.raises(ValueError, match=f"{call}.*whole number of updates"):
-        getattr(Governor(Constant(), [1.0], Settings(total_steps=3)), call)(steps)
+        getattr(ControllerRun(Constant(), [1.0], SchedulerConfig(total_steps=3)), call)(steps)
 
 
 def test_simulate_touches_nothing() -> None:
@@ -258,7 +258,7 @@ def test_other_bad_input_is_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match="one above 0"):
         ControlledLR(torch.optim.SGD(mlp().parameters(), lr=0.0), Constant())
     with pytest.raises(ValueError, match="group 0 has learning rate 0"):
-        Governor(SaysLR(), [0.0, 1.0], Settings())
+        ControllerRun(SaysLR(), [0.0, 1.0], SchedulerConfig())
     with pytest.raises(ValueError, match=r"answered with shape \(3,\)"):
         _lrs(Says(answer=(1.0, 1.0, 1.0)), [1.0, 1.0])
     scheduler = ControlledLR(optimizer, LossOnly())
@@ -281,8 +281,8 @@ def test_a_loss_that_nobody_reported_is_refused_before_the_update() -> None:
 
 @pytest.mark.parametrize("name", ["hypergradient", "random_walk", "plrs"])
 def test_a_first_group_that_is_not_trained_does_not_hold_the_others(name) -> None:
-    governor = Governor(CONTROLLERS[name](), [0.0, 0.1], Settings(total_steps=40, every=1))
-    rows = [governor.advance({"alignment": 0.5} if name == "hypergradient" else {}) for _ in range(3)]
+    controlled = ControllerRun(CONTROLLERS[name](), [0.0, 0.1], SchedulerConfig(total_steps=40, every=1))
+    rows = [controlled.advance({"alignment": 0.5} if name == "hypergradient" else {}) for _ in range(3)]
     assert {row.reason for row in rows} == {"decision"}
     assert len({row.lr[1] for row in rows}) == 3
     assert {row.lr[0] for row in rows} == {0.0}

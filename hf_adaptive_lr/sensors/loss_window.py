@@ -1,0 +1,81 @@
+"""The training loss of one update: the losses of its micro-batches, collected once for every reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LossWindow:
+    """Collects the micro-batch losses of one update, and gives their mean.
+
+    There are two sources. A [`ForwardHook`] reports the loss that it finds in the model's output; a caller that knows
+    better, because its loss is computed elsewhere, reports it by `observe`, which replaces the hook's of that
+    micro-batch.
+
+    To read the losses of a run with a [`ControlledLR`], share its window, `scheduler.losses`, in place of a second
+    hook: it is complete from the last micro-batch on and is emptied when the optimizer has stepped, or when a new
+    update begins after a skipped one. In any other run `ForwardHook(model, window)` feeds a window of one's own, whose
+    owner calls `clear` once per update.
+
+    Example:
+        >>> window = LossWindow()
+        >>> for loss in (1.0, 2.0):
+        ...     window.pass_ended(torch.tensor(loss), {}, output=None)
+        >>> window.observe(torch.tensor(4.0))  # the second micro-batch's
+        True
+        >>> len(window), float(window.mean())
+        (2, 2.5)
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Empty the window: a new update begins."""
+        self.losses: list[Tensor] = []
+        """Detached 0-d tensors on the model's device, one of every micro-batch, in order."""
+        self.shares = False
+        """Whether each is a share of the update's loss, as Trainer passed `num_items_in_batch`, and not a mean."""
+        self._from_hook = False  # the last one
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def pass_begins(self, replay: Callable[[], Tensor] | None) -> None:
+        """Called by the forward hook before a pass; nothing is kept of it."""
+
+    def pass_ended(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
+        """Called by the forward hook after a pass, with the loss that it found in the output, if any."""
+        if loss is not None:
+            self.shares |= kwargs.get("num_items_in_batch") is not None
+            self.losses.append(loss.detach())
+            self._from_hook = True
+
+    def observe(self, loss: Tensor) -> bool:
+        """Take the mean loss of a micro-batch, 0-d, from a caller who knows it.
+
+        Returns:
+            Whether it replaced a loss that the forward hook had reported.
+        """
+        replaced = self._from_hook
+        if replaced:
+            self.losses.pop()
+            self.shares = False
+        self.losses.append(loss.detach())
+        self._from_hook = False
+        return replaced
+
+    def mean(self) -> Tensor:
+        """Mean loss of the update on this rank, with equal weights; 0-d float64, no host sync.
+
+        Raises:
+            ValueError: the window is empty.
+        """
+        if not self.losses:
+            raise ValueError("no loss was reported for this update; call observe(loss=...) once per micro-batch")
+        losses = torch.stack([loss.double().reshape(()) for loss in self.losses])
+        return losses.sum() if self.shares else losses.mean()
