@@ -236,7 +236,7 @@ class Controller:
                 continue
             if recorded is not None and not (out / name).exists():
                 text = serialization.to_json(dict(recorded), name)
-                artifacts.replace_file(out / name, lambda path, text=text: path.write_text(text, "utf-8"))  # type: ignore[misc]
+                artifacts.replace_file(out / name, text)
         return out
 
     @classmethod

@@ -15,10 +15,18 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..artifacts import CONFIG_NAME, EVAL_NAME, TRAINING_NAME, WEIGHTS_NAME, library_version
+from ..artifacts import (
+    CARD_NAME,
+    CONFIG_NAME,
+    EVAL_NAME,
+    PICTURE_NAME,
+    TRAINING_NAME,
+    WEIGHTS_NAME,
+    library_version,
+    printable,
+)
 from . import serialization
 
 if TYPE_CHECKING:
@@ -26,8 +34,6 @@ if TYPE_CHECKING:
 
     from ..controller import Controller
 
-CARD_NAME = "README.md"
-PICTURE_NAME = "schedules.png"
 CONTROLLER_TAGS = ("adaptive-lr", "learning-rate-scheduler")
 """A repository with both is a controller; a model that one trained has only the first."""
 
@@ -395,5 +401,5 @@ def _first(error: BaseException) -> str:
     """Its type and the first line that says something, cut."""
     said = [getattr(error, "server_message", None) or "", *str(error).splitlines()]
     lines = [line.strip() for line in said if line.strip() and not line.strip().startswith("(Request ID")]
-    text = "".join(c if c.isprintable() else "?" for c in shorten(lines[0], 200, placeholder=" ...")) if lines else ""
+    text = printable(lines[0], 200) if lines else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

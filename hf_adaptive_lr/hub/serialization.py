@@ -27,7 +27,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..artifacts import CHECKPOINT_NAME, CONFIG_NAME, WEIGHTS_NAME, library_version, replace_file
+from ..artifacts import CHECKPOINT_NAME, CONFIG_NAME, WEIGHTS_NAME, library_version, printable, replace_file
 
 if TYPE_CHECKING:
     from ..controller import Controller
@@ -87,7 +87,7 @@ def save(controller: Controller, folder: Path) -> Path:
         replace_file(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     else:
         (folder / WEIGHTS_NAME).unlink(missing_ok=True)
-    replace_file(folder / CONFIG_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(folder / CONFIG_NAME, text)
     return folder
 
 
@@ -305,8 +305,7 @@ def _deeper(value: Any, depth: int) -> bool:
 
 def _short(value: Any) -> str:
     """`repr`, cut: a message shows nothing that a terminal obeys, and no megabytes."""
-    text = repr(value[:200] if isinstance(value, str | list) else value)
-    return text if len(text) <= 120 else f"{text[:120]}..."
+    return printable(repr(value[:200] if isinstance(value, str | list) else value), longest=120)
 
 
 # --- the config -------------------------------------------------------------------------------------------------
