@@ -1,15 +1,23 @@
-"""Range checks of settings, with errors that name the value, the allowed range and the way out."""
+"""Checks of settings and weights, with errors that name the value, the allowed range and the way out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .artifacts import printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def check_range(owner: object, name: str, value: float, low: float, high: float, *, hint: str) -> None:
-    """Refuse a config value outside `[low, high]`.
+    """Fail on a config value outside `[low, high]`.
 
     Args:
         owner: the controller or scheduler the value belongs to; its class is named.
         name: name of the field.
-        value: its value; NaN is refused.
+        value: its value; NaN is outside every range.
         low: smallest allowed value.
         high: largest allowed value.
         hint: the way out, a half sentence.
@@ -22,3 +30,27 @@ def check_range(owner: object, name: str, value: float, low: float, high: float,
         raise TypeError(f"{type(owner).__name__}: {name} must be a number, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{type(owner).__name__}: {name}={value} is outside [{low}, {high}]; {hint}")
+
+
+class MissingTensorError(ValueError):
+    """A tensor that the config asks for is not there."""
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Fail unless learned weights are exactly the expected tensors, without a batch dimension.
+
+    Raises:
+        ValueError: names the tensor that is missing, unknown or of the wrong shape.
+    """
+    for name in expected:
+        if name not in found:
+            raise MissingTensorError(f"{where}: tensor '{name}' is missing; expected: {', '.join(expected)}")
+    for name, tensor in found.items():
+        if name not in expected:
+            raise ValueError(
+                f"{where}: unknown tensor {printable(repr(name), 120)}; expected: {', '.join(expected) or 'none'}"
+            )
+        if tuple(tensor.shape) != tuple(expected[name]):
+            raise ValueError(
+                f"{where}: tensor '{name}' has shape {tuple(tensor.shape)}, expected {tuple(expected[name])}"
+            )

@@ -261,7 +261,7 @@ def _check_learning_rate(value: float | str | None) -> None:
 
 def _controller(config: FinetuneConfig) -> Controller:
     from ..auto import AutoController
-    from ..hub.serialization import configure
+    from ..hub.config import configure
     from ..scheduler.decision import Settings
     from ..scheduler.runtime import Governor
     from ..sensors.gradients import DIRECTION_FIELDS
