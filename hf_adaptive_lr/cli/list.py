@@ -10,9 +10,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..artifacts import printable
 from .errors import UserError
-from .push import user_errors
+from .push import printable, user_errors
 
 
 def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..artifacts import printable
 from .errors import UserError
 
 _EXAMPLES = """\
@@ -90,4 +89,9 @@ def user_errors() -> Iterator[None]:
         from_http = type(error).__module__.partition(".")[0] in _HTTP
         if not from_http and not isinstance(error, ValueError | OSError):
             raise
-        raise UserError(printable(error) or type(error).__name__) from error
+        raise UserError(printable(str(error)) or type(error).__name__) from error
+
+
+def printable(words: object) -> str:
+    """Text from elsewhere as one line, without what a terminal would obey."""
+    return "".join(c for c in " ".join(str(words).split()) if c.isprintable())
