@@ -1,6 +1,14 @@
-"""Range checks of settings, with errors that name the value, the allowed range and the way out."""
+"""Checks of settings and weights, with errors that name the value, the allowed range and the way out."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .artifacts import printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_range(
@@ -11,7 +19,7 @@ def check_range(
     Args:
         owner: the object that the value belongs to, whose class is named, or a function's name.
         name: name of the field.
-        value: its value.
+        value: its value; NaN is outside every range.
         low: smallest allowed value.
         high: largest allowed value.
         hint: the way out, a half sentence.
@@ -26,3 +34,27 @@ def check_range(
         raise TypeError(f"{owner}: {name} must be a {'whole ' if whole else ''}number, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{owner}: {name}={value} is outside [{low}, {high}]; {hint}")
+
+
+class MissingTensorError(ValueError):
+    """A tensor that the config asks for is not there."""
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Fail unless learned weights are exactly the expected tensors, without a batch dimension.
+
+    Raises:
+        ValueError: names the tensor that is missing, unknown or of the wrong shape.
+    """
+    for name in expected:
+        if name not in found:
+            raise MissingTensorError(f"{where}: tensor '{name}' is missing; expected: {', '.join(expected)}")
+    for name, tensor in found.items():
+        if name not in expected:
+            raise ValueError(
+                f"{where}: unknown tensor {printable(repr(name), 120)}; expected: {', '.join(expected) or 'none'}"
+            )
+        if tuple(tensor.shape) != tuple(expected[name]):
+            raise ValueError(
+                f"{where}: tensor '{name}' has shape {tuple(tensor.shape)}, expected {tuple(expected[name])}"
+            )

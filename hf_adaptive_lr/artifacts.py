@@ -1,34 +1,36 @@
-"""Files of runs and controllers: their names, and writes that leave the old file or the new one; free of torch."""
+"""Files of runs and controllers: their names, atomic writes, reads of JSON that may be damaged; free of torch."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PROGRAM = "hf-adaptive-lr"
 
 CONFIG_NAME = "config.json"
-
+"""A controller's type and configuration."""
 
 WEIGHTS_NAME = "model.safetensors"
-
+"""A controller's learned weights."""
 
 TRAINING_NAME = "training.json"
-
+"""How a controller was trained."""
 
 EVAL_NAME = "eval_results.json"
-
+"""A controller's scores on tasks that it was not trained on."""
 
 CHECKPOINT_NAME = "checkpoint.pt"
-"""Of a training of a controller that goes on."""
+"""From which the training of a controller resumes."""
 
 TRACE_NAME = "lr_trace.jsonl"
 """The learning rate of every update and why, one JSON object per line."""
 
 CONTROLLER_NAME = "controller.json"
-"""Who decided: the controller's type, config and origin."""
+"""The controller of a run: its type, config and origin."""
 
 EVENTS_NAME = "events.jsonl"
 """What a divergence guard did, one JSON object per line; no file where it did nothing."""
@@ -37,10 +39,22 @@ RESULTS_NAME = "results.json"
 """Result of one run of the main job."""
 
 CURVES_NAME = "curves.png"
-"""Its picture."""
+"""Plot of the loss and the learning rate of such a run."""
 
 MODEL_NAME = "model"
-"""Its folder with the trained model."""
+"""Folder of its trained model."""
+
+SETTINGS_NAME = "finetune_config.json"
+"""Settings of the main job in this folder; a resumed run must have the same."""
+
+STATE_NAME = "trainer_state.json"
+"""The file that Trainer writes last into a checkpoint."""
+
+CARD_NAME = "README.md"
+"""Card of a controller or of a trained model."""
+
+PICTURE_NAME = "schedules.png"
+"""Picture on a controller's card."""
 
 
 def library_version() -> str:
@@ -51,18 +65,56 @@ def library_version() -> str:
         return "unknown"
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, content: str | Callable[[Path], object]) -> None:
     """Write a file beside `path` and move it into place, so that a crash leaves the old file or the new one.
 
     A link of that name is replaced, not followed.
+
+    Args:
+        path: file to write; its folder exists.
+        content: the text, written as UTF-8; or a function that writes the file whose path it gets.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         draft.unlink(missing_ok=True)
         draft.touch()
         usual = draft.stat().st_mode
-        write(draft)
+        if isinstance(content, str):
+            draft.write_bytes(content.encode("utf-8"))
+        else:
+            content(draft)
         draft.chmod(usual)  # some writers make files that nobody else may read
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def parse_json(data: bytes) -> Any:
+    """The JSON value in some bytes, or None for anything else: a line cut short, another encoding, endless nesting."""
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Numbers, from 1, and values of the lines of a JSON-lines file, without blank ones; None for a damaged line."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if line.strip():
+            yield number, parse_json(line)
+
+
+def printable(value: object, longest: int = 2000) -> str:
+    r"""Text from an untrusted file or server as one line, without characters that a terminal obeys or nobody sees.
+
+    Args:
+        value: its `str` is taken.
+        longest: characters to keep; a longer text is cut and ends in " ...".
+
+    Example:
+        >>> printable("a\x1b[31m  b\u202e"), printable("abcdef", longest=3)
+        ('a[31m b', 'abc ...')
+    """
+    line = " ".join(str(value).split())
+    line = line if line.isprintable() else "".join(c for c in line if c.isprintable())
+    return line if len(line) <= longest else f"{line[:longest]} ..."

@@ -17,6 +17,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -41,12 +42,7 @@ class AutoController:
     @staticmethod
     def from_pretrained(
         pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        token: bool | str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
+        **options: Unpack[repo.HubOptions],
     ) -> Controller:
         """Load a controller by name, from a folder, or from the Hub.
 
@@ -57,12 +53,11 @@ class AutoController:
             pretrained_model_name_or_path: a name of [`CONTROLLERS`] (with its default config) or of a bundled
                 controller; a folder with `config.json`; a class of your own in a file, "my_rules.py:MyRule"; or a
                 repository of the Hub, "user/repo".
-            revision: branch, tag, commit or `refs/pr/N` of the repository; all files come from the one commit that
-                it is at this moment.
-            token: for private and gated repositories; by default that of `hf auth login`.
-            cache_dir: where downloads are kept, by default the Hub's cache.
-            force_download: download again what is in the cache.
-            local_files_only: use only what is in the cache, as with HF_HUB_OFFLINE=1.
+            **options: of a repository:
+                `revision`, a branch, tag, commit or `refs/pr/N`; all files come from the one commit that it is at this
+                moment. `token` for private and gated repositories, by default that of `hf auth login`. `cache_dir`
+                for downloads, by default the Hub's. `force_download` downloads again what is in the cache.
+                `local_files_only` uses only what is in the cache, as HF_HUB_OFFLINE=1 does.
 
         Returns:
             The controller; its `provenance` says where it is from.
@@ -80,15 +75,7 @@ class AutoController:
         """
         if is_own(os.fspath(pretrained_model_name_or_path)):
             return load_own(os.fspath(pretrained_model_name_or_path))
-        return repo.load(
-            pretrained_model_name_or_path,
-            CONTROLLERS,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
+        return repo.load(pretrained_model_name_or_path, CONTROLLERS, **options)
 
 
 def known_names() -> list[str]:

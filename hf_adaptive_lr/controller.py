@@ -9,21 +9,17 @@ a meta-gradient.
 from __future__ import annotations
 
 import dataclasses
-import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-from . import artifacts
-from .hub import repo, serialization
+from ._checks import check_tensors
+from .hub.config import config_names
+from .hub.mixin import HubMixin
+from .hub.protocol import Citation as Citation
 from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Observation, Outcome
-
-if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo
 
 State = dict[str, Any]
 """Run state of a controller: a flat dict of CPU tensors and plain numbers, nothing else."""
@@ -32,7 +28,7 @@ Answers = Literal["factor", "lr"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Controller:
+class Controller(HubMixin):
     """Base of every learning-rate controller; subclasses are frozen dataclasses whose fields are the config.
 
     A subclass sets `controller_type` (its name in config.json), `answers` and `needs`, and implements `decide`.
@@ -77,6 +73,9 @@ class Controller:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Config changes by preset name: `paper` and `released` where a paper and its released code disagree."""
 
+    citation: ClassVar[Citation | None] = None
+    """The paper that it follows."""
+
     params: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     provenance: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
@@ -87,7 +86,7 @@ class Controller:
             raise ValueError(
                 f"{type(self).__name__}.needs names {sorted(unknown)}, which no sensor measures; known: {known}"
             )
-        serialization.check_tensors(self.params, self.param_shapes(), f"params of {type(self).__name__}")
+        check_tensors(self.params, self.param_shapes(), f"params of {type(self).__name__}")
 
     # --- the contract -------------------------------------------------------------------------------------------
 
@@ -177,11 +176,11 @@ class Controller:
         """Name and shape of every learned tensor that this config asks for; empty for rules."""
         return {}
 
-    # --- config and files ---------------------------------------------------------------------------------------
+    # --- config -------------------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
         """The config as plain JSON values: every dataclass field but `params` and `provenance`."""
-        return {name: getattr(self, name) for name in serialization.config_names(type(self))}
+        return {name: getattr(self, name) for name in config_names(type(self))}
 
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> Self:
@@ -213,172 +212,6 @@ class Controller:
             return self.provenance
         before = set(filter(None, self.provenance.get("changed", "").split(", ")))
         return {**self.provenance, "commit": "", "changed": ", ".join(sorted(before | changed))}
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
-        """Write `config.json` and, for learned weights, `model.safetensors`; each file appears whole or not at all.
-
-        `training.json` and `eval_results.json` of the folder it was loaded from go along, if nothing was changed.
-
-        Args:
-            save_directory: folder, made if missing.
-
-        Returns:
-            The folder.
-
-        Raises:
-            ValueError: a config value that is not JSON (NaN), or weights that are not floating-point numbers.
-        """
-        out = serialization.save(self, Path(save_directory))
-        for name in (artifacts.TRAINING_NAME, artifacts.EVAL_NAME):
-            try:
-                recorded = self._recorded(name)
-            except (OSError, ValueError):  # damaged, which is no reason to lose the controller
-                continue
-            if recorded is not None and not (out / name).exists():
-                text = serialization.to_json(dict(recorded), name)
-                artifacts.replace_file(out / name, lambda path, text=text: path.write_text(text, "utf-8"))  # type: ignore[misc]
-        return out
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        token: bool | str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-    ) -> Self:
-        """Load a controller of this class, strictly; `AutoController` finds the class by itself.
-
-        Args:
-            pretrained_model_name_or_path: its name or that of a bundled controller; a folder with `config.json`; or
-                a repository of the Hub, "user/repo". The first that there is.
-            revision: branch, tag, commit or `refs/pr/N` of the repository; all files come from the one commit that
-                it is at this moment.
-            token: for private and gated repositories; by default that of `hf auth login`.
-            cache_dir: where downloads are kept, by default the Hub's cache.
-            force_download: download again what is in the cache.
-            local_files_only: use only what is in the cache, as with HF_HUB_OFFLINE=1.
-
-        Returns:
-            A new controller; `provenance` says where it is from.
-
-        Raises:
-            FileNotFoundError: no such folder, or no config.json in it.
-            HubError: the Hub does not give it; the message says why and what helps. It is an OSError.
-            OSError: a file cannot be read or written.
-            ValueError: nothing of that name; or files that are not exactly a controller's (see `serialization.load`).
-        """
-        return repo.load(
-            pretrained_model_name_or_path,
-            {cls.controller_type: cls},
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        training: Mapping[str, Any] | None = None,
-        eval_results: Mapping[str, Any] | None = None,
-        without_results: bool = False,
-        license: str | None = None,
-    ) -> CommitInfo:
-        """Publish it on the Hub with a card, in one commit; the repository is made if it does not exist.
-
-        What was written between the notes markers of the card there stays. If somebody else commits meanwhile,
-        nothing is published.
-
-        Args:
-            repo_id: "user/repo".
-            commit_message: first line of the commit.
-            private: whether a new repository is private; None is the account's default.
-            token: a write token; by default that of `hf auth login`.
-            revision: branch to commit to, made if missing; by default "main".
-            create_pr: open a pull request instead of writing to "main".
-            training: how it was trained, `training.json`; by default what lies in the folder it was loaded from.
-            eval_results: held-out results, `eval_results.json`, as `hf-adaptive-lr bench --controller FOLDER
-                --write-results` writes it; by default likewise.
-            without_results: publish without held-out results; the card says so.
-            license: of the weights, as the Hub names it ("mit"); by default what the card there states, else this
-                library's for what comes with it, and none for others.
-
-        Returns:
-            The commit; `.oid` is its hash.
-
-        Raises:
-            HubError: the Hub refuses or cannot be reached; nothing is published. It is an OSError.
-            ValueError: no held-out results without `without_results`, or files that would not load again.
-        """
-        from .hub import card
-
-        if self.provenance.get("code"):
-            raise ValueError(
-                f"'{self.provenance['source']}' is code of yours, which the Hub does not carry and nobody else could "
-                "load; publish the file beside your model, or its schedule as a `replay`"
-            )
-        training = self._recorded(artifacts.TRAINING_NAME) if training is None else training
-        eval_results = self._recorded(artifacts.EVAL_NAME) if eval_results is None else eval_results
-        if not (eval_results and eval_results.get("results")) and not without_results:
-            raise ValueError(self._no_results())
-        if eval_results is not None:
-            card.check_results(eval_results)  # before the repository is made
-        if license is not None:
-            card.check_license(license)
-        with tempfile.TemporaryDirectory() as folder:
-            out = self.save_pretrained(folder)
-            serialization.load(out, {self.controller_type: type(self)})  # nobody gets what does not load
-            for name, sidecar in ((artifacts.TRAINING_NAME, training), (artifacts.EVAL_NAME, eval_results)):
-                if sidecar is not None:
-                    (out / name).write_text(serialization.to_json(dict(sidecar), name), encoding="utf-8")
-            picture = card.PICTURE_NAME if card.draw_schedules(self, out / card.PICTURE_NAME, training) else None
-
-            def make_card(present: str | None) -> str:
-                notes = None if present is None else card.notes_of(present)
-                stated = license or (None if present is None else card.license_of(present))
-                sidecars = {"training": training, "eval_results": eval_results}
-                return card.render(self, repo_id=repo_id, **sidecars, notes=notes, picture=picture, license=stated)
-
-            return repo.push(
-                out,
-                repo_id,
-                make_card=make_card,
-                commit_message=commit_message or f"{self.controller_type}, by hf_adaptive_lr",
-                private=private,
-                token=token,
-                branch=revision,
-                create_pr=create_pr,
-            )
-
-    def _recorded(self, name: str) -> Mapping[str, Any] | None:
-        """A JSON file beside those it was loaded from; None if there is none, or it is about another controller."""
-        folder = self.provenance.get("folder")
-        if not folder or self.provenance.get("changed") or not (Path(folder) / name).is_file():
-            return None
-        value = serialization.read_json(Path(folder) / name)
-        if not isinstance(value, dict):
-            raise ValueError(f"{Path(folder) / name} must hold a JSON object, got a {type(value).__name__}")
-        return value
-
-    def _no_results(self) -> str:
-        changed = self.provenance.get("changed")
-        why = f"; those of '{self.provenance['source']}' do not count, as {changed} changed" if changed else ""
-        return (
-            f"no held-out results of this {type(self).__name__}{why}: pass eval_results=..., which "
-            f"`hf-adaptive-lr bench --quick --controller FOLDER --write-results` writes, or without_results=True to "
-            f"publish it with a card that says so"
-        )
 
 
 def _same(old: Any, new: Any) -> bool:

@@ -22,27 +22,16 @@ from hf_adaptive_lr.bench import bundled_results
 from hf_adaptive_lr.bench.runner import Row, RowsError, append_row
 from hf_adaptive_lr.bench.verdict_plan import Book
 from hf_adaptive_lr.controllers import CONTROLLERS, MLRSNet, PPOSchedule, RandomWalk
-from hf_adaptive_lr.hub.card import (
-    SOURCES,
-    TAGS,
-    check_results,
-    code,
-    draw_schedules,
-    measured,
-    mention,
-    notes_of,
-    number,
-    plain,
-    render,
-    schedule,
-    signed,
-    text,
-)
+from hf_adaptive_lr.hub.card import TAGS, mention, notes_of, render
+from hf_adaptive_lr.hub.markdown import code, escaped, measured, number, signed, text
+from hf_adaptive_lr.hub.picture import draw_schedules, schedule
+from hf_adaptive_lr.hub.results import check_results
 from tests.tiny import Tokens, bert
 
 ROOT = Path(__file__).parent.parent
 ROWS, CARDS = ROOT / bundled_results.ROWS, ROOT / bundled_results.CARDS
 BUNDLED = bundled_results.bundled()
+PAPERS = {name: cls.citation for name, cls in CONTROLLERS.items() if cls.citation is not None}
 HOSTILE = "x\n---\n# <script>alert(1)</script> [a](javascript:b) | `c` ``` <!-- /notes --> ${7*7} \x1b[2J\u202e"
 
 
@@ -129,7 +118,7 @@ def shown(value: Any) -> set[str]:
 
 def unsourced(card: str, controller: Controller, *files: Any) -> set[str]:
     """Figures of a card that stand neither in its files nor in what the controller itself is."""
-    source = SOURCES.get(controller.controller_type)
+    source = controller.citation
     known = [leaf for file in (*files, controller.config()) for leaf in leaves(file)]
     own = [type(controller).__doc__.partition("\n")[0], "Apache-2.0", controller.controller_type]
     own += [source.arxiv, source.year, source.title] if source else []
@@ -275,18 +264,18 @@ def test_the_usage_of_a_card_runs(tmp_path, monkeypatch) -> None:
     assert names["trainer"].lr_scheduler.updates == 1
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", PAPERS)
 def test_the_papers_are_those_of_the_method_files(name) -> None:
     about = sys.modules[CONTROLLERS[name].__module__].__doc__
     first = re.search(r"arXiv:(\d{4}\.\d{4,5})", about)
     assert first is not None
-    assert first[1] == SOURCES[name].arxiv
-    assert SOURCES[name].author.partition(",")[0] in about
+    assert first[1] == PAPERS[name].arxiv
+    assert PAPERS[name].author.partition(",")[0] in about
 
 
 def test_controllers_without_a_paper_are_the_rest() -> None:
     named = {n for n, c in CONTROLLERS.items() if re.search(r"arXiv:\d", sys.modules[c.__module__].__doc__ or "")}
-    assert named == set(SOURCES)
+    assert named == set(PAPERS)
     assert "There is no paper" in made(RandomWalk())
 
 
@@ -355,11 +344,11 @@ def test_training_of_the_wrong_shape_is_left_out(training) -> None:
 
 
 def test_values_are_cut_and_cleaned() -> None:
-    assert plain("a\n\tb\x00\u2028c") == "a b c"
-    assert len(plain("x" * 10**6)) < 400
+    assert escaped("a\n\tb\x00\u2028c") == "a b c"
+    assert len(escaped("x" * 10**6)) < 400
     assert text("a|b [c](d) `e` *f* #g") == r"a\|b \[c\](d) \`e\` \*f\* \#g"
     assert code("a`b") == "`a'b`"
-    assert plain("\ud800ok") == "ok"
+    assert escaped("\ud800ok") == "ok"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from huggingface_hub import HfApi, ModelCard, constants, errors
 
 from hf_adaptive_lr import AutoController, Cosine, Linear, Universal
 from hf_adaptive_lr.hub import repo as on_hub
+from hf_adaptive_lr.hub.config import configure
+from hf_adaptive_lr.hub.mixin import sidecar
 from hf_adaptive_lr.hub.repo import HubError
-from hf_adaptive_lr.hub.serialization import configure
 
 ID = "user/controller"
 DECAY = Linear(final_factor=0.25)
@@ -497,7 +498,7 @@ def test_what_is_known_about_a_controller_goes_along_unless_it_was_changed(tmp_p
     universal.save_pretrained(tmp_path / "copy")
     assert {p.name for p in (tmp_path / "copy").iterdir()} >= {"training.json", "eval_results.json"}
     again = AutoController.from_pretrained(tmp_path / "copy")
-    assert again._recorded("training.json") == universal._recorded("training.json")
+    assert sidecar(again, "training.json") == sidecar(universal, "training.json")
     universal.replace(rho=0.01).save_pretrained(tmp_path / "other")
     assert {p.name for p in (tmp_path / "other").iterdir()} == {"config.json", "model.safetensors"}
 

@@ -19,7 +19,9 @@ from typing import Any
 
 from ..artifacts import PROGRAM, replace_file
 from ..auto import PRETRAINED, AutoController
-from ..hub.card import RESULTS_VERSION, draw_schedules, notes_of, render, schedule
+from ..hub.card import notes_of, render
+from ..hub.picture import draw_schedules, schedule
+from ..hub.results import RESULTS_VERSION
 from . import yardstick_results
 from .runner import Row, RowsError
 from .verdict_judge import Cell, Runs, paired, values

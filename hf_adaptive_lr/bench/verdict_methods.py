@@ -18,7 +18,8 @@ from ..artifacts import WEIGHTS_NAME
 from ..auto import PRETRAINED, AutoController
 from ..controller import Controller
 from ..controllers import CONTROLLERS
-from ..hub.serialization import configure, read_config
+from ..hub.config import configure
+from ..hub.serialization import read_config
 from .runner import digest
 
 TUNED = "tuned"

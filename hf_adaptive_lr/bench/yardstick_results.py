@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import PROGRAM
-from ..hub.card import RESULTS_VERSION
+from ..hub.results import RESULTS_VERSION
 from .runner import Row
 from .verdict_judge import paired
 from .verdict_stats import Interval, judge, mean_interval

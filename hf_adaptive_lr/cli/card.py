@@ -41,13 +41,13 @@ def run(args: argparse.Namespace) -> int:
     with user_errors():
         from .. import artifacts
         from ..auto import AutoController
-        from ..hub import card, serialization
+        from ..hub import card, untrusted
 
         controller = AutoController.from_pretrained(args.controller)
         folder = controller.provenance.get("folder")
         beside = {p.name: p for p in Path(folder).iterdir() if p.is_file()} if folder else {}
         training, eval_results = (
-            serialization.read_json(beside[name]) if name in beside else None
+            untrusted.read_json(beside[name]) if name in beside else None
             for name in (artifacts.TRAINING_NAME, artifacts.EVAL_NAME)
         )
         text = card.render(
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             repo_id=args.controller,
             training=training,
             eval_results=eval_results,
-            notes=card.notes_of(serialization.read_text(beside["README.md"])) if "README.md" in beside else None,
+            notes=card.notes_of(untrusted.read_text(beside["README.md"])) if "README.md" in beside else None,
         )
         if args.output is not None:
             args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Citation, Controller, State
 from ..observation import Observation, Outcome
 from ._random import seeded, uniform
 
@@ -73,6 +73,12 @@ class ActorCritic(Controller):
     """
 
     controller_type = "actor_critic"
+    citation = Citation(
+        "1705.11159",
+        "Reinforcement Learning for Learning Rate Control",
+        "Xu, Chang and Qin, Tao and Wang, Gang and Liu, Tie-Yan",
+        2017,
+    )
     needs = frozenset({"loss", "loss_before", "loss_after", "loss_other"})
 
     hidden_size: int = 20

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Citation, Controller, State
 from ..observation import Observation
 
 
@@ -32,6 +32,12 @@ class Cosine(Controller):
     """
 
     controller_type = "cosine"
+    citation = Citation(
+        "1608.03983",
+        "SGDR: Stochastic Gradient Descent with Warm Restarts",
+        "Loshchilov, Ilya and Hutter, Frank",
+        2017,
+    )
     needs_horizon = True
 
     final_factor: float = 0.0

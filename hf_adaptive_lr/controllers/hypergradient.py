@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Citation, Controller, State
 from ..observation import Observation
 
 
@@ -57,6 +57,12 @@ class Hypergradient(Controller):
     """
 
     controller_type = "hypergradient"
+    citation = Citation(
+        "1703.04782",
+        "Online Learning Rate Adaptation with Hypergradient Descent",
+        "Baydin, Atilim Gunes and Cornish, Robert and Martinez Rubio, David and Schmidt, Mark and Wood, Frank",
+        2018,
+    )
     needs = frozenset({"alignment"})
     presets = {
         "paper": {"rule": "additive", "beta": 1e-3},

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Citation, Controller, State
 from ..observation import Observation
 
 
@@ -32,6 +32,12 @@ class Linear(Controller):
     """
 
     controller_type = "linear"
+    citation = Citation(
+        "2310.07831",
+        "Optimal Linear Decay Learning Rate Schedules and Further Refinements",
+        "Defazio, Aaron and Cutkosky, Ashok and Mehta, Harsh and Mishchenko, Konstantin",
+        2023,
+    )
     needs_horizon = True
 
     final_factor: float = 0.0

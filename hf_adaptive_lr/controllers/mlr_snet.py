@@ -37,7 +37,7 @@ from torch.nn.functional import linear
 from torch.optim.adam import adam
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Citation, Controller, State
 from ..observation import Observation, Outcome
 from ._random import seeded, uniform
 
@@ -78,6 +78,12 @@ class MLRSNet(Controller):
     """
 
     controller_type = "mlr_snet"
+    citation = Citation(
+        "2007.14546",
+        "MLR-SNet: Transferable LR Schedules for Heterogeneous Tasks",
+        "Shu, Jun and Zhu, Yanwen and Zhao, Qian and Meng, Deyu and Xu, Zongben",
+        2020,
+    )
     needs = frozenset({"loss", "classes"})
     learned = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "released": {"gates": "test", "bias": 1.0}}

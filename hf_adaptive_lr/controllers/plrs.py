@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Citation, Controller, State
 from ..observation import Observation
 from . import _random
 
@@ -71,6 +71,12 @@ class PLRS(Controller):
     """
 
     controller_type = "plrs"
+    citation = Citation(
+        "2407.07613",
+        "Probabilistic learning rate scheduler with provable convergence",
+        "Devapriya, Dahlia and Tholeti, Thulasi and Suresh, Janani and Kalyani, Sheetal",
+        2024,
+    )
     random = True
 
     low: float = 0.7

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Citation, Controller, State
 from ..observation import Observation
 from . import _random
 
@@ -73,6 +73,12 @@ class PPOSchedule(Controller):
     """
 
     controller_type = "ppo_schedule"
+    citation = Citation(
+        "1909.09712",
+        "Learning an Adaptive Learning Rate Schedule",
+        "Xu, Zhen and Dai, Andrew M. and Kemp, Jonas and Metz, Luke",
+        2019,
+    )
     needs = frozenset(
         {
             "eval_loss",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Citation, Controller, State
 from ..observation import Observation
 
 
@@ -34,6 +34,12 @@ class WarmupStableDecay(Controller):
     """
 
     controller_type = "wsd"
+    citation = Citation(
+        "2404.06395",
+        "MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training Strategies",
+        "Hu, Shengding and others",
+        2024,
+    )
     needs_horizon = True
 
     decay_fraction: float = 0.2

@@ -16,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from ..artifacts import printable
 from ..demo.data import demo_image, demo_text
 
 if TYPE_CHECKING:
@@ -201,9 +202,8 @@ def _bad_image(stored: Mapping[str, Any], error: Exception) -> FinetuneError:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, in one line of bearable length."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if len(text) <= 300 else f"{text[:297]}..."
+    """First line of an exception's message, or its type."""
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0], longest=300)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Controllers on the Hub: find by name, folder or repository; pull one pinned commit; push in one commit.
 
 Built on `HfApi` and `hf_hub_download` rather than on `ModelHubMixin`, which sets attributes on the instance and fills
-what is missing with defaults. What a repository holds is a stranger's: five files of known names and bounded size are
-fetched, into the Hub's cache, and `serialization.load` reads two of them. Retries and resuming are huggingface_hub's.
+missing fields with defaults. A repository is untrusted: five files of known names and bounded size are fetched, into
+the Hub's cache, and `serialization.load` reads two of them. Retries and resuming are huggingface_hub's.
 """
 
 from __future__ import annotations
@@ -15,37 +15,63 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from textwrap import shorten
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from ..artifacts import CONFIG_NAME, EVAL_NAME, TRAINING_NAME, WEIGHTS_NAME, library_version
-from . import serialization
+from ..artifacts import (
+    CARD_NAME,
+    CONFIG_NAME,
+    EVAL_NAME,
+    PICTURE_NAME,
+    TRAINING_NAME,
+    WEIGHTS_NAME,
+    library_version,
+    printable,
+)
+from . import serialization, untrusted
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
-    from ..controller import Controller
+    from .protocol import C, ControllerLike
 
-CARD_NAME = "README.md"
-PICTURE_NAME = "schedules.png"
 CONTROLLER_TAGS = ("adaptive-lr", "learning-rate-scheduler")
 """A repository with both is a controller; a model that one trained has only the first."""
 
 _LIMITS = {
     CONFIG_NAME: serialization.MAX_CONFIG_BYTES,
     WEIGHTS_NAME: serialization.MAX_WEIGHTS_BYTES,
-    TRAINING_NAME: serialization.MAX_SIDECAR_BYTES,
-    EVAL_NAME: serialization.MAX_SIDECAR_BYTES,
-    CARD_NAME: serialization.MAX_SIDECAR_BYTES,
+    TRAINING_NAME: untrusted.MAX_SIDECAR_BYTES,
+    EVAL_NAME: untrusted.MAX_SIDECAR_BYTES,
+    CARD_NAME: untrusted.MAX_SIDECAR_BYTES,
 }
 _NEEDED = (CONFIG_NAME, WEIGHTS_NAME)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
-C = TypeVar("C", bound="Controller")
-
 
 class HubError(OSError):
     """The Hub does not give or take something; the message says why and what helps."""
+
+
+class HubOptions(TypedDict, total=False):
+    """How a repository of the Hub is read."""
+
+    revision: str | None
+    """Branch, tag, commit or `refs/pr/N`; None is the default branch."""
+    token: bool | str | None
+    """For private and gated repositories; by default that of `hf auth login`."""
+    cache_dir: str | os.PathLike[str] | None
+    """Folder for downloads, by default the Hub's cache."""
+    force_download: bool
+    """Download again what is in the cache."""
+    local_files_only: bool
+    """Use only what is in the cache, as with HF_HUB_OFFLINE=1."""
+
+
+def _check_options(options: HubOptions) -> None:
+    unknown = options.keys() - HubOptions.__annotations__.keys()
+    if unknown:
+        known = ", ".join(HubOptions.__annotations__)
+        raise TypeError(f"'{min(unknown)}' is no option for reading from the Hub; there are: {known}")
 
 
 # --- names ------------------------------------------------------------------------------------------------------
@@ -54,17 +80,13 @@ class HubError(OSError):
 def load(
     name_or_path: str | os.PathLike[str],
     classes: Mapping[str, type[C]],
-    *,
-    revision: str | None = None,
-    token: bool | str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
+    **options: Unpack[HubOptions],
 ) -> C:
     """Load a controller of `classes` by name, folder or repository; see [`Controller.from_pretrained`]."""
+    _check_options(options)
     wanted = os.fspath(name_or_path)
-    only_hub = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download or None}
-    given = [f"{key}={value!r}" for key, value in only_hub.items() if value is not None]
+    only_hub = {key: options.get(key) for key in ("revision", "cache_dir", "force_download")}
+    given = [f"{key}={value!r}" for key, value in only_hub.items() if value not in (None, False)]
     folder = _bundled(wanted)
     if folder is not None or wanted in classes:
         if (Path(wanted) / CONFIG_NAME).is_file():
@@ -74,7 +96,7 @@ def load(
                 UserWarning,
                 stacklevel=3,
             )
-        _refuse(given, f"'{wanted}' comes with this library")
+        _only_for_repositories(given, f"'{wanted}' comes with this library")
         if folder is not None:
             origin = {"source": wanted, "folder": str(folder), "commit": "", "revision": ""}
             return serialization.load(folder, classes, origin)
@@ -87,7 +109,7 @@ def load(
     is_repo = isinstance(name_or_path, str) and is_repo_id(wanted)
     here = Path(wanted)
     if (here / CONFIG_NAME).is_file() or (wanted and here.is_dir() and not is_repo):
-        _refuse(given, f"'{wanted}' is a folder")
+        _only_for_repositories(given, f"'{wanted}' is a folder")
         return serialization.load(here, classes)
     if not is_repo:
         if isinstance(name_or_path, os.PathLike):
@@ -99,14 +121,7 @@ def load(
             f"Hub repository, which is written 'user/name'; {_hint(wanted, classes)}"
         )
     try:
-        folder, commit = pull(
-            wanted,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
+        folder, commit = pull(wanted, **options)
     except HubError as error:
         hint = _hint(wanted, classes)
         close = f"; {hint}" if hint.startswith("did") else ""
@@ -114,11 +129,11 @@ def load(
             f"no controller '{wanted}': it is neither a known name nor a folder with {CONFIG_NAME}, and as a "
             f"Hub repository: {error}{close}"
         ) from error.__cause__
-    origin = {"source": wanted, "folder": str(folder), "commit": commit, "revision": revision or ""}
+    origin = {"source": wanted, "folder": str(folder), "commit": commit, "revision": options.get("revision") or ""}
     return serialization.load(folder, classes, origin)
 
 
-def known_names(classes: Mapping[str, type[Controller]]) -> list[str]:
+def known_names(classes: Mapping[str, type[ControllerLike]]) -> list[str]:
     """Names that `load` knows without a file or network: rules, and bundled controllers."""
     bundled = (
         [p.name for p in serialization.BUNDLED.iterdir() if _bundled(p.name)] if serialization.BUNDLED.is_dir() else []
@@ -136,12 +151,12 @@ def _bundled(name: str) -> Path | None:
     return folder if name.isidentifier() and (folder / CONFIG_NAME).is_file() else None
 
 
-def _refuse(given: list[str], why: str) -> None:
+def _only_for_repositories(given: list[str], why: str) -> None:
     if given:
         raise ValueError(f"{', '.join(given)} is for a repository of the Hub, but {why}; leave it out")
 
 
-def _hint(wanted: str, classes: Mapping[str, type[Controller]]) -> str:
+def _hint(wanted: str, classes: Mapping[str, type[ControllerLike]]) -> str:
     names = known_names(classes)
     close = difflib.get_close_matches(wanted.rpartition("/")[2], names, n=3)
     return f"did you mean {' or '.join(close)}?" if close else f"known names: {', '.join(names)}"
@@ -150,24 +165,12 @@ def _hint(wanted: str, classes: Mapping[str, type[Controller]]) -> str:
 # --- pull -------------------------------------------------------------------------------------------------------
 
 
-def pull(
-    repo_id: str,
-    *,
-    revision: str | None = None,
-    token: bool | str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-) -> tuple[Path, str]:
-    """Fetch a controller's files, all of one commit, into the Hub's cache; what is there already is not asked for.
+def pull(repo_id: str, **options: Unpack[HubOptions]) -> tuple[Path, str]:
+    """Fetch a controller's files, all of one commit, into the Hub's cache; files that are there are not asked for.
 
     Args:
         repo_id: "user/name".
-        revision: branch, tag, commit or `refs/pr/N`; None is the default branch.
-        token: for private and gated repositories; by default that of `hf auth login`.
-        cache_dir: where downloads are kept, by default the Hub's cache.
-        force_download: download again what is in the cache.
-        local_files_only: use only what is in the cache, as with HF_HUB_OFFLINE=1.
+        **options: see [`HubOptions`].
 
     Returns:
         The folder of that commit, with config.json, and, if the repository has them, model.safetensors, training.json,
@@ -180,10 +183,13 @@ def pull(
     """
     from huggingface_hub import is_offline_mode, try_to_load_from_cache
 
+    _check_options(options)
+    revision, cache_dir = options.get("revision"), options.get("cache_dir")
+    force_download, local_files_only = options.get("force_download", False), options.get("local_files_only", False)
     _check_names(repo_id, revision)
     if force_download and local_files_only:
         raise ValueError("force_download and local_files_only contradict each other; leave one out")
-    api, cache = _api(token), None if cache_dir is None else Path(cache_dir)
+    api, cache = _api(options.get("token")), None if cache_dir is None else Path(cache_dir)
     with _clear(repo_id, revision):
         resolved = api.resolve_revision(repo_id, revision=revision, cache_dir=cache, local_files_only=local_files_only)
     commit = resolved.resolved
@@ -308,7 +314,7 @@ def push(
 def _read_card(api: HfApi, repo_id: str, commit: str | None) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         path = api.hf_hub_download(repo_id, CARD_NAME, revision=commit, cache_dir=scratch)
-        return serialization.read_text(Path(path))
+        return untrusted.read_text(Path(path))
 
 
 # --- search -----------------------------------------------------------------------------------------------------
@@ -395,5 +401,5 @@ def _first(error: BaseException) -> str:
     """Its type and the first line that says something, cut."""
     said = [getattr(error, "server_message", None) or "", *str(error).splitlines()]
     lines = [line.strip() for line in said if line.strip() and not line.strip().startswith("(Request ID")]
-    text = "".join(c if c.isprintable() else "?" for c in shorten(lines[0], 200, placeholder=" ...")) if lines else ""
+    text = printable(lines[0], 200) if lines else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -59,7 +59,7 @@ def make_trainer(
 
 def _universal_trainer(hidden_size: int, seed: int, controller_kwargs: str) -> Any:
     from ..controllers import Universal
-    from ..hub.serialization import configure
+    from ..hub.config import configure
     from .ppo import PPOConfig, PPOTrainer
 
     start = Universal(hidden_size=hidden_size, params=Universal.random_params(hidden_size=hidden_size, seed=seed))

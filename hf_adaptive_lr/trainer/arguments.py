@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from ..auto import AutoController
 from ..controller import Controller
-from ..hub.serialization import configure
+from ..hub.config import configure
 from ..optimizers.layers import check_factors
 from ..scheduler.config import SchedulerConfig
 from ..scheduler.envelope import Envelope

@@ -336,7 +336,7 @@ class AdaptiveLRMixin(_Trainer):
         if self.is_world_process_zero() and path.is_file():
             settings = {"learning_rate": self.args.learning_rate}
             card = mention(path.read_text(encoding="utf-8"), self.controller, settings)
-            replace_file(path, lambda draft: draft.write_text(card, encoding="utf-8"))
+            replace_file(path, card)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the controller's values to training logs, for `log_history` and every reporter."""

@@ -1,0 +1,110 @@
+"""Text and JSON files from elsewhere: of bounded size and depth, with errors that are safe to print."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import printable
+
+MAX_SIDECAR_BYTES = 20_000_000
+"""Of training.json, eval_results.json and README.md, which nothing needs to load a controller."""
+MAX_DEPTH = 32
+
+
+def read_json(path: Path, limit: int = MAX_SIDECAR_BYTES) -> Any:
+    """Read a JSON file: bounded in size and depth, finite numbers, every key once.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError: it cannot be read.
+        ValueError: it is too large, or not such JSON.
+    """
+    return _parse(read_bytes(path, limit), path)
+
+
+def read_text(path: Path, limit: int = MAX_SIDECAR_BYTES) -> str:
+    """Read a text file: UTF-8 and bounded in size.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError: it cannot be read.
+        ValueError: it is too large, or not UTF-8.
+    """
+    try:
+        return read_bytes(path, limit).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The bytes of a file of at most `limit` bytes; see [`read_text`]."""
+    if not path.is_file():  # a pipe or a device would never end
+        raise FileNotFoundError(f"no file '{path}'")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ValueError(f"{path} has {size:,} bytes, more than {limit:,}; no controller's file is as large")
+        return file.read(size)
+
+
+def _parse(data: bytes, path: Path) -> Any:
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_finite,
+            parse_float=_finite,
+            parse_int=_whole,
+        )
+    except RecursionError:
+        value = None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    else:
+        if not _deeper(value, MAX_DEPTH):
+            return value
+    raise ValueError(f"{path} is not valid JSON: nested more than {MAX_DEPTH} deep")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        seen: set[str] = set()
+        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {shown(double)} stands there twice")
+    return out
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{shown(text)} is not a finite number")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text) if len(text) <= 20 else None
+    if value is None or not -(2**63) <= value < 2**63:
+        raise ValueError(f"{shown(text)} is too large for a whole number")
+    return value
+
+
+def _deeper(value: Any, depth: int) -> bool:
+    level: list[Any] = [value]
+    for _ in range(depth):
+        nested: Iterable[Any] = (v for v in level if isinstance(v, dict | list))
+        level = [inner for v in nested for inner in (v.values() if isinstance(v, dict) else v)]
+        if not level:
+            return False
+    return any(isinstance(v, dict | list) for v in level)
+
+
+def shown(value: Any) -> str:
+    """`repr` of an untrusted value for a message: printable, at most 120 characters."""
+    return printable(repr(value[:200] if isinstance(value, str | list) else value), longest=120)
