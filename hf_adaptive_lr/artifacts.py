@@ -1,34 +1,36 @@
-"""Files of runs and controllers: their names, and writes that leave the old file or the new one; free of torch."""
+"""Files of runs and controllers: their names, atomic writes, reads of JSON that may be damaged; free of torch."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PROGRAM = "hf-adaptive-lr"
 
 CONFIG_NAME = "config.json"
-
+"""A controller's type and configuration."""
 
 WEIGHTS_NAME = "model.safetensors"
-
+"""A controller's learned weights."""
 
 TRAINING_NAME = "training.json"
-
+"""How a controller was trained."""
 
 EVAL_NAME = "eval_results.json"
-
+"""A controller's scores on tasks that it was not trained on."""
 
 CHECKPOINT_NAME = "checkpoint.pt"
-"""Of a training of a controller that goes on."""
+"""From which the training of a controller resumes."""
 
 TRACE_NAME = "lr_trace.jsonl"
 """The learning rate of every update and why, one JSON object per line."""
 
 CONTROLLER_NAME = "controller.json"
-"""Who decided: the controller's type, config and origin."""
+"""The controller of a run: its type, config and origin."""
 
 EVENTS_NAME = "events.jsonl"
 """What a divergence guard did, one JSON object per line; no file where it did nothing."""
@@ -37,10 +39,16 @@ RESULTS_NAME = "results.json"
 """Result of one run of the main job."""
 
 CURVES_NAME = "curves.png"
-"""Its picture."""
+"""Plot of the loss and the learning rate of such a run."""
 
 MODEL_NAME = "model"
-"""Its folder with the trained model."""
+"""Folder of its trained model."""
+
+SETTINGS_NAME = "finetune_config.json"
+"""Settings of the main job in this folder; a resumed run must have the same."""
+
+STATE_NAME = "trainer_state.json"
+"""The file that Trainer writes last into a checkpoint."""
 
 
 def library_version() -> str:
@@ -66,3 +74,29 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def parse_json(data: bytes) -> Any:
+    """The JSON value in some bytes, or None for anything else: a line cut short, another encoding, endless nesting."""
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line numbers, from 1, and values of the lines of a JSON-lines file that are not blank; None for a damaged one."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if line.strip():
+            yield number, parse_json(line)
+
+
+def printable(value: object) -> str:
+    """Text from an untrusted file or server as one line, without characters that a terminal obeys or nobody sees.
+
+    Example:
+        >>> printable("a\\x1b[31m  b\\u202e")
+        'a[31m b'
+    """
+    line = " ".join(str(value).split())
+    return line if line.isprintable() else "".join(c for c in line if c.isprintable())

@@ -12,17 +12,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import CURVES_NAME, MODEL_NAME, RESULTS_NAME
+from ..artifacts import CURVES_NAME, MODEL_NAME, RESULTS_NAME, SETTINGS_NAME, STATE_NAME
 from .data import FinetuneError, check_source, need_package
 
 if TYPE_CHECKING:
     from ..controller import Controller
-
-CONFIG_NAME = "finetune_config.json"
-"""The settings of the run in this folder; a resumed run must have the same."""
-
-STATE_NAME = "trainer_state.json"
-"""The file that Trainer writes last into a checkpoint."""
 
 # Measured on two cores, see `FinetuneConfig.every` for the cadence.
 _TASKS: dict[str, dict[str, Any]] = {
@@ -140,7 +134,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         FinetuneError: the folder's config is not readable.
     """
-    path = Path(folder).expanduser() / CONFIG_NAME
+    path = Path(folder).expanduser() / SETTINGS_NAME
     if not path.is_file():
         return {}
     try:
@@ -306,4 +300,4 @@ def prepare_folder(config: FinetuneConfig) -> None:
     elif grown:  # the results are those of the shorter run
         (config.folder / RESULTS_NAME).unlink(missing_ok=True)
     settings = {name: value for name, value in asdict(config).items() if name not in _NOT_COMPARED}
-    replace_file(config.folder / CONFIG_NAME, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+    replace_file(config.folder / SETTINGS_NAME, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from .config import STATE_NAME, FinetuneConfig, check, last_checkpoint, prepare_folder
+from ..artifacts import STATE_NAME
+from .config import FinetuneConfig, check, last_checkpoint, prepare_folder
 from .data import FinetuneError, JobData, load_data
 from .outputs import collect, write_outputs
 
