@@ -85,17 +85,17 @@ def parse_json(data: bytes) -> Any:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line numbers, from 1, and values of the lines of a JSON-lines file that are not blank; None for a damaged one."""
+    """Numbers, from 1, and values of the lines of a JSON-lines file, without blank ones; None for a damaged line."""
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
             yield number, parse_json(line)
 
 
 def printable(value: object) -> str:
-    """Text from an untrusted file or server as one line, without characters that a terminal obeys or nobody sees.
+    r"""Text from an untrusted file or server as one line, without characters that a terminal obeys or nobody sees.
 
     Example:
-        >>> printable("a\\x1b[31m  b\\u202e")
+        >>> printable("a\x1b[31m  b\u202e")
         'a[31m b'
     """
     line = " ".join(str(value).split())

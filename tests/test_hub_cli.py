@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard, hf_hub_download
 from transformers import TrainingArguments
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AutoController, Linear, Universal
+from hf_adaptive_lr.artifacts import printable
 from hf_adaptive_lr.cli import main
-from hf_adaptive_lr.cli.push import printable
 from hf_adaptive_lr.finetune.job import FinetuneConfig, run
 from hf_adaptive_lr.hub.card import notes_of
 from hf_adaptive_lr.trainer.mixin import AdaptiveLRMixin

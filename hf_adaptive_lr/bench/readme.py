@@ -132,7 +132,7 @@ def verdict_table(rows: Path) -> str:
     """Verdict and controls of every paper, one line each; empty without any rows.
 
     Args:
-        rows: folder with the rows that `hf-adaptive-lr verdict` wrote.
+        rows: folder with the rows that `python -m hf_adaptive_lr.bench.verdict` wrote.
     """
     from .verdict_judge import cells, paper_word, word_of
     from .verdict_papers import PAPERS

@@ -72,7 +72,7 @@ def _universal_trainer(hidden_size: int, seed: int, controller_kwargs: str) -> A
             f"controller_kwargs={controller_kwargs!r} must be a JSON object; --hidden-size is for the width"
         )
     start = configure(start, changes)
-    trainer = PPOTrainer(start, PPOConfig.for_strangers(), seed=seed)
+    trainer = PPOTrainer(start, PPOConfig.for_universal(), seed=seed)
     trainer.method = "universal"
     return trainer
 
