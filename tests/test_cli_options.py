@@ -111,7 +111,7 @@ def test_a_file_says_what_would_be_typed_and_the_command_line_wins(tmp_path) -> 
     file.write_text("task: image\nlearning-rate: 1e-4\noverwrite: true\nresume: false\n")
     _, verbs = _parser()
     for verb in verbs.values():
-        config_file.add_options(verb)
+        config_file.add_option(verb)
     words = config_file.expand(["finetune", "--config", str(file), "--task", "text"], verbs)
     args = verbs["finetune"].parse_args(words[1:])
     assert args.task == "text" and args.learning_rate == 1e-4 and args.overwrite is True

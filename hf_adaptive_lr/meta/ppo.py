@@ -8,10 +8,9 @@ published weights.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from ..controllers._recurrent import RecurrentController
 from ..distributed import average_tensors, generator
 from .episode import Episode
 from .problem import Problem
+from .weights import check_settings, settings_of
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,7 @@ class PPOTrainer:
     Args:
         controller: where to start; its `params` must be set.
         config: settings.
-        seed: of the value net and the exploration noise. Ranks of a distributed training share it and draw noise of
-            their own.
+        seed: of the value net and the exploration noise; ranks share it and draw noise of their own.
 
     Example:
         >>> from hf_adaptive_lr import GRUController
@@ -282,7 +281,7 @@ class PPOTrainer:
         return {
             "agent": self.agent.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "settings": self._settings(),
+            "settings": settings_of(self.agent.controller, self.config),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -291,13 +290,6 @@ class PPOTrainer:
         Raises:
             ValueError: it is of a trainer with other settings.
         """
-        if state["settings"] != self._settings():
-            raise ValueError(
-                f"the checkpoint is of a training with {state['settings']}, not {self._settings()}; resume with the "
-                "same options"
-            )
+        check_settings(state["settings"], settings_of(self.agent.controller, self.config))
         self.agent.load_state_dict(state["agent"])
         self._optimizer.load_state_dict(state["optimizer"])
-
-    def _settings(self) -> str:
-        return json.dumps({**self.agent.controller.config(), **asdict(self.config)}, sort_keys=True)
