@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from .artifacts import printable
@@ -58,3 +59,22 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int,
             raise ValueError(
                 f"{where}: tensor '{name}' has shape {tuple(tensor.shape)}, expected {tuple(expected[name])}"
             )
+
+
+def did_you_mean(word: str, known: Iterable[str], *, or_all: bool = True) -> str:
+    """The end of an error about an unknown name: the nearest known one, or else a list of all.
+
+    Args:
+        word: the unknown name.
+        known: names that exist.
+        or_all: False for an empty text, instead of the list, where no name is near.
+
+    Example:
+        >>> did_you_mean("plataeu", ["linear", "plateau"])
+        '; did you mean plateau?'
+    """
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known: {', '.join(names)}" if or_all else ""

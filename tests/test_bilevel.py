@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_adaptive_lr.controller import Controller
 from hf_adaptive_lr.controllers.constant import Constant
 from hf_adaptive_lr.controllers.gru import GRUController
-from hf_adaptive_lr.meta.bilevel import BilevelConfig, BilevelTrainer, Windows, train
+from hf_adaptive_lr.meta.bilevel import BilevelConfig, BilevelTrainer, Windows
 from hf_adaptive_lr.meta.episode import Episode, play_through
 from hf_adaptive_lr.meta.inner import InnerOptimizer
 from hf_adaptive_lr.meta.problem import Problem
@@ -207,6 +207,8 @@ def test_it_learns_on_quadratics() -> None:
     def log_final(controller) -> float:
         return float(play_through(controller, Episode(held_out.start(), 20)).mean())
 
-    trained = train(_universal(16), lambda i: suite.problems("train", i, 32), 30, BilevelConfig(unroll=10))
+    trainer = BilevelTrainer(_universal(16), BilevelConfig(unroll=10))
+    for i in range(30):
+        trainer.iterate(suite.problems("train", i, 32), i)
     # Measured with three seeds: 1.24 to 1.56 less than untrained.
-    assert log_final(trained) < log_final(_universal(16)) - 1.0
+    assert log_final(trainer.controller()) < log_final(_universal(16)) - 1.0

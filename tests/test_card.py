@@ -66,7 +66,8 @@ def results(**changes: Any) -> dict[str, Any]:
             },
         },
     }
-    head = {"format_version": 1, "command": "hf-adaptive-lr verdict mine", "not_tested": ["images of any kind"]}
+    command = "python -m hf_adaptive_lr.bench.verdict mine"
+    head = {"format_version": 1, "command": command, "not_tested": ["images of any kind"]}
     return {**head, "results": [{**result, **changes}]}
 
 

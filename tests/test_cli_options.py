@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from hf_adaptive_lr import cli
-from hf_adaptive_lr.cli import UserError, config_file, main
+from hf_adaptive_lr.cli import config_file, main
 
 VERBS = [verb.__name__.rpartition(".")[2] for verb in cli.VERBS]
 
@@ -35,7 +35,7 @@ def test_help_has_an_example_and_the_common_options(verb, capsys) -> None:
     assert call(verb, "--help") == 0
     said = capsys.readouterr().out
     assert "examples:" in said and f"hf-adaptive-lr {verb}" in said.partition("examples:")[2]
-    for option in ("--json", "--config FILE", "--save-config FILE"):
+    for option in ("--json", "--config FILE"):
         assert option in said
 
 
@@ -73,9 +73,6 @@ BAD = [
     ("bench --jobs 0", "--jobs 0: at least 1"),
     ("bench --quick --full", "not allowed with argument --quick"),
     ("bench --controller absent/", "absent"),
-    ("verdict plr", "no paper 'plr'; did you mean plrs?"),
-    ("verdict plrs --seeds 1 --rows-dir out --cards-dir out", "--seeds 1: at least 2"),
-    ("verdict plrs --tasks nothing-like-it --rows-dir out --cards-dir out", "is not tried on 'nothing-like-it'"),
     ("list --limit 3", "--limit is for --hub"),
     ("list --hub --limit 0", "--limit 0: at least 1"),
     ("list all", "unrecognized arguments: all"),
@@ -114,7 +111,7 @@ def test_a_file_says_what_would_be_typed_and_the_command_line_wins(tmp_path) -> 
     file.write_text("task: image\nlearning-rate: 1e-4\noverwrite: true\nresume: false\n")
     _, verbs = _parser()
     for verb in verbs.values():
-        config_file.add_options(verb)
+        config_file.add_option(verb)
     words = config_file.expand(["finetune", "--config", str(file), "--task", "text"], verbs)
     args = verbs["finetune"].parse_args(words[1:])
     assert args.task == "text" and args.learning_rate == 1e-4 and args.overwrite is True
@@ -150,48 +147,24 @@ def test_a_file_that_cannot_be_used(text, said, tmp_path, capsys) -> None:
     assert said in error and error.count("\n") == 1
 
 
-def test_what_was_said_is_written_and_read_back(tmp_path, capsys) -> None:
-    file = tmp_path / "new" / "options.yaml"
-    assert call("list", "--json", "--save-config", file) == 0
-    first = capsys.readouterr().out
-    assert yaml.safe_load(file.read_text()) == {"json": True}
-    assert call("list", "--config", file) == 0
-    assert capsys.readouterr().out == first
-
-
 def test_all_kinds_of_options_survive_the_file(tmp_path) -> None:
     _, verbs = _parser()
     given = ["--full", "--tasks", "mlp-1", "mlp-2", "--controller", "a/b", "--jobs", "2", "--output-dir", "x y"]
+    options = {"full": True, "tasks": ["mlp-1", "mlp-2"], "controller": ["a/b"], "jobs": 2, "output-dir": "x y"}
     file = tmp_path / "options.yaml"
-    args = verbs["bench"].parse_args(given)
-    args.save_config = file
-    config_file.save(args, verbs["bench"])
+    file.write_text(yaml.safe_dump(options))
     words = config_file.expand(["bench", "--config", str(file)], verbs)
-    again = verbs["bench"].parse_args(words[1:-2])
-    del args.save_config
-    assert vars(again) == vars(args)
+    assert vars(verbs["bench"].parse_args(words[1:-2])) == vars(verbs["bench"].parse_args(given))
 
 
-def test_a_file_that_cannot_be_written_is_said(tmp_path) -> None:
-    _, verbs = _parser()
-    args = verbs["list"].parse_args(["--json"])
-    args.save_config = tmp_path
-    with pytest.raises(UserError, match="cannot be written"):
-        config_file.save(args, verbs["list"])
-
-
-@pytest.mark.parametrize("verb", ["list", "card", "report"])
+@pytest.mark.parametrize("verb", ["card", "report"])
 def test_a_file_of_somebody_else_stays(verb, tmp_path, capsys) -> None:
     file = tmp_path / "mine"
     file.write_text("three years of work")
     run = tmp_path / "run"
     run.mkdir()
     (run / "lr_trace.jsonl").write_text(json.dumps({"step": 0, "kind": "decision", "lr": 0.1}) + "\n")
-    words = {
-        "list": ["list", "--save-config"],
-        "card": ["card", "plateau", "--output"],
-        "report": ["report", run, "--output"],
-    }
+    words = {"card": ["card", "plateau", "--output"], "report": ["report", run, "--output"]}
     assert call(*words[verb], file) == 2
     error = capsys.readouterr().err
     assert "was not written by this command" in error and error.count("\n") == 1
@@ -221,11 +194,7 @@ def test_train_in_json(tmp_path, capsys) -> None:
     assert len(said["return"]) == 2
 
 
-def test_bench_and_verdict_in_json(tmp_path, capsys) -> None:
+def test_bench_in_json(tmp_path, capsys) -> None:
     assert call("bench", "--render-only", "--json", "--output-dir", tmp_path / "bench") == 0
     said = json.loads(capsys.readouterr().out)
     assert said["profile"] == "quick" and said["page"] == str(tmp_path / "bench" / "BENCHMARK.md")
-    folders = ["--rows-dir", tmp_path / "rows", "--cards-dir", tmp_path / "cards"]
-    assert call("verdict", "plrs", "--quick", "--render-only", "--json", *folders) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said[0]["paper"] == "plrs" and said[0]["page"].startswith(str(tmp_path))

@@ -205,7 +205,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, capsys) -> N
 
 def test_no_length_is_refused(tmp_path, capsys) -> None:
     assert main(["train", "ppo", "--output-dir", str(tmp_path / "out")]) == 2
-    assert "say how long: minutes or iterations" in capsys.readouterr().err
+    assert "the training has no end; give minutes or iterations" in capsys.readouterr().err
 
 
 def test_figures_reach_a_tracker(tmp_path) -> None:

@@ -18,6 +18,7 @@ from hf_adaptive_lr.bench import verdict_judge, verdict_pages, verdict_plan, ver
 from hf_adaptive_lr.bench.run_record import Meter, curve
 from hf_adaptive_lr.bench.runner import Row, RowsError, append_row, attempt, identity, read_rows, run_all
 from hf_adaptive_lr.bench.training_run import TrainingRun
+from hf_adaptive_lr.bench.verdict import main
 from hf_adaptive_lr.bench.verdict_data import corrupt, load
 from hf_adaptive_lr.bench.verdict_judge import Cell
 from hf_adaptive_lr.bench.verdict_methods import BASELINES, METHODS, Method
@@ -26,8 +27,6 @@ from hf_adaptive_lr.bench.verdict_papers import MARGINS, PAPERS, Claim, Comparis
 from hf_adaptive_lr.bench.verdict_plan import TUNING_SEED, Book, Tuning
 from hf_adaptive_lr.bench.verdict_stats import Interval
 from hf_adaptive_lr.bench.verdict_tasks import QUICK_TASKS, TASKS, Task
-from hf_adaptive_lr.cli import main
-from hf_adaptive_lr.cli.verdict import NAMES
 from hf_adaptive_lr.controllers import CONTROLLERS
 
 ROOT = Path(__file__).parent.parent
@@ -218,7 +217,6 @@ def test_papers_ask_for_what_is_run_and_name_no_numbers(paper) -> None:
         assert bool(claim.comparisons) != bool(claim.why)
         assert not re.search(r"\d", claim.text + claim.why)
     assert not re.search(r"\d", paper.claim + paper.notes)
-    assert paper.name in NAMES
 
 
 # --- tuning and planning ------------------------------------------------------------------------------------------
@@ -465,7 +463,7 @@ def test_the_figures_of_a_page_are_those_of_the_rows(book) -> None:
     seconds = [row["cpu_seconds"] for row in counted("hypergradient", book).values()]
     assert f"| 0 of 2 | {sum(seconds) / 2:.1f} | 1.00 / 1.00 |" in line
     assert "| digits-mlp | digits | 160 / 60 / 60 / 60 | mlp | 4,810, 4,810 | sgd | 16 | 12 | - | 2 |" in page
-    assert "hf-adaptive-lr verdict toy --quick" in page
+    assert "python -m hf_adaptive_lr.bench.verdict toy --quick" in page
     assert "worth nothing" in page
 
 
@@ -527,7 +525,7 @@ def test_committed_rows_are_of_controllers_as_they_are_now(path) -> None:
 
 def verdict(tmp_path: Path, *words: str) -> int:
     folders = ["--rows-dir", str(tmp_path / "rows"), "--cards-dir", str(tmp_path / "cards")]
-    return main(["verdict", *words, *folders])
+    return main([*words, *folders])
 
 
 def test_the_command_runs_renders_and_runs_nothing_twice(toy, tmp_path, capsys) -> None:
@@ -561,7 +559,8 @@ def test_ctrl_c_keeps_what_has_ended_and_says_how_to_go_on(tmp_path, monkeypatch
     monkeypatch.setitem(METHODS, "interrupting", Method(name="interrupting", controller="interrupting"))
     monkeypatch.setitem(PAPERS, "toy", replace(TOY, methods=("interrupting",), claims=(), controls=()))
     assert verdict(tmp_path, "toy", "--quick") == 130
-    assert "interrupted; finished runs are kept, continue with: hf-adaptive-lr" in capsys.readouterr().err
+    way_on = "continue with: python -m hf_adaptive_lr.bench.verdict toy --quick"
+    assert f"interrupted; finished runs are kept, {way_on}" in capsys.readouterr().err
     rows = read_rows(tmp_path / "rows" / "verdict_digits-mlp.jsonl")
     assert {row["method"] for row in rows} == set(BASELINES)
     assert not (tmp_path / "cards").exists()
@@ -578,12 +577,18 @@ def test_bad_requests_are_one_line(toy, tmp_path, capsys, monkeypatch) -> None:
         (["toy", "--quick", "--rows-dir", "model_cards/rows"], "would mix its rows or pages with the real ones"),
         (["toy", "--quick", "--cards-dir", "model_cards"], "would mix its rows or pages with the real ones"),
     ):
-        assert main(["verdict", *words]) == 2
+        assert main(words) == 2
         error = capsys.readouterr().err
         assert message in error
-        assert error.startswith("hf-adaptive-lr: error: ")
+        assert error.startswith("python -m hf_adaptive_lr.bench.verdict: error: ")
         assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pages_and_summaries_in_json(toy, tmp_path, capsys) -> None:
+    assert verdict(tmp_path, "plrs", "--quick", "--render-only", "--json") == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["paper"] == "plrs" and told["page"].startswith(str(tmp_path))
 
 
 def test_damaged_rows_are_one_line(toy, tmp_path, capsys) -> None:

@@ -77,7 +77,7 @@ def results(name: str, book: Book, tasks: Mapping[str, Task] = TASKS) -> dict[st
         found.append(_result(task, mine, cells, setting))
     return {
         "format_version": RESULTS_VERSION,
-        "command": f"{PROGRAM} verdict {name}",
+        "command": f"python -m hf_adaptive_lr.bench.verdict {name}",
         "results": found,
         "not_tested": not_tested,
     }

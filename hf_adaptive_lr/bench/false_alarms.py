@@ -55,7 +55,8 @@ def plan(rows: Path, tasks: Sequence[str], seeds: int) -> list[TrainingRun]:
             )
             runs += [TrainingRun(TASKS[name], watched, seed, found.lr) for seed in range(seeds)]
     if not runs:
-        raise ValueError(f"'{rows}' has no tuned runs of {', '.join(tasks)}; run: hf-adaptive-lr verdict all")
+        command = "python -m hf_adaptive_lr.bench.verdict all"
+        raise ValueError(f"'{rows}' has no tuned runs of {', '.join(tasks)}; run: {command}")
     return runs
 
 

@@ -138,7 +138,7 @@ def verdict_table(rows: Path) -> str:
     """Verdict and controls of every paper, one line each; empty without any rows.
 
     Args:
-        rows: folder with the rows that `hf-adaptive-lr verdict` wrote.
+        rows: folder with the rows that `python -m hf_adaptive_lr.bench.verdict` wrote.
     """
     lines = ["| paper | its claim | verdict | what a reader should ask beyond it |", "|---|---|---|---|"]
     found = _verdicts(rows)
@@ -152,7 +152,7 @@ def verdict_words(rows: Path) -> str:
     """One line with the verdict of every paper; empty without any rows.
 
     Args:
-        rows: folder with the rows that `hf-adaptive-lr verdict` wrote.
+        rows: folder with the rows that `python -m hf_adaptive_lr.bench.verdict` wrote.
     """
     return ", ".join(f"[`{paper.name}`](model_cards/{paper.name}.md) **{word}**" for paper, word, _ in _verdicts(rows))
 

@@ -101,7 +101,7 @@ def render(paper: Paper, book: Book, notes: str | None = None, *, quick: bool = 
         "## Notes\n",
         f"{NOTES}\n{paper.notes if notes is None else notes}\n{NOTES_END}\n",
         "## Reproduce\n",
-        f"```bash\nhf-adaptive-lr verdict {paper.name}{' --quick' if quick else ''}\n```\n",
+        f"```bash\npython -m hf_adaptive_lr.bench.verdict {paper.name}{' --quick' if quick else ''}\n```\n",
         "Rows: "
         + ", ".join(f"`{book.folder.name}/{book.path(tasks[task]).name}`" for task in _files(paper, tasks))
         + ".\n",

@@ -1,8 +1,8 @@
 """The command line: `hf-adaptive-lr VERB ...`; one file per verb.
 
 A verb is a module with `add_parser(verbs)`, which registers its arguments without importing anything heavy, and
-`run(args) -> int`, the exit code. What the person at the keyboard can put right is raised as [`UserError`] and ends as
-one line and exit code 2; any other exception is a bug and keeps its traceback.
+`run(args) -> int`, the exit code. Mistakes that the user can mend are raised as [`UserError`] and end as one line and
+exit code 2; any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
+from .._checks import did_you_mean
 from ..artifacts import PROGRAM
-from . import bench, card, config_file, finetune, pull, push, refine, report, train, verdict
+from . import bench, card, config_file, finetune, pull, push, refine, report, train
 from . import list as list_verb
-from .errors import UserError, did_you_mean
+from .errors import UserError
 
-VERBS = (finetune, report, refine, train, bench, verdict, list_verb, card, push, pull)
+VERBS = (finetune, report, refine, train, bench, list_verb, card, push, pull)
 """The modules of all verbs, in the order of the help."""
 
 
@@ -33,12 +34,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{PROGRAM}: error: {message}{self._hint(message)} (see {self._help()})\n")
 
     def _help(self) -> str:
-        """The root parser reports what no verb knows; the verb's help is what helps."""
+        """The help that has the answer: the verb's, although argparse reports unknown options from the root parser."""
         at_root = self.prog == PROGRAM and bool(self.words) and self.words[0] in self.verbs
         return f"{self.prog} {self.words[0]} --help" if at_root else f"{self.prog} --help"
 
     def _hint(self, message: str) -> str:
-        """The nearest name, where the message is about one that is not known; argparse lists all but never says it."""
+        """The nearest known name, where the message is about an unknown one; argparse only lists all."""
         choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if choice:
             return did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]), or_all=False)
@@ -60,7 +61,7 @@ _USUAL = {
     "--output": "--output-dir",
     "--out": "--output-dir",
 }
-"""What other programs call it."""
+"""Names that other programs have for our options."""
 
 
 class _Version(argparse.Action):
@@ -98,12 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
         verb.add_parser(verbs)
-        config_file.add_options(verbs.choices[verb.__name__.rpartition(".")[2]])
+        config_file.add_option(verbs.choices[verb.__name__.rpartition(".")[2]])
     words = [*(sys.argv[1:] if argv is None else argv)]
     parser.verbs, parser.words = verbs.choices, words
     try:
         args = parser.parse_args(config_file.expand(words, verbs.choices))
-        config_file.save(args, verbs.choices[args.verb])
         code: int = args.run(args)
         return code
     except UserError as error:

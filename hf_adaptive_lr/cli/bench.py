@@ -1,4 +1,4 @@
-"""`hf-adaptive-lr bench`: what learning-rate control is worth, on frozen tasks, against tuned and untuned rivals."""
+"""`hf-adaptive-lr bench`: compares controllers with tuned and untuned schedules on frozen tasks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._checks import did_you_mean
 from ..artifacts import PROGRAM
-from .errors import UserError, did_you_mean
+from .errors import UserError
 
 if TYPE_CHECKING:
     from ..bench.yardstick_methods import Method
@@ -26,7 +27,7 @@ examples:
   hf-adaptive-lr bench --quick --controller user/repo
   hf-adaptive-lr bench --full --output-dir runs/bench-full --render-only
 
-What has run is not run again: an interrupted command goes on where it was. --full can be done in parts, by --tasks."""
+Finished runs are not repeated: an interrupted command resumes where it was. --tasks does --full in parts."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -60,12 +61,12 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--render-only", action="store_true", help="run nothing, write the page from the rows")
     parser.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
-    parser.add_argument("--json", action="store_true", help="print JSON: where the page is, and what it says")
+    parser.add_argument("--json", action="store_true", help="print JSON: path and summary of the page")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what is missing and write the page; 0 when done, 130 when interrupted."""
+    """Run the missing runs and write the page; 0 when done, 1 when some failed, 130 when interrupted."""
     # As in `finetune`: threads that wait by spinning starve the other workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ..bench.runner import RowsError, WorkerError
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.render_only:
             _run_missing(args, tasks, methods, profile, book)
         lacking = _write(args, profile, book, methods, folder)
-        failed = lacking | _say_failures(args, book, methods, tasks)
+        failed = lacking | _print_failures(args, book, methods, tasks)
     except (RowsError, WorkerError, DemoDataError) as error:
         raise UserError(str(error)) from error
     except KeyboardInterrupt:
@@ -94,8 +95,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _say_failures(args: argparse.Namespace, book: Book, methods: list[Method], tasks: list[Task]) -> bool:
-    """Say on stderr what went wrong with the controllers that were asked for; whether anything did."""
+def _print_failures(args: argparse.Namespace, book: Book, methods: list[Method], tasks: list[Task]) -> bool:
+    """Print errors of the controllers that were asked for on stderr; returns whether there were any."""
     from ..bench.yardstick_page import failures
 
     found = failures(book, [task.name for task in tasks])
@@ -111,11 +112,11 @@ def _say_failures(args: argparse.Namespace, book: Book, methods: list[Method], t
 
 
 def _write(args: argparse.Namespace, profile: Profile, book: Book, methods: list[Method], folder: Path) -> bool:
-    """Write the page, and results for cards; whether these were asked for and there are none."""
+    """Write the page, and results for cards; returns whether these were asked for and there are none."""
     from ..bench.yardstick_page import summary, write_page
     from ..bench.yardstick_scores import Results
 
-    # The page has all tasks that there are rows of, whichever part was run just now.
+    # The page has all tasks with rows, whichever part was run just now.
     results = Results(_tasks(argparse.Namespace(tasks=None), profile), methods, profile, book)
     extra = "".join(f" --controller {shlex.quote(source)}" for source in args.controller)
     command = f"{PROGRAM} bench --{profile.name}{extra} --jobs 2"
@@ -123,8 +124,8 @@ def _write(args: argparse.Namespace, profile: Profile, book: Book, methods: list
     written = _write_results(args, profile, book, methods, command) if args.write_results else []
     text = summary(results)
     if args.json:
-        said = {"profile": profile.name, "page": str(page), "rows": str(book.folder), "summary": text}
-        print(json.dumps({**said, "eval_results": written}, indent=2))
+        found = {"profile": profile.name, "page": str(page), "rows": str(book.folder), "summary": text}
+        print(json.dumps({**found, "eval_results": written}, indent=2))
         return args.write_results and not written
     print(f"{text}\nwritten to {page}, from the rows in {book.folder}")
     for path in written:
@@ -145,8 +146,8 @@ def _write_results(
         path = Path(method.controller) / EVAL_NAME
         if not found["results"]:
             names = ", ".join(text.partition(":")[0] for text in found["not_tested"])
-            said = f"no real task has all its runs, so {path} is left as it is; lacking: {names}"
-            print(f"{PROGRAM}: {said}", file=sys.stderr)
+            why = f"no real task has all its runs, so {path} is left as it is; lacking: {names}"
+            print(f"{PROGRAM}: {why}", file=sys.stderr)
             continue
         replace_file(path, lambda draft, found=found: draft.write_text(as_text(found), encoding="utf-8"))  # type: ignore[misc]
         written.append(str(path))
@@ -169,7 +170,7 @@ def _run_missing(
             forget_errors(book.path(task.name))
             book.forget(task.name)
         if isinstance(task, RealTask) and next(missing([task], methods, profile, book), None) is not None:
-            load(task)  # that data is missing is said before anything has run
+            load(task)  # missing data is reported before anything has run
     complete(tasks, methods, profile, book, jobs=args.jobs)
 
 

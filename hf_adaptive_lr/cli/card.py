@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .errors import keep_strangers_files
-from .push import user_errors
+from .errors import check_own_file, user_errors
 
 _EXAMPLES = """\
 examples:
@@ -37,7 +36,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Render the card, and print or write it."""
     if args.output is not None:
-        keep_strangers_files(args.output, "library_name: hf_adaptive_lr")
+        check_own_file(args.output, "library_name: hf_adaptive_lr")
     with user_errors():
         from .. import artifacts
         from ..auto import AutoController
@@ -61,10 +60,10 @@ def run(args: argparse.Namespace) -> int:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             artifacts.replace_file(args.output, lambda path: path.write_text(text, encoding="utf-8"))
     if args.json:
-        said = {"controller": args.controller, "controller_type": controller.controller_type}
+        facts = {"controller": args.controller, "controller_type": controller.controller_type}
         written = None if args.output is None else str(args.output)
         held_out = bool(eval_results and eval_results["results"])
-        print(json.dumps({**said, "held_out_results": held_out, "written_to": written, "card": text}, indent=2))
+        print(json.dumps({**facts, "held_out_results": held_out, "written_to": written, "card": text}, indent=2))
     elif args.output is not None:
         print(f"written to {args.output}")
     else:

@@ -1,22 +1,38 @@
-"""What all verbs share: the program's name and the error that ends as one line."""
+"""Errors that end as one line and exit code 2, and the checks that raise them for several verbs."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from ..artifacts import printable
+
+_HTTP = ("huggingface_hub", "httpx2", "httpx")
 
 
 class UserError(Exception):
-    """A request that cannot be carried out; its message is what the user reads, in one line."""
+    """A request that cannot be carried out; its message is one line for the user."""
 
 
-def keep_strangers_files(path: Path, mark: str) -> None:
-    """Refuse to write over a file that the same verb did not write.
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns errors of the Hub, the network, files and values into [`UserError`], without control characters."""
+    try:
+        yield
+    except Exception as error:
+        from_http = type(error).__module__.partition(".")[0] in _HTTP
+        if not from_http and not isinstance(error, ValueError | OSError):
+            raise
+        raise UserError(printable(error) or type(error).__name__) from error
+
+
+def check_own_file(path: Path, mark: str) -> None:
+    """Fails fast when a file of somebody else would be overwritten.
 
     Args:
-        path: what is about to be written.
-        mark: text that every file of this verb holds in its first 4,096 characters.
+        path: about to be written.
+        mark: text that every file of this verb has in its first 4,096 characters.
 
     Raises:
         UserError: there is a file without it, or one that cannot be read.
@@ -25,17 +41,18 @@ def keep_strangers_files(path: Path, mark: str) -> None:
         return
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            ours = mark in file.read(4096)
+            own = mark in file.read(4096)
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror or error}") from error
-    if not ours:
+    if not own:
         raise UserError(f"'{path}' is there and was not written by this command; move it, or name another file")
 
 
-def did_you_mean(word: str, known: Iterable[str], *, or_all: bool = True) -> str:
-    """`; did you mean X?` for the nearest name; where none is near, a list of all, or nothing."""
-    names = list(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; known: {', '.join(names)}" if or_all else ""
+def check_new_folder(path: Path) -> None:
+    """Fails fast when an output folder is a file or not empty.
+
+    Raises:
+        UserError: names the folder.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise UserError(f"'{path}' is not empty; name another folder")

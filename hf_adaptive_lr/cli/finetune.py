@@ -41,7 +41,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # what is not said comes from the config, or from the run that is resumed
+        argument_default=argparse.SUPPRESS,  # the rest comes from the config, or from the run that is resumed
     )
     hints = typing.get_type_hints(FinetuneConfig)
     for option in (option for option in fields(FinetuneConfig) if option.metadata):
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(given: dict[str, Any]) -> FinetuneConfig:
-    """The settings that were said; a resumed run has its own for the rest."""
+    """The settings given on the command line; a resumed run keeps its own for the rest."""
     config = FinetuneConfig(**given).resolved()
     return FinetuneConfig(**{**load_config(config.folder), **given}).resolved() if config.resume else config
 

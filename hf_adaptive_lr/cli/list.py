@@ -1,4 +1,4 @@
-"""`hf-adaptive-lr list`: the controllers there are."""
+"""`hf-adaptive-lr list`: the controllers known by name, or those on the Hub."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import UserError
-from .push import printable, user_errors
+from ..artifacts import printable
+from .errors import UserError, user_errors
 
 
 def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -19,7 +19,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     parser = verbs.add_parser(
         "list",
         help="list the controllers",
-        description="List the controllers known by name: what each answers with, which measurements it needs. With "
+        description="List the controllers known by name, with their answers and the signals they need. With "
         "--hub, those that people have published on the Hub.",
         epilog="examples:\n  hf-adaptive-lr list --json\n  hf-adaptive-lr list --hub --limit 10",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -38,20 +38,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
-    shown: list[tuple[str, ...]]
-    if args.hub:
-        shown = [("repository", "type", "downloads", "likes", "commit")]
-        shown += [
-            (
-                printable(row["id"]),
-                _type(row["tags"] or ()),
-                *(_said(row[k]) for k in ("downloads", "likes", "commit")),
-            )
-            for row in rows
-        ]
-    else:
+    if not args.hub:
         print("\n".join(_wrapped(rows, shutil.get_terminal_size((100, 24)).columns)))
         return 0
+    shown: list[tuple[str, ...]] = [("repository", "type", "downloads", "likes", "commit")]
+    for row in rows:
+        numbers = (_shown(row[key]) for key in ("downloads", "likes", "commit"))
+        shown.append((printable(row["id"]), _type(row["tags"] or ()), *numbers))
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for line in shown:
         print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
@@ -59,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _wrapped(rows: Sequence[Mapping[str, Any]], columns: int) -> list[str]:
-    """What each one does, and below it what it needs, as wide as the terminal."""
+    """Each controller's summary and, below it, the signals it needs, as wide as the terminal."""
     name = max(len(row["name"]) for row in rows) + 2
-    lines = [f"{'name':{name}}{'answers':9}what it does"]
+    lines = [f"{'name':{name}}{'answers':9}summary"]
     for row in rows:
         head, indent = f"{row['name']:{name}}{row['answers']:9}", " " * (name + 9)
         needs = f"needs: {', '.join(row['needs'])}" if row["needs"] else ""
@@ -72,7 +65,7 @@ def _wrapped(rows: Sequence[Mapping[str, Any]], columns: int) -> list[str]:
 
 
 def on_the_hub(limit: int) -> list[dict[str, Any]]:
-    """Controllers that people have published, found by their tag.
+    """Finds published controllers by their tag.
 
     Args:
         limit: how many at most.
@@ -81,7 +74,7 @@ def on_the_hub(limit: int) -> list[dict[str, Any]]:
         Rows of `id`, `commit`, `tags`, `downloads` and `likes`.
 
     Raises:
-        UserError: the Hub cannot be asked.
+        UserError: the Hub cannot be reached.
     """
     with user_errors():
         from ..hub import repo
@@ -89,7 +82,7 @@ def on_the_hub(limit: int) -> list[dict[str, Any]]:
         return repo.search(limit=limit)
 
 
-def _said(value: object) -> str:
+def _shown(value: object) -> str:
     return "-" if value is None else printable(value)
 
 

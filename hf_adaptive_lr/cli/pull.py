@@ -8,13 +8,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
-from .push import user_errors
+from ..artifacts import EVAL_NAME, TRAINING_NAME
+from .errors import check_new_folder, user_errors
 
 if TYPE_CHECKING:
     from ..controller import Controller
 
-_BESIDE = ("training.json", "eval_results.json", "README.md")
+_BESIDE = (TRAINING_NAME, EVAL_NAME, "README.md")
 _EXAMPLES = """\
 examples:
   hf-adaptive-lr pull user/controller
@@ -42,8 +42,8 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fetch, load, and copy."""
     folder = args.output_dir
-    if folder is not None and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
-        raise UserError(f"'{folder}' is not empty; name another folder")
+    if folder is not None:
+        check_new_folder(folder)
     with user_errors():
         from ..auto import AutoController
         from ..hub import repo
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
             _copy(controller, cached, folder)
     where, kind = folder or cached, controller.controller_type
     if args.json:
-        said = {"repo_id": args.repo_id, "commit": commit, "folder": str(where), "controller_type": kind}
-        print(json.dumps(said, indent=2))
+        facts = {"repo_id": args.repo_id, "commit": commit, "folder": str(where), "controller_type": kind}
+        print(json.dumps(facts, indent=2))
         return 0
     print(f"{args.repo_id}: {kind}, commit {commit}")
     print(f"  in {where}")
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _copy(controller: Controller, cached: Path, folder: Path) -> None:
-    """What was checked is written anew; the rest is copied as it is, links as the files they stand for."""
+    """Save the checked controller, and copy the files beside it as they are, links as the files they point to."""
     controller.save_pretrained(folder)
     for name in _BESIDE:
         if (cached / name).is_file():

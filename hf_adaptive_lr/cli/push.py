@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from .errors import UserError
+from .errors import user_errors
 
 _EXAMPLES = """\
 examples:
@@ -16,7 +14,6 @@ examples:
   hf-adaptive-lr push my-controller user/my-controller --private --without-results
 
 The account is the one of `hf auth login`, or of the environment variable HF_TOKEN."""
-_HTTP = ("huggingface_hub", "httpx2", "httpx")
 _IN_PYTHON = ("pass eval_results=..., which", "writes, or without_results=True to publish")
 _IN_THE_SHELL = ("run", "first, or pass --without-results to publish")
 
@@ -68,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
                 message = message.replace(here, there)
             raise ValueError(message) from error
     request = getattr(done, "pr_url", None)
-    said = {"repo_id": args.repo_id, "commit": done.oid, "url": done.commit_url, "pull_request": request}
+    facts = {"repo_id": args.repo_id, "commit": done.oid, "url": done.commit_url, "pull_request": request}
     if args.json:
-        print(json.dumps(said, indent=2))
+        print(json.dumps(facts, indent=2))
         return 0
     if args.create_pr and request is None:
         print(f"{args.repo_id} holds this already, at commit {done.oid}; no pull request was opened")
@@ -78,20 +75,3 @@ def run(args: argparse.Namespace) -> int:
     print(f"pushed {controller.controller_type} to {args.repo_id}, commit {done.oid}")
     print(f"  {request or done.commit_url}")
     return 0
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """What a Hub, a network or a file does to a request ends as one line, in which no terminal sees commands."""
-    try:
-        yield
-    except Exception as error:
-        from_http = type(error).__module__.partition(".")[0] in _HTTP
-        if not from_http and not isinstance(error, ValueError | OSError):
-            raise
-        raise UserError(printable(str(error)) or type(error).__name__) from error
-
-
-def printable(words: object) -> str:
-    """Text from elsewhere as one line, without what a terminal would obey."""
-    return "".join(c for c in " ".join(str(words).split()) if c.isprintable())

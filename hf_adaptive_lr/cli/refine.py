@@ -1,4 +1,4 @@
-"""`hf-adaptive-lr refine`: from runs that are over to the schedule of the next one."""
+"""`hf-adaptive-lr refine`: the next run's schedule from the gradient norms of past runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import PROGRAM
-from .errors import UserError
+from .errors import UserError, check_new_folder
 
 _EXAMPLES = """\
 examples:
@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from ..tuning.refine import RefineError, read_past_run, refine
 
     folder = args.output_dir
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"'{folder}' is not empty; name another folder")
+    check_new_folder(folder)
     try:
         runs = [read_past_run(folder) for folder in args.run_dirs]
         controller = refine(runs, args.smoothing, args.power)
@@ -61,14 +60,14 @@ def run(args: argparse.Namespace) -> int:
     except (RefineError, OSError) as error:
         raise UserError(str(error)) from error
     if args.json:
-        said = {
+        facts = {
             "output_dir": str(args.output_dir),
             "learning_rate": peak,
             "sources": [{"file": str(run.source), "norms": len(run.norms)} for run in runs],
             "progress": list(controller.progress),
             "factors": list(controller.factors),
         }
-        print(json.dumps(said, indent=2))
+        print(json.dumps(facts, indent=2))
         return 0
     for past in runs:
         print(f"{past.source}: {len(past.norms)} gradient norms, largest learning rate {past.peak_lr:g}")
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_record(args: argparse.Namespace, runs: list[Any], controller: Any, peak: float) -> None:
-    """training.json, for the card: what the schedule comes from, and the learning rate it is meant for."""
+    """Write training.json, for the card: the runs that the schedule comes from, and the learning rate it is for."""
     from ..artifacts import TRAINING_NAME, library_version, replace_file
 
     names = [folder.resolve().name for folder in args.run_dirs]

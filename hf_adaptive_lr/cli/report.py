@@ -1,21 +1,21 @@
-"""`hf-adaptive-lr report`: why the learning rate was what it was, as one HTML page."""
+"""`hf-adaptive-lr report`: one HTML page that explains the learning rate of a run."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, keep_strangers_files
+from ..artifacts import replace_file
+from .errors import UserError, check_own_file
 
 _EXAMPLES = """\
 examples:
   hf-adaptive-lr report runs/text
   hf-adaptive-lr report runs/text runs/text-linear --output compared.html
 
-The page opens offline. report.html#run=0&step=812 says why update 812 of the first run had its learning rate."""
+The page opens offline. report.html#run=0&step=812 is the line of update 812 of the first run."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -41,10 +41,11 @@ def run(args: argparse.Namespace) -> int:
     from ..report import ReportError, read_run, render_report
     from ..report.page import MARK
 
-    keep_strangers_files(args.output, MARK)
+    check_own_file(args.output, MARK)
     try:
         page = render_report([read_run(folder) for folder in args.run_dirs])
-        _write(args.output, page)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(args.output, lambda path: path.write_text(page, encoding="utf-8", newline="\n"))
     except (ReportError, OSError) as error:
         raise UserError(str(error)) from error
     size = len(page.encode())
@@ -54,14 +55,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"written to {args.output} ({size / 1e3:,.0f} kB): open it in a browser")
     return 0
-
-
-def _write(path: Path, page: str) -> None:
-    """Whole or not at all. `artifacts.replace_file` would do, but loads torch, which takes longer than the page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(page, encoding="utf-8", newline="\n")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ examples:
   hf-adaptive-lr train schedule_ppo --suite fashion --iterations 100 --output-dir xu2019
   torchrun --nproc-per-node 2 -m hf_adaptive_lr.cli train universal --minutes 60 --output-dir my-universal
 
-The folder loads with AutoController.from_pretrained(...) and trains anything with --controller FOLDER."""
+The folder loads with AutoController.from_pretrained(...), and in every verb with --controller FOLDER."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -62,7 +62,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         "--report-to", nargs="+", default=[], metavar="TRACKER", help="tensorboard, trackio, wandb, ..."
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
-    parser.add_argument("--json", action="store_true", help="print JSON: where the controller is, and its cost")
+    parser.add_argument("--json", action="store_true", help="print JSON: folder and cost of the controller")
     only = parser.add_argument_group("only for schedule_ppo")
     only.add_argument(
         "--preset", choices=PRESETS, help="settings of the paper or of its released code (default: paper)"
@@ -84,7 +84,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 130 when interrupted."""
-    from ..artifacts import CHECKPOINT_NAME
+    from ..artifacts import CHECKPOINT_NAME, TRAINING_NAME
     from ..demo.data import DemoDataError
     from ..meta.driver import DriverConfig, check_folder
     from ..meta.driver import run as drive
@@ -115,37 +115,39 @@ def run(args: argparse.Namespace) -> int:
         controller = drive(trainer, config, resume=args.resume, command=shlex.join([PROGRAM, *words]))
     except KeyboardInterrupt:
         if (args.output_dir / CHECKPOINT_NAME).is_file():
-            way = f"interrupted; continue with: {shlex.join([PROGRAM, *words, '--resume'])}"
+            how = f"interrupted; continue with: {shlex.join([PROGRAM, *words, '--resume'])}"
         else:
-            way = f"interrupted in the first iteration; begin again with: {shlex.join([PROGRAM, *words])}"
-        print(f"\n{PROGRAM}: {way}", file=sys.stderr)
+            how = f"interrupted in the first iteration; begin again with: {shlex.join([PROGRAM, *words])}"
+        print(f"\n{PROGRAM}: {how}", file=sys.stderr)
         return 130
     except DemoDataError as error:
         raise UserError(str(error)) from error
     if int(os.environ.get("RANK", "0")) == 0:
-        record = json.loads((args.output_dir / "training.json").read_text(encoding="utf-8"))
+        record = json.loads((args.output_dir / TRAINING_NAME).read_text(encoding="utf-8"))
         weights = sum(p.numel() for p in controller.params.values())
-        said = {name: record[name] for name in ("iterations", "inner_steps", "seconds")}
-        said |= {
+        figures = {name: record[name] for name in ("iterations", "inner_steps", "seconds")}
+        figures |= {
             "output_dir": str(args.output_dir),
             "controller_type": controller.controller_type,
             "weights": weights,
             "return": _first_and_last([row["return"] for row in record["curves"] if "return" in row]),
         }
-        print(json.dumps(said, indent=2) if args.json else _summary(said))
+        print(json.dumps(figures, indent=2) if args.json else _summary(figures))
     return 0
 
 
-def _summary(said: dict[str, Any]) -> str:
-    lines = [f"{said['iterations']} iterations, {said['inner_steps']:.3g} inner updates in {said['seconds']:.0f} s"]
-    if said["return"]:
-        first, last = said["return"]
+def _summary(figures: dict[str, Any]) -> str:
+    lines = [
+        f"{figures['iterations']} iterations, {figures['inner_steps']:.3g} inner updates in {figures['seconds']:.0f} s"
+    ]
+    if figures["return"]:
+        first, last = figures["return"]
         lines.append(f"return (mean fall of a run's log loss): {first:.2f} in the first tenth, {last:.2f} in the last")
-    folder = shlex.quote(said["output_dir"])
+    folder = shlex.quote(figures["output_dir"])
     return "\n".join(
         [
             *lines,
-            f"written to {said['output_dir']}: {said['controller_type']}, {said['weights']} weights",
+            f"written to {figures['output_dir']}: {figures['controller_type']}, {figures['weights']} weights",
             f"try it:     {PROGRAM} finetune --controller {folder}",
             f"measure it: {PROGRAM} bench --quick --controller {folder} --write-results",
         ]
@@ -185,7 +187,7 @@ def _check_method(method: str, suite: str, runs: int, given: dict[str, Any]) -> 
 
 
 def _check_settings(trainer: Any, folder: Path) -> None:
-    """Refuse, before anything starts, to go on with other options than the training in the folder began with."""
+    """Fails fast when a training would resume with other options than it began with."""
     import torch
 
     from ..artifacts import CHECKPOINT_NAME
@@ -194,7 +196,7 @@ def _check_settings(trainer: Any, folder: Path) -> None:
 
 
 def _join_processes() -> None:
-    """Under torchrun or accelerate launch, meet the other processes."""
+    """Under torchrun or accelerate launch, join the other processes."""
     import torch
     import torch.distributed as dist
 

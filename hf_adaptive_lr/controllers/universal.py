@@ -1,4 +1,4 @@
-"""A small recurrent network that needs no learning rate from anybody (no paper; this library's own).
+"""A small recurrent network that works without a base learning rate (no paper; this library's own).
 
 It steers how far an update moves the weights, relative to their size, not the learning rate, and is a bounded
 correction of a straight line:
@@ -6,7 +6,7 @@ correction of a straight line:
     h_k = GRU(x_k, h_{k-1})                       r_k = clip(r_{k-1} + max_move * tanh(w . h_k + b), +-max_shift)
     |w_{t+1} - w_t| / |w_t| = rho * exp(r_k) * (1 - t / T)            lr_t = the rate that does this, as last measured
 
-x_k are seventeen log-ratios, cosines and shares (`features.py`). The first update is made at a learning rate of 1e-7
+x_k are seventeen log-ratios, cosines and shares (`_features.py`). The first update is made at a learning rate of 1e-7
 and measured, the next ones are small, and the user's learning rate is not used at all. Decides twenty times a run,
 evenly, and before that at updates 1, 2, 4 and so on. Its weights come from meta-training (`hf-adaptive-lr train
 universal`).
@@ -14,21 +14,21 @@ universal`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import State
 from ..observation import Observation
-from . import _gru, _relative_update
+from . import _relative_update
 from ._features import NEEDS, STEERING_FEATURES, encode_steering, init_steering
+from ._recurrent import RecurrentController
 
 
 @dataclass(frozen=True, kw_only=True)
-class Universal(Controller):
+class Universal(RecurrentController):
     """A small recurrent net that steers how far an update moves the weights; for SGD, Adam and AdamW.
 
     Args:
@@ -52,14 +52,9 @@ class Universal(Controller):
     """
 
     controller_type = "universal"
-    answers = "lr"
-    needs = NEEDS
-    learned = True
     ignores_base_lr = True
-    decisions = 20
     n_features = len(STEERING_FEATURES)
 
-    hidden_size: int = 32
     rho: float = 0.008
     start: float = -0.7
     max_move: float = 1.0
@@ -71,29 +66,11 @@ class Universal(Controller):
     def __post_init__(self) -> None:
         if self.without_gain:
             object.__setattr__(self, "needs", NEEDS - {"gain_ratio"})
-        check_range(self, "hidden_size", self.hidden_size, 1, 1024, hint="32 is what was trained")
         check_range(self, "rho", self.rho, 1e-6, 1.0, hint="0.008 is what was trained")
         check_range(self, "max_move", self.max_move, 1e-3, 5.0, hint="1.0 changes an update by at most a factor of e")
         check_range(self, "max_shift", self.max_shift, 1e-3, 10.0, hint="3 allows a factor of 20 up and down")
         check_range(self, "start", self.start, -self.max_shift, self.max_shift, hint="-0.7 starts low")
-        self._check_lr_range()
         super().__post_init__()
-
-    def _check_lr_range(self) -> None:
-        if not isinstance(self.lr_range, tuple) or len(self.lr_range) != 2:
-            raise TypeError(f"Universal: lr_range must be two numbers, lowest and highest, got {self.lr_range!r}")
-        low, high = self.lr_range
-        check_range(self, "the low end of lr_range", low, 1e-12, 1e3, hint="give learning rates met in training")
-        check_range(self, "the high end of lr_range", high, low, 1e3, hint="give the lower end first")
-
-    def param_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Gates in torch's order (reset, update, new), then the head."""
-        return _gru.shapes(self.n_features, self.hidden_size)
-
-    @classmethod
-    def random_params(cls, *, hidden_size: int = 32, seed: int = 0) -> dict[str, Tensor]:
-        """Untrained weights: GRU uniform in +-1 / sqrt(width), head near zero, so that it moves little at first."""
-        return _gru.random_params(cls.n_features, hidden_size, seed)
 
     def init(
         self,
@@ -103,7 +80,7 @@ class Universal(Controller):
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> State:
-        """The encoder's history, what a rate of 1 moves, `shift`, and `hidden` of batch_shape + (hidden_size,)."""
+        """The encoder's history, the size of a unit update, `shift`, and `hidden` of batch_shape + (hidden_size,)."""
         del n_groups, seed
         history = init_steering(batch_shape, device) | _relative_update.init_units(batch_shape, device)
         shift = torch.full(batch_shape, self.start, dtype=torch.float32, device=device)
@@ -115,25 +92,11 @@ class Universal(Controller):
             return None if total_steps is not None else update % 5 == 0
         return _relative_update.due(update, total_steps, self.decisions)
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
-        """Learning rate of `batch_shape`."""
-        features, state = self.encode(obs, state)
-        raw, hidden = self.policy(features, state["hidden"], self.params if params is None else params)
-        return self.act(raw, obs, {**state, "hidden": hidden})
-
-    # The three steps of a decision, one by one, for trainers that put noise between the second and the third.
-
     def encode(self, obs: Observation, state: State) -> tuple[Tensor, State]:
         """Features of batch_shape + (17,), and the state with the new history."""
         state = {**state, **_relative_update.measure(obs, state)}
         features, history = encode_steering(obs, state, rho=self.rho, max_shift=self.max_shift)
         return features, {**state, **history}
-
-    def policy(self, features: Tensor, hidden: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Move before squashing, of batch_shape, and the next hidden vector; `params` may have a run dimension."""
-        return _gru.forward(features, hidden, params)
 
     def act(self, raw: Tensor, obs: Observation, state: State) -> tuple[Tensor, State]:
         """Learning rate after the move `max_move * tanh(raw)`, and the state that remembers it."""

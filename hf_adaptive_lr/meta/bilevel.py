@@ -6,8 +6,8 @@ depend on the controller, so the gradient is exact without a second derivative (
 
     dL/dtheta = -<grad L(w'), d> dlr/dtheta
 
-Longer windows go back through the updates themselves. Whatever comes back to the controller's weights passes a
-learning rate, so a bound on dL/dlog lr there, run by run, keeps a run that blows up from spoiling the others.
+Longer windows go back through the updates themselves. Every gradient that reaches the controller's weights
+passes a learning rate, so a bound on dL/dlog lr there, run by run, keeps a run that blows up from spoiling the others.
 
 The loss is a mini-batch's, so it contains the floor that no learning rate can lower; that and the truncation make the
 controller greedy (Wu et al. 2018, arXiv:1803.02021). Evolution sees the whole run.
@@ -15,7 +15,7 @@ controller greedy (Wu et al. 2018, arXiv:1803.02021). Evolution sees the whole r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,7 +67,7 @@ class Windows:
 
     Args:
         problem: the runs.
-        controller: who decides.
+        controller: the one that is trained.
         config: settings.
         seed: of the controller's own random draws.
     """
@@ -174,7 +174,7 @@ class BilevelTrainer(WeightTrainer):
 
         Args:
             problems: played side by side; every process has as many windows, whatever the horizons.
-            iteration: not used; the trainers have one shape.
+            iteration: not used; all trainers have this signature.
             progress: not used either.
 
         Returns:
@@ -202,21 +202,3 @@ class BilevelTrainer(WeightTrainer):
 
 def _log_loss(run: VectorRun, split: Split) -> Tensor:
     return run.evaluate(split).double().clamp_min(1e-30).log()
-
-
-def train(
-    controller: Controller,
-    make_problems: Callable[[int], list[Problem]],
-    iterations: int,
-    config: BilevelConfig | None = None,
-    *,
-    seed: int = 0,
-    report: Callable[[int, Mapping[str, float]], None] | None = None,
-) -> Controller:
-    """Train a controller by meta-gradients; arguments as in `evolution.train`."""
-    trainer = BilevelTrainer(controller, config, seed)
-    for iteration in range(iterations):
-        figures = trainer.iterate(make_problems(iteration), iteration)
-        if report is not None:
-            report(iteration, figures)
-    return trainer.controller()

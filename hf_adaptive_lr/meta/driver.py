@@ -1,15 +1,13 @@
 """Runs any trainer to its end: by time or by iterations, with progress, checkpoints, exact resume, many processes.
 
-A trainer is a class with `method`, `iterate(problems, iteration, progress) -> figures`, `controller()`, `state_dict()`
-and `load_state_dict(state)`. What it writes: `config.json` and `model.safetensors` (a controller folder),
-`training.json` (command, versions, suite, curves), `checkpoint.pt` to resume from.
+It writes `config.json` and `model.safetensors` (a controller folder), `training.json` (command, versions, suite,
+curves) and `checkpoint.pt` to resume from.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,18 +17,20 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from tqdm import tqdm
 
+from .._checks import did_you_mean
 from ..artifacts import CHECKPOINT_NAME, TRAINING_NAME, library_version, replace_file
 from ..controller import Controller
 from ..distributed import rank, world_size
 from .problem import Problem
 from .suites import SUITES
-from .trackers import Trackers, check_trackers
 
 
 class Trainer(Protocol):
-    """What the driver runs."""
+    """A way of training a controller."""
 
     method: str
 
@@ -38,18 +38,18 @@ class Trainer(Protocol):
         """Learn from one batch of problems."""
 
     def controller(self) -> Controller:
-        """The controller with the weights of now."""
+        """The controller with its current weights."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore a `state_dict`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriverConfig:
-    """How long, on what, and where to.
+    """Length, suite and output folder of a training.
 
     Args:
         suite: name of a suite.
@@ -73,18 +73,19 @@ class DriverConfig:
     report_to: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Fails fast for settings out of range.
 
         Raises:
             ValueError: names the value, the range and the way out.
         """
         if self.suite not in SUITES:
-            close = difflib.get_close_matches(self.suite, SUITES, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(SUITES)}"
-            raise ValueError(f"no suite '{self.suite}'; {hint}")
+            raise ValueError(f"no suite '{self.suite}'{did_you_mean(self.suite, SUITES)}")
         if self.minutes is None and self.iterations is None:
-            raise ValueError("say how long: minutes or iterations")
-        check_trackers(self.report_to)
+            raise ValueError("the training has no end; give minutes or iterations")
+        installed = [str(name) for name in get_available_trackers()]
+        for name in self.report_to:
+            if name not in installed:
+                raise ValueError(f"no tracker '{name}' is installed; installed: {', '.join(installed) or 'none'}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes={self.minutes:g} must be above 0")
         for name, low in (("iterations", 1), ("runs", 1), ("seed", 0)):
@@ -94,7 +95,7 @@ class DriverConfig:
 
 
 def check_folder(config: DriverConfig, method: str, *, resume: bool) -> None:
-    """Refuse an output folder that holds something else, before anything is written.
+    """Fails fast for an output folder that holds something else, before anything is written.
 
     Raises:
         ValueError: another method's or suite's checkpoint, an unfinished training without `resume`, a finished
@@ -127,9 +128,9 @@ def run(
     """Train, and write the controller's folder.
 
     Args:
-        trainer: what learns.
-        config: how long, on what, where to.
-        resume: go on from the checkpoint in the folder.
+        trainer: with the controller to train.
+        config: length, suite and output folder.
+        resume: continue from the checkpoint in the folder.
         command: the command line, for training.json.
         bar: show progress on stderr.
 
@@ -150,8 +151,7 @@ def run(
         curves, spent, iteration = saved["curves"], saved["seconds"], saved["iteration"]
     config.output_dir.mkdir(parents=True, exist_ok=True)
     started, last_saved = time.monotonic() - spent, time.monotonic()
-    reported = config.report_to if rank() == 0 else ()
-    trackers = Trackers(reported, config.output_dir / "logs", _identity(config, trainer.method))
+    trackers = _trackers(config, trainer.method)
     shown = tqdm(total=config.iterations, initial=iteration, unit="it", disable=not bar or rank() > 0)
     whole: _Whole | None = None
     with shown, _saved_when_interrupted(trainer, config, lambda: whole):
@@ -170,12 +170,14 @@ def run(
             shown.set_postfix(
                 {k: f"{v:.3g}" for k, v in figures.items() if k in ("return", "diverged")}, refresh=False
             )
-            trackers.log(figures, iteration)
+            for tracker in trackers:
+                tracker.log({f"train/{name}": value for name, value in figures.items()}, step=iteration)
             whole = (copy.deepcopy(trainer.state_dict()), iteration, list(curves), seconds)
             if time.monotonic() - last_saved > config.checkpoint_seconds:
                 _save_checkpoint(trainer, config, *whole)
                 last_saved = time.monotonic()
-    trackers.close()
+    for tracker in trackers:
+        tracker.finish()
     seconds = time.monotonic() - started
     _save_checkpoint(trainer, config, trainer.state_dict(), iteration, curves, seconds)
     controller = trainer.controller()
@@ -183,6 +185,21 @@ def run(
         controller.save_pretrained(config.output_dir)
         _save_training(trainer, config, controller, iteration, curves, seconds, command)
     return controller
+
+
+def _trackers(config: DriverConfig, method: str) -> list[GeneralTracker]:
+    """Trackers of the first process. Accelerator.init_trackers would come with an Accelerator, which sets threads."""
+    found = []
+    for name in config.report_to if rank() == 0 else ():
+        PartialState()  # Accelerate's loggers ask it for the process
+        cls = LOGGER_TYPE_TO_CLASS[name]
+        places = {"logging_dir": str(config.output_dir / "logs")} if cls.requires_logging_directory else {}
+        tracker = cls("hf_adaptive_lr", **places)
+        tracker.main_process_only = False  # this is the first process
+        tracker.start()
+        tracker.store_init_configuration(_identity(config, method))
+        found.append(tracker)
+    return found
 
 
 def _finished(config: DriverConfig, iteration: int, seconds: float) -> bool:
@@ -198,7 +215,7 @@ def _finished(config: DriverConfig, iteration: int, seconds: float) -> bool:
 def _progress(config: DriverConfig, iteration: int, seconds: float) -> float:
     if config.iterations is not None:
         return iteration / config.iterations
-    assert config.minutes is not None  # `check` saw to it
+    assert config.minutes is not None  # by `check`
     share = torch.tensor(min(1.0, seconds / (60 * config.minutes)))
     if world_size(None) > 1:
         dist.broadcast(share, src=0)
@@ -213,7 +230,7 @@ def _identity(config: DriverConfig, method: str) -> dict[str, Any]:
 def _saved_when_interrupted(
     trainer: Trainer, config: DriverConfig, whole: Callable[[], _Whole | None]
 ) -> Iterator[None]:
-    """On Ctrl-C keep what there was after the last whole iteration; half of one would not resume exactly."""
+    """On Ctrl-C save the state after the last whole iteration; half of one would not resume exactly."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Learning-rate control as a gymnasium environment: one vectorised environment, and the same code with one run.
 
-An episode is one training run. An action moves the log learning rate, which then holds until the next decision:
+An episode is one training run. An action moves the log learning rate, which then stays until the next decision:
 
     lr <- clip(lr * exp(max_move * a))            a in [-1, 1]
     reward_k = log L_{k-1} - log L_k              L: loss on `outer_valid` at decision k, within [L_0 e^-20, L_0 e^3]
@@ -55,11 +55,11 @@ class EnvConfig:
         if self.decisions < 1 or not self.max_move > 0 or not self.end_weight >= 0:
             raise ValueError(f"decisions must be at least 1, max_move above 0, end_weight at least 0: {self}")
         if self.split == "test":
-            raise ValueError("split='test' is read by the yardstick alone; train on 'train', choose by 'valid'")
+            raise ValueError("split='test' is for the benchmark alone; train on 'train', choose by 'valid'")
 
 
 class _Play:
-    """The runs of one problem, each in its episode: what both environments share."""
+    """The runs of one problem, each in its episode, for both environments."""
 
     def __init__(self, problem: Problem, config: EnvConfig) -> None:
         self.config = config

@@ -1,4 +1,4 @@
-"""One episode: a few moves of the learning rate, spread over a run, scored by held-out loss."""
+"""One episode: a few moves of the learning rate, spread over a run, scored by the loss on other data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def stretches(total_steps: int, decisions: int) -> list[int]:
 
 
 def stretches_of(controller: Controller, total_steps: int, decisions: int, *, hidden: bool = False) -> list[int]:
-    """Number of updates after each decision in the controller's own rhythm, or else evenly, see [`stretches`].
+    """Number of updates after each decision in the controller's own rhythm, or else as in [`stretches`].
 
     Args:
         controller: one with a rhythm of its own decides at update 0, too.
@@ -46,10 +46,10 @@ def stretches_of(controller: Controller, total_steps: int, decisions: int, *, hi
         decisions: for controllers without one.
         hidden: whether the controller does not know the length.
     """
-    told = None if hidden else total_steps
-    if controller.due(0, told) is None:
+    known = None if hidden else total_steps
+    if controller.due(0, known) is None:
         return stretches(total_steps, decisions)
-    moments = [*(t for t in range(total_steps) if controller.due(t, told)), total_steps]
+    moments = [*(t for t in range(total_steps) if controller.due(t, known)), total_steps]
     return [later - earlier for earlier, later in itertools.pairwise(moments)]
 
 
@@ -60,7 +60,7 @@ class Episode:
         run: the runs, before their first update.
         decisions: moves per episode, the same for every horizon, so that episodes of different tasks can be stacked.
         split: data that scores the run.
-        controller: whose rhythm the moves follow, if it has one.
+        controller: the moves follow its rhythm, if it has one.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Episode:
         return ~self.run.alive | (self.value >= self.start + RISE)
 
     def observe(self, needs: frozenset[str] | None = None) -> Observation:
-        """What a controller sees before its next decision; see [`VectorRun.observe`] for `needs`."""
+        """The observation before the next decision; see [`VectorRun.observe`] for `needs`."""
         return self.run.observe(self.lr, needs)
 
     def play(self, lr: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def play_through(
     """Play a whole episode with a controller.
 
     Args:
-        controller: who decides.
+        controller: decides.
         episode: before its first decision; used up.
         params: weights instead of the controller's, with a leading run dimension where each run has its own.
         seed: of the controller's own random draws.

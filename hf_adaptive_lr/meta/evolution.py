@@ -11,8 +11,8 @@ scale.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -169,34 +169,3 @@ class EvolutionTrainer(WeightTrainer):
             "gradient_norm": norm,
             "inner_steps": float(steps),
         }
-
-
-def train(
-    controller: Controller,
-    make_problems: Callable[[int], list[Problem]],
-    iterations: int,
-    config: EvolutionConfig | None = None,
-    *,
-    seed: int = 0,
-    report: Callable[[int, Mapping[str, float]], None] | None = None,
-) -> Controller:
-    """Train a controller by evolution.
-
-    Args:
-        controller: where to start; its `params` must be set.
-        make_problems: the problems of an iteration, by its number.
-        iterations: number of iterations; the decays last as long unless the config says otherwise.
-        config: settings.
-        seed: of the perturbations.
-        report: called after each iteration with its number and figures.
-
-    Returns:
-        The controller with the trained weights.
-    """
-    config = config or EvolutionConfig()
-    trainer = EvolutionTrainer(controller, replace(config, decay_over=config.decay_over or iterations), seed)
-    for iteration in range(iterations):
-        figures = trainer.iterate(make_problems(iteration), iteration)
-        if report is not None:
-            report(iteration, figures)
-    return trainer.controller()

@@ -18,7 +18,7 @@ from ..sensors.gradients import adam_direction, sgd_direction
 
 @dataclass(frozen=True)
 class InnerOptimizer:
-    """What Trainer's users train with, vectorised; equal to torch's optimizers run by run.
+    """SGD or AdamW of many runs, equal to torch's optimizers run by run.
 
     Args:
         kind: "sgd" or "adamw".

@@ -8,23 +8,19 @@ published weights.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeAlias
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..controllers.gru import GRUController
-from ..controllers.universal import Universal
+from ..controllers._recurrent import RecurrentController
 from ..distributed import average_tensors, generator
 from .episode import Episode
 from .problem import Problem
-
-Recurrent: TypeAlias = GRUController | Universal
-"""Controllers with a recurrent net, whose decision can be taken apart: `encode`, `policy`, `act`."""
+from .weights import check_settings, settings_of
 
 
 @dataclass(frozen=True)
@@ -43,10 +39,10 @@ class PPOConfig:
         entropy: weight of the entropy bonus.
         std: initial standard deviation of the move before squashing; learned.
         max_grad_norm: clipping of the trainer's own gradients.
-        scatter: how far from their usual first update three quarters of the runs begin, for controllers that choose
-            it themselves: log of the factor, up and down.
-        even: whether every problem counts the same, its rewards being divided by their standard deviation over the
-            runs, so that a family whose losses fall by much does not outvote the others.
+        scatter: largest log of the factor, up and down, between the first update of three quarters of the runs and the
+            usual one; for controllers that choose it themselves.
+        even: whether to divide the rewards of each problem by their standard deviation over the runs, so that a
+            family whose losses fall by much does not outweigh the others.
     """
 
     decisions: int = 20
@@ -64,8 +60,8 @@ class PPOConfig:
     even: bool = False
 
     @classmethod
-    def for_strangers(cls) -> PPOConfig:
-        """What `universal` is trained with."""
+    def for_universal(cls) -> PPOConfig:
+        """The settings that `universal` is trained with."""
         return cls(epochs=5, minibatches=4, lr=1e-3, scatter=2.0, even=True)
 
 
@@ -87,7 +83,7 @@ class Rollout:
     played: Tensor
 
     def padded(self, decisions: int) -> Rollout:
-        """The same with zeros up to this many decisions."""
+        """The rollout with zeros up to this many decisions."""
         missing = decisions - len(self.rewards)
         return Rollout(*(_padded(getattr(self, f.name), missing) for f in fields(self)))
 
@@ -126,7 +122,7 @@ def clipped_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip: float
 class Agent(nn.Module):
     """The controller's weights as parameters, the noise, and a recurrent value net of its own."""
 
-    def __init__(self, controller: Recurrent, std: float) -> None:
+    def __init__(self, controller: RecurrentController, std: float) -> None:
         super().__init__()
         self.controller = controller
         self.policy = nn.ParameterDict({k: nn.Parameter(v.clone()) for k, v in controller.params.items()})
@@ -167,12 +163,12 @@ def rollout(agent: Agent, episode: Episode, noise: torch.Generator, scatter: flo
     Args:
         agent: the policy.
         episode: before its first decision; used up.
-        noise: where exploration comes from.
+        noise: source of the exploration.
         scatter: see [`PPOConfig`].
     """
     controller, weights = agent.controller, dict(agent.policy.items())
     state, rows = controller.init((episode.run.task.runs,)), []
-    if scatter and isinstance(controller, Universal):
+    if scatter:
         state = controller.scattered(state, noise, scatter)
     while not episode.done:
         obs = episode.observe(controller.needs)
@@ -186,7 +182,7 @@ def rollout(agent: Agent, episode: Episode, noise: torch.Generator, scatter: flo
 
 
 def _evened(played: Rollout) -> Rollout:
-    """The same with rewards in units of the standard deviation of their sums over the runs."""
+    """The rollout with rewards in units of the standard deviation of their sums over the runs."""
     scale = played.rewards.sum(0).std().clamp_min(_LEAST_SPREAD)
     return replace(played, rewards=played.rewards / scale)
 
@@ -197,8 +193,7 @@ class PPOTrainer:
     Args:
         controller: where to start; its `params` must be set.
         config: settings.
-        seed: of the value net and the exploration noise. Ranks of a distributed training share it and draw noise of
-            their own.
+        seed: of the value net and the exploration noise; ranks share it and draw noise of their own.
 
     Example:
         >>> from hf_adaptive_lr import GRUController
@@ -211,7 +206,7 @@ class PPOTrainer:
 
     method = "ppo"
 
-    def __init__(self, controller: Recurrent, config: PPOConfig | None = None, seed: int = 0) -> None:
+    def __init__(self, controller: RecurrentController, config: PPOConfig | None = None, seed: int = 0) -> None:
         if not controller.params:
             raise ValueError("PPOTrainer needs a controller with weights; start from its random_params(...)")
         self.config = config or PPOConfig()
@@ -277,31 +272,24 @@ class PPOTrainer:
         self._optimizer.step()
         return {"policy_loss": float(policy_loss.detach()), "value_loss": float(value_loss.detach())}
 
-    def controller(self) -> Recurrent:
-        """The controller with the weights of now."""
+    def controller(self) -> RecurrentController:
+        """The controller with its current weights."""
         return self.agent.controller.replace(params=self.agent.params())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to go on bit for bit: tensors and numbers."""
+        """Everything that `load_state_dict` needs to continue bit for bit: tensors and numbers."""
         return {
             "agent": self.agent.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "settings": self._settings(),
+            "settings": settings_of(self.agent.controller, self.config),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave.
+        """Restore a `state_dict`.
 
         Raises:
-            ValueError: it was saved by a trainer with other settings.
+            ValueError: it is of a trainer with other settings.
         """
-        if state["settings"] != self._settings():
-            raise ValueError(
-                f"the checkpoint is of a training with {state['settings']}, not {self._settings()}; resume with the "
-                "same options"
-            )
+        check_settings(state["settings"], settings_of(self.agent.controller, self.config))
         self.agent.load_state_dict(state["agent"])
         self._optimizer.load_state_dict(state["optimizer"])
-
-    def _settings(self) -> str:
-        return json.dumps({**self.agent.controller.config(), **asdict(self.config)}, sort_keys=True)

@@ -17,7 +17,7 @@ from .vector_run import VectorRun
 
 @dataclass(frozen=True)
 class Problem:
-    """What one batch of runs trains, rebuilt exactly from its JSON.
+    """One batch of runs to train, rebuilt exactly from its JSON.
 
     Args:
         task: the problems and their seed.
@@ -25,9 +25,9 @@ class Problem:
         total_steps: horizon, in updates, at least 1.
         low_lr: smallest initial learning rate.
         high_lr: largest; each run draws its own, log-uniformly, from the task's seed.
-        ballast: smallest and largest factor of what the weights' norm is seen as, drawn likewise. Above 1 it is as if
+        ballast: smallest and largest factor of the weights' norm as observed, drawn likewise. Above 1 it is as if
             there were more weights that nothing moves, such as the embeddings of words that do not occur.
-        hidden: whether controllers are not told the horizon.
+        hidden: whether the horizon is hidden from controllers.
     """
 
     task: TaskSpec

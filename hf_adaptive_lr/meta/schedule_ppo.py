@@ -9,7 +9,7 @@ One iteration: every run plays one whole episode with the stochastic policy; the
         critic                         minimise mean (y_t - V(s_t))^2
 
 The value of the state after the last decision counts too, as in the authors' code: no end is marked. Nothing is
-normalised, there is no entropy bonus and no generalised advantage estimation. Reward is the paper's "Fixed" variant.
+normalised; there is neither entropy bonus nor generalised advantage estimation. Reward is the paper's "Fixed" variant.
 
 Departs from the paper: a reward is measured at the end of its interval, where the next decision needs the validation
 loss anyway, and not after the interval's first update (with K = 1 the two are one). A validation loss counts as at
@@ -19,10 +19,9 @@ most `worst_loss`, so that a run that blew up has a price. An iteration may play
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -33,6 +32,7 @@ from ..distributed import average_tensors, generator
 from .episode import FALL, MAX_LR, MIN_LR, RISE, as_lr
 from .problem import Problem
 from .vector_run import VectorRun
+from .weights import check_settings, settings_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ScheduleConfig:
         ratio_bug: evaluate both densities of w at the multiplier m(a), which is near 1, instead of at the sampled a
             (near the mean): what the authors' code does. Where the mean is more than about 0.7 away from 1 both are
             below 1e-10 (7.7e-22 at a distance of 1), so w is 1 and nothing is learned; elsewhere the mean is pushed
-            to or from 1 whatever was drawn. For archaeology.
+            to or from 1 whatever was drawn. Only to reproduce the authors' results.
     """
 
     gamma: float = 0.9
@@ -79,14 +79,7 @@ class ScheduleConfig:
 
     @classmethod
     def from_preset(cls, preset: str) -> Self:
-        """The settings of one of `presets`.
-
-        Args:
-            preset: its name.
-
-        Raises:
-            ValueError: no such preset.
-        """
+        """The settings of one of `presets`, by its name; ValueError for an unknown one."""
         if preset not in cls.presets:
             raise ValueError(f"no preset '{preset}'; known: {', '.join(cls.presets)}")
         return cls(**cls.presets[preset])
@@ -121,7 +114,7 @@ def play(controller: PPOSchedule, weights: Mapping[str, Tensor], run: VectorRun,
         controller: says when it decides and how an action moves the learning rate.
         weights: of the policy.
         run: before its first update; used up.
-        noise: where the actions' noise comes from.
+        noise: source of the actions' noise.
     """
     state, lr, rows = controller.init((run.task.runs,)), run.base_lr, []
     grid = [t for t in range(run.total_steps) if controller.due(t, run.total_steps)]
@@ -146,12 +139,7 @@ def play(controller: PPOSchedule, weights: Mapping[str, Tensor], run: VectorRun,
 
 
 def density(at: Tensor, mean: Tensor, std: float) -> Tensor:
-    """Of a normal distribution.
-
-    Args:
-        at: where, any shape.
-        mean: of the same shape.
-        std: standard deviation, above 0.
+    """Density of normal distributions with these means and one standard deviation above 0, elementwise.
 
     Example:
         >>> f"{float(density(torch.tensor(1.0), torch.tensor(0.0), 0.1)):.2g}"
@@ -160,20 +148,13 @@ def density(at: Tensor, mean: Tensor, std: float) -> Tensor:
     return (-0.5 * ((at - mean) / std).square()).exp() / (std * math.sqrt(2 * math.pi))
 
 
-def clip_each(gradients: Sequence[Tensor], norm: float) -> None:
-    """Scale every tensor down, in place, to at most this L2 norm, as TensorFlow's `clip_by_norm` does."""
-    for gradient in gradients:
-        gradient.mul_(norm / gradient.norm().clamp(min=norm))
-
-
 class SchedulePPOTrainer:
     """Trains a `PPOSchedule`, one batch of episodes per iteration; seeded, and resumes bit for bit.
 
     Args:
         controller: where to start; its `params` must be set. It explores with its own `std`, whatever `sample` says.
         config: settings.
-        seed: of the critic and the exploration noise. Ranks of a distributed training share it and draw noise of
-            their own.
+        seed: of the critic and the exploration noise; ranks share it and draw noise of their own.
 
     Raises:
         ValueError: a controller without weights.
@@ -251,9 +232,8 @@ class SchedulePPOTrainer:
             ratio = (density(judged, self._means(played), std) + 1e-10) / (old + 1e-10)
             clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
             policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
-            value_loss = (
-                (targets - _joined([self.critic(p.features[:-1]).squeeze(-1) for p in played])).square().mean()
-            )
+            estimates = _joined([self.critic(p.features[:-1]).squeeze(-1) for p in played])
+            value_loss = (targets - estimates).square().mean()
             self._step(policy_loss, value_loss)
         return {
             "reward": float(_joined(rewards).mean()),
@@ -279,20 +259,22 @@ class SchedulePPOTrainer:
         actor, critic = list(self.actor.values()), list(self.critic.parameters())
         gradients = list(torch.autograd.grad(policy_loss + value_loss, [*actor, *critic]))
         average_tensors(gradients)
-        clip_each(gradients[: len(actor)], self.config.max_grad_norm)
+        for gradient in gradients[: len(actor)]:  # each on its own, as TensorFlow's `clip_by_norm` does
+            norm = self.config.max_grad_norm
+            gradient.mul_(norm / gradient.norm().clamp(min=norm))
         for parameter, gradient in zip([*actor, *critic], gradients, strict=True):
             parameter.grad = gradient
         self._actor_optimizer.step()
         self._critic_optimizer.step()
 
     def controller(self) -> PPOSchedule:
-        """The controller with the weights of now."""
+        """The controller with its current weights."""
         return self._start.replace(params={k: v.detach().clone() for k, v in self.actor.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to go on bit for bit: tensors, numbers and strings."""
+        """Everything that `load_state_dict` needs to continue bit for bit: tensors, numbers and strings."""
         return {
-            "settings": self._settings(),
+            "settings": settings_of(self._start, self.config),
             "actor": {k: v.detach().clone() for k, v in self.actor.items()},
             "critic": copy.deepcopy(self.critic.state_dict()),
             "actor_optimizer": copy.deepcopy(self._actor_optimizer.state_dict()),
@@ -301,24 +283,17 @@ class SchedulePPOTrainer:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave.
+        """Restore a `state_dict`.
 
         Raises:
-            ValueError: it was saved by a trainer with other settings.
+            ValueError: it is of a trainer with other settings.
         """
-        if state["settings"] != self._settings():
-            raise ValueError(
-                f"the checkpoint is of a training with {state['settings']}, not {self._settings()}; resume with the "
-                "same options"
-            )
+        check_settings(state["settings"], settings_of(self._start, self.config))
         for name, value in self.actor.items():
             value.copy_(state["actor"][name])
         self.critic.load_state_dict(state["critic"])
         self._actor_optimizer.load_state_dict(copy.deepcopy(state["actor_optimizer"]))
         self._critic_optimizer.load_state_dict(copy.deepcopy(state["critic_optimizer"]))
-
-    def _settings(self) -> str:
-        return json.dumps({**self._start.config(), **asdict(self.config)}, sort_keys=True)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from .tasks.data import has_digits
 from .tasks.supervised import Supervised
 
 TaskSplit = Literal["train", "valid", "test"]
-"""Which problems: to train on, to choose between controllers by, or to report on (read by the yardstick alone)."""
+"""Which problems: to train on, to choose between controllers by, or to report on (for the benchmark alone)."""
 
 Draw = Callable[[torch.Generator, int, int, TaskSplit], Problem]
 """(generator, seed of the task, runs, split) to a problem."""

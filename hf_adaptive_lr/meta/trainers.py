@@ -27,7 +27,7 @@ def make_trainer(
     Args:
         method: one of [`METHODS`].
         hidden_size: width of the controller's network.
-        seed: of its first weights and of everything it draws.
+        seed: of its first weights and of all random draws.
         preset: one of [`PRESETS`]; this and what follows, but for the last, is for `schedule_ppo` alone.
         every_steps: updates between decisions; None for 5, or for the preset's where that is `released`.
         recurrent: whether the policy is an LSTM cell.
@@ -72,7 +72,7 @@ def _universal_trainer(hidden_size: int, seed: int, controller_kwargs: str) -> A
             f"controller_kwargs={controller_kwargs!r} must be a JSON object; --hidden-size is for the width"
         )
     start = configure(start, changes)
-    trainer = PPOTrainer(start, PPOConfig.for_strangers(), seed=seed)
+    trainer = PPOTrainer(start, PPOConfig.for_universal(), seed=seed)
     trainer.method = "universal"
     return trainer
 

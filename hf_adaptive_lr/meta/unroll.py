@@ -48,7 +48,7 @@ class UnrolledRun(VectorRun):
         if not self.tracking:
             self._update(lr.detach(), gain=gain)
             return
-        self.state = {name: value.clone() for name, value in self.state.items()}  # the graph holds the old ones
+        self.state = {name: value.clone() for name, value in self.state.items()}  # the graph needs the old ones
         # The parent's arithmetic without its no_grad.
         VectorRun._update.__wrapped__(self, lr, gain=gain)  # type: ignore[attr-defined]
 
@@ -67,7 +67,7 @@ class UnrolledRun(VectorRun):
         return -inner([gradient], [self._direction + decay * before], 1)
 
     def cut(self) -> None:
-        """Forget where everything came from."""
+        """Detach all tensors from the graph: a new window begins."""
         self.tracking = False
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
@@ -76,5 +76,5 @@ class UnrolledRun(VectorRun):
 
 
 def detached(state: State) -> State:
-    """A state without its graph."""
+    """A state whose tensors are detached from the graph."""
     return {k: v.detach() if isinstance(v, Tensor) else v for k, v in state.items()}

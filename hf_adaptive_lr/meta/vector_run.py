@@ -1,7 +1,7 @@
 """Many training runs in step: the vectorised counterpart of a live run under `ControlledLR`.
 
 The order is the live one: loss and gradient of batch t are known, then the learning rate of update t is chosen, then
-the update is applied. The same `Observation` is built with the same formulas (`sensors.py`).
+the update is applied. The same `Observation` is built with the same formulas (`sensors/`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ..sensors.predictions import PREDICTION_FIELDS, WEIGHT_FIELDS
 from .inner import InnerOptimizer
 from .tasks.base import Split, Task
 
-_WORST = 1e6  # what a loss that is no longer a number counts as
-_UNIFORM_VARIANCE = 1 / 12  # of numbers drawn evenly from [0, 1): what stands for the predictions before the first
+_WORST = 1e6  # stands for a loss that is not finite
+_UNIFORM_VARIANCE = 1 / 12  # of numbers drawn evenly from [0, 1), which stand for the predictions before the first
 _USUAL = frozenset({"loss", "grad_norm", "alignment", "update_ratio", "gain_ratio"})
 
 
@@ -34,9 +34,9 @@ class VectorRun:
         self.task, self.optimizer, self.total_steps = task, optimizer, total_steps
         self.base_lr = base_lr.double()
         self.ballast = torch.ones_like(self.base_lr)
-        """Factor of the norm that the weights are seen to have, of shape (runs,)."""
+        """Factor of the weights' norm as observed, of shape (runs,)."""
         self.hidden = False
-        """Whether controllers are not told the length."""
+        """Whether the length is hidden from controllers."""
         self.weights = task.init()
         self.state = optimizer.init(self.weights)
         self.step = 0
@@ -54,10 +54,10 @@ class VectorRun:
         self._measure(1.0)
 
     def disturb(self, weights: Tensor | None = None, loss_factor: float = 1.0) -> None:
-        """Something goes wrong before the next update: the same batch, at other weights or with another loss.
+        """Inject a fault before the next update: the same batch, at other weights or with another loss.
 
         Args:
-            weights: what the weights are from now on, of shape (runs, size); None leaves them.
+            weights: new weights, of shape (runs, size); None keeps them.
             loss_factor: of this batch's loss and gradient, before clipping.
         """
         if weights is not None:
@@ -77,13 +77,13 @@ class VectorRun:
         self.alive = torch.isfinite(self.loss) & torch.isfinite(self.grad_norm)
 
     def observe(self, lr: Tensor, needs: frozenset[str] | None = None) -> Observation:
-        """What a controller sees before the next update.
+        """The observation of a controller before the next update.
 
         Args:
             lr: learning rates in force, of shape (runs,).
             needs: the fields to measure, as in `Controller.needs`; by default loss, gradient norm, alignment, update
                 ratio and gain ratio. `eval_loss` is measured now, on `inner_valid`. There is one parameter group.
-                Whoever asks for a prediction field makes this "the decision before" for the next one that asks.
+                An observation of a prediction field is "the decision before" for the next such one.
 
         Raises:
             ValueError: predictions or weight matrices of a task that has no classes.

@@ -1,9 +1,11 @@
-"""The weights of a controller in training and Adam over them: what evolution and bilevel training have in common."""
+"""Parts that the trainers share: a controller's weights under Adam, and the settings that a resumed training needs."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ class WeightTrainer:
         controller: where to start; its `params` must not be empty.
         lr: Adam's learning rate.
         betas: Adam's decay rates.
-        seed: of everything the trainer draws.
+        seed: of all random draws of the trainer.
 
     Raises:
         ValueError: a controller without weights.
@@ -34,17 +36,17 @@ class WeightTrainer:
         self._optimizer = torch.optim.Adam(list(self.weights.values()), lr=lr, betas=betas)
 
     def controller(self) -> Controller:
-        """The controller with the weights as they are now."""
+        """The controller with its current weights."""
         return self.start.replace(params={k: v.detach().clone() for k, v in self.weights.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training changes, as tensors and numbers; the same on every process."""
+        """All values that training changes, as tensors and numbers; the same on every process."""
         weights = {k: v.detach().clone() for k, v in self.weights.items()}
         return {"weights": weights, "optimizer": copy.deepcopy(self._optimizer.state_dict())}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Restore a `state_dict`.
 
         Raises:
             ValueError: the state is of a controller with other weights.
@@ -77,3 +79,23 @@ class WeightTrainer:
                 group["lr"] = lr
         self._optimizer.step()
         return float(torch.stack([gradient.square().sum() for gradient in averaged]).sum().sqrt())
+
+
+def settings_of(controller: Controller, config: Any) -> str:
+    """The settings of a training, as JSON with sorted keys.
+
+    Args:
+        controller: the one that is trained.
+        config: the trainer's, a dataclass.
+    """
+    return json.dumps({**controller.config(), **asdict(config)}, sort_keys=True)
+
+
+def check_settings(saved: str, mine: str) -> None:
+    """Fails fast for a checkpoint of a training with other settings.
+
+    Raises:
+        ValueError: names both.
+    """
+    if saved != mine:
+        raise ValueError(f"the checkpoint is of a training with {saved}, not {mine}; resume with the same options")

@@ -28,7 +28,7 @@ class Curve:
         style: CSS classes of the line, which set colour, width and dashes.
         step: True for a value that holds until the next point, False for points that are joined.
         dots: True for single points that nothing joins.
-        stretches: False for a curve that must not decide the axis, e.g. wild proposals.
+        sets_axis: False for a curve that must not decide the axis, such as proposals far out of bounds.
     """
 
     label: str
@@ -36,7 +36,7 @@ class Curve:
     style: str
     step: bool = False
     dots: bool = False
-    stretches: bool = True
+    sets_axis: bool = True
 
 
 def decimate(points: Sequence[Point], bins: int = BINS) -> list[Point]:
@@ -119,10 +119,10 @@ def loss_axis(curves: Sequence[Curve]) -> Axis:
 
 
 def rate_axis(curves: Sequence[Curve]) -> Axis:
-    """Logarithmic over what was applied and bounded; wild proposals get a third of it at most on either side."""
+    """Logarithmic over what was applied and bounded; proposals get a third of it at most on either side."""
 
-    def values(stretches: bool) -> list[float]:
-        found = (y for curve in curves if curve.stretches is stretches for _, y in curve.points)
+    def values(sets_axis: bool) -> list[float]:
+        found = (y for curve in curves if curve.sets_axis is sets_axis for _, y in curve.points)
         return [y for y in found if math.isfinite(y) and y > 0]
 
     kept, wild = values(True) or values(False) or [1e-4], values(False)
@@ -225,11 +225,11 @@ def outside(curve: Curve, axis: Axis) -> int:
     return sum(not (math.isfinite(y) and axis.low <= y <= axis.high) for _, y in curve.points)
 
 
-def short(value: float) -> str:
+def short(value: float, digits: int = 4) -> str:
     """A number for an axis or a sentence: 0.02, 1e-4, 3.5."""
-    written = f"{value:.4g}"
-    if value and not 1e-3 <= abs(value) < 1e5:
-        head, _, power = f"{value:.3e}".partition("e")
+    written = f"{value:.{digits}g}"
+    if value and math.isfinite(value) and not 1e-3 <= abs(value) < 1e5:
+        head, _, power = f"{value:.{digits - 1}e}".partition("e")
         written = f"{head.rstrip('0').rstrip('.')}e{int(power)}"
     return written
 

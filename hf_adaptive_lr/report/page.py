@@ -1,4 +1,4 @@
-"""The page: facts, charts and time lines drawn here, so that they show without JavaScript; a script for the table."""
+"""The report as one HTML page without scripts: facts, charts, time lines of events, and the decision tables."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from .charts import Curve, chart, loss_axis, outside, rate_axis, timeline
-from .embed import DIGITS, MAX_ROWS, is_exact, page_data
-from .read import Run
+from .run import Run
+from .table import MAX_ROWS, legend, percent, table
 
 MARK = '<meta name="generator" content="hf_adaptive_lr">'
-"""By this a page is known as one of ours, which may be written over."""
+"""Marks a page that this library wrote and may write over."""
 
-_HERE = Path(__file__).parent
 _KEY_FACTS = [
     *("controller", "controller settings", "data", "accuracy", "loss", "last eval accuracy", "learning rate"),
     *("updates in the trace", "bounded", "held", "guard events", "largest LR", "last LR"),
 ]
 _LANES = 8
-_THINNED = "what was left out are updates without a decision, then every so many plain decisions."
 _LARGEST = 8
 _COLOURS = 8
 
@@ -39,18 +37,15 @@ def render_report(runs: Sequence[Run]) -> str:
         The page; the same runs give the same text.
 
     Example:
-        >>> from hf_adaptive_lr.report.read import Row, Run
+        >>> from hf_adaptive_lr.report.run import Row, Run
         >>> page = render_report([Run("demo", [Row(0, 0.1, "decision"), Row(1, 0.2, "decision")])])
         >>> page.startswith("<!doctype html>") and "demo" in page
         True
     """
-    runs = _told_apart(runs)
-    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    # Nothing may be fetched, and no script but this one may run, whatever a run's files say.
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
-        "form-action 'none'"
-    )
+    runs = _numbered(runs)
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    # Nothing may be fetched and no script may run, whatever a run's files say.
+    policy = f"default-src 'none'; style-src '{_hash(style)}'; base-uri 'none'; form-action 'none'"
     title = "Learning rate of " + ", ".join(run.name for run in runs)
     last = max(run.last_step for run in runs)
     parts = [
@@ -60,16 +55,15 @@ def render_report(runs: Sequence[Run]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{_text(title)}</title><style>{style}</style></head><body>",
         f"<h1>{_text(title)}</h1>",
-        '<p class="soft">Updates are counted from 0, as in lr_trace.jsonl; what Trainer logs at its step s stands at '
-        "update s \u2212 1.</p>",
+        '<p class="soft">Updates are counted from 0, as in lr_trace.jsonl; a value that Trainer logs at its step s is '
+        "that of update s \u2212 1.</p>",
         _facts(runs, _KEY_FACTS),
         *([_comparison(runs, last)] if len(runs) > 1 else []),
         *(_section(run, index, alone=len(runs) == 1) for index, run in enumerate(runs)),
-        _explain(runs),
+        _tables(runs),
         "<h2>All facts</h2>",
         _facts(runs, None),
-        f'<script type="application/json" id="data">{page_data(runs)}</script>',
-        f"<script>{script}</script></body></html>",
+        "</body></html>",
     ]
     return "\n".join(parts) + "\n"
 
@@ -118,7 +112,7 @@ def _section(run: Run, index: int, *, alone: bool) -> str:
     last = run.last_step
     notes = [*run.notes]
     losses = [
-        Curve("shown to the controller", run.seen, "k7 faint"),
+        Curve("observed by the controller", run.seen, "k7 faint"),
         Curve("training, as logged", run.losses, "k0"),
         Curve("evaluation", run.evals, "k2 dash"),
     ]
@@ -149,7 +143,7 @@ def _rates(run: Run, notes: list[str]) -> list[Curve]:
     ]
     bounded = [(row.step, row.bounded) for row in run.rows if isinstance(row.bounded, float) and not run.group]
     curves = [
-        Curve("proposed", answers, "k1 wide", step=True, dots=_sparse(answers, run), stretches=False),
+        Curve("proposed", answers, "k1 wide", step=True, dots=_sparse(answers, run), sets_axis=False),
         Curve("bounded", bounded, "k3 mid", step=True, dots=_sparse(bounded, run)),
         Curve("applied", _applied(run), "k0", step=True),
     ]
@@ -166,7 +160,7 @@ def _rates(run: Run, notes: list[str]) -> list[Curve]:
 
 
 def _sparse(points: Sequence[object], run: Run) -> bool:
-    """Few enough to be told apart as dots."""
+    """Whether there are few enough to show as single dots."""
     return len(points) <= 150 and 2 * len(points) < len(run.rows)
 
 
@@ -226,59 +220,30 @@ def _largest(run: Run, index: int) -> str:
     if not found:
         return ""
     links = ", ".join(
-        f'<a href="#run={index}&amp;step={-step}">{-step:,}</a> ({_percent(change)})' for _, step, change in found
+        f'<a href="#run={index}&amp;step={-step}">{-step:,}</a> ({percent(change)})' for _, step, change in found
     )
     return f"<p>Largest changes, at update {links}.</p>"
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+# --- the tables ------------------------------------------------------------------------------------------------------
 
 
-def _explain(runs: Sequence[Run]) -> str:
-    limit = MAX_ROWS // len(runs)
-    said = []
-    for run in runs:
-        name = f"{run.name}: " if len(runs) > 1 else ""
-        if len(run.rows) > limit:
-            said.append(f"{name}{limit:,} of {len(run.rows):,} updates are in this table; {_THINNED}")
-        if not is_exact(run, limit):
-            said.append(f"{name}numbers are rounded to {DIGITS} digits; lr_trace.jsonl has them in full.")
-    options = "".join(
-        f'<option value="{value}">{words}</option>'
-        for value, words in (
-            ("decisions", "decisions and events"),
-            ("events", "events: bounded, held, guard"),
-            ("changes", "changes of 10 % or more"),
-            ("all", "every update"),
-        )
-    )
-    columns = (("update", "n"), ("reason", ""), ("saw", ""), ("proposed", "n"), ("bounded", "n"), ("applied", "n"))
-    head = "".join(f'<th scope="col" class="{kind}">{name}</th>' for name, kind in (*columns, ("change", "n")))
-    return f"""<section id="explain"><h2>Why did it change?</h2>
-<noscript><p>The table and the answers need JavaScript; the figures are in lr_trace.jsonl.</p></noscript>
-<div id="live" hidden>
-<form id="jump"><label>run <select id="run"></select></label>
-<label>update <input id="step" type="number" min="0" step="1" value="0"></label>
-<button>explain</button>
-<label>show <select id="filter">{options}</select></label></form>
-<p id="said" class="soft" role="status"></p>
-<div id="why" tabindex="-1" aria-live="polite" role="region" aria-labelledby="why-title"></div>
-<div class="pager"><button type="button" id="older">earlier</button><span id="count" role="status"></span>
-<button type="button" id="newer">later</button></div>
-<div class="scroll" tabindex="0" role="region" aria-label="updates"><table id="rows"><thead><tr>{head}</tr></thead>
-<tbody></tbody></table></div></div>
-<p class="soft">Proposed and bounded are learning rates where that can be told, of parameter group 0, before warm-up.
-{" ".join(_text(line) for line in said)}</p></section>"""
+def _tables(runs: Sequence[Run]) -> str:
+    parts = [
+        '<section id="explain"><h2>Why did it change?</h2>',
+        legend(runs),
+        '<p class="soft">Proposed and bounded are learning rates where that can be inferred, of parameter group 0, '
+        "before the ramp, which is the multiplier of warm-up or cooldown. Numbers have six digits; lr_trace.jsonl has "
+        "them in full.</p>",
+    ]
+    for index, run in enumerate(runs):
+        head = f"<h3>{_text(run.name)}</h3>" if len(runs) > 1 else ""
+        parts.append(f'<div class="updates">{head}{table(run, index, MAX_ROWS // len(runs))}</div>')
+    return "\n".join(parts) + "</section>"
 
 
-def _percent(change: float) -> str:
-    if change >= 10:
-        return f"\u00d7 {change:,.3g}" if change < 1000 else f"\u00d7 {change:,.0f}"
-    return f"{100 * (change - 1):+.3g} %".replace("-", "\u2212")
-
-
-def _told_apart(runs: Sequence[Run]) -> list[Run]:
-    """Runs of the same name, as of one folder given twice, get a number."""
+def _numbered(runs: Sequence[Run]) -> list[Run]:
+    """The runs, with a number behind a name that occurs again, as of one folder given twice."""
     seen: Counter[str] = Counter()
     out = []
     for run in runs:

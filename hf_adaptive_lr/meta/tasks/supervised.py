@@ -1,4 +1,4 @@
-"""What all classification families share: mini-batches per run, the loss, evaluation in pieces, augmentations."""
+"""Base of all classification families: mini-batches per run, the loss, evaluation in pieces, augmentations."""
 
 from __future__ import annotations
 

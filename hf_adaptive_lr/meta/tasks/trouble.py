@@ -61,7 +61,7 @@ class TroubleTask(MLPTask):
         return inputs, self.relabelled(labels)
 
     def relabelled(self, labels: Tensor) -> Tensor:
-        """Labels of shape (runs, batch) as they are after as many training batches as were drawn."""
+        """Labels of shape (runs, batch) after the training batches that were drawn so far."""
         if not self.config["change_after"] or self._drawn <= 0.6 * self.config["change_after"]:
             return labels
         return self._permuted.gather(1, labels)
