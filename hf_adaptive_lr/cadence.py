@@ -84,8 +84,9 @@ class Cadence:
     @property
     def distance(self) -> int:
         """Updates from one decision to the next, on the whole."""
-        spread = self.decisions is not None and self.total_steps is not None
-        return max(1, self.total_steps // self.decisions) if spread else self.every
+        if self.decisions is None or self.total_steps is None:
+            return self.every
+        return max(1, self.total_steps // self.decisions)
 
 
 def simulate(updates: Iterable[int], lr: float, advance: Callable[[int, float], float]) -> list[float]:
