@@ -169,6 +169,7 @@ def test_factors_stay_between_zero_and_the_bound_and_come_back(bound) -> None:
         assert low == mean == high
         return mean
 
+    # The ends of u are where m = sigmoid(4) = 0.982 of the bound and u = -6: numbers, not a training.
     assert 0.98 * bound < factor_after(450, 1.0) < 0.99 * bound
     assert factor_after(100, -1.0) < 1
     assert 0 < factor_after(450, -1.0) < 0.03
