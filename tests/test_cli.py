@@ -157,12 +157,14 @@ def test_a_bug_keeps_its_traceback(here, monkeypatch) -> None:
 
 def test_a_bad_request_from_the_shell(here) -> None:
     """The same in a process of its own, where nothing of the test's set-up keeps a library quiet."""
-    for line in ("--controller nonsense", "--learning-rate -1", "--data /absent", "--text-column absent"):
-        ended = python("-m", "hf_adaptive_lr.cli", *shlex.split(GOOD + line), cwd=here)
-        assert ended.returncode == 2
-        assert ended.stdout == ""
-        assert ended.stderr.startswith("hf-adaptive-lr: error: ")
-        assert ended.stderr.count("\n") == 1, ended.stderr
+    code = "import sys; from hf_adaptive_lr.cli import main; print([main(line.split()) for line in sys.argv[1:]])"
+    lines = ("--controller nonsense", "--learning-rate -1", "--data /absent", "--text-column absent")
+    ended = python("-c", code, *(GOOD + line for line in lines), cwd=here)
+    assert ended.returncode == 0
+    assert ended.stdout == "[2, 2, 2, 2]\n"
+    said = ended.stderr.splitlines()
+    assert len(said) == len(lines), ended.stderr
+    assert all(line.startswith("hf-adaptive-lr: error: ") for line in said)
     assert not (here / "out").exists()
 
 

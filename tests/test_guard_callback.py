@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -313,8 +312,12 @@ def _job(folder: str, moment: str) -> None:
 
 
 def _run_job(folder: Path, moment: str) -> int:
-    code = f"from tests.test_guard_callback import _job; _job({str(folder)!r}, {moment!r})"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300).returncode
+    """Exit code of the job in a forked process: a new interpreter would import for longer than the job trains."""
+    process = multiprocessing.get_context("fork").Process(target=_job, args=(str(folder), moment))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 @pytest.fixture(scope="module")
