@@ -25,7 +25,7 @@ _HOMES = {
     "DivergenceGuard": "guard.guard",
     "Envelope": "scheduler.envelope",
     "GuardCallback": "trainer.guard_callback",
-    "HubError": "hub.repo",
+    "HubError": "hub.errors",
     "lr_range_test": "tuning.range_test",
     "split_groups": "optimizers.layers",
     "ActorCritic": "controllers",
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from .controllers import WarmupStableDecay as WarmupStableDecay
     from .guard.guard import DivergenceError as DivergenceError
     from .guard.guard import DivergenceGuard as DivergenceGuard
-    from .hub.repo import HubError as HubError
+    from .hub.errors import HubError as HubError
     from .observation import Observation as Observation
     from .observation import Outcome as Outcome
     from .optimizers import DSA as DSA

@@ -1,6 +1,6 @@
 """AutoController: a controller by name, folder, Hub repository, or a class of one's own in a Python file.
 
-Only a file that the user names on this machine is run (`my_rules.py:MyRule`); nothing that comes from the Hub ever is.
+Only a file that the user names on this machine is run (`my_rules.py:MyRule`), never code from the Hub.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class AutoController:
 
         Raises:
             FileNotFoundError: a folder without config.json.
-            HubError: the Hub does not give it; the message says why and what helps. It is an OSError.
+            HubError: the repository cannot be read; the message says why and what helps. It is an OSError.
             OSError: a file cannot be read or written.
-            ValueError: nothing of that name; the message lists what was tried and the closest names. Also files that
+            ValueError: nothing of that name; the message lists all attempts and the closest names. Also files that
                 are not exactly a controller's.
 
         Example:
@@ -161,7 +161,7 @@ def load_own(text: str) -> Controller:
 
 
 def try_out(controller: Controller, batch_shape: tuple[int, ...]) -> None:
-    """Ask a controller once, with made-up numbers for what it needs, before anything depends on it.
+    """Call a controller once with made-up signals, so that a mistake in it fails before a run starts.
 
     Args:
         controller: it is not changed.
@@ -214,7 +214,7 @@ def _made_up(controller: Controller, batch_shape: tuple[int, ...]) -> Observatio
 
 
 def _check_class(text: str, found: type[Controller]) -> None:
-    """Refuse what would run, but not as it was meant.
+    """Fail fast on a class that would run, but not as it was meant.
 
     Raises:
         ValueError: no name of its own, or settings that a missing decorator leaves unread.

@@ -35,7 +35,7 @@ class Controller(HubMixin):
 
     Args:
         params: learned weights by name, part of `model.safetensors`, never of config.json; empty for rules.
-        provenance: where it was loaded from: `source` (what was asked for: a name, a folder, a repository), `folder`
+        provenance: where it was loaded from: `source` (a name, a folder or a repository, as asked for), `folder`
             its files are in, resolved `commit` and asked `revision` (empty but for a repository), and, once a copy
             differs from these files, `changed`. Empty for one made by hand. Neither compared nor saved.
 
@@ -126,8 +126,8 @@ class Controller(HubMixin):
         """Answer for update `obs.step`; pure: neither `state` nor the controller changes.
 
         Args:
-            obs: what is known before the update; has every field named in `needs`.
-            state: what `init` or the previous `decide` returned.
+            obs: signals known before the update; has every field named in `needs`.
+            state: from `init` or the previous `decide`.
             params: weights to use instead of `self.params` (evolution and meta-gradients pass their own).
 
         Returns:
@@ -160,7 +160,7 @@ class Controller(HubMixin):
         return True
 
     def learn(self, outcome: Outcome, state: State) -> State:
-        """Learn from what the update did; only for methods that learn inside the run.
+        """Learn from the outcome of an update; only for methods that learn inside the run.
 
         Args:
             outcome: measured after the update; has every [`Outcome`] field named in `needs`.
@@ -200,7 +200,7 @@ class Controller(HubMixin):
     def replace(self, **changes: Any) -> Self:
         """A copy with some config fields (or `params`) changed, checked like a new one.
 
-        If it differs, its provenance says so: it is no longer what that commit holds.
+        If it differs, its provenance says so: it is no longer the one of that commit.
         """
         return dataclasses.replace(self, **{"provenance": self._derived(changes), **changes})
 
@@ -219,4 +219,4 @@ def _same(old: Any, new: Any) -> bool:
 
 
 class ControllerError(RuntimeError):
-    """A controller's own code went wrong; the message names the controller and says what was expected."""
+    """A controller's own code failed; the message names the controller and the expected answer."""

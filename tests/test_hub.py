@@ -527,3 +527,9 @@ def test_the_licence_is_the_owners(hub, hub_token) -> None:
     with pytest.raises(ValueError, match="no licence that the Hub knows"):
         _push(LEARNED, license="no such\nthing")
     assert card_of(DECAY, "user/rule").data.license == "apache-2.0"
+
+
+@pytest.mark.parametrize("name", ["linear", "user/repo"])
+def test_an_option_with_a_typo_is_named_beside_the_known_ones(name) -> None:
+    with pytest.raises(TypeError, match="'revison' is no option for reading from the Hub; there are: revision, token"):
+        AutoController.from_pretrained(name, revison="main")

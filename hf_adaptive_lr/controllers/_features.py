@@ -1,4 +1,4 @@
-"""What learned controllers see: twelve scale-free numbers made from [`Observation`]s and their own history.
+"""Inputs of learned controllers: twelve scale-free numbers made from [`Observation`]s and their own history.
 
 Every feature is a logarithm of a ratio, a cosine or a share, clipped to a few units, so that nothing in it tells a toy
 from a transformer. The history is explicit state, so one encoder serves a live run and hundreds of vectorised ones.
@@ -38,7 +38,7 @@ STEERING_FEATURES = (*FEATURES, "trend / scatter", "shift", "unit / first unit",
 
 "update ratio" is then relative to their `rho`, the gain ratio counts only where an update was large enough to be
 measured, and "alignment" is its mean over its root mean square, as cosines in a net of a million weights are a
-hundredth of those in a toy. "trend / scatter" is the fall of the loss in units of what one batch differs from another.
+hundredth of those in a toy. "trend / scatter" is the fall of the loss in units of the difference between batches.
 """
 
 _FAST, _SLOW = 0.5, 0.85  # decay per decision: half-lives of one and about four decisions
@@ -66,7 +66,7 @@ def encode(obs: Observation, history: Mapping[str, Tensor]) -> tuple[Tensor, dic
     Args:
         obs: has every field of [`NEEDS`], but perhaps the gain ratio, which is then 0; without `total_steps`, progress
             is 0 and remaining 1.
-        history: what `init_history` or the last `encode` returned.
+        history: from `init_history` or the last `encode`.
 
     Returns:
         Features of `batch_shape + (12,)` in float32, within [-4, 4], and the next history.

@@ -18,7 +18,7 @@ def uniform(state: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Numbers from [0, 1) in float64, and the next state; the given state does not change.
 
     Args:
-        state: what [`seeded`] or an earlier draw returned.
+        state: from [`seeded`] or an earlier draw.
         shape: of the draw, () for one number.
 
     Example:
@@ -35,7 +35,7 @@ def normal(state: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Standard normal numbers in float64, and the next state; the given state does not change.
 
     Args:
-        state: what [`seeded`] or an earlier draw returned.
+        state: from [`seeded`] or an earlier draw.
         shape: of the draw, () for one number.
     """
     generator = torch.Generator()

@@ -1,4 +1,4 @@
-"""The learning rate as a size of update: what a rate does to the weights, and which rate does what is wanted.
+"""Steering the relative update: how far a learning rate moves the weights, and the rate for a wanted move.
 
 The relative update |w_{t+1} - w_t| / |w_t| means the same for every model, optimizer and parametrisation, where the
 learning rate that causes it spans seven decades. It is proportional to the learning rate, so one measured update tells
@@ -66,7 +66,7 @@ def measure(obs: Observation, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         obs: has `update_ratio`, and `last_lr` where that is not the rate in force.
-        state: what `init_units` or the last call returned.
+        state: from `init_units` or the last call.
     """
     ratio = obs.require("update_ratio").double()
     rate = (obs.lr if obs.last_lr is None else obs.last_lr).double()

@@ -56,7 +56,7 @@ class MLRSNet(Controller):
         gates: "train" is [i, f - 1, o, g], the authors' meta-training; "test" is [i, f, g, o], their meta-test and
             checkpoints. Weights of one are noise in the other.
         gamma: scale, in (0, 1e6], used as it is; None computes it from L and C (about 0.4 ... 1.1 at the start).
-        classes: C, at least 2; None takes what the model has. Not used if `gamma` is given.
+        classes: C, at least 2; None takes the model's. Not used if `gamma` is given.
         initial_loss: L at the first decision, above 0, mean loss over the training set; None: the first batch's.
         snapshots: sets of weights, 1 ... 100, each for an equal share of the run; 3 in the authors' meta-test.
         bias: b3 of fresh weights (the scalar's value); None draws it, p starts near 0.5. The checkpoints have 1.0.
@@ -241,7 +241,7 @@ class MLRSNet(Controller):
     # --- learning inside the run --------------------------------------------------------------------------------
 
     def _remember(self, obs: Observation, loss: Tensor, state: State) -> State:
-        """What `learn` needs of this decision; a saved theta follows the newest until its time has come."""
+        """Keeps the inputs of `learn`; a saved theta follows the newest until its share of the run has passed."""
         passed = torch.stack([state["progress"] >= share for share in _SAVED], -1).unsqueeze(-1)
         return {
             **state,

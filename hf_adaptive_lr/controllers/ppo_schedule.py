@@ -11,7 +11,7 @@ silent this follows the authors' code (google-research/adaptive_learning_rate_tu
 
 Departs from the paper: it answers with the mean, not a sample (`sample=True` samples, as the authors do even at
 evaluation). What it sees is of the update about to be applied, while the authors' code records it right after a
-controlled update and uses it K - 1 updates later. Numbers are held within +-1000 before they enter the network, so
+controlled update and uses it K - 1 updates later. Numbers are clipped to +-1000 before they enter the network, so
 that a run that blows up gets an answer; no other run comes near.
 """
 
@@ -40,10 +40,10 @@ FEATURES = (
     "variance of w2",
     "learning rate",
 )
-"""What the policy sees, in the order of the authors' code; w1 is the last weight matrix but one, w2 the last."""
+"""Inputs of the policy, in the order of the authors' code; w1 is the last weight matrix but one, w2 the last."""
 
 _LOW, _HIGH, _NEUTRAL, _STEP = -0.2, 0.5, 0.15, 0.1  # of the action; the authors' code, the paper only says "scaling"
-_DECAY, _FLOOR = 0.8, 1e-10  # of the averages per decision, and what is added to a variance; the authors' code
+_DECAY, _FLOOR = 0.8, 1e-10  # of the averages per decision, and the number added to a variance; the authors' code
 _LIMIT = 1e3
 
 
@@ -209,7 +209,7 @@ class PPOSchedule(Controller):
         return _affine(hidden, params["output_weight"], params["output_bias"]).squeeze(-1), state
 
     def multiplier(self, action: Tensor) -> Tensor:
-        """What an action does to the learning rate: a factor in [0.965, 1.035]."""
+        """Factor in [0.965, 1.035] of the learning rate for an action."""
         return 1 + _STEP * (action.clamp(_LOW, _HIGH) - _NEUTRAL)
 
     def act(self, action: Tensor, obs: Observation) -> Tensor:

@@ -69,7 +69,7 @@ class Relative(Controller):
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> State:
-        """What a learning rate of 1 would move; of a walk also where it is, and the generator of all runs."""
+        """Move of a learning rate of 1; for a walk also its position, and the generator of all runs."""
         del n_groups
         state: State = dict(_relative_update.init_units(batch_shape, device))
         if self.walk:

@@ -47,7 +47,7 @@ _NO_PASS = "no extra pass"
 
 
 def notes_of(card: str) -> str | None:
-    """What a person wrote between the notes' markers of a card, without blank lines around; None without markers."""
+    """Text between the notes' markers of a card, without blank lines around; None without markers."""
     _, start, rest = card.partition(NOTES)
     inside, end, _ = rest.partition(NOTES_END)
     return inside.strip() if start and end else None
@@ -101,11 +101,11 @@ def render(
 
     Args:
         controller: the controller.
-        repo_id: what `AutoController.from_pretrained` finds it by; None for "path/to/folder".
+        repo_id: its name for `AutoController.from_pretrained`; None for "path/to/folder".
         training: its `training.json`, None when there is none.
         eval_results: its `eval_results.json`; without results the card says so in a box.
-        notes: what a person wrote, Markdown; HTML in it is shown as text.
-        picture: file name of what [`draw_schedules`] drew, None when there is none.
+        notes: a person's, Markdown; HTML in them is shown as text.
+        picture: file name of the picture by [`draw_schedules`], None when there is none.
         license: of the weights; by default this library's for what comes with it, and none for others.
 
     Returns:
@@ -240,7 +240,7 @@ def mention(card: str, controller: ControllerLike, settings: Mapping[str, Any]) 
     """
     without = re.sub(
         rf"\n*{re.escape(MENTION)}.*?{re.escape(MENTION_END)}\n*", "\n", card, flags=re.DOTALL
-    )  # a card that a person has cut into keeps what it has
+    )  # without both markers nothing is removed
     lines = [
         MENTION,
         "## Learning rate",

@@ -64,7 +64,7 @@ class HubMixin:
 
         Raises:
             FileNotFoundError: no such folder, or no config.json in it.
-            HubError: the Hub does not give it; the message says why and what helps. It is an OSError.
+            HubError: the repository cannot be read; the message says why and what helps. It is an OSError.
             OSError: a file cannot be read or written.
             ValueError: nothing of that name; or files that are not exactly a controller's (see `serialization.load`).
         """
@@ -96,11 +96,11 @@ class HubMixin:
             token: a write token; by default that of `hf auth login`.
             revision: branch to commit to, made if missing; by default "main".
             create_pr: open a pull request instead of writing to "main".
-            training: how it was trained, `training.json`; by default what lies in the folder it was loaded from.
+            training: how it was trained, `training.json`; by default that of the folder it was loaded from.
             eval_results: held-out results, `eval_results.json`, as `hf-adaptive-lr bench --controller FOLDER
                 --write-results` writes it; by default likewise.
             without_results: publish without held-out results; the card says so.
-            license: of the weights, as the Hub names it ("mit"); by default what the card there states, else this
+            license: of the weights, as the Hub names it ("mit"); by default the one on the card there, else this
                 library's for what comes with it, and none for others.
 
         Returns:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..cadence import Cadence
 from ..observation import Observation
 from .markdown import finite
 
@@ -76,8 +77,9 @@ def _recorded(training: Mapping[str, Any] | None) -> list[tuple[float, float]]:
 def _simulated(controller: ControllerLike) -> list[float] | None:
     base = torch.tensor(_BASE_LR, dtype=torch.float64)
     state, lr, factors = controller.init(seed=0), base, list[float]()
+    cadence = Cadence.of(_UPDATES, decisions=controller.decisions, own=controller.due)
     for update in range(_UPDATES):
-        if _due(controller, update):
+        if cadence.due(update):
             level = math.log(_CLASSES) * (0.1 + 0.9 * math.exp(-4 * update / _UPDATES))
             made = {"loss": level, "eval_loss": level, "classes": _CLASSES}
             fields = {name: torch.tensor(made[name], dtype=torch.float64) for name in controller.needs}
@@ -92,10 +94,3 @@ def _simulated(controller: ControllerLike) -> list[float] | None:
             )
         factors.append(float(lr / base))
     return factors
-
-
-def _due(controller: ControllerLike, update: int) -> bool:
-    own = controller.due(update, _UPDATES)
-    if own is not None:
-        return own
-    return controller.decisions is None or update % max(1, _UPDATES // controller.decisions) == 0

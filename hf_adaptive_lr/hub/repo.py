@@ -7,13 +7,12 @@ the Hub's cache, and `serialization.load` reads two of them. Retries and resumin
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -25,9 +24,9 @@ from ..artifacts import (
     TRAINING_NAME,
     WEIGHTS_NAME,
     library_version,
-    printable,
 )
 from . import serialization, untrusted
+from .errors import HubError, clear_errors
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -46,10 +45,6 @@ _LIMITS = {
 }
 _NEEDED = (CONFIG_NAME, WEIGHTS_NAME)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-class HubError(OSError):
-    """The Hub does not give or take something; the message says why and what helps."""
 
 
 class HubOptions(TypedDict, total=False):
@@ -113,7 +108,7 @@ def load(
         return serialization.load(here, classes)
     if not is_repo:
         if isinstance(name_or_path, os.PathLike):
-            return serialization.load(here, classes)  # says what is not there
+            return serialization.load(here, classes)  # fails, and names the missing file
         if wanted.endswith(".py"):
             raise ValueError(f"'{wanted}' is a file; name the class in it as well: {wanted}:MyController")
         raise ValueError(
@@ -177,7 +172,7 @@ def pull(repo_id: str, **options: Unpack[HubOptions]) -> tuple[Path, str]:
         eval_results.json and README.md (the last three up to 20 MB), all unread; and the commit's hash.
 
     Raises:
-        HubError: no such repository, revision or config.json, no access, or no way to the Hub and not in the cache.
+        HubError: no such repository, revision or config.json, no access, or neither cached nor reachable.
         OSError: the cache cannot be written.
         ValueError: `repo_id` or `revision` cannot be one, or a file is too large for a controller.
     """
@@ -190,7 +185,7 @@ def pull(repo_id: str, **options: Unpack[HubOptions]) -> tuple[Path, str]:
     if force_download and local_files_only:
         raise ValueError("force_download and local_files_only contradict each other; leave one out")
     api, cache = _api(options.get("token")), None if cache_dir is None else Path(cache_dir)
-    with _clear(repo_id, revision):
+    with clear_errors(repo_id, revision):
         resolved = api.resolve_revision(repo_id, revision=revision, cache_dir=cache, local_files_only=local_files_only)
     commit = resolved.resolved
     if not _COMMIT.fullmatch(commit):
@@ -199,7 +194,7 @@ def pull(repo_id: str, **options: Unpack[HubOptions]) -> tuple[Path, str]:
     unknown = [name for name, found in known.items() if found is None or force_download]
     if unknown and not local_files_only and not is_offline_mode():
         try:
-            with _clear(repo_id, revision):
+            with clear_errors(repo_id, revision):
                 _fetch(api, repo_id, commit, unknown, cache, force_download=force_download)
         except HubError:
             if force_download or any(name in _NEEDED for name in unknown):
@@ -263,7 +258,7 @@ def push(
     branch: str | None = None,
     create_pr: bool = False,
 ) -> CommitInfo:
-    """Publish a controller's folder in one commit; what it lacks of a controller's files goes from the repository.
+    """Publish a controller's folder in one commit; controller files that it lacks are deleted from the repository.
 
     Args:
         folder: with config.json and whatever else of a controller's files there is; others are not published.
@@ -277,10 +272,10 @@ def push(
 
     Returns:
         The commit. Its parent is the state from which the card was made: if somebody else commits meanwhile, the Hub
-        refuses this one.
+        does not take this one.
 
     Raises:
-        HubError: refused, or no way to the Hub; nothing is published.
+        HubError: the Hub does not take it, or cannot be reached; nothing is published.
         ValueError: a name that cannot be one, or `branch` together with `create_pr`.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -289,7 +284,7 @@ def push(
     if branch is not None and create_pr:
         raise ValueError(f"create_pr is against main, so branch={branch!r} does not go with it; leave one out")
     api, names = _api(token), [*_LIMITS, PICTURE_NAME]
-    with _clear(repo_id, branch, "push to"):
+    with clear_errors(repo_id, branch, "push to"):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if branch is not None:
             api.create_branch(repo_id, branch=branch, exist_ok=True)
@@ -300,7 +295,7 @@ def push(
     ours = [name for name in names if (folder / name).is_file()]
     operations: list[Any] = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in ours]
     operations += [CommitOperationDelete(path_in_repo=name) for name in names if name in there and name not in ours]
-    with _clear(repo_id, branch, "push to"):
+    with clear_errors(repo_id, branch, "push to"):
         return api.create_commit(
             repo_id,
             operations,
@@ -331,75 +326,10 @@ def search(limit: int = 20, token: bool | str | None = None) -> list[dict[str, A
         For each `id`, `commit`, `tags`, `downloads` and `likes`; all but `id` are None where the Hub does not tell.
 
     Raises:
-        HubError: no way to the Hub, or it refuses.
+        HubError: the Hub cannot be reached, or does not answer.
     """
-    with _clear("models", None, "list the Hub's"):
+    with clear_errors("models", None, "list the Hub's"):
         found = _api(token).list_models(filter=CONTROLLER_TAGS, sort="downloads", limit=limit, full=True)
         return [
             {"id": m.id, "commit": m.sha, "tags": m.tags, "downloads": m.downloads, "likes": m.likes} for m in found
         ]
-
-
-# --- errors -----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _clear(repo_id: str, revision: str | None, doing: str = "read") -> Iterator[None]:
-    """Turn what the client raises into HubError; errors of the disk and of arguments stay."""
-    from httpx2 import HTTPError
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except HubError:
-        raise
-    except (HTTPError, OSError, RuntimeError, errors.EntryNotFoundError, errors.RevisionResolutionError) as error:
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-            raise  # a full disk, a folder that may not be written
-        raise HubError(_say(error, repo_id, revision, doing)) from error
-    except ValueError as error:
-        cause = error.__cause__  # with force_download the client wraps what the Hub answered
-        if not isinstance(cause, HTTPError | OSError):
-            raise
-        raise HubError(_say(cause, repo_id, revision, doing)) from error
-
-
-def _say(error: BaseException, repo_id: str, revision: str | None, doing: str) -> str:
-    from httpx2 import HTTPError, HTTPStatusError
-    from huggingface_hub import constants, errors
-
-    login = "log in with `hf auth login`, set HF_TOKEN, or pass token= in Python"
-    if isinstance(error, errors.GatedRepoError):
-        return f"'{repo_id}' is gated; ask for access at {constants.ENDPOINT}/{repo_id}, then {login}"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"the Hub has no repository '{repo_id}' that you may see; check the name, or, if it is private, {login}"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"'{repo_id}' has no revision '{revision or 'main'}'; name a branch, a tag, a commit or refs/pr/N"
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (409, 412):
-        return (
-            f"somebody else committed to '{repo_id}' meanwhile, so nothing was published; look at their change and "
-            f"push again ({_first(error)})"
-        )
-    if status in (401, 403):
-        return f"the Hub does not let you {doing} '{repo_id}'; check that the token may, or {login} ({_first(error)})"
-    if status is not None:
-        return f"the Hub answered {status} to the wish to {doing} '{repo_id}'; try again later ({_first(error)})"
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE=1 forbids to {doing} '{repo_id}'; unset it"
-    if isinstance(error, errors.LocalEntryNotFoundError | errors.RevisionResolutionError):
-        return (
-            f"'{repo_id}' at '{revision or 'main'}' is not in the cache, and the Hub was not reached; check the "
-            f"network, HF_HUB_OFFLINE and local_files_only ({_first(error)})"
-        )
-    if isinstance(error, HTTPError | ConnectionError) and not isinstance(error, HTTPStatusError):
-        return f"no connection to {constants.ENDPOINT} to {doing} '{repo_id}'; check the network ({_first(error)})"
-    return f"the attempt to {doing} '{repo_id}' failed, try again ({_first(error)})"
-
-
-def _first(error: BaseException) -> str:
-    """Its type and the first line that says something, cut."""
-    said = [getattr(error, "server_message", None) or "", *str(error).splitlines()]
-    lines = [line.strip() for line in said if line.strip() and not line.strip().startswith("(Request ID")]
-    text = printable(lines[0], 200) if lines else ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

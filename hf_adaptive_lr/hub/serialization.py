@@ -195,17 +195,6 @@ def _numbers(release: re.Match[str]) -> list[int]:
 # --- the weights ------------------------------------------------------------------------------------------------
 
 
-def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Fail on weights that are NaN or infinite.
-
-    Raises:
-        ValueError: names the tensor.
-    """
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{where}: tensor '{name}' holds NaN or infinite numbers; train the weights again")
-
-
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file in float32.
 
@@ -232,10 +221,12 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         tensors = load_bytes(data)
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:  # the last three: sizes, dtypes
         raise ValueError(f"{path} is not a safetensors file: {printable(error, 300)}") from error
+    floats = {}
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             known = ", ".join(str(dtype) for dtype in _DTYPES)
             raise ValueError(f"{path}: tensor {shown(name)} has dtype {tensor.dtype}, expected one of: {known}")
-    floats = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
-    check_finite(floats, str(path))
+        floats[name] = tensor.to(torch.float32)
+        if not bool(torch.isfinite(floats[name]).all()):
+            raise ValueError(f"{path}: tensor {shown(name)} holds NaN or infinite numbers; train the weights again")
     return floats

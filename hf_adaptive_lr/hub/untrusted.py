@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,10 @@ def _parse(data: bytes, path: Path) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        seen: set[str] = set()
-        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {shown(double)} stands there twice")
-    return out
+    (key, times), *_ = [*Counter(key for key, _ in pairs).most_common(1), ("", 0)]
+    if times > 1:
+        raise ValueError(f"key {shown(key)} stands there twice")
+    return dict(pairs)
 
 
 def _finite(text: str) -> float:
@@ -96,13 +94,10 @@ def _whole(text: str) -> int:
 
 
 def _deeper(value: Any, depth: int) -> bool:
-    level: list[Any] = [value]
-    for _ in range(depth):
-        nested: Iterable[Any] = (v for v in level if isinstance(v, dict | list))
-        level = [inner for v in nested for inner in (v.values() if isinstance(v, dict) else v)]
-        if not level:
-            return False
-    return any(isinstance(v, dict | list) for v in level)
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_deeper(v, depth - 1) for v in inner)
 
 
 def shown(value: Any) -> str:
