@@ -1,13 +1,15 @@
-"""DivergenceGuard: skips divergent updates; if they go on, restores a good state and cuts the learning rate; or stops.
+"""DivergenceGuard: skips divergent updates, restores a good state and cuts the learning rate if they last, or stops.
 
-Over 300 lines because the order of these decisions is one concept; what they rest on lies beside it: `detector`,
-`history`, `lr_scaling`, `agreement`, `events`.
+Over 350 lines because the order of these decisions is one concept, and its arguments want an explanation; the parts
+lie beside it: when an update is divergent in `detector`, the counts in `trouble`, which snapshot is good in `history`,
+the learning rate in `lr_scaling`.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,16 +20,16 @@ from torch.optim import Optimizer
 
 from .._checks import check_range
 from ..artifacts import replace_file
+from ..distributed import average_over_ranks, rank, world_size
 from ..optimizers.groups import raw
-from .agreement import Agreement
 from .detector import EARLY, Detector
-from .events import Event, json_values
 from .history import SnapshotHistory
 from .lr_scaling import LRScaling
 from .snapshot_file import FILE_NAME as SNAPSHOT_NAME
 from .thresholds import Thresholds
 from .trouble import TroubleCount
 
+Event = dict[str, Any]
 Action = Literal["apply", "skip", "rollback", "stop"]
 FILE_NAME = "guard.pt"
 STATE_FORMAT = 1
@@ -126,22 +128,20 @@ class DivergenceGuard:
         self.scheduler = self._lr.scheduler
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.detector = detector if isinstance(detector, Detector) else Detector(detector)
-        self._ranks = Agreement(model, process_group)
-        self._history = SnapshotHistory(
-            self._ranks, snapshot_every, model, self.optimizer, schedulers=self.scheduler, scaler=scaler
-        )
+        self._history = SnapshotHistory(snapshot_every, model, self.optimizer, self.scheduler, scaler)
         self.snapshots = self._history.snapshots
         self.max_rollbacks, self.rewind_schedule, self.raise_on_stop = max_rollbacks, rewind_schedule, raise_on_stop
-        self.folder, self.on_event = folder, on_event
+        self.folder, self.on_event, self._group = folder, on_event, process_group
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
         self.events: list[Event] = []
-        """What happened, oldest first; the last 1000."""
+        """The last 1000 events, oldest first."""
         self.updates = 0
         """Updates seen, applied or not; it never goes back."""
         self.rollbacks = 0
         self.stopped = False
         self.message = ""
-        """Why the run was stopped, and what to do about it."""
+        """Why the run was stopped, and the ways out."""
         self._trouble = TroubleCount(max_skips)
 
     @property
@@ -184,7 +184,7 @@ class DivergenceGuard:
         if self._trouble.calm:
             self.start()
         agreed = [float(self.updates), self._trouble.unpaid, float(self.rollbacks), self.factor]
-        loss, grad_norm = self._ranks.means((loss, self._norm() if grad_norm is None else grad_norm), agreed)
+        loss, grad_norm = self._means((loss, self._norm() if grad_norm is None else grad_norm), agreed)
         self.updates += 1
         reason = self.detector.see(loss, grad_norm)
         seen = {"update": self.updates - 1, "reason": reason, "loss": loss, "grad_norm": grad_norm}
@@ -211,6 +211,16 @@ class DivergenceGuard:
             self._take()  # weights that are not finite show in the next loss; until then the earlier states stand
 
     # --- judging ------------------------------------------------------------------------------------------------
+
+    def _means(self, values: Sequence[Tensor | float], agreed: Sequence[float]) -> list[float]:
+        """Means over ranks, non-finite on all if on any."""
+        tensors = [torch.as_tensor(_whole(value)).detach().reshape(()) for value in values]
+        device = self._device
+        if world_size(self._group) == 1:
+            device = next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        packed = torch.stack([t.to(device, dtype, non_blocking=True) for t in tensors])
+        return average_over_ranks(packed, torch.tensor(agreed, dtype=dtype), self._group)
 
     def _norm(self) -> Tensor:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -304,7 +314,7 @@ class DivergenceGuard:
         self.stopped = True
         self._report("stop", seen, lr_before=before, lr_after=self._lr.now())
         where = ""
-        if self.folder is not None and self.snapshots is not None and self._ranks.main:
+        if self.folder is not None and self.snapshots is not None and rank(self._group) == 0:
             where = f" and written to {self.snapshots.to_disk(self.folder)}"
         good = (
             f"the weights of update {restored['update']} are restored{where}" if restored else "nothing was restored"
@@ -330,16 +340,22 @@ class DivergenceGuard:
         return meta
 
     def _take(self) -> bool:
-        meta = {"update": self.updates, "factor": self.factor, "detector": self.detector.state_dict()}
-        return self._history.take(meta)
+        """Take a snapshot, unless some value on some rank is not finite."""
+        if self.snapshots is None:
+            return False
+        if self._means([float(not self.snapshots.finite())], [float(self.updates)]) != [0.0]:
+            return False
+        self._history.take({"update": self.updates, "factor": self.factor, "detector": self.detector.state_dict()})
+        return True
 
     def _report(self, action: str, seen: Event, **more: Any) -> None:
         rate = self._lr.now()
         event = {"action": action, **seen, "lr_before": rate, "lr_after": rate, **more}
         event |= {"factor": self.factor, "rollbacks": self.rollbacks, "trouble": self._trouble.unpaid}
-        self.events = [*self.events[-999:], json_values(event)]
+        event = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
+        self.events = [*self.events[-999:], event]
         if self.on_event is not None:
-            self.on_event(self.events[-1])
+            self.on_event(event)
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -381,7 +397,12 @@ class DivergenceGuard:
         replace_file(folder / FILE_NAME, lambda path: torch.save(self.state_dict(), path))
 
     def load(self, folder: str | os.PathLike[str]) -> None:
-        """Continue from what `save` wrote; the training itself is restored by the caller, as for `load_state_dict`."""
+        """Continue from a folder of `save`; the caller restores the training itself, as for `load_state_dict`."""
         if self.snapshots is not None and (Path(folder) / SNAPSHOT_NAME).exists():
             self.snapshots.from_disk(folder)
         self.load_state_dict(torch.load(Path(folder) / FILE_NAME, weights_only=True))
+
+
+def _whole(value: Any) -> Any:
+    """The value of a sharded model's norm, which `fully_shard` leaves as a DTensor."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .agreement import Agreement
 from .snapshot import Snapshot
 
 _CONFIRMED = 2  # healthy updates after a snapshot before it counts as good, where trouble shows at once
@@ -17,16 +16,16 @@ class SnapshotHistory:
     """Snapshots with the number of healthy updates since each; `every` applied updates one is due.
 
     Args:
-        ranks: those that take snapshots together.
-        every: None takes none.
-        *parts: of a [`Snapshot`], as the next.
-        **more: of a [`Snapshot`].
+        every: None takes no snapshots.
+        model: as for [`Snapshot`], and so the others.
     """
 
-    def __init__(self, ranks: Agreement, every: int | None, *parts: Any, **more: Any) -> None:
-        self._ranks, self._every = ranks, every
-        slots = max(2, math.ceil(_SPAN / every)) if every else 0
-        self.snapshots = Snapshot(*parts, **more, slots=slots) if every else None
+    def __init__(self, every: int | None, model: Any, optimizer: Any, schedulers: Any, scaler: Any) -> None:
+        self._every = every
+        self.snapshots: Snapshot | None = None
+        if every:
+            slots = max(2, math.ceil(_SPAN / every))
+            self.snapshots = Snapshot(model, optimizer, schedulers=schedulers, scaler=scaler, slots=slots)
         self.ages: list[int] = []  # healthy updates since each snapshot, newest first
         self._since = 0  # applied updates since the last one
 
@@ -40,14 +39,13 @@ class SnapshotHistory:
             self.ages = [age + 1 for age in self.ages]
         return self._every is not None and self._since >= self._every and self._confirmed(0)
 
-    def take(self, meta: Mapping[str, Any]) -> bool:
-        """Add a snapshot of the run as it is now, unless some value on some rank is not finite."""
-        if self.snapshots is None or not self._ranks.all(self.snapshots.finite(), meta["update"]):
-            return False
+    def take(self, meta: Mapping[str, Any]) -> None:
+        """Add a snapshot of the run as it is now; the caller has checked that it is finite."""
+        assert self.snapshots is not None
         self.snapshots.take(meta, check=False)
-        self.ages = [0 if self.ages else _CONFIRMED, *self.ages][: self.snapshots.slots]  # the first is what was given
+        # The first is the state that the user started from, and counts as good.
+        self.ages = [0 if self.ages else _CONFIRMED, *self.ages][: self.snapshots.slots]
         self._since = 0
-        return True
 
     def go_back(self, age: int, *, schedule: bool) -> Mapping[str, Any] | None:
         """Restore the newest good state of at least this age, and drop newer ones; its `meta`, None without any."""
@@ -83,5 +81,5 @@ class SnapshotHistory:
         return {"since_snapshot": self._since, "ages": list(self.ages)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, for as many snapshots as there are."""
+        """Restore from `state_dict`, for as many snapshots as there are."""
         self._since, self.ages = state["since_snapshot"], [*state["ages"], *[0] * len(self)][: len(self)]

@@ -133,7 +133,7 @@ class LRScaling:
         return {"factor": self.factor, "last_cut": self.last_cut, "parole": self.cut_hold}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave; the rates themselves are the caller's to restore."""
+        """Restore from `state_dict`; the rates themselves are restored by the caller."""
         self.factor, self.last_cut, self.cut_hold = state["factor"], state["last_cut"], state["parole"]
         self._apply_factor()
 

@@ -1,4 +1,4 @@
-"""Copies of a training in host memory, to go back to: what trains, optimizer, schedulers, scaler and generators."""
+"""Snapshots of a training in host memory: weights that train, optimizer, schedulers, scaler, random generators."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from torch.optim import Optimizer
 
 from ..distributed import sharder
 from ..optimizers.groups import raw
-from .host_copy import all_finite, capture, tensors, wait
-from .live_state import (
+from .host_copy import (
+    all_finite,
+    capture,
     check_optimizer,
     generators,
     optimizer_state,
     parameters_of,
     restore_generators,
     restore_optimizer,
+    tensors,
+    wait,
 )
 from .snapshot_file import read_states, write_states
 
 
 class Snapshot:
-    """The last states of a training, newest first, in host memory.
+    """Keeps the last states of a training in host memory, newest first, and restores one bit for bit.
 
     A state holds the parameters that train (`requires_grad`; with PEFT that is the adapter), all buffers, the state
     and hyper-parameters of the optimizers, the `state_dict` of schedulers and gradient scaler, and the generators of
@@ -87,12 +90,8 @@ class Snapshot:
         self._spare: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
-        """How many states there are to go back to."""
+        """Number of states that can be restored."""
         return len(self._states)
-
-    def meta(self, index: int = 0) -> Any:
-        """What was given to `take`; index 0 is the newest state."""
-        return copy.deepcopy(self._states[index]["meta"])
 
     @property
     def nbytes(self) -> int:
@@ -177,7 +176,7 @@ class Snapshot:
             schedule: False leaves the schedulers, and the optimizers' hyper-parameters that they write, as they are.
 
         Returns:
-            What was given to `take`.
+            The `meta` that `take` was given.
 
         Raises:
             ValueError: there is no such state, or the model or optimizer has another shape now (nothing was changed).
@@ -202,7 +201,7 @@ class Snapshot:
             self.scaler.load_state_dict(copy.deepcopy(state["scaler"]))
         restore_generators(state["generators"], self._cuda_devices())
         wait(self._cuda_devices())
-        return self.meta(index)
+        return copy.deepcopy(state["meta"])
 
     @torch.no_grad()
     def drift(self, index: int = 0) -> float:
@@ -239,14 +238,14 @@ class Snapshot:
 
         Args:
             folder: made if missing.
-            rank: under torch.distributed, every process's own. All hold the same but for their generators, so those
-                other than 0 write only these, to a file beside it.
+            rank: under torch.distributed, every process's own. Only generators differ between them, so those other
+                than 0 write only these, to a file beside it.
 
         Returns:
             The file that was written.
 
         Raises:
-            TypeError: a scheduler's state holds something else than plain values and tensors.
+            TypeError: a scheduler's state is not only plain values and tensors.
         """
         wait(self._cuda_devices())
         return write_states(Path(folder), self._states, rank)
@@ -264,11 +263,11 @@ class Snapshot:
         self._states, self._spare = read_states(Path(folder), rank)[: self.slots], []
 
 
-def _check_same(what: str, saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
+def _check_same(kind: str, saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
     then, now = ({k: tuple(v.shape) for k, v in tensors.items()} for tensors in (saved, live))
     if then != now:
         differ = sorted(then.items() ^ now.items())[:3]
-        raise ValueError(f"the {what} that train are not those of the snapshot (such as {differ}); take a new one")
+        raise ValueError(f"the {kind} that train are not those of the snapshot (such as {differ}); take a new one")
 
 
 def _several(value: Any) -> list[Any]:

@@ -21,11 +21,7 @@ def generators_name(rank: int) -> str:
 
 
 def write_states(folder: Path, states: list[dict[str, Any]], rank: int) -> Path:
-    """Write the states of a snapshot, or on ranks other than 0 only their generators; returns the file.
-
-    Raises:
-        TypeError: a state holds something else than plain values and tensors.
-    """
+    """Write the states of a snapshot, or on ranks other than 0 only their generators; returns the file."""
     for state in states:
         _check_plain(state, "")
     if rank == 0:
@@ -35,11 +31,7 @@ def write_states(folder: Path, states: list[dict[str, Any]], rank: int) -> Path:
 
 
 def read_states(folder: Path, rank: int) -> list[dict[str, Any]]:
-    """Read what `write_states` wrote, with the generators of this rank where it wrote any, else those of rank 0.
-
-    Raises:
-        ValueError: a newer version of this library wrote it.
-    """
+    """Read the states that `write_states` wrote, with this rank's generators, or rank 0's where it wrote none."""
     states: list[dict[str, Any]] = _read(folder / FILE_NAME)["states"]
     own = folder / generators_name(rank)
     if rank and own.is_file():
@@ -57,7 +49,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, content: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")  # one name, so that what a killed process left is overwritten
+    draft = path.with_name(f".{path.name}.tmp")  # one name, so that the rest of a killed process is overwritten
     with draft.open("wb") as file:
         torch.save(content, file)
         file.flush()

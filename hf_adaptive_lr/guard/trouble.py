@@ -72,6 +72,6 @@ class TroubleCount:
         return {"trouble": self.unpaid, "fruitless": self.failed_rollbacks, **numbers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore from `state_dict`."""
         self.unpaid, self.failed_rollbacks = state["trouble"], state["fruitless"]
         self.in_a_row, self.overflows, self.healthy = state["in_a_row"], state["overflows"], state["healthy"]

@@ -70,7 +70,7 @@ def hold_out(dataset: Any, share: float, seed: int) -> tuple[Any, Any]:
         seed: seed of the permutation.
 
     Returns:
-        What is left for training, and the controller's part, of the same type where the data set has `select`.
+        The rest, for training, and the controller's part, of the same type where the data set has `select`.
 
     Raises:
         ValueError: the data set has no length (a stream), or fewer than two examples.
@@ -84,11 +84,11 @@ def hold_out(dataset: Any, share: float, seed: int) -> tuple[Any, Any]:
         raise ValueError(f"a training set of {size} cannot be split; pass controller_dataset=")
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
     count = max(1, int(size * share))
-    held, left = sorted(order[:count]), sorted(order[count:])
+    own, rest = sorted(order[:count]), sorted(order[count:])
     if hasattr(dataset, "select"):
-        return dataset.select(left), dataset.select(held)
+        return dataset.select(rest), dataset.select(own)
     base: Dataset[Any] = dataset
-    return Subset(base, left), Subset(base, held)
+    return Subset(base, rest), Subset(base, own)
 
 
 class ControllerData(_Trainer):

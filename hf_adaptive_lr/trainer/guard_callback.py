@@ -16,8 +16,7 @@ from transformers.utils import logging
 from ..artifacts import EVENTS_NAME
 from ..distributed import sharder
 from ..guard.detector import Detector
-from ..guard.events import Event, sentence
-from ..guard.guard import DivergenceGuard
+from ..guard.guard import DivergenceGuard, Event
 from ..guard.snapshot_file import FILE_NAME as SNAPSHOT_NAME
 from ..guard.thresholds import Thresholds
 from ..optimizers.groups import raw
@@ -31,9 +30,9 @@ _PRETRAINED_DRIFT, _SCRATCH_DRIFT = 0.0035, 0.01  # of the weights' norm per upd
 
 
 class GuardCallback(TrainerCallback, ExportableState):
-    """Notice divergence before an update is applied; skip it, go back if it persists: `Trainer(callbacks=[...])`.
+    """Guards any Trainer against divergence: skips bad updates, goes back if they persist: `Trainer(callbacks=[...])`.
 
-    See [`DivergenceGuard`] for what is noticed and what is done about it. Works with `AdaptiveLRTrainer` and
+    [`DivergenceGuard`] explains how. Works with `AdaptiveLRTrainer` and
     [`AdaptiveLRCallback`] and, in any other Trainer, with its own schedule.
 
     - A skipped update is one without gradients: the optimizer and the scheduler do not step. Trainer still counts it
@@ -119,7 +118,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         self._observed: LossWindow | None = None
         self._grad_norm: Tensor | float | None = None
 
-    # --- what is reported ---------------------------------------------------------------------------------------
+    # --- reports -----------------------------------------------------------------------------------------------
 
     def observe(self, *, losses: LossWindow, grad_norm: Tensor | float) -> None:
         """Report what the trainer knows better than a forward hook; `AdaptiveLRTrainer` does, once per update.
@@ -138,16 +137,14 @@ class GuardCallback(TrainerCallback, ExportableState):
         values = {"skips": float(skips), "rollbacks": float(self.guard.rollbacks), "factor": self.guard.factor}
         return {f"adaptive_lr/guard_{name}": value for name, value in values.items()}
 
-    # --- what Trainer calls -------------------------------------------------------------------------------------
+    # --- called by Trainer --------------------------------------------------------------------------------------
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Begin anew; the guard itself is made at the first update, when everything else is in place."""
         self.close()
         self.guard = None
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Before the first forward pass of the run: make the guard and take its first snapshot."""
         if self.guard is None:
             self._make(args, state, kwargs["model"], kwargs["optimizer"], kwargs["lr_scheduler"])
@@ -174,7 +171,7 @@ class GuardCallback(TrainerCallback, ExportableState):
             kwargs["optimizer"]._is_overflow = self._flagged = action != "apply"
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """A gradient scaler's step says of itself that nothing overflowed, but without gradients nothing stepped."""
+        """Mark the step as skipped: a gradient scaler reports no overflow, but without gradients nothing stepped."""
         if not self._applied:
             kwargs["optimizer"]._is_overflow = True
 
@@ -254,7 +251,7 @@ class GuardCallback(TrainerCallback, ExportableState):
             self.guard.start()
 
     def _interval(self, state: TrainerState) -> int:
-        """What is lost in going back should be little of a short run, and the cost small in a long one."""
+        """A rollback should lose little of a short run, and snapshots cost little in a long one."""
         every: int | None = self.settings["snapshot_every"]
         return min(50, max(5, state.max_steps // 20)) if every is None else every
 
@@ -272,7 +269,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         guard = self._running()
         if found is None:
             logger.warning("the checkpoint was saved without a guard; it starts afresh")
-            kept[type(self).__name__] = self.state()  # Trainer saves only what it finds there
+            kept[type(self).__name__] = self.state()  # Trainer saves only the states that it finds there
             return
         folder = self.resumed_from or _checkpoint(args, state.global_step)
         if guard.snapshots is not None and (folder / SNAPSHOT_NAME).is_file():
@@ -286,18 +283,18 @@ class GuardCallback(TrainerCallback, ExportableState):
     def _happened(self, event: Event) -> None:
         event["step"] = self._place
         if event["action"] != "skip":
-            logger.warning(sentence(event))
+            logger.warning(_sentence(event))
         if self._writer is not None:
             self._writer(event)
 
     def _to_checkpoint(self, args: TrainingArguments) -> None:
-        """Sharded weights: back to the last checkpoint, where a trainer has said how."""
-        # Trainer also saves while updates are being skipped: such a checkpoint holds what is to be undone.
+        """Sharded weights: back to the last checkpoint, where a trainer can load one in mid-run."""
+        # Trainer also saves while updates are being skipped: such a checkpoint has the damage in it.
         sound = self._sound - self._running().detector.unseen
         folders = [_checkpoint(args, step) for step in range(sound, 0, -1)]
         folder = next((folder for folder in folders if (folder / "trainer_state.json").is_file()), None)
         if self.restore_checkpoint is None or folder is None:
-            logger.warning("there is no checkpoint to go back to; training goes on with a lower learning rate")
+            logger.warning("there is no checkpoint to go back to; training continues with a lower learning rate")
             return
         self.restore_checkpoint(folder)
         logger.warning(f"went back to {folder}")
@@ -305,3 +302,12 @@ class GuardCallback(TrainerCallback, ExportableState):
 
 def _checkpoint(args: TrainingArguments, step: int) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{step}"
+
+
+def _sentence(event: Event) -> str:
+    back = event.get("restored_update")
+    where = "there is nothing to go back to" if back is None else f"back to update {back}"
+    return (
+        f"{event['reason']} at update {event['update']} (loss {event['loss']}): {where}, "
+        f"learning rate {event['lr_before']:.3g} -> {event['lr_after']:.3g}"
+    )

@@ -1,7 +1,7 @@
 """AdaptiveLRTrainer: a Trainer whose learning rate is decided by a controller.
 
-The mixin measures what a scheduler alone cannot see (the true loss of an update, the gradient norm before clipping)
-and hands it over at the moment the optimizer steps. It composes with any Trainer subclass:
+The mixin measures signals that a scheduler alone cannot (the true loss of an update, the gradient norm before
+clipping) and reports them before the optimizer steps. It composes with any Trainer subclass:
 `class Mine(AdaptiveLRMixin, SFTTrainer)`.
 """
 
@@ -38,14 +38,14 @@ _TOKEN_WEIGHTED = ("ForCausalLM", "ForConditionalGeneration", "ForMaskedLM")
 
 
 class AdaptiveLRMixin(ControllerData):
-    """Put before a Trainer class: `class MyTrainer(AdaptiveLRMixin, Trainer)`.
+    """Lets a controller decide the learning rate of any Trainer: `class MyTrainer(AdaptiveLRMixin, Trainer)`.
 
     Args:
         controller: a [`Controller`] or the name of one; by default the one that `args` names
             ([`AdaptiveLRTrainingArguments`]).
-        controller_dataset: data on which a controller that needs `eval_loss` is shown the loss, or from which one that
-            needs `meta_inner` learns; by default a seeded tenth of the training set (`controller_split`), which is
-            then not trained on. Never the `eval_dataset`.
+        controller_dataset: data on which `eval_loss` is measured, or from which a controller that needs `meta_inner`
+            learns; by default a seeded tenth of the training set (`controller_split`), which is then not trained on.
+            Never the `eval_dataset`.
 
     The other arguments are the Trainer's own. Every update's learning rate is written to `lr_trace.jsonl` in the
     output folder, and `log_history` and the reporters receive `adaptive_lr/*` values.
@@ -114,7 +114,7 @@ class AdaptiveLRMixin(ControllerData):
         For the callbacks of a run under way: when the time is up, or when nothing has improved for long.
 
         Args:
-            steps: updates, at least 1 and at most what is left until `max_steps`.
+            steps: updates, at least 1 and at most those left until `max_steps`.
 
         Raises:
             ValueError: a number out of range, or no run under way.
@@ -123,7 +123,7 @@ class AdaptiveLRMixin(ControllerData):
             raise ValueError(f"cooldown({steps}): no run is under way; call it from a callback while train() runs")
         shorten(self.lr_scheduler, self.state, steps)
 
-    # --- what Trainer calls -------------------------------------------------------------------------------------
+    # --- called by Trainer --------------------------------------------------------------------------------------
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> ControlledLR:
         """Build the [`ControlledLR`]; `train()` calls it once per run."""
@@ -161,7 +161,7 @@ class AdaptiveLRMixin(ControllerData):
         return scheduler
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
-        """Trainer's optimizer, split by part of the model or wrapped by [`DSA`] where the arguments say so."""
+        """Trainer's optimizer, split by part of the model or wrapped by [`DSA`] where the arguments ask for it."""
         fresh = self.optimizer is None
         made: Optimizer = super().create_optimizer(*args, **kwargs)
         factors, decay = getattr(self.args, "lr_factors", None), getattr(self.args, "layer_decay", None)
