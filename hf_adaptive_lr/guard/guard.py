@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from .._checks import check_range
 from ..artifacts import replace_file
-from ..distributed import average_over_ranks, rank, world_size
+from ..distributed import average_values, rank
 from ..optimizers.groups import raw
 from .detector import EARLY, Detector
 from .history import SnapshotHistory
@@ -183,8 +183,8 @@ class DivergenceGuard:
             return self._end("the run was stopped before")
         if self._trouble.calm:
             self.start()
-        agreed = [float(self.updates), self._trouble.unpaid, float(self.rollbacks), self.factor]
-        loss, grad_norm = self._means((loss, self._norm() if grad_norm is None else grad_norm), agreed)
+        values = (loss, self._norm() if grad_norm is None else grad_norm)
+        loss, grad_norm = self._means(values, self._trouble.unpaid, float(self.rollbacks), self.factor)
         self.updates += 1
         reason = self.detector.see(loss, grad_norm)
         seen = {"update": self.updates - 1, "reason": reason, "loss": loss, "grad_norm": grad_norm}
@@ -212,15 +212,8 @@ class DivergenceGuard:
 
     # --- judging ------------------------------------------------------------------------------------------------
 
-    def _means(self, values: Sequence[Tensor | float], agreed: Sequence[float]) -> list[float]:
-        """Means over ranks, non-finite on all if on any."""
-        tensors = [torch.as_tensor(_whole(value)).detach().reshape(()) for value in values]
-        device = self._device
-        if world_size(self._group) == 1:
-            device = next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        packed = torch.stack([t.to(device, dtype, non_blocking=True) for t in tensors])
-        return average_over_ranks(packed, torch.tensor(agreed, dtype=dtype), self._group)
+    def _means(self, values: Sequence[Tensor | float], *agreed: float) -> list[float]:
+        return average_values(values, [float(self.updates), *agreed], self._device, self._group)
 
     def _norm(self) -> Tensor:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -343,7 +336,7 @@ class DivergenceGuard:
         """Take a snapshot, unless some value on some rank is not finite."""
         if self.snapshots is None:
             return False
-        if self._means([float(not self.snapshots.finite())], [float(self.updates)]) != [0.0]:
+        if self._means([float(not self.snapshots.finite())]) != [0.0]:
             return False
         self._history.take({"update": self.updates, "factor": self.factor, "detector": self.detector.state_dict()})
         return True
@@ -401,8 +394,3 @@ class DivergenceGuard:
         if self.snapshots is not None and (Path(folder) / SNAPSHOT_NAME).exists():
             self.snapshots.from_disk(folder)
         self.load_state_dict(torch.load(Path(folder) / FILE_NAME, weights_only=True))
-
-
-def _whole(value: Any) -> Any:
-    """The value of a sharded model's norm, which `fully_shard` leaves as a DTensor."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
