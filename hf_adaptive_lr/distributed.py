@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -46,6 +46,28 @@ def average_over_ranks(values: Tensor, agreed: Tensor, group: dist.ProcessGroup 
     table: list[list[float]] = torch.stack(rows).tolist()
     check_agreement([row[len(values) :] for row in table])
     return mean_of_rows([row[: len(values)] for row in table])
+
+
+def average_values(
+    values: Sequence[Tensor | float], agreed: Sequence[float], device: torch.device, group: dist.ProcessGroup | None
+) -> list[float]:
+    """Mean of every value over all ranks, as [`average_over_ranks`]; NaN or infinity on any rank is seen by all.
+
+    Args:
+        values: numbers and tensors of any shape, which are flattened.
+        agreed: numbers that must be equal on all ranks.
+        device: where ranks exchange values; one process alone moves them to that of a value instead.
+        group: process group, None for the default one.
+    """
+    if not values:
+        return []
+    # The norm of a model that `fully_shard` has sharded is a DTensor.
+    whole = [torch.as_tensor(v.full_tensor() if hasattr(v, "full_tensor") else v).detach() for v in values]
+    if world_size(group) == 1:
+        device = next((value.device for value in whole if value.device.type != "cpu"), torch.device("cpu"))
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    packed = torch.cat([value.reshape(-1).to(device, dtype, non_blocking=True) for value in whole])
+    return average_over_ranks(packed, torch.tensor(agreed, dtype=dtype), group)
 
 
 def average_tensors(tensors: list[Tensor], group: dist.ProcessGroup | None = None) -> None:

@@ -278,9 +278,9 @@ def test_two_processes_act_alike_when_only_one_sees_the_nan(door, tmp_path) -> N
 # --- kill -9 ----------------------------------------------------------------------------------------------------
 
 MOMENTS = {
-    "rollback": ("hf_adaptive_lr.guard.snapshot._restore_optimizer", "weights are back, the optimizer is not"),
-    "write": ("hf_adaptive_lr.guard.snapshot.os.fsync", "the snapshot is written in part"),
-    "rename": ("hf_adaptive_lr.guard.snapshot.os.replace", "the snapshot is written, its name is not"),
+    "rollback": ("hf_adaptive_lr.guard.snapshot.restore_optimizer", "weights are back, the optimizer is not"),
+    "write": ("hf_adaptive_lr.guard.snapshot_file.os.fsync", "the snapshot is written in part"),
+    "rename": ("hf_adaptive_lr.guard.snapshot_file.os.replace", "the snapshot is written, its name is not"),
     "event": ("hf_adaptive_lr.trainer.guard_callback.EventWriter.__call__", "nobody has been told"),
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..guard import detector, guard, levels, thresholds
+from ..guard import detector, guard, history, levels, lr_scaling, thresholds, trouble
 from ..trainer import guard_callback
 from ..trainer.guard_callback import GuardCallback
 from .trouble_tasks import EVALUATIONS
@@ -57,11 +57,16 @@ METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 """Every method by its name."""
 
 
+_MODULES = (guard, trouble, lr_scaling, history, guard_callback, detector, levels, thresholds)
+_FORMER_NAMES = {"_CUT_HOLD": "_PAROLE", "_STRICT_WINDOW": "_WARY"}
+"""Constants by the names that the digests of rows have for them."""
+
+
 def guard_settings(arguments: Config) -> dict[str, Any]:
     """Every number that the guard decides by: arguments, thresholds, and the constants of its modules."""
     constants = {
-        f"_{name.lstrip('_')}": value
-        for module in (guard, guard_callback, detector, levels, thresholds)
+        _FORMER_NAMES.get(name, f"_{name.lstrip('_')}"): value
+        for module in _MODULES
         for name, value in vars(module).items()
         if name.isupper() and name != "STATE_FORMAT" and type(value) in (int, float)
     }

@@ -1,1 +1,19 @@
-"""Recovery from divergence: detection, snapshots and rollback."""
+"""Divergence in a run: notice it, skip the update, go back to a good state and cut the learning rate, or stop.
+
+How [`DivergenceGuard`] decides, in a training loop of one's own or, as [`GuardCallback`], in a Trainer:
+
+An update in trouble is skipped until `max_skips` is used up (or three in succession have had a loss or gradient that
+is finite and out of bounds), where a healthy update pays back a quarter of a skip, so that a run that is bad every
+third time does not continue for ever. A loss that has shifted for four updates, and a slow divergence, go back at
+once. So does a loss that rises from the very start while an update moves the weights by percents of their norm: then
+the learning rate is cut to where it moves them by `safe_drift`.
+
+Trouble that is there again at the very next update after a rollback comes from the data, not from weights or LR: the
+cut is undone. A finite loss is then skipped for 20 more updates, which outlives a burst of bad batches, and after
+that accepted: the data has changed for good. For values that are not finite each further rollback leaves the LR alone
+and doubles the patience.
+
+Snapshots are taken every `snapshot_every` applied updates, only when nothing is suspicious; one counts as good after
+2 more healthy updates and if it is older than the trouble, until then the guard goes back to the one before.
+Rollbacks are never forgotten: at most `max_rollbacks` in a run.
+"""

@@ -1,4 +1,4 @@
-"""Noticing divergence from two numbers per update, its loss and its gradient norm, before the update is applied.
+"""Detects divergence from two numbers per update, its loss and its gradient norm, before the update is applied.
 
 Nothing here knows a model: plain floats in, a reason code out, and a state of numbers and short lists. How values are
 compared is in `levels.py`.
@@ -20,19 +20,19 @@ REASONS = (
 """Every answer of [`Detector.see`] besides None."""
 
 EARLY = "early_divergence"
-"""What a guard says when the loss rises at once (`Detector.rising`) and the weights are already far from the start."""
+"""A guard's reason when the loss rises at once (`Detector.rising`) and the weights are already far from the start."""
 
-_WARY = 16  # healthy updates after a rollback until a shift has to last again
+_STRICT_WINDOW = 16  # healthy updates after a rollback until a shift has to last again
 
 
 class Detector:
-    """Follows a run's losses and gradient norms and says when the update about to be applied is divergent.
+    """Judges from a run's losses and gradient norms whether the update about to be applied is divergent.
 
     Only healthy updates enter the windows, so that a series of bad ones cannot make itself normal. It costs about
     10 us per update.
 
     Args:
-        thresholds: when to alarm.
+        thresholds: limits of loss and gradient norm.
 
     Example:
         >>> detector = Detector()
@@ -58,7 +58,7 @@ class Detector:
         self._slow = 0  # healthy updates in succession that were high
         self._pending: list[list[float]] = []  # losses and norms in succession that may be a shift
         self._trouble = math.inf  # loss of the update at which the weights went back
-        self._wary = 0  # healthy updates to go until a shift has to last again
+        self._strict = 0  # healthy updates left until a shift has to last again
         self._opening: list[float] = []  # the run's first losses, one more than the opening is long
 
     @property
@@ -113,7 +113,7 @@ class Detector:
         for healthy in [*self._pending, [loss, grad_norm]]:
             self._loss.push(healthy[0])
             self._norm.push(healthy[1])
-        self._pending, self._wary = [], max(0, self._wary - 1)
+        self._pending, self._strict = [], max(0, self._strict - 1)
         creep = self._loss.creep_limit() if self.thresholds.creep_updates else None
         if creep is not None:
             self.seen, self.lasted = creep, self.thresholds.creep_updates
@@ -132,25 +132,25 @@ class Detector:
             self.seen = {"typical": self._loss.value(median(self._loss.levels)), "limit": self._loss.value(limit)}
         return True
 
-    def be_wary(self, loss: float) -> None:
-        """The weights have just gone back: until they have proved themselves, one loss like this one is a shift.
+    def be_strict(self, loss: float) -> None:
+        """After a rollback: until the weights have proved good, a single loss like this one is a shift.
 
         Args:
             loss: of the update that was in trouble.
         """
-        self._wary, self._pending = _WARY, []
+        self._strict, self._pending = _STRICT_WINDOW, []
         self._trouble = loss if math.isfinite(loss) else math.inf
 
     def _is_back(self, loss: float) -> bool:
-        """Whether a loss out of its band is nearer to that of the trouble before than to what is normal."""
+        """Whether a loss out of its band is nearer to that of the trouble before than to a normal one."""
         track = self._loss
         bad = track.level(min(self._trouble, 1e300))
-        return self._wary > 0 and track.level(loss) > 0.5 * (median(track.levels) + bad)
+        return self._strict > 0 and track.level(loss) > 0.5 * (median(track.levels) + bad)
 
     def accept(self) -> None:
-        """The data has changed: what follows is normal, whatever it is."""
+        """The data has changed: take the next losses for normal, whatever they are."""
         self._loss.levels, self._norm.levels, self._pending = [], [], []
-        self._best, self._slow, self._wary = None, 0, 0
+        self._best, self._slow, self._strict = None, 0, 0
 
     def _slow_divergence(self) -> str | None:
         t, track = self.thresholds, self._loss
@@ -175,7 +175,7 @@ class Detector:
             "best": self._best,
             "opening": list(self._opening),
             "pending": [list(pair) for pair in self._pending],
-            "wary": self._wary,
+            "wary": self._strict,
             "trouble": self._trouble if math.isfinite(self._trouble) else None,
             **self._loss.state_dict("loss"),
             **self._norm.state_dict("norm"),
@@ -184,7 +184,7 @@ class Detector:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken."""
         self._slow, self._best = state["slow"], state["best"]
-        self._opening, self._wary = list(state["opening"]), state["wary"]
+        self._opening, self._strict = list(state["opening"]), state["wary"]
         self._pending = [list(pair) for pair in state["pending"]]
         self._trouble = math.inf if state["trouble"] is None else state["trouble"]
         self._loss.load_state_dict(state, "loss")

@@ -91,7 +91,7 @@ class Track:
         return limit if level > limit else None
 
     def creep_limit(self) -> dict[str, float] | None:
-        """What the mean of the last losses should have stayed under, and what was typical; None when it did."""
+        """Limit for the mean of the last losses, and the typical loss; None when the mean is under the limit."""
         t = self._thresholds
         last, ref = self.levels[-t.creep_updates :], self.levels[: -t.creep_updates]
         if len(ref) < t.creep_window or last[-1] <= ref[-1]:  # half of the time, and cheap
@@ -114,7 +114,7 @@ class Track:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], name: str) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore from `state_dict`."""
         self.early, self.levels = list(state[f"{name}_early"]), list(state[f"{name}_levels"])
         self.unit, self.start = state[f"{name}_unit"], state[f"{name}_start"]
 

@@ -1,58 +1,112 @@
-"""The learning rates that a guard cuts: those of the optimizer's groups, and of whatever scheduler writes them."""
+"""Cuts the learning rate of a guarded run and takes cuts back, in the optimizer or in the scheduler that writes it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..scheduler.controlled_lr import ControlledLR
-
+_LARGEST_CUT = 1e-3
+_CUT_HOLD = 8  # healthy updates, at least, before a cut is taken back
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are OneCycleLR's
 _SCHEDULER_RATES = ("base_lrs", "max_lrs", "_last_lr")
 
 
 @runtime_checkable
 class ScalesLR(Protocol):
-    """What the guard asks of a scheduler that writes learning rates at every update, as [`ControlledLR`] does."""
+    """A scheduler that writes learning rates at every update and scales them itself."""
 
     def set_scale(self, scale: float) -> None:
-        """From the next update on, write `scale` times what would have been written; absolute, 1.0 at the start."""
+        """From the next update on, write `scale` times the scheduled rates; absolute, 1.0 at the start."""
 
 
-class Rates:
-    """Scales what an optimizer trains with, also through the scheduler that will write it next.
+@runtime_checkable
+class GuardedScheduler(ScalesLR, Protocol):
+    """A scheduler with a controller that a guard can dismiss; [`ControlledLR`] is one."""
+
+    @property
+    def can_fall_back(self) -> bool:
+        """Whether the controller is still in charge and there is a schedule to fall back to."""
+
+    def fall_back(self, reason: str) -> None:
+        """Dismiss the controller; a plain schedule takes its place."""
+
+    def note_loss(self, loss: float) -> None:
+        """Take in the loss of a healthy update, the mean over all ranks."""
+
+    def drop_pending(self) -> None:
+        """Forget the losses of an update that will not happen."""
+
+
+class LRScaling:
+    """The factor on all learning rates: `lr_cut` to the number of cuts in force.
 
     Args:
         optimizer: the raw optimizer.
         scheduler: its scheduler, in Accelerate's wrapper or not, or None.
+        lr_cut: factor of a cut.
+        safe_drift: share of their norm by which an update may move the weights after an early cut.
+        recover: whether a cut for sudden trouble is taken back.
     """
 
-    def __init__(self, optimizer: Optimizer, scheduler: Any) -> None:
+    def __init__(self, optimizer: Optimizer, scheduler: Any, lr_cut: float, safe_drift: float, recover: bool) -> None:
         while scheduler is not None and hasattr(scheduler, "scheduler"):  # Accelerate's wrapper
             scheduler = scheduler.scheduler
         self.optimizer, self.scheduler = optimizer, scheduler
-
-    @property
-    def written_by_scheduler(self) -> bool:
-        """Whether the scheduler writes its own rates at every update, so that a cut shows only then."""
-        return isinstance(self.scheduler, ScalesLR | ControlledLR)
+        self.controlled = scheduler if isinstance(scheduler, GuardedScheduler) else None
+        self._scales = scheduler if isinstance(scheduler, ScalesLR) else None
+        self._lr_cut, self._safe_drift, self._recover = lr_cut, safe_drift, recover
+        self.factor = 1.0
+        self.last_cut = 1.0
+        self.cut_hold = 0  # healthy updates until the last cut is taken back; 0 for never
 
     def now(self) -> float:
         """The learning rate of the first group that has a positive one; 0 if none has."""
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         return next((rate for rate in rates if rate > 0), 0.0)
 
-    def scale(self, ratio: float, factor: float) -> None:
-        """Change all rates.
+    def after(self, expected: float) -> float:
+        """The learning rate after a change: `expected` where a scheduler scales by itself, at its next update."""
+        return self.now() if self._scales is None else expected
+
+    def cut_ratio(self, drift: float | None) -> float:
+        """Factor of a cut: `lr_cut`, or in the opening of a run the one after which an update drifts safely."""
+        if drift is None:
+            return self._lr_cut
+        if not math.isfinite(drift):
+            return self._lr_cut / 5
+        return min(self._lr_cut, max(_LARGEST_CUT, self._safe_drift / drift))
+
+    def cut(self, ratio: float, *, lost: int | None, factor_then: float | None) -> None:
+        """Multiply all rates by `ratio`.
+
+        A sudden accident may come from anywhere. So its first cut lasts until it did not happen again when it would
+        have; if the learning rate was the cause, it happens later, and then the cut is for good.
 
         Args:
-            ratio: to what they are now.
-            factor: to what they would be without any guard; what [`ScalesLR`] is told instead.
+            ratio: in (0, 1].
+            lost: updates between the state restored and the trouble, for a run's first sudden accident; else None.
+            factor_then: factor in force when the rates in place were written, where they have been restored.
         """
-        self.tell(factor)
-        if self.written_by_scheduler:
+        then = self.factor if factor_then is None else factor_then
+        self.factor *= ratio
+        self.last_cut, self.cut_hold = ratio, 0 if lost is None or not self._recover else max(_CUT_HOLD, lost + 4)
+        self.scale(self.factor / then)
+
+    def undo_cut(self) -> None:
+        """Take the last cut back."""
+        if self.last_cut != 1.0:
+            self.factor = min(1.0, self.factor / self.last_cut)  # never a rounding above 1
+            self.scale(1.0 / self.last_cut)
+        self.last_cut, self.cut_hold = 1.0, 0
+
+    def scale(self, ratio: float) -> None:
+        """Bring all rates to the factor in force: by `ratio`, or by the factor itself in a scheduler that scales."""
+        self._apply_factor()
+        if self._scales is not None:
             return
         for group in self.optimizer.param_groups:
             for name in _GROUP_RATES:
@@ -60,15 +114,28 @@ class Rates:
                     group[name] = _scaled(group[name], ratio)
         _scale_scheduler(self.scheduler, ratio)
 
-    def tell(self, factor: float) -> None:
-        """Tell a scheduler that scales by itself what to scale by."""
-        if isinstance(self.scheduler, ScalesLR):
-            self.scheduler.set_scale(factor)
+    def _apply_factor(self) -> None:
+        if self._scales is not None:
+            self._scales.set_scale(self.factor)
 
-    def forget_losses(self) -> None:
-        """Let a controller forget the losses of an update that is not going to happen."""
-        if isinstance(self.scheduler, ControlledLR):
-            self.scheduler.step()  # changes no rate; without an update since the last call it forgets pending losses
+    def note_loss(self, loss: float) -> None:
+        """Pass the loss of a healthy update on to a controller's scheduler."""
+        if self.controlled is not None:
+            self.controlled.note_loss(loss)
+
+    def drop_pending(self) -> None:
+        """Let a controller's scheduler forget the losses of an update that will not happen."""
+        if self.controlled is not None:
+            self.controlled.drop_pending()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"factor": self.factor, "last_cut": self.last_cut, "parole": self.cut_hold}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore from `state_dict`; the rates themselves are restored by the caller."""
+        self.factor, self.last_cut, self.cut_hold = state["factor"], state["last_cut"], state["parole"]
+        self._apply_factor()
 
 
 def _scaled(rate: Any, ratio: float) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from .._checks import check_range
 
@@ -87,16 +89,24 @@ class Thresholds:
             check_range(self, name, value, low, high, hint="it is a number of updates")
             if not isinstance(value, int):
                 raise TypeError(f"Thresholds: {name} must be a whole number of updates, got {value!r}")
+        for name in ("loss_rise", "slow_rise", "slow_far", "shift_rise", "creep_rise", "opening_rise"):
+            low_ratio = 1.1 if name == "loss_rise" else 1.05
+            check_range(self, name, getattr(self, name), low_ratio, 1e6, hint="it is a ratio of losses")
         check_range(self, "z", self.z, 1.0, 100.0, hint="7 is the default")
-        check_range(self, "loss_rise", self.loss_rise, 1.1, 1e6, hint="it is a ratio of losses")
         check_range(self, "gradient_rise", self.gradient_rise, 1.1, 1e9, hint="it is a ratio of gradient norms")
         check_range(self, "floor", self.floor, 0.0, 10.0, hint="it is a fraction of the first loss")
-        check_range(self, "slow_rise", self.slow_rise, 1.05, 1e6, hint="it is a ratio of losses")
-        check_range(self, "slow_far", self.slow_far, 1.05, 1e6, hint="it is a ratio of losses")
-        check_range(self, "shift_rise", self.shift_rise, 1.05, 1e6, hint="it is a ratio of losses")
         check_range(self, "shift_z", self.shift_z, 1.0, 100.0, hint="3.5 is the default")
-        check_range(self, "creep_rise", self.creep_rise, 1.05, 1e6, hint="it is a ratio of losses")
         check_range(self, "creep_z", self.creep_z, 1.0, 100.0, hint="7 is the default")
-        check_range(self, "opening_rise", self.opening_rise, 1.05, 1e6, hint="it is a ratio of losses")
         check_range(self, "opening_drift", self.opening_drift, 0.0, 1e3, hint="it is a share of the weights' norm")
         check_range(self, "slow_sigmas", self.slow_sigmas, 0.0, 10.0, hint="1.5 is the default")
+
+    @classmethod
+    def of(cls, given: Thresholds | Mapping[str, Any] | None) -> Thresholds:
+        """Thresholds from what differs from the defaults; a value of this class is returned as it is."""
+        if isinstance(given, Thresholds):
+            return given
+        names = [field.name for field in fields(cls)]
+        unknown = sorted(set(given or {}) - set(names))
+        if unknown:
+            raise ValueError(f"thresholds have no '{unknown[0]}'; they have: {', '.join(names)}")
+        return cls(**(given or {}))

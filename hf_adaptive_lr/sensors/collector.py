@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from ..cadence import Plan
 from ..controller import Controller
-from ..distributed import average_over_ranks, check_unsharded, rank, world_size
+from ..distributed import average_values, check_unsharded, rank, world_size
 from ..observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome, Value
 from .forward_hook import ForwardHook, differentiable
 from .gain_ratio import GainProbe
@@ -263,12 +263,7 @@ class SignalCollector:
         return means
 
     def _exchange(self, values: list[Tensor], agreed: Sequence[float]) -> list[float]:
-        if not values:
-            return []
-        device = self._first_param().device
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        packed = torch.cat([v.reshape(-1).to(device, dtype, non_blocking=True) for v in values])
-        return average_over_ranks(packed, torch.tensor(agreed, dtype=dtype), self.group)
+        return average_values(values, agreed, self._first_param().device, self.group)
 
     # --- around the update --------------------------------------------------------------------------------------
 

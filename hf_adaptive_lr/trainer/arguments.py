@@ -16,106 +16,84 @@ from ..scheduler.config import SchedulerConfig
 from ..scheduler.envelope import Envelope
 
 
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass
 class AdaptiveLRTrainingArguments(TrainingArguments):
     """TrainingArguments plus the controller's settings, all searchable by `hyperparameter_search`.
 
     `learning_rate` is the base learning rate, `warmup_steps` ramps the controller's answer up, `lr_scheduler_type` is
-    not used. Each field's help says what it means; ranges are checked when training begins, by [`ControlledLR`].
+    not used. Each field is explained in its help; ranges are checked when training begins, by [`ControlledLR`].
 
     Example:
         >>> AdaptiveLRTrainingArguments(output_dir="out", controller="cosine").controller
         'cosine'
     """
 
-    controller: str = field(
-        default="hypergradient",
-        metadata={"help": "Learning-rate controller: a known name, or a folder with config.json."},
-    )
+    controller: str = _option("hypergradient", "Learning-rate controller: a known name, or a folder with config.json.")
     # `dict | str | None` and not a parametrised dict: HfArgumentParser reads it as a JSON string.
-    controller_kwargs: dict | str | None = field(  # type: ignore[type-arg]
-        default=None,
-        metadata={"help": "Config fields of the controller to change, as JSON, for example '{\"beta\": 0.02}'."},
+    controller_kwargs: dict | str | None = _option(  # type: ignore[type-arg]
+        None, "Config fields of the controller to change, as JSON, for example '{\"beta\": 0.02}'."
     )
-    controller_every: int | None = field(
-        default=None,
-        metadata={"help": "Updates from one decision to the next, at least 1 (default: as the controller does)."},
+    controller_every: int | None = _option(
+        None, "Updates from one decision to the next, at least 1 (default: as the controller does)."
     )
-    controller_decisions: int | None = field(
-        default=None, metadata={"help": "Instead of controller_every: decisions per run, at least 1."}
+    controller_decisions: int | None = _option(None, "Instead of controller_every: decisions per run, at least 1.")
+    controller_min_factor: float | None = _option(None, "Smallest factor of the base learning rate.")
+    controller_max_factor: float | None = _option(None, "Largest factor of the base learning rate.")
+    controller_min_lr: float = _option(
+        SchedulerConfig.min_lr, "Smallest learning rate, whatever the controller answers."
     )
-    controller_min_factor: float | None = field(
-        default=None, metadata={"help": "Smallest factor of the learning rate that the controller may choose."}
+    controller_max_lr: float = _option(
+        SchedulerConfig.max_lr, "Largest learning rate, whatever the controller answers."
     )
-    controller_max_factor: float | None = field(
-        default=None, metadata={"help": "Largest factor of the learning rate that the controller may choose."}
+    controller_envelope: dict | str | None = _option(  # type: ignore[type-arg]
+        None,
+        "How far the controller is trusted, as JSON: settings of Envelope, '{}' for its defaults, 'off' "
+        "for none (default: none for rules; for learned controllers, beside the divergence guard, a factor of 4 "
+        "around a linear schedule, or of 100 where the controller answers with learning rates).",
     )
-    controller_min_lr: float = field(
-        default=SchedulerConfig.min_lr, metadata={"help": "Smallest learning rate, whatever the controller says."}
+    controller_split: float = _option(
+        0.1,
+        "Share of the training set, in (0, 0.5], held out for a controller that needs evaluation losses "
+        "and was given no controller_dataset. The eval_dataset is never used for it.",
     )
-    controller_max_lr: float = field(
-        default=SchedulerConfig.max_lr, metadata={"help": "Largest learning rate, whatever the controller says."}
-    )
-    controller_envelope: dict | str | None = field(  # type: ignore[type-arg]
-        default=None,
-        metadata={
-            "help": "How far the controller is trusted, as JSON: settings of Envelope, '{}' for its defaults, 'off' "
-            "for none (default: none for rules; for learned controllers, beside the divergence guard, a factor of 4 "
-            "around a linear schedule, or of 100 where the controller answers with learning rates)."
-        },
-    )
-    controller_split: float = field(
-        default=0.1,
-        metadata={
-            "help": "Share of the training set, in (0, 0.5], held out for a controller that needs evaluation losses "
-            "and was "
-            "given no controller_dataset. The eval_dataset is never used for it."
-        },
-    )
-    controller_eval_steps: int | None = field(
-        default=None,
-        metadata={"help": "Updates between evaluations on the controller's data (default: a twentieth of the run)."},
+    controller_eval_steps: int | None = _option(
+        None, "Updates between evaluations on the controller's data (default: a twentieth of the run)."
     )
 
-    anytime: bool = field(
-        default=False,
-        metadata={
-            "help": "Do not tell the controller how long the run is: max_steps is where it ends at the latest, and "
-            "trainer.cooldown(steps) ends it well at any time before."
-        },
+    anytime: bool = _option(
+        False,
+        "Keep the length of the run from the controller: max_steps is where it ends at the latest, and "
+        "trainer.cooldown(steps) ends it well at any time before.",
     )
-    lr_factors: dict | str | None = field(  # type: ignore[type-arg]
-        default=None,
-        metadata={
-            "help": "Factors of the learning rate by part of the model, as JSON; parts: embeddings, body, head, "
-            "lora_A, lora_B. '{\"head\": 10}' trains the head ten times as fast, '{\"lora_B\": 16}' is LoRA+."
-        },
+    lr_factors: dict | str | None = _option(  # type: ignore[type-arg]
+        None,
+        "Factors of the learning rate by part of the model, as JSON; parts: embeddings, body, head, "
+        "lora_A, lora_B. '{\"head\": 10}' trains the head ten times as fast, '{\"lora_B\": 16}' is LoRA+.",
     )
-    layer_decay: float | None = field(
-        default=None, metadata={"help": "Factor of the learning rate from one layer to the one below, in (0, 1]."}
+    layer_decay: float | None = _option(
+        None, "Factor of the learning rate from one layer to the one below, in (0, 1]."
     )
 
-    divergence_guard: bool = field(
-        default=False,
-        metadata={
-            "help": "Notice divergence before an update is applied: skip it, go back and cut the learning rate if it "
-            "persists. Host memory for two copies of what trains, up to four in runs of under 160 updates."
-        },
+    divergence_guard: bool = _option(
+        False,
+        "Notice divergence before an update is applied: skip it, go back and cut the learning rate if it "
+        "persists. Host memory for two copies of all that trains, up to four in runs of under 160 updates.",
     )
-    divergence_guard_kwargs: dict | str | None = field(  # type: ignore[type-arg]
-        default=None,
-        metadata={"help": "Settings of GuardCallback, as JSON, for example '{\"max_rollbacks\": 2}'."},
+    divergence_guard_kwargs: dict | str | None = _option(  # type: ignore[type-arg]
+        None, "Settings of GuardCallback, as JSON, for example '{\"max_rollbacks\": 2}'."
     )
 
-    dsa: bool = field(
-        default=False,
-        metadata={
-            "help": "Wrap the optimizer by DSA: a learning rate for every weight, learned by looking ahead (two "
-            "forward and backward passes per update)."
-        },
+    dsa: bool = _option(
+        False,
+        "Wrap the optimizer by DSA: a learning rate for every weight, learned by looking ahead (two "
+        "forward and backward passes per update).",
     )
-    dsa_kwargs: dict | str | None = field(  # type: ignore[type-arg]
-        default=None, metadata={"help": "Settings of DSA, as JSON, for example '{\"beta\": 0.02}'."}
+    dsa_kwargs: dict | str | None = _option(  # type: ignore[type-arg]
+        None, "Settings of DSA, as JSON, for example '{\"beta\": 0.02}'."
     )
 
     def __post_init__(self) -> None:

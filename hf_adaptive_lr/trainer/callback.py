@@ -21,14 +21,14 @@ class AdaptiveLRCallback(TrainerCallback):
     """Give the learning rate of an unmodified Trainer to a controller: `Trainer(..., callbacks=[...])`.
 
     The loss is read by a forward hook on the model, the gradient norm before clipping at the end of the backward pass.
-    What a callback cannot see exactly (a loss that the model does not return, the norm under a float16 gradient
-    scaler) is refused before the first update; `AdaptiveLRTrainer` sees everything. Set
+    Fails fast, before the first update, where a callback cannot measure a signal exactly (a loss that the model does
+    not return, the norm under a float16 gradient scaler); `AdaptiveLRTrainer` measures everything. Set
     `lr_scheduler_type="constant"`: the native schedule is overruled and only carries the logged value and the
     checkpoint.
 
     Args:
         controller: a [`Controller`] or the name of one.
-        anytime: do not tell the controller how long the run is; `cooldown` ends it well.
+        anytime: the controller does not see how long the run is; `cooldown` ends it well.
         **settings: those of [`SchedulerConfig`] but `total_steps` and `envelope`.
 
     Raises:
@@ -55,7 +55,7 @@ class AdaptiveLRCallback(TrainerCallback):
         """Let the learning rate fall linearly to zero within the next `steps` updates, and training stop there.
 
         Args:
-            steps: updates, at least 1 and at most what is left until `max_steps`.
+            steps: updates, at least 1 and at most those left until `max_steps`.
 
         Raises:
             ValueError: a number out of range, or no run under way.
@@ -67,8 +67,7 @@ class AdaptiveLRCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take over the optimizer, and the state of the checkpoint that is being resumed."""
-        del control
+        """Put the controller in charge of the optimizer, with the state of the checkpoint that is being resumed."""
         args, model = _trained_here(args, kwargs)
         native = kwargs["lr_scheduler"]
         if args.lr_scheduler_type != "constant" and not isinstance(native, ControlledLR):
@@ -96,39 +95,27 @@ class AdaptiveLRCallback(TrainerCallback):
                 "the checkpoint has no controller state; the controller starts anew", UserWarning, stacklevel=2
             )
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Let a cooldown end the training."""
-        del args, control, kwargs
         if self.scheduler is not None:
             stop_after_cooldown(self.scheduler, state)
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Mirror the applied learning rate to where Trainer reads it for the log."""
-        del args, state, control
         if self.scheduler is not None:
             kwargs["lr_scheduler"]._last_lr = self.scheduler.get_last_lr()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Leave the run state where the next checkpoint, whoever asks for it, takes it along."""
-        del args, state, control
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Put the run state into the native scheduler, with which Trainer saves it in every checkpoint."""
         if self.scheduler is not None:
             setattr(kwargs["lr_scheduler"], STATE_ATTRIBUTE, self.scheduler.state_dict())
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Take the hooks off the model and the optimizer."""
-        del args, state, control, kwargs
         if self.scheduler is not None:
             self.scheduler.close()
 
 
 def _trained_here(args: TrainingArguments, given: dict[str, Any]) -> tuple[TrainingArguments, Any]:
-    """Arguments and model of the trainer; SetFit hands its own over and calls the trainer's `st_args`, `st_model`."""
+    """Arguments and model of the trainer; SetFit passes its own and calls the trainer's `st_args`, `st_model`."""
     return given.get("st_args", args), given.get("st_model", given["model"])

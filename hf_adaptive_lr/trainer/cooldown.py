@@ -13,7 +13,7 @@ def shorten(scheduler: ControlledLR, state: Any, steps: int) -> None:
     Args:
         scheduler: of the run.
         state: Trainer's state, whose `max_steps` is where it stops.
-        steps: at least 1, and at most what is left.
+        steps: at least 1, and at most those left.
 
     Raises:
         ValueError: a number out of range; nothing is changed then.

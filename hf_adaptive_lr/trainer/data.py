@@ -1,4 +1,4 @@
-"""The controller's own data: a held-out share of the training set, and extra batches beside training's own.
+"""The controller's own data: a held-out share of the training set, extra batches, and losses on them.
 
 Batch number i is the same whenever it is asked for, so nothing has to be remembered to resume a run.
 """
@@ -6,11 +6,22 @@ Batch number i is the same whenever it is asked for, so nothing has to be rememb
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import datasets
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Subset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers import Trainer
+
+from ..controller import Controller
+from ..sensors.replay import frozen_generators
+
+if TYPE_CHECKING:
+    _Trainer = Trainer
+else:
+    _Trainer = object  # at run time the mixin composes with any Trainer subclass
 
 
 class ExtraBatches:
@@ -59,7 +70,7 @@ def hold_out(dataset: Any, share: float, seed: int) -> tuple[Any, Any]:
         seed: seed of the permutation.
 
     Returns:
-        What is left for training, and the controller's part, of the same type where the data set has `select`.
+        The rest, for training, and the controller's part, of the same type where the data set has `select`.
 
     Raises:
         ValueError: the data set has no length (a stream), or fewer than two examples.
@@ -73,8 +84,71 @@ def hold_out(dataset: Any, share: float, seed: int) -> tuple[Any, Any]:
         raise ValueError(f"a training set of {size} cannot be split; pass controller_dataset=")
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
     count = max(1, int(size * share))
-    held, left = sorted(order[:count]), sorted(order[count:])
+    own, rest = sorted(order[:count]), sorted(order[count:])
     if hasattr(dataset, "select"):
-        return dataset.select(left), dataset.select(held)
+        return dataset.select(rest), dataset.select(own)
     base: Dataset[Any] = dataset
-    return Subset(base, left), Subset(base, held)
+    return Subset(base, rest), Subset(base, own)
+
+
+class ControllerData(_Trainer):
+    """The part of `AdaptiveLRMixin` that computes losses on other batches than the one that trains."""
+
+    args: Any  # TrainingArguments, with or without the controller's fields
+    train_dataset: Any
+    controller_dataset: Any
+    controller_data: str | None = None
+    """Where the controller's data comes from, in words; None where it needs none."""
+
+    def _prepare_controller_data(self, controller: Controller) -> None:
+        """Set a part of the training set aside for a controller that needs data and was given none."""
+        if not controller.needs & {"eval_loss", "meta_inner"}:
+            self.controller_data = None
+        elif self.controller_dataset is not None:
+            self.controller_data = "controller_dataset"
+        else:
+            share = getattr(self.args, "controller_split", 0.1)
+            self.train_dataset, self.controller_dataset = hold_out(self.train_dataset, share, self.args.seed)
+            self.controller_data = f"seeded split of the training set ({share:g})"
+
+    def _extra_loss(self, dataset: Any, use: int) -> Callable[[int], Tensor]:
+        """Loss of batch i of a stream beside training's own, on this rank."""
+        seed = (self.args.seed, use, self.args.process_index)
+        size = self.args.train_batch_size
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset, description="controller")
+            batches = ExtraBatches(dataset, self.data_collator, size, seed)
+        else:
+            collate = self._get_collator_with_removed_columns(self.data_collator, description="controller")
+            batches = ExtraBatches(dataset, collate, size, seed)
+        return lambda number: self._loss(self._prepare_inputs(batches(number)))
+
+    def _loss(self, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        # DDP's wrapper would start a collective; alone, the compiled module gives the same bits as the training pass.
+        alone = self.accelerator.num_processes == 1
+        model = self.model_wrapped if alone else self.accelerator.unwrap_model(self.model)
+        loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        return (loss if isinstance(loss, Tensor) else loss[0]).mean()
+
+    @torch.no_grad()
+    def _mean_loss(self, model: nn.Module, dataset: Any) -> float:
+        """Mean loss per example in evaluation mode, equal on all ranks; draws no random number of training's."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        with frozen_generators(self.args.device):
+            model.eval()
+            for inputs in self._each_once(dataset):
+                inputs = self._prepare_inputs(inputs)
+                rows = next(v for v in inputs.values() if isinstance(v, Tensor)).shape[0]
+                loss = self._loss(inputs).double()
+                total += torch.stack((loss * rows, torch.full_like(loss, rows)))
+            model.train()
+        summed = self.accelerator.reduce(total, reduction="sum")
+        return float(summed[0] / summed[1])
+
+    def _each_once(self, dataset: Any) -> DataLoader[Any]:
+        # Ranks with fewer batches must not be padded with copies.
+        even, self.accelerator.even_batches = self.accelerator.even_batches, False
+        try:
+            return self.get_eval_dataloader(dataset)
+        finally:
+            self.accelerator.even_batches = even

@@ -17,12 +17,12 @@ from ..artifacts import EVENTS_NAME
 from ..distributed import sharder
 from ..guard.detector import Detector
 from ..guard.guard import DivergenceGuard, Event
-from ..guard.snapshot import FILE_NAME as SNAPSHOT_NAME
+from ..guard.snapshot_file import FILE_NAME as SNAPSHOT_NAME
 from ..guard.thresholds import Thresholds
 from ..optimizers.groups import raw
-from ..scheduler.controlled_lr import ControlledLR
 from ..scheduler.trace import EventWriter
 from ..sensors.forward_hook import ForwardHook
+from ..sensors.loss_window import LossWindow
 
 logger = logging.get_logger(__name__)
 
@@ -30,22 +30,22 @@ _PRETRAINED_DRIFT, _SCRATCH_DRIFT = 0.0035, 0.01  # of the weights' norm per upd
 
 
 class GuardCallback(TrainerCallback, ExportableState):
-    """Notice divergence before an update is applied; skip it, go back if it persists: `Trainer(callbacks=[...])`.
+    """Guards any Trainer against divergence: skips bad updates, goes back if they persist: `Trainer(callbacks=[...])`.
 
-    See [`DivergenceGuard`] for what is noticed and what is done about it. Works with `AdaptiveLRTrainer` and
+    [`DivergenceGuard`] explains how. Works with `AdaptiveLRTrainer` and
     [`AdaptiveLRCallback`] and, in any other Trainer, with its own schedule.
 
     - A skipped update is one without gradients: the optimizer and the scheduler do not step. Trainer still counts it
       (as it does the overflows of a gradient scaler), so the run does not get longer.
-    - After a rollback training goes on with the next batch, at the schedule's present position.
-    - What happened is in `guard.events` and in `events.jsonl` in the output folder, with the reason and the numbers
-      behind it; `hf-adaptive-lr report` draws it.
-    - Checkpoints carry the guard's state and snapshots, so that a resumed run goes on as if it had not stopped.
+    - After a rollback training continues with the next batch, at the schedule's present position.
+    - The events are in `guard.events` and in `events.jsonl` in the output folder, with the reason and the numbers
+      behind it; `hf-adaptive-lr report` draws them.
+    - Checkpoints carry the guard's state and snapshots, so that a resumed run continues as if it had not stopped.
     - In an unmodified Trainer the loss is that of the model's output, and gradient norms are those after clipping, so
       that explosions are seen only by their consequences; `AdaptiveLRTrainer` sees both as they are. A model that
       returns no loss is judged by its gradients alone.
     - Models sharded by FSDP are not snapshotted: bad updates are skipped and the learning rate is cut, and
-      `AdaptiveLRTrainer` goes back to the last checkpoint. DeepSpeed is refused: it steps inside the backward pass.
+      `AdaptiveLRTrainer` goes back to the last checkpoint. DeepSpeed fails fast: it steps inside the backward pass.
 
     Args:
         thresholds: when an update is divergent; a [`Thresholds`], or a dict of what differs from its defaults.
@@ -57,11 +57,11 @@ class GuardCallback(TrainerCallback, ExportableState):
         safe_drift: where a learning rate that is far too large from the start is cut to: that an update moves the
             weights by this share of their norm; by default 0.0035 for a model that `from_pretrained` made, 0.01 for
             one from scratch, as pretrained weights bear less.
-        raise_on_stop: True raises [`DivergenceError`] at the end of all means; False ends training there, with the
-            last good weights.
+        raise_on_stop: True raises [`DivergenceError`] when nothing helps; False ends training there, with the last
+            good weights.
         save_snapshots: whether checkpoints hold the snapshots, which makes them three times as large, and up to five
-            times in runs of under 160 updates, whose snapshots are less than 8 apart; without
-            them a resumed run cannot go back behind its checkpoint.
+            times in runs of under 160 updates, whose snapshots are less than 8 apart; without them a resumed run
+            cannot go back behind its checkpoint.
 
     Raises:
         TypeError: an argument of another type.
@@ -85,7 +85,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         raise_on_stop: bool = False,
         save_snapshots: bool = True,
     ) -> None:
-        self.thresholds = _thresholds(thresholds)
+        self.thresholds = Thresholds.of(thresholds)
         self.settings: dict[str, Any] = {
             "snapshot_every": snapshot_every,
             "max_skips": max_skips,
@@ -95,12 +95,9 @@ class GuardCallback(TrainerCallback, ExportableState):
             "safe_drift": safe_drift,
         }
         self.raise_on_stop, self.save_snapshots = raise_on_stop, save_snapshots
-        scratch = torch.nn.Linear(1, 1)  # values out of range are refused here and not when training begins
-        made_later = {"snapshot_every": 1, "safe_drift": 0.01}
-        settings: dict[str, Any] = {
-            name: made_later[name] if value is None else value for name, value in self.settings.items()
-        }
-        DivergenceGuard(scratch, torch.optim.SGD(scratch.parameters(), lr=0.1), **settings)
+        scratch = torch.nn.Linear(1, 1)  # so that values out of range fail here and not when training begins
+        given = {name: value for name, value in self.settings.items() if value is not None}
+        DivergenceGuard(scratch, torch.optim.SGD(scratch.parameters(), lr=0.1), **given)
         self.guard: DivergenceGuard | None = None
         """The guard of the run, from its first update on."""
         self.restore_checkpoint: Callable[[Path], None] | None = None
@@ -108,74 +105,47 @@ class GuardCallback(TrainerCallback, ExportableState):
         self.resumed_from: Path | None = None
         """Set by `AdaptiveLRTrainer`: the checkpoint that is resumed; else it is looked for in the output folder."""
         self.saved_state: dict[str, Any] | None = None
-        self._controlled: ControlledLR | None = None
+        self._controlled: Any = None  # the ControlledLR on the run's optimizer, if any
         self._writer: EventWriter | None = None
         self._applied, self._flagged, self._place = False, False, 0
         self._sound = 0  # updates that Trainer had counted when the weights were last known to be good
-        self._tap: ForwardHook | None = None
+        self._hook: ForwardHook | None = None
+        self._losses = LossWindow()
         self._forget()
 
     def _forget(self) -> None:
-        self._losses: list[Tensor] = []
-        self._summed = False  # losses are shares of the update's, not means of their own
-        self._told = False  # by `observe`, which knows better than the forward hook
+        self._losses.clear()
+        self._observed: LossWindow | None = None
         self._grad_norm: Tensor | float | None = None
 
-    # --- what is reported ---------------------------------------------------------------------------------------
+    # --- reports -----------------------------------------------------------------------------------------------
 
-    def observe(self, *, loss: Tensor | None = None, grad_norm: Tensor | float | None = None) -> None:
-        """Tell what the trainer knows better than a forward hook; called by `AdaptiveLRTrainer`.
+    def observe(self, *, losses: LossWindow, grad_norm: Tensor | float) -> None:
+        """Report what the trainer knows better than a forward hook; `AdaptiveLRTrainer` does, once per update.
 
         Args:
-            loss: mean loss of a micro-batch, 0-d, once per micro-batch.
+            losses: of the update's micro-batches on this rank.
             grad_norm: L2 norm of the update's gradient before clipping.
         """
-        if loss is not None:
-            if not self._told:
-                self._losses.clear()
-            self._told = True
-            self._losses.append(loss.detach())
-        if grad_norm is not None:
-            self._grad_norm = grad_norm
-
-    def pass_begins(self, replay: Callable[[], Tensor] | None) -> None:
-        """Called by the forward hook before a pass."""
-
-    def pass_ended(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
-        """Called by the forward hook after a pass, with the loss it found in the output."""
-        if loss is not None and not self._told:
-            self._summed = kwargs.get("num_items_in_batch") is not None
-            self._losses.append(loss.detach())
-
-    def _loss(self) -> Tensor | float:
-        if not self._losses:
-            return 0.0
-        losses = torch.stack([loss.double().reshape(()) for loss in self._losses])
-        return losses.sum() if self._summed and not self._told else losses.mean()
+        self._observed, self._grad_norm = losses, grad_norm
 
     def log_values(self) -> dict[str, float]:
-        """What a logger should see: how often the guard skipped and went back, and what the LR is multiplied by."""
+        """For the log: updates skipped, rollbacks, and the factor on the learning rate."""
         if self.guard is None:
             return {}
         skips = sum(event["action"] == "skip" for event in self.guard.events)
         values = {"skips": float(skips), "rollbacks": float(self.guard.rollbacks), "factor": self.guard.factor}
         return {f"adaptive_lr/guard_{name}": value for name, value in values.items()}
 
-    # --- what Trainer calls -------------------------------------------------------------------------------------
+    # --- called by Trainer --------------------------------------------------------------------------------------
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Begin anew; the guard itself is made at the first update, when everything else is in place."""
-        del args, state, control, kwargs
         self.close()
         self.guard = None
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Before the first forward pass of the run: make the guard and take its first snapshot."""
-        del control
         if self.guard is None:
             self._make(args, state, kwargs["model"], kwargs["optimizer"], kwargs["lr_scheduler"])
 
@@ -185,7 +155,8 @@ class GuardCallback(TrainerCallback, ExportableState):
         """Judge the update; one that is not to be applied loses its gradients."""
         guard = self._running()
         self._place = self._step(state)
-        action = guard.before_step(self._loss(), self._grad_norm)
+        losses = self._observed or self._losses
+        action = guard.before_step(losses.mean() if losses else 0.0, self._grad_norm)
         self._forget()
         self._applied = action == "apply"
         if self._applied and not guard.detector.suspicious:
@@ -199,44 +170,33 @@ class GuardCallback(TrainerCallback, ExportableState):
             # How Accelerate says that an optimizer did not step; Trainer then leaves the scheduler alone.
             kwargs["optimizer"]._is_overflow = self._flagged = action != "apply"
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """A gradient scaler's step says of itself that nothing overflowed, but without gradients nothing stepped."""
-        del args, state, control
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Mark the step as skipped: a gradient scaler reports no overflow, but without gradients nothing stepped."""
         if not self._applied:
             kwargs["optimizer"]._is_overflow = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """After the scheduler: take a snapshot if one is due."""
-        del args, state, control, kwargs
         if self._applied:
             self._running().after_step()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the snapshots to the checkpoint; it is whole without them."""
-        del control, kwargs
-        folder = _checkpoint(args, state.global_step)
-        guard = self.guard
+        folder, guard = _checkpoint(args, state.global_step), self.guard
         if guard is not None and guard.snapshots is not None and self.save_snapshots and folder.is_dir():
             guard.snapshots.to_disk(folder, rank=args.process_index)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Take the hooks off; `guard` stays, with its events."""
-        del args, state, control
         self.close()
         if self._flagged:
             kwargs["optimizer"]._is_overflow = self._flagged = False
 
     def close(self) -> None:
         """Take the forward hooks off the model."""
-        if self._tap is not None:
-            self._tap.close()
-        self._tap = None
+        if self._hook is not None:
+            self._hook.close()
+        self._hook = None
         self._forget()
 
     # --- state in Trainer's checkpoints -------------------------------------------------------------------------
@@ -263,22 +223,18 @@ class GuardCallback(TrainerCallback, ExportableState):
             raise ValueError(
                 "DeepSpeed steps the optimizer inside backward, before a guard can judge; train under DDP"
             )
-        controlled = getattr(raw(optimizer), "_adaptive_lr", lambda: None)()
-        self._controlled = controlled
+        self._controlled = getattr(raw(optimizer), "_adaptive_lr", lambda: None)()
         sharded = sharder(raw(optimizer))
         if sharded:
             logger.warning(f"{sharded}: the guard takes no snapshots; bad updates are skipped and the LR is cut")
+        settings = {**self.settings, "safe_drift": self._safe_drift(model)}
         self.guard = DivergenceGuard(
             model,
             optimizer,
-            scheduler=controlled if controlled is not None else scheduler,
+            scheduler=self._controlled if self._controlled is not None else scheduler,
             scaler=getattr(optimizer, "scaler", None),
             detector=Detector(self.thresholds),
-            **{
-                **self.settings,
-                "snapshot_every": None if sharded else self._interval(state),
-                "safe_drift": self._safe_drift(model),
-            },
+            **{**settings, "snapshot_every": None if sharded else self._interval(state)},
             rewind_schedule=False,
             raise_on_stop=self.raise_on_stop,
             folder=Path(str(args.output_dir)) / "last_good",
@@ -290,12 +246,12 @@ class GuardCallback(TrainerCallback, ExportableState):
             self._resume(args, state)
         if self._writer is not None:
             self._writer.start(self.guard.updates)
-        self._tap = ForwardHook(model, self)
+        self._hook = ForwardHook(model, self._losses)
         if not self.guard.stopped:
             self.guard.start()
 
     def _interval(self, state: TrainerState) -> int:
-        """What is lost in going back should be little of a short run, and the cost small in a long one."""
+        """A rollback should lose little of a short run, and snapshots cost little in a long one."""
         every: int | None = self.settings["snapshot_every"]
         return min(50, max(5, state.max_steps // 20)) if every is None else every
 
@@ -313,7 +269,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         guard = self._running()
         if found is None:
             logger.warning("the checkpoint was saved without a guard; it starts afresh")
-            kept[type(self).__name__] = self.state()  # Trainer saves only what it finds there
+            kept[type(self).__name__] = self.state()  # Trainer saves only the states that it finds there
             return
         folder = self.resumed_from or _checkpoint(args, state.global_step)
         if guard.snapshots is not None and (folder / SNAPSHOT_NAME).is_file():
@@ -332,35 +288,23 @@ class GuardCallback(TrainerCallback, ExportableState):
             self._writer(event)
 
     def _to_checkpoint(self, args: TrainingArguments) -> None:
-        """Sharded weights: back to the last checkpoint, where a trainer has said how."""
-        # Trainer also saves while updates are being skipped: such a checkpoint holds what is to be undone.
+        """Sharded weights: back to the last checkpoint, where a trainer can load one in mid-run."""
+        # Trainer also saves while updates are being skipped: such a checkpoint has the damage in it.
         sound = self._sound - self._running().detector.unseen
         folders = [_checkpoint(args, step) for step in range(sound, 0, -1)]
         folder = next((folder for folder in folders if (folder / "trainer_state.json").is_file()), None)
         if self.restore_checkpoint is None or folder is None:
-            logger.warning("there is no checkpoint to go back to; training goes on with a lower learning rate")
+            logger.warning("there is no checkpoint to go back to; training continues with a lower learning rate")
             return
         self.restore_checkpoint(folder)
         logger.warning(f"went back to {folder}")
-
-
-def _thresholds(given: Thresholds | Mapping[str, Any] | None) -> Thresholds:
-    if isinstance(given, Thresholds):
-        return given
-    changes = dict(given or {})
-    unknown = sorted(changes.keys() - asdict(Thresholds()).keys())
-    if unknown:
-        raise ValueError(f"thresholds have no '{unknown[0]}'; they have: {', '.join(asdict(Thresholds()))}")
-    if "windows" in changes:
-        changes["windows"] = tuple(changes["windows"])
-    return Thresholds(**changes)
 
 
 def _checkpoint(args: TrainingArguments, step: int) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{step}"
 
 
-def _sentence(event: Mapping[str, Any]) -> str:
+def _sentence(event: Event) -> str:
     back = event.get("restored_update")
     where = "there is nothing to go back to" if back is None else f"back to update {back}"
     return (

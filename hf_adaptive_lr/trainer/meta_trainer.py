@@ -47,32 +47,25 @@ class MetaLRTrainer(AdaptiveLRTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """One micro-batch; before the first of a new run the training set's mean loss is measured."""
-        scheduler = self.lr_scheduler
-        if scheduler.updates == 0 and self._needs_initial_loss():
+        scheduler, net = self.lr_scheduler, self._net
+        if scheduler.updates == 0 and not self._measured and net.gamma is None and net.initial_loss is None:
             loss = self._mean_loss(model, self.train_dataset)
-            scheduler.change_controller_state(lambda state: self._net.with_initial_loss(state, loss))
+            scheduler.change_controller_state(lambda state: net.with_initial_loss(state, loss))
             self._measured = True
         return super().training_step(model, inputs, num_items_in_batch)
 
     _measured = False
 
-    @staticmethod
-    def _net_of(scheduler: Any) -> MLRSNet:
-        net: MLRSNet = scheduler.controller
-        return net
-
     @property
     def _net(self) -> MLRSNet:
-        return self._net_of(self.lr_scheduler)
-
-    def _needs_initial_loss(self) -> bool:
-        return not self._measured and self._net.gamma is None and self._net.initial_loss is None
+        net: MLRSNet = self.lr_scheduler.controller
+        return net
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """See [`AdaptiveLRTrainer`]; a new run measures its initial loss again."""
         self._measured = False
         scheduler = super().create_scheduler(*args, **kwargs)
-        total, every = scheduler.run.total_steps, self._net_of(scheduler).meta_every
+        total, every = scheduler.run.total_steps, self._net.meta_every
         if total is not None and every > total:
             warnings.warn(
                 f"meta_every={every} and a run of {total} updates: the schedule will never be learned from; pass "

@@ -1,7 +1,7 @@
 """AdaptiveLRTrainer: a Trainer whose learning rate is decided by a controller.
 
-The mixin measures what a scheduler alone cannot see (the true loss of an update, the gradient norm before clipping)
-and hands it over at the moment the optimizer steps. It composes with any Trainer subclass:
+The mixin measures signals that a scheduler alone cannot (the true loss of an update, the gradient norm before
+clipping) and reports them before the optimizer steps. It composes with any Trainer subclass:
 `class Mine(AdaptiveLRMixin, SFTTrainer)`.
 """
 
@@ -10,14 +10,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import datasets
-import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 
 from ..artifacts import TRACE_NAME, replace_file
@@ -30,30 +28,24 @@ from ..optimizers.groups import raw
 from ..optimizers.layers import split_groups
 from ..scheduler.controlled_lr import ControlledLR
 from ..scheduler.trace import TraceWriter
-from ..sensors.replay import frozen_generators
 from .cooldown import shorten, stop_after_cooldown
-from .data import ExtraBatches, hold_out
+from .data import ControllerData
 from .guard_callback import GuardCallback
-
-if TYPE_CHECKING:
-    _Trainer = Trainer
-else:
-    _Trainer = object  # at run time the mixin composes with any Trainer subclass
 
 # Heads whose loss really is normalised by num_items_in_batch; most classification heads accept the argument and ignore
 # it, and then loss and gradients come out multiplied by accumulation steps x processes.
 _TOKEN_WEIGHTED = ("ForCausalLM", "ForConditionalGeneration", "ForMaskedLM")
 
 
-class AdaptiveLRMixin(_Trainer):
-    """Put before a Trainer class: `class MyTrainer(AdaptiveLRMixin, Trainer)`.
+class AdaptiveLRMixin(ControllerData):
+    """Lets a controller decide the learning rate of any Trainer: `class MyTrainer(AdaptiveLRMixin, Trainer)`.
 
     Args:
         controller: a [`Controller`] or the name of one; by default the one that `args` names
             ([`AdaptiveLRTrainingArguments`]).
-        controller_dataset: data on which a controller that needs `eval_loss` is shown the loss, or from which one that
-            needs `meta_inner` learns; by default a seeded tenth of the training set (`controller_split`), which is
-            then not trained on. Never the `eval_dataset`.
+        controller_dataset: data on which `eval_loss` is measured, or from which a controller that needs `meta_inner`
+            learns; by default a seeded tenth of the training set (`controller_split`), which is then not trained on.
+            Never the `eval_dataset`.
 
     The other arguments are the Trainer's own. Every update's learning rate is written to `lr_trace.jsonl` in the
     output folder, and `log_history` and the reporters receive `adaptive_lr/*` values.
@@ -62,8 +54,6 @@ class AdaptiveLRMixin(_Trainer):
         ValueError: no controller, a scheduler passed beside it, DeepSpeed, or settings out of range.
     """
 
-    args: Any  # TrainingArguments, with or without the controller's fields
-    train_dataset: Any
     lr_scheduler: Any
     _created_lr_scheduler: bool
     _look_ahead: LookAhead | None = None
@@ -84,12 +74,11 @@ class AdaptiveLRMixin(_Trainer):
             )
         self._controller = None if controller is None else resolve_controller(controller)
         self.controller_dataset = controller_dataset
-        self.controller_data: str | None = None
         super().__init__(*args, **kwargs)
         self._prepare_guard()
         if self._controller is None and not hasattr(self.args, "make_controller"):
             raise ValueError("no controller: pass controller=, or args=AdaptiveLRTrainingArguments(controller=...)")
-        self._prepare_controller_data()
+        self._prepare_controller_data(self.controller)
         if getattr(self._inner_model(), "loss_type", None) not in _TOKEN_WEIGHTED:
             self.model_accepts_loss_kwargs = False
 
@@ -108,16 +97,6 @@ class AdaptiveLRMixin(_Trainer):
         model: nn.Module = self.accelerator.unwrap_model(self.model)
         return model
 
-    def _prepare_controller_data(self) -> None:
-        if not self.controller.needs & {"eval_loss", "meta_inner"}:
-            self.controller_data = None
-        elif self.controller_dataset is not None:
-            self.controller_data = "controller_dataset"
-        else:
-            share = getattr(self.args, "controller_split", 0.1)
-            self.train_dataset, self.controller_dataset = hold_out(self.train_dataset, share, self.args.seed)
-            self.controller_data = f"seeded split of the training set ({share:g})"
-
     def _prepare_guard(self) -> None:
         if getattr(self.args, "divergence_guard", False) and self.guard_callback is None:
             self.add_callback(GuardCallback(**(self.args.divergence_guard_kwargs or {})))
@@ -135,7 +114,7 @@ class AdaptiveLRMixin(_Trainer):
         For the callbacks of a run under way: when the time is up, or when nothing has improved for long.
 
         Args:
-            steps: updates, at least 1 and at most what is left until `max_steps`.
+            steps: updates, at least 1 and at most those left until `max_steps`.
 
         Raises:
             ValueError: a number out of range, or no run under way.
@@ -144,7 +123,7 @@ class AdaptiveLRMixin(_Trainer):
             raise ValueError(f"cooldown({steps}): no run is under way; call it from a callback while train() runs")
         shorten(self.lr_scheduler, self.state, steps)
 
-    # --- what Trainer calls -------------------------------------------------------------------------------------
+    # --- called by Trainer --------------------------------------------------------------------------------------
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> ControlledLR:
         """Build the [`ControlledLR`]; `train()` calls it once per run."""
@@ -182,7 +161,7 @@ class AdaptiveLRMixin(_Trainer):
         return scheduler
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
-        """Trainer's optimizer, split by part of the model or wrapped by [`DSA`] where the arguments say so."""
+        """Trainer's optimizer, split by part of the model or wrapped by [`DSA`] where the arguments ask for it."""
         fresh = self.optimizer is None
         made: Optimizer = super().create_optimizer(*args, **kwargs)
         factors, decay = getattr(self.args, "lr_factors", None), getattr(self.args, "layer_decay", None)
@@ -221,18 +200,6 @@ class AdaptiveLRMixin(_Trainer):
             if renamed:
                 target.load_state_dict(type(target).from_pretrained(resume_from_checkpoint).state_dict())
 
-    def _extra_loss(self, dataset: Any, use: int) -> Callable[[int], Tensor]:
-        """Loss of batch i of a stream beside training's own, on this rank."""
-        seed = (self.args.seed, use, self.args.process_index)
-        size = self.args.train_batch_size
-        if isinstance(dataset, datasets.Dataset):
-            dataset = self._remove_unused_columns(dataset, description="controller")
-            batches = ExtraBatches(dataset, self.data_collator, size, seed)
-        else:
-            collate = self._get_collator_with_removed_columns(self.data_collator, description="controller")
-            batches = ExtraBatches(dataset, collate, size, seed)
-        return lambda number: self._loss(self._prepare_inputs(batches(number)))
-
     def _scheduler_settings(self, num_training_steps: int) -> dict[str, Any]:
         if hasattr(self.args, "scheduler_settings"):
             settings: dict[str, Any] = self.args.scheduler_settings(num_training_steps)
@@ -254,10 +221,7 @@ class AdaptiveLRMixin(_Trainer):
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         # Trainer returns each micro-batch's share of the update's loss; its mean loss is that times the number of
         # shares.
-        mean = loss * self.current_gradient_accumulation_steps
-        scheduler.observe(loss=mean)
-        if self._guard is not None:
-            self._guard.observe(loss=mean)
+        scheduler.observe(loss=loss * self.current_gradient_accumulation_steps)
         return loss
 
     def _replay(self, inputs: dict[str, Any], num_items_in_batch: Any) -> Callable[[], Tensor]:
@@ -266,20 +230,13 @@ class AdaptiveLRMixin(_Trainer):
         share = self.current_gradient_accumulation_steps if scaled else 1
         return lambda: self._loss(self._prepare_inputs(dict(inputs)), num_items_in_batch) * share
 
-    def _loss(self, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        # DDP's wrapper would start a collective; alone, the compiled module gives the same bits as the training pass.
-        alone = self.accelerator.num_processes == 1
-        model = self.model_wrapped if alone else self.accelerator.unwrap_model(self.model)
-        loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        return (loss if isinstance(loss, Tensor) else loss[0]).mean()
-
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         self.lr_scheduler.observe(grad_norm=norm)
         if self._guard is not None:
-            self._guard.observe(grad_norm=norm)
+            self._guard.observe(losses=self.lr_scheduler.losses, grad_norm=norm)
         if self._evaluates_now():
-            self.lr_scheduler.observe(eval_loss=self._controller_loss(model))
+            self.lr_scheduler.observe(eval_loss=self._mean_loss(model, self.controller_dataset))
         return norm
 
     def _evaluates_now(self) -> bool:
@@ -291,33 +248,6 @@ class AdaptiveLRMixin(_Trainer):
             return due
         every: bool = scheduler.updates % self._eval_every == 0
         return every
-
-    def _controller_loss(self, model: nn.Module) -> float:
-        """Mean loss per example on the controller's data, equal on all ranks."""
-        return self._mean_loss(model, self.controller_dataset)
-
-    @torch.no_grad()
-    def _mean_loss(self, model: nn.Module, dataset: Any) -> float:
-        """Mean loss per example in evaluation mode, equal on all ranks; draws no random number of training's."""
-        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        with frozen_generators(self.args.device):
-            model.eval()
-            for inputs in self._each_once(dataset):
-                inputs = self._prepare_inputs(inputs)
-                rows = next(v for v in inputs.values() if isinstance(v, Tensor)).shape[0]
-                loss = self._loss(inputs).double()
-                total += torch.stack((loss * rows, torch.full_like(loss, rows)))
-            model.train()
-        summed = self.accelerator.reduce(total, reduction="sum")
-        return float(summed[0] / summed[1])
-
-    def _each_once(self, dataset: Any) -> DataLoader[Any]:
-        # Ranks with fewer batches must not be padded with copies.
-        even, self.accelerator.even_batches = self.accelerator.even_batches, False
-        try:
-            return self.get_eval_dataloader(dataset)
-        finally:
-            self.accelerator.even_batches = even
 
     # --- the model's own card -----------------------------------------------------------------------------------
 

@@ -1,0 +1,77 @@
+"""Counts the trouble of a guarded run: when skipping has been tried for long enough, and when the data is to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_PAID_BACK = 0.25  # a healthy update makes up for this many skipped ones
+_CALM = 8  # healthy updates since the last trouble before the next snapshot
+_PERSISTS = 3  # updates in succession with a finite loss or gradient out of bounds: the weights are damaged
+_DATA_PATIENCE = 4  # times max_skips: how long finite trouble that the data brings is skipped before it is accepted
+_SCALER_SKIPS = 20  # overflows in a row that are left to a gradient scaler; it needs them to find its scale
+
+
+@dataclass
+class TroubleCount:
+    """Skipped and healthy updates, and rollbacks that did not help."""
+
+    max_skips: int
+    unpaid: float = 0.0  # skips that healthy updates have not paid back yet
+    failed_rollbacks: int = 0  # rollbacks since the last healthy update
+    in_a_row: int = 0  # skips since then
+    overflows: int = 0  # in a row, left to a gradient scaler
+    healthy: int = _CALM  # healthy updates since the last trouble
+
+    @property
+    def calm(self) -> bool:
+        """Whether the last trouble is over and paid back."""
+        return self.healthy >= _CALM and not self.unpaid
+
+    @property
+    def data_has_changed(self) -> bool:
+        """Whether good weights have met finite trouble for so long that it is the new normal."""
+        return self.unpaid > _DATA_PATIENCE * self.max_skips
+
+    def count_healthy(self) -> None:
+        """Count a healthy update."""
+        self.unpaid = max(0.0, self.unpaid - _PAID_BACK)
+        self.healthy += 1
+        self.overflows = self.failed_rollbacks = self.in_a_row = 0
+
+    def count_trouble(self) -> None:
+        """Count an update in trouble."""
+        self.healthy = 0
+        self.unpaid += 1.0
+
+    def left_to_scaler(self) -> bool:
+        """Count an overflow, if a gradient scaler may still deal with it."""
+        left = self.overflows < _SCALER_SKIPS
+        self.overflows += left
+        return left
+
+    def persists(self, *, finite: bool, at_once: bool) -> bool:
+        """Whether to go back now instead of skipping once more: `at_once`, or as skipping has not helped."""
+        self.in_a_row += 1
+        lasts = at_once or (finite and self.in_a_row >= _PERSISTS)
+        return lasts or self.unpaid > self.max_skips * 2**self.failed_rollbacks
+
+    def count_rollback(self) -> None:
+        """Count a rollback, which failed until a healthy update follows."""
+        self.failed_rollbacks += 1
+        self.unpaid, self.overflows = 0.0, 0
+
+    def accept(self) -> None:
+        """Forget the trouble: it is normal now."""
+        self.unpaid, self.failed_rollbacks = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        numbers = {name: getattr(self, name) for name in ("in_a_row", "overflows", "healthy")}
+        return {"trouble": self.unpaid, "fruitless": self.failed_rollbacks, **numbers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore from `state_dict`."""
+        self.unpaid, self.failed_rollbacks = state["trouble"], state["fruitless"]
+        self.in_a_row, self.overflows, self.healthy = state["in_a_row"], state["overflows"], state["healthy"]
