@@ -8,7 +8,7 @@ TIERS = {
     # Contracts, formulas and files, within one process.
     "core": """
         actor_critic adapters bilevel card cli_options controllers demo_data doors dsa env envelope files_of_v0_1
-        governor guard
+        runtime guard
         hostile idle_updates imports layer_groups mlr_snet model_sensors own_code plrs ppo ppo_schedule range_test
         refine report resume runner sensors snapshot tasks universal updates
     """,
