@@ -380,7 +380,7 @@ def test_simulation_goes_through_the_dismissal_and_touches_nothing() -> None:
         ({"max_ratio": NAN}, "max_ratio=nan"),
         ({"patience": 0}, r"patience=0 is outside \[1, "),
         ({"patience": 2.5}, "patience must be a whole number, got 2.5"),
-        ({"patience": True}, "patience must be a number, got True"),
+        ({"patience": True}, "patience must be a whole number, got True"),
         ({"high": "much"}, "high must be a number, got 'much'"),
         ({"fallback": "best"}, "fallback='best' is unknown; choose one of .*'auto'"),
     ],
