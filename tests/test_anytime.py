@@ -112,14 +112,14 @@ def test_a_run_that_is_killed_in_its_cooldown_ends_where_it_would_have(tmp_path,
 
 @pytest.mark.parametrize("integration", ["subclass", "callback"])
 @pytest.mark.parametrize("steps", [0, 35, True, 2.5])
-def test_a_cooldown_out_of_range_is_refused(tmp_path, integration, steps) -> None:
+def test_a_cooldown_out_of_range_fails_fast(tmp_path, integration, steps) -> None:
     trainer, scheduler = _trainer(tmp_path, integration, "constant", EndAt(10, steps))
     with pytest.raises(ValueError, match="at least 1 and at most 30, the rest"):
         trainer.train()
     assert scheduler().cooldown_left is None
 
 
-def test_a_cooldown_of_no_run_is_refused(tmp_path) -> None:
+def test_a_cooldown_of_no_run_fails_fast(tmp_path) -> None:
     trainer, _ = _trainer(tmp_path, "subclass", "constant")
     for ask in (trainer.cooldown, AdaptiveLRCallback("constant").cooldown):
         with pytest.raises(ValueError, match="no run is under way"):

@@ -611,7 +611,7 @@ def test_bases_that_cannot_be_wrapped() -> None:
         DSA(SGD([torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))], lr=0.1))
 
 
-def test_what_comes_later_is_refused_before_the_update() -> None:
+def test_what_comes_later_fails_fast_before_the_update() -> None:
     table = torch.nn.Embedding(4, 2, sparse=True)
     optimizer = DSA(SGD(table.parameters(), lr=0.1))
     before = flat(table).clone()

@@ -88,7 +88,7 @@ def test_integrations_behind_the_clipping_hear_the_norm_at_the_end_of_the_backwa
 
 
 @pytest.mark.parametrize("integration", [integrations.passed_to_trainer, integrations.called_back])
-def test_a_loss_hidden_by_label_smoothing_is_refused(integration, tmp_path) -> None:
+def test_a_loss_hidden_by_label_smoothing_fails_fast(integration, tmp_path) -> None:
     with pytest.raises(ValueError, match="none was observed.*AdaptiveLRTrainer"):
         integration(LossOnly(), tmp_path, label_smoothing_factor=0.1)
 
@@ -101,7 +101,7 @@ def test_the_subclass_sees_the_smoothed_loss(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("integration", [integrations.passed_to_trainer, integrations.called_back])
-def test_losses_inflated_by_accumulation_are_refused(integration, tmp_path) -> None:
+def test_losses_inflated_by_accumulation_fail_fast(integration, tmp_path) -> None:
     with pytest.raises(ValueError, match="num_items_in_batch.*AdaptiveLRTrainer"):
         integration(LossOnly(), tmp_path, gradient_accumulation_steps=2)
 

@@ -116,7 +116,7 @@ def test_layerwise_decay_is_the_formula() -> None:
         ({}, 1.5, r"layer_decay=1.5 is outside \(0, 1\]"),
     ],
 )
-def test_bad_factors_are_refused_before_anything_is_touched(factors, decay, said, tmp_path) -> None:
+def test_bad_factors_fail_fast_before_anything_is_touched(factors, decay, said, tmp_path) -> None:
     model = bert()
     optimizer = integrations.optimizer_for(model)
     with pytest.raises(ValueError, match=said):
@@ -126,7 +126,7 @@ def test_bad_factors_are_refused_before_anything_is_touched(factors, decay, said
         AdaptiveLRTrainingArguments(output_dir=str(tmp_path), lr_factors=factors or None, layer_decay=decay)
 
 
-def test_an_optimizer_that_has_stepped_is_refused() -> None:
+def test_an_optimizer_that_has_stepped_fails_fast() -> None:
     model = mlp()
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.zeros(2, 4)).sum().backward()

@@ -90,7 +90,7 @@ def test_dsa_settings_come_from_the_arguments(tmp_path) -> None:
         integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, dsa_kwargs="{")
 
 
-def test_a_controller_that_reads_directions_is_refused(tmp_path) -> None:
+def test_a_controller_that_reads_directions_fails_fast(tmp_path) -> None:
     args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, dsa=True)
     trainer = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(), controller="hypergradient")
     with pytest.raises(ValueError, match="alignment.*DSA is not one whose state is known"):

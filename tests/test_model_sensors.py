@@ -258,7 +258,7 @@ def test_watching_changes_nothing(tmp_path) -> None:
     assert torch.equal(watched, plain)
 
 
-def test_what_cannot_be_seen_is_refused_by_name() -> None:
+def test_what_cannot_be_seen_fails_fast_by_name() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = batches(1)[0]

@@ -237,7 +237,7 @@ def _sharded(folder: Path) -> None:
     (folder / f"refused-{dist.get_rank()}").touch()
 
 
-def test_sharded_gradients_are_refused_and_losses_are_not(tmp_path) -> None:
+def test_sharded_gradients_fail_fast_and_losses_do_not(tmp_path) -> None:
     _launch(_sharded, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 

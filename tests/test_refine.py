@@ -158,7 +158,7 @@ def test_the_command_in_json(tmp_path, capsys) -> None:
         ),
     ],
 )
-def test_the_command_refuses_in_one_line(tmp_path, capsys, make, said) -> None:
+def test_the_command_fails_in_one_line(tmp_path, capsys, make, said) -> None:
     make(tmp_path / "run")
     assert main(["refine", str(tmp_path / "run"), "--output-dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err

@@ -193,7 +193,7 @@ def test_a_horizon_changed_while_running_comes_back_and_a_new_one_wins() -> None
         (lambda: {**_state("linear"), "base_lrs": [1.0, 2.0]}, "2 parameter groups"),
     ],
 )
-def test_a_foreign_state_is_refused_with_a_sentence_and_changes_nothing(state, message) -> None:
+def test_a_foreign_state_fails_fast_with_a_sentence_and_changes_nothing(state, message) -> None:
     scheduler = ControlledLR(torch.optim.SGD(mlp().parameters(), lr=1.0), "linear", total_steps=10)
     before = scheduler.state_dict()
     with pytest.raises(ValueError, match=message):
@@ -205,7 +205,7 @@ def _state(name: str) -> dict:
     return ControlledLR(torch.optim.SGD(mlp().parameters(), lr=1.0), name, total_steps=10).state_dict()
 
 
-def test_a_state_of_another_config_is_refused() -> None:
+def test_a_state_of_another_config_fails_fast() -> None:
     def build(window: int) -> ControlledLR:
         return ControlledLR(torch.optim.SGD(mlp().parameters(), lr=1.0), Plateau(window=window))
 
