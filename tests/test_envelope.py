@@ -270,7 +270,7 @@ def test_after_an_extension_that_is_too_short_the_lowest_rate_stands() -> None:
     assert set(_lrs(controlled, 5)) == {1e-8}
 
 
-# --- the hand-over ----------------------------------------------------------------------------------------------
+# --- the fallback -----------------------------------------------------------------------------------------------
 
 
 def test_the_line_after_the_fallback() -> None:
