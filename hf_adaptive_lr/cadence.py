@@ -67,12 +67,7 @@ class Cadence:
     own: Rhythm | None = None
 
     def due(self, update: int, total_steps: int | None = None) -> bool:
-        """Whether the controller is asked at this update.
-
-        Args:
-            update: 0-based index.
-            total_steps: length of the run as known now, for `own`; by default as planned at its start.
-        """
+        """Whether the controller is asked at this update; `own` sees `total_steps`, by default that of the plan."""
         known = self.total_steps if total_steps is None else total_steps
         own = self.own(update, known) if self.own is not None else None
         if own is not None:
@@ -90,12 +85,9 @@ class Cadence:
 
 
 def simulate(updates: Iterable[int], lr: float, advance: Callable[[int, float], float]) -> list[float]:
-    """The learning rate of each update of a run that is only imagined.
+    """The learning rate of each update of a simulated run.
 
-    Args:
-        updates: indices, in order.
-        lr: learning rate in force before the first.
-        advance: called with (update, learning rate in force); returns the update's learning rate.
+    `advance`, called with (update, learning rate in force), returns that of the update; `lr` is that before the first.
 
     Example:
         >>> simulate(range(4), 8.0, lambda update, lr: lr / 2 if update % 2 == 0 else lr)

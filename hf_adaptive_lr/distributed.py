@@ -107,11 +107,7 @@ def check_agreement(rows: list[list[float]]) -> None:
 
 
 def check_unsharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
-    """Fails fast when gradients are to be measured of which this rank has only a part.
-
-    Args:
-        optimizer: the raw optimizer.
-        fields: the fields that would be read from `param.grad` or from the optimizer's state.
+    """Fails fast when fields are to be read from gradients, or state, of which this rank has only a part.
 
     Raises:
         ValueError: parameters are sharded by FSDP, `fully_shard` or DeepSpeed and `fields` is not empty.
@@ -128,11 +124,7 @@ def check_unsharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
 
 
 def sharder(optimizer: Optimizer) -> str | None:
-    """Name of the library that shards this optimizer's weights over the ranks; None when every rank has them whole.
-
-    Args:
-        optimizer: the raw optimizer.
-    """
+    """Name of the library that shards this optimizer's weights over the ranks; None when every rank has them whole."""
     if type(optimizer).__module__.split(".")[0] == "deepspeed":
         return "DeepSpeed"
     params: list[Parameter] = [p for group in optimizer.param_groups for p in group["params"]]

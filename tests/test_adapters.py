@@ -12,7 +12,7 @@ from hf_adaptive_lr.meta.problem import Problem
 from hf_adaptive_lr.meta.tasks.base import TaskSpec
 from hf_adaptive_lr.sensors.gradients import measure_previous_update
 from hf_adaptive_lr.sensors.lora import find_adapters, moved_sq, product_sq
-from tests import doors
+from tests import integrations
 from tests.tiny import Tokens, bert
 
 
@@ -94,11 +94,11 @@ def test_frozen_and_convolutional_adapters_are_left_out() -> None:
 def test_the_trainer_measures_it(tmp_path) -> None:
     model = _lora()
     trainer = AdaptiveLRTrainer(
-        model=model, args=doors.arguments(tmp_path), train_dataset=Tokens(), controller="relative"
+        model=model, args=integrations.arguments(tmp_path), train_dataset=Tokens(), controller="relative"
     )
     trainer.train()
     seen = [decision.observation["update_ratio"] for decision in trainer.lr_scheduler.trace]
-    wanted = [0.005 * (1 - t / doors.STEPS) for t in range(doors.STEPS)]
+    wanted = [0.005 * (1 - t / integrations.STEPS) for t in range(integrations.STEPS)]
     assert seen[0] == 0.0 and seen[2:] == pytest.approx(wanted[1:-1], rel=0.6), "what was wanted is what happens"
 
 

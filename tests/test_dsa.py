@@ -20,7 +20,7 @@ from transformers import Trainer
 
 from hf_adaptive_lr import ControlledLR, Hypergradient
 from hf_adaptive_lr.optimizers import DSA
-from tests import doors
+from tests import integrations
 from tests.tiny import Tokens, batches, bert, flat
 
 GRANULARITIES = ["element", "tensor", "scalar"]
@@ -612,7 +612,7 @@ def test_bases_that_cannot_be_wrapped() -> None:
         DSA(SGD([torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))], lr=0.1))
 
 
-def test_what_comes_later_is_refused_before_the_update() -> None:
+def test_what_comes_later_fails_fast_before_the_update() -> None:
     table = torch.nn.Embedding(4, 2, sparse=True)
     optimizer = DSA(SGD(table.parameters(), lr=0.1))
     before = flat(table).clone()
@@ -695,8 +695,8 @@ class _FeedingTrainer(Trainer):
 def test_trainer_feeds_it_and_resumes(tmp_path: Path) -> None:
     def trained(folder: Path, resume: bool, **changes) -> torch.nn.Module:
         model = bert(dropout=0.0)
-        optimizer = DSA(doors.optimizer_for(model), beta=0.3)
-        args = doors.arguments(folder, save_strategy="steps", save_steps=2, **changes)
+        optimizer = DSA(integrations.optimizer_for(model), beta=0.3)
+        args = integrations.arguments(folder, save_strategy="steps", save_steps=2, **changes)
         trainer = _FeedingTrainer(model=model, args=args, train_dataset=Tokens(), optimizers=(optimizer, None))
         trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4") if resume else None)
         assert optimizer.factors()[0][2] > 1.2

@@ -138,7 +138,7 @@ def test_the_range_of_a_controller_meets_that_of_the_settings() -> None:
     assert factors.lr_range is None
 
 
-def test_ranges_that_do_not_meet_are_refused_before_anything_is_touched() -> None:
+def test_ranges_that_do_not_meet_fail_fast_before_anything_is_touched() -> None:
     optimizer = SGD(mlp().parameters(), lr=5.0)
     known = CycleLR(lr_range=(1e-3, 1.0))
     with pytest.raises(ValueError, match=r"lr_range=\(0.001, 1.0\).*min_lr=2.0, max_lr=10.0.*none of them; change"):
@@ -270,10 +270,10 @@ def test_after_an_extension_that_is_too_short_the_lowest_rate_stands() -> None:
     assert set(_lrs(controlled, 5)) == {1e-8}
 
 
-# --- the hand-over ----------------------------------------------------------------------------------------------
+# --- the fallback -----------------------------------------------------------------------------------------------
 
 
-def test_the_line_after_a_hand_over() -> None:
+def test_the_line_after_the_fallback() -> None:
     optimizer, scheduler = one_weight("constant", total_steps=10, envelope=Envelope())
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 0.5})
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 0.0})
@@ -302,7 +302,7 @@ def test_late_in_the_run_the_line_begins_within_the_envelope() -> None:
         assert _lrs(controlled, 1)[0] == pytest.approx(start)
 
 
-def test_nobody_is_asked_and_nothing_is_measured_after_a_hand_over() -> None:
+def test_nobody_is_asked_and_nothing_is_measured_after_the_fallback() -> None:
     model = mlp()
     optimizer = SGD(model.parameters(), lr=0.1)
     scheduler = ControlledLR(optimizer, LossOnly(), total_steps=10, envelope=Envelope())
@@ -314,7 +314,7 @@ def test_nobody_is_asked_and_nothing_is_measured_after_a_hand_over() -> None:
     assert scheduler.trace[-1].observation is None
 
 
-def test_warmup_scale_cooldown_and_extension_after_a_hand_over() -> None:
+def test_warmup_scale_cooldown_and_extension_after_the_fallback() -> None:
     optimizer, scheduler = one_weight("constant", total_steps=20, warmup_steps=4, envelope=Envelope())
     scheduler.fall_back("at once")
     assert apply(optimizer, 5) == pytest.approx([0.25, 0.5 * 0.95, 0.75 * 0.9, 0.85, 0.8])
@@ -331,7 +331,7 @@ def test_warmup_scale_cooldown_and_extension_after_a_hand_over() -> None:
     assert scheduler.trace[-1].reason == "handed_over"
 
 
-def test_a_cooldown_under_way_goes_on_through_a_hand_over() -> None:
+def test_a_cooldown_under_way_goes_on_through_a_fallback() -> None:
     optimizer, scheduler = one_weight("constant", total_steps=50, envelope=Envelope())
     apply(optimizer, 5)
     scheduler.cooldown(4)
@@ -351,7 +351,7 @@ def test_without_a_horizon_the_rate_stays_at_the_base() -> None:
     assert apply(optimizer, 2) == [1.0, 0.5]
 
 
-def test_an_update_that_is_skipped_at_the_hand_over_does_not_use_up_the_reason() -> None:
+def test_an_update_that_is_skipped_at_the_fallback_does_not_use_up_the_reason() -> None:
     optimizer, scheduler = one_weight("constant", total_steps=10, envelope=Envelope())
     scheduler.fall_back("why not")
     optimizer.zero_grad()
@@ -380,7 +380,7 @@ def test_simulation_goes_through_the_dismissal_and_touches_nothing() -> None:
         ({"max_ratio": NAN}, "max_ratio=nan"),
         ({"patience": 0}, r"patience=0 is outside \[1, "),
         ({"patience": 2.5}, "patience must be a whole number, got 2.5"),
-        ({"patience": True}, "patience must be a number, got True"),
+        ({"patience": True}, "patience must be a whole number, got True"),
         ({"high": "much"}, "high must be a number, got 'much'"),
         ({"fallback": "best"}, "fallback='best' is unknown; choose one of .*'auto'"),
     ],
@@ -455,7 +455,7 @@ def test_odd_losses_and_rates_are_taken_without_a_word() -> None:
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_an_automatic_hand_over_begins_where_it_worked_best(told) -> None:
+def test_an_automatic_fallback_begins_where_it_worked_best(told) -> None:
     """From what a guard notes at every update, or from what the controller sees at its decisions."""
     say = (1.0,) * 30 + (0.5,) * 30
     controller = Cycle(say=say) if told else CycleLoss(say=say)

@@ -155,7 +155,7 @@ numbers = st.one_of(
     st.floats(1e-3, 1e3),
 )
 events = st.sampled_from(
-    ["", "", "", "", "", "scale", "full", "none", "hand over", "cooldown", "extend", "note", "skip"]
+    ["", "", "", "", "", "scale", "full", "none", "fall back", "cooldown", "extend", "note", "skip"]
 )
 factors = st.floats(0.0, 1.0)
 runs = st.lists(st.tuples(numbers, numbers, numbers, events), min_size=2, max_size=9)
@@ -234,7 +234,7 @@ def _in_force(scheduler: ControlledLR) -> float:
 def _act(scheduler: ControlledLR, what: str, loss: float) -> None:
     if what in ("scale", "full", "none"):
         scheduler.set_scale({"scale": 0.3, "full": 1.0, "none": 0.0}[what])
-    elif what == "hand over":
+    elif what == "fall back":
         scheduler.fall_back("drawn")
     elif what == "cooldown":
         scheduler.cooldown(3)

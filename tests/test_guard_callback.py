@@ -22,7 +22,7 @@ from hf_adaptive_lr import (
     GuardCallback,
     Linear,
 )
-from tests import doors
+from tests import integrations
 from tests.tiny import Tokens, bert, flat
 
 UPDATES, FAULT = 40, 18
@@ -79,7 +79,7 @@ def _trainer(door: str, folder: Path, *callbacks: TrainerCallback, **changes) ->
     settings = {"max_steps": UPDATES, "learning_rate": 1e-3, "logging_strategy": "no", **({} if kind else native)}
     settings |= {"logging_strategy": "steps"} if "logging_steps" in changes else {}
     settings |= changes
-    args = doors.arguments(folder, kind, **settings) if kind else doors.arguments(folder, **settings)
+    args = integrations.arguments(folder, kind, **settings) if kind else integrations.arguments(folder, **settings)
     common = {"model": bert(), "args": args, "train_dataset": Tokens()}
     if door == "trainer":
         return AdaptiveLRTrainer(**common, controller=Linear(), callbacks=list(callbacks))
@@ -408,7 +408,7 @@ def test_a_learned_controller_beside_the_guard_is_in_an_envelope_and_rules_are_n
     from hf_adaptive_lr import AutoController, Envelope
 
     def envelope(controller, **changes):
-        args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments, **changes)
+        args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, **changes)
         trainer = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(), controller=controller)
         return trainer.create_scheduler(10, trainer.create_optimizer()).run.config.envelope
 
@@ -427,7 +427,7 @@ def test_a_controller_that_leads_astray_is_dismissed_after_the_rollback(tmp_path
     changes = {"learning_rate": 0.02, "max_steps": 120, "logging_strategy": "no", "divergence_guard": True}
     changes |= {"divergence_guard_kwargs": {"snapshot_every": 5}}
     changes |= {"controller_envelope": {"high": 1000.0, "max_ratio": 1000.0, "patience": 1000}}
-    args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments, **changes)
+    args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, **changes)
     trainer = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(size=480), controller=wild)
     trainer.train()
     dismissed = [e for e in _guard(trainer).guard.events if e.get("handed_over")]

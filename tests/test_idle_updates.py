@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from hf_adaptive_lr import DSA, ControlledLR
-from hf_adaptive_lr.scheduler.controlled_lr import _idle
+from hf_adaptive_lr.optimizers.groups import no_update
 from hf_adaptive_lr.scheduler.decision import Decision
 from tests.controllers_for_tests import LossOnly
 from tests.tiny import flat, mlp
@@ -80,7 +80,7 @@ def test_healthy_updates_pay_for_one_look() -> None:
             return torch.ones(())
 
     optimizer = SGD([Counted(torch.zeros(())) for _ in range(50)], lr=1.0)
-    assert not _idle(optimizer, ())
+    assert not no_update(optimizer, ())
     assert len(looks) == 1
 
 

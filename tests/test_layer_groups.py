@@ -22,7 +22,7 @@ from hf_adaptive_lr import (
     split_groups,
 )
 from hf_adaptive_lr.optimizers.layers import PARTS, depth_of, part_of
-from tests import doors
+from tests import integrations
 from tests.compatibility.models import llama, t5
 from tests.tiny import LENGTH, VOCAB, Tokens, bert, mlp, vit
 
@@ -80,7 +80,7 @@ def test_depth_counts_from_the_embeddings_up() -> None:
 
 def test_every_parameter_once_with_its_own_settings() -> None:
     model = bert()
-    optimizer = doors.optimizer_for(model)
+    optimizer = integrations.optimizer_for(model)
     before = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     split_groups(optimizer, model, {"embeddings": 0.1, "head": 10.0})
     after = [(id(p), group) for group in optimizer.param_groups for p in group["params"]]
@@ -89,8 +89,8 @@ def test_every_parameter_once_with_its_own_settings() -> None:
     for key, group in after:
         assert group["weight_decay"] == before[key]
         factor = {"embeddings": 0.1, "head": 10.0}.get(part_of(names[key], model), 1.0)
-        assert group["lr"] == pytest.approx(doors.LR * factor)
-    assert optimizer.param_groups[0]["lr"] == doors.LR, "the group that is reported"
+        assert group["lr"] == pytest.approx(integrations.LR * factor)
+    assert optimizer.param_groups[0]["lr"] == integrations.LR, "the group that is reported"
 
 
 def test_layerwise_decay_is_the_formula() -> None:
@@ -116,9 +116,9 @@ def test_layerwise_decay_is_the_formula() -> None:
         ({}, 1.5, r"layer_decay=1.5 is outside \(0, 1\]"),
     ],
 )
-def test_bad_factors_are_refused_before_anything_is_touched(factors, decay, said, tmp_path) -> None:
+def test_bad_factors_fail_fast_before_anything_is_touched(factors, decay, said, tmp_path) -> None:
     model = bert()
-    optimizer = doors.optimizer_for(model)
+    optimizer = integrations.optimizer_for(model)
     with pytest.raises(ValueError, match=said):
         split_groups(optimizer, model, factors, decay)
     assert len(optimizer.param_groups) == 2
@@ -126,7 +126,7 @@ def test_bad_factors_are_refused_before_anything_is_touched(factors, decay, said
         AdaptiveLRTrainingArguments(output_dir=str(tmp_path), lr_factors=factors or None, layer_decay=decay)
 
 
-def test_an_optimizer_that_has_stepped_is_refused() -> None:
+def test_an_optimizer_that_has_stepped_fails_fast() -> None:
     model = mlp()
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.zeros(2, 4)).sum().backward()
@@ -140,7 +140,7 @@ def test_an_optimizer_that_has_stepped_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["linear", "universal", "hypergradient"])
 def test_every_controller_keeps_the_factors(tmp_path, name) -> None:
-    args = doors.arguments(
+    args = integrations.arguments(
         tmp_path, AdaptiveLRTrainingArguments, lr_factors='{"head": 10, "embeddings": 0.1}', layer_decay=0.5
     )
     trainer = AdaptiveLRTrainer(
@@ -153,50 +153,53 @@ def test_every_controller_keeps_the_factors(tmp_path, name) -> None:
         assert [lr / decision.lr[0] for lr in decision.lr] == pytest.approx(factors)
 
 
-def test_the_same_through_all_doors(tmp_path) -> None:
+def test_the_same_through_all_integrations(tmp_path) -> None:
     factors = {"head": 4.0}
-    args = doors.arguments(tmp_path / "a", AdaptiveLRTrainingArguments, lr_factors=factors)
+    args = integrations.arguments(tmp_path / "a", AdaptiveLRTrainingArguments, lr_factors=factors)
     mine = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(), controller="linear")
     mine.train()
 
     def prepared():
         model = bert()
-        optimizer = doors.optimizer_for(model)
+        optimizer = integrations.optimizer_for(model)
         split_groups(optimizer, model, factors)
         return model, optimizer
 
     model, optimizer = prepared()
-    scheduler = ControlledLR(optimizer, "linear", model=model, total_steps=doors.STEPS, max_grad_norm=0.0)
+    scheduler = ControlledLR(optimizer, "linear", model=model, total_steps=integrations.STEPS, max_grad_norm=0.0)
     passed = Trainer(
-        model=model, args=doors.arguments(tmp_path / "b"), train_dataset=Tokens(), optimizers=(optimizer, scheduler)
+        model=model,
+        args=integrations.arguments(tmp_path / "b"),
+        train_dataset=Tokens(),
+        optimizers=(optimizer, scheduler),
     )
     passed.train()
     model, optimizer = prepared()
     called = Trainer(
         model=model,
-        args=doors.arguments(tmp_path / "c"),
+        args=integrations.arguments(tmp_path / "c"),
         train_dataset=Tokens(),
         optimizers=(optimizer, None),
         callbacks=[AdaptiveLRCallback("linear")],
     )
     called.train()
-    weights = [doors._flat(trainer.model) for trainer in (mine, passed, called)]
+    weights = [integrations._flat(trainer.model) for trainer in (mine, passed, called)]
     assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
     plain = AdaptiveLRTrainer(
-        model=bert(), args=doors.arguments(tmp_path / "d"), train_dataset=Tokens(), controller="linear"
+        model=bert(), args=integrations.arguments(tmp_path / "d"), train_dataset=Tokens(), controller="linear"
     )
     plain.train()
-    assert not torch.equal(weights[0], doors._flat(plain.model))
+    assert not torch.equal(weights[0], integrations._flat(plain.model))
 
 
 def test_a_resumed_run_has_the_same_groups(tmp_path) -> None:
     def run(folder, **options):
-        args = doors.arguments(
+        args = integrations.arguments(
             folder, AdaptiveLRTrainingArguments, lr_factors={"head": 4.0}, save_strategy="steps", save_steps=3
         )
         trainer = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(), controller="linear")
         trainer.train(**options)
-        return doors._flat(trainer.model)
+        return integrations._flat(trainer.model)
 
     whole = run(tmp_path / "whole")
     resumed = run(tmp_path / "resumed", resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
@@ -205,13 +208,13 @@ def test_a_resumed_run_has_the_same_groups(tmp_path) -> None:
 
 def test_an_optimizer_of_ones_own_is_not_split_in_silence(tmp_path) -> None:
     model = bert()
-    args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments, lr_factors={"head": 4.0})
+    args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, lr_factors={"head": 4.0})
     trainer = AdaptiveLRTrainer(
         model=model,
         args=args,
         train_dataset=Tokens(),
         controller="linear",
-        optimizers=(doors.optimizer_for(model), None),
+        optimizers=(integrations.optimizer_for(model), None),
     )
     with pytest.raises(ValueError, match="call hf_adaptive_lr.split_groups"):
         trainer.train()

@@ -13,15 +13,15 @@ from transformers import set_seed
 from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments
 from hf_adaptive_lr.optimizers import DSA
 from hf_adaptive_lr.optimizers.groups import raw
-from tests import doors
+from tests import integrations
 from tests.test_ranks import _launch, _save
 from tests.tiny import Tokens, bert, flat
 
-LR = doors.LR
+LR = integrations.LR
 
 
 def _train(folder: Path, *, dropout: float = 0.1, resume: str | None = None, **changes) -> AdaptiveLRTrainer:
-    args = doors.arguments(folder, AdaptiveLRTrainingArguments, dsa=True, **changes)
+    args = integrations.arguments(folder, AdaptiveLRTrainingArguments, dsa=True, **changes)
     trainer = AdaptiveLRTrainer(model=bert(dropout), args=args, train_dataset=Tokens(96), controller="linear")
     trainer.train(resume_from_checkpoint=resume)
     return trainer
@@ -30,14 +30,14 @@ def _train(folder: Path, *, dropout: float = 0.1, resume: str | None = None, **c
 def _plain(dropout: float = 0.1) -> torch.Tensor:
     set_seed(3)
     model = bert(dropout)
-    optimizer = DSA(doors.optimizer_for(model))
+    optimizer = DSA(integrations.optimizer_for(model))
     set_seed(3)
     model.train()
-    for step, batch in enumerate(DataLoader(Tokens(96), batch_size=doors.BATCH)):
-        if step == doors.STEPS:
+    for step, batch in enumerate(DataLoader(Tokens(96), batch_size=integrations.BATCH)):
+        if step == integrations.STEPS:
             break
         for group in optimizer.param_groups:
-            group["lr"] = LR * (doors.STEPS - step) / doors.STEPS
+            group["lr"] = LR * (integrations.STEPS - step) / integrations.STEPS
         state = torch.get_rng_state()
         model(**batch).loss.backward()
         after = torch.get_rng_state()
@@ -87,11 +87,11 @@ def test_dsa_settings_come_from_the_arguments(tmp_path) -> None:
     optimizer = raw(trainer.optimizer)
     assert (optimizer.granularity, optimizer.beta) == ("tensor", 0.2)
     with pytest.raises(ValueError, match="dsa_kwargs.*not valid JSON"):
-        doors.arguments(tmp_path, AdaptiveLRTrainingArguments, dsa_kwargs="{")
+        integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, dsa_kwargs="{")
 
 
-def test_a_controller_that_reads_directions_is_refused(tmp_path) -> None:
-    args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments, dsa=True)
+def test_a_controller_that_reads_directions_fails_fast(tmp_path) -> None:
+    args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, dsa=True)
     trainer = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(), controller="hypergradient")
     with pytest.raises(ValueError, match="alignment.*DSA is not one whose state is known"):
         trainer.train()
@@ -116,17 +116,17 @@ def test_two_processes_look_ahead_together(tmp_path) -> None:
 def test_a_raw_accelerate_loop_gives_the_closure(tmp_path) -> None:
     set_seed(3)
     model = bert(0.0)
-    optimizer = DSA(doors.optimizer_for(model))
+    optimizer = DSA(integrations.optimizer_for(model))
     accelerator = Accelerator(cpu=True)
-    loader = DataLoader(Tokens(96), batch_size=doors.BATCH)
+    loader = DataLoader(Tokens(96), batch_size=integrations.BATCH)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     set_seed(3)
     model.train()
     for step, batch in enumerate(loader):
-        if step == doors.STEPS:
+        if step == integrations.STEPS:
             break
         for group in optimizer.param_groups:
-            group["lr"] = LR * (doors.STEPS - step) / doors.STEPS
+            group["lr"] = LR * (integrations.STEPS - step) / integrations.STEPS
 
         def closure(batch=batch) -> torch.Tensor:
             loss = model(**batch).loss

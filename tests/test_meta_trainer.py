@@ -15,7 +15,7 @@ from hf_adaptive_lr import (
     MetaLRTrainer,
     MLRSNet,
 )
-from tests import doors
+from tests import integrations
 from tests.tiny import CLASSES, Tokens, bert, flat
 
 STEPS = 12
@@ -25,7 +25,7 @@ def _trainer(folder, *, net: MLRSNet | None = None, **changes) -> MetaLRTrainer:
     settings = {"optim": "sgd", "learning_rate": 1.0, "max_steps": STEPS, **changes}
     return MetaLRTrainer(
         model=bert(),
-        args=doors.arguments(folder, AdaptiveLRTrainingArguments, **settings),
+        args=integrations.arguments(folder, AdaptiveLRTrainingArguments, **settings),
         train_dataset=Tokens(96),
         controller=net or MLRSNet(meta_learn=True, meta_every=2, meta_lr=0.05),
         controller_dataset=Tokens(24, seed=2),
@@ -65,7 +65,7 @@ def test_the_learned_schedule_can_be_saved_and_used_frozen(tmp_path) -> None:
     assert (learned.snapshots, learned.meta_learn) == (3, False)
     learned.save_pretrained(tmp_path / "net")
     frozen = AutoController.from_pretrained(tmp_path / "net")
-    args = doors.arguments(tmp_path / "use", AdaptiveLRTrainingArguments, learning_rate=1e-3, max_steps=6)
+    args = integrations.arguments(tmp_path / "use", AdaptiveLRTrainingArguments, learning_rate=1e-3, max_steps=6)
     other = AdaptiveLRTrainer(model=bert(seed=1), args=args, train_dataset=Tokens(48, seed=4), controller=frozen)
     other.train()
     assert len(set(other.lr_scheduler.lr_history())) == 6

@@ -18,7 +18,7 @@ from transformers import (
 from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Hypergradient
 from hf_adaptive_lr.sensors.predictions import last_matrices
 from hf_adaptive_lr.trainer.data import ExtraBatches
-from tests import doors
+from tests import integrations
 from tests.controllers_for_tests import Classified, Extra, Watcher
 from tests.tiny import CLASSES, Tokens, batches, bert, flat, mlp, vit
 
@@ -233,7 +233,7 @@ def test_outcomes_of_other_batches_equal_autograd_and_leave_no_trace() -> None:
 
 
 def test_trainer_gives_other_and_meta_batches(tmp_path) -> None:
-    args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments)
+    args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments)
     own = Tokens(20, seed=2)
     trainer = AdaptiveLRTrainer(
         model=bert(), args=args, train_dataset=Tokens(), controller=Extra(), controller_dataset=own
@@ -253,12 +253,12 @@ def test_watching_changes_nothing(tmp_path) -> None:
                 obs.require(name)
             return torch.ones(2, dtype=torch.float64), state
 
-    _, (_, watched) = doors.subclassed(Still(), tmp_path)
-    _, (_, plain) = doors.subclassed(Watcher(), tmp_path)
+    _, (_, watched) = integrations.subclassed(Still(), tmp_path)
+    _, (_, plain) = integrations.subclassed(Watcher(), tmp_path)
     assert torch.equal(watched, plain)
 
 
-def test_what_cannot_be_seen_is_refused_by_name() -> None:
+def test_what_cannot_be_seen_fails_fast_by_name() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = batches(1)[0]
@@ -291,7 +291,7 @@ def test_a_controller_with_a_rhythm_of_its_own_is_evaluated_at_its_decisions(tmp
         def due(self, update, total_steps):
             return update in (0, 1, 4)
 
-    args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments)
+    args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments)
     trainer = AdaptiveLRTrainer(
         model=bert(),
         args=args,
@@ -303,7 +303,7 @@ def test_a_controller_with_a_rhythm_of_its_own_is_evaluated_at_its_decisions(tmp
     decided = [d for d in trainer.lr_scheduler.trace if d.reason == "decision"]
     assert [d.step for d in decided] == [0, 1, 4]
     assert all(math.isfinite(d.observation["eval_loss"]) for d in decided)
-    args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments, controller_every=3)
+    args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, controller_every=3)
     trainer = AdaptiveLRTrainer(
         model=bert(), args=args, train_dataset=Tokens(), controller=Rhythm(fields=("eval_loss",))
     )

@@ -23,7 +23,7 @@ from hf_adaptive_lr.bench.probes import CHEAP, Reader, Recurrent
 from hf_adaptive_lr.controllers import CONTROLLERS
 from hf_adaptive_lr.observation import OPTIONAL_FIELDS
 from tests.controllers_for_tests import Watcher
-from tests.doors import arguments
+from tests.integrations import arguments
 from tests.tiny import CLASSES, LENGTH, VOCAB, Tokens, bert, flat
 
 # --- the command ----------------------------------------------------------------------------------------------------

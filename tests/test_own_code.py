@@ -12,7 +12,7 @@ from hf_adaptive_lr import AdaptiveLRTrainer, AutoController, ControlledLR, auto
 from hf_adaptive_lr.bench.yardstick_methods import third_party
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.controller import ControllerError
-from tests import doors
+from tests import integrations
 from tests.job import texts, write_csv, write_text_model
 from tests.tiny import Tokens, bert
 
@@ -23,14 +23,14 @@ def test_it_is_a_controller_like_any_other(tmp_path) -> None:
     controller = AutoController.from_pretrained(EXAMPLE)
     assert controller.controller_type == "loss_proportional" and controller.provenance["source"] == EXAMPLE
     trainer = AdaptiveLRTrainer(
-        model=bert(), args=doors.arguments(tmp_path, max_steps=20), train_dataset=Tokens(), controller=EXAMPLE
+        model=bert(), args=integrations.arguments(tmp_path, max_steps=20), train_dataset=Tokens(), controller=EXAMPLE
     )
     trainer.train()
     losses = [decision.observation["loss"] for decision in trainer.lr_scheduler.trace]
     mean, expected = losses[0], []
     for loss in losses:
         mean = loss if not expected else 0.9 * mean + 0.1 * loss
-        expected.append(doors.LR * mean / losses[0])
+        expected.append(integrations.LR * mean / losses[0])
     assert trainer.lr_scheduler.lr_history() == pytest.approx(expected, rel=1e-5)
 
 

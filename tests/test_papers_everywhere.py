@@ -30,7 +30,7 @@ from hf_adaptive_lr import (
 )
 from hf_adaptive_lr.finetune.job import FinetuneConfig, run
 from hf_adaptive_lr.scheduler.trace import TraceWriter
-from tests import doors
+from tests import integrations
 from tests.job import texts, write_csv, write_image_model, write_images, write_text_model
 from tests.test_ranks import _launch, _save
 from tests.tiny import Tokens, bert, flat, vit
@@ -116,7 +116,7 @@ def _loop(method: str, kind: str, folder: Path, *, stop: int = STEPS, resume: bo
     set_seed(3)
     model = bert() if kind == "text" else vit()
     rows: Any = Tokens(96) if kind == "text" else _Images(96)
-    optimizer: torch.optim.Optimizer = doors.optimizer_for(model)
+    optimizer: torch.optim.Optimizer = integrations.optimizer_for(model)
     if method == "dsa":
         optimizer = DSA(optimizer)
     own = list(DataLoader(rows, batch_size=8))[-2:]
@@ -238,7 +238,7 @@ def _trainer_on_a_rank(method: str, kind: str, folder: Path) -> None:
     build, rows = (bert, Tokens) if kind == "text" else (vit, _Images)
 
     def train(checkpoint: str | None = None) -> AdaptiveLRTrainer:
-        args = doors.arguments(
+        args = integrations.arguments(
             folder,
             AdaptiveLRTrainingArguments,
             dsa=method == "dsa",

@@ -348,7 +348,7 @@ def test_an_iterator_needs_one_batch_more_than_updates() -> None:
         ({"low": 0.5, "high": 1.0}, "rises from the first learning rate on; lower low=0.5"),
     ],
 )
-def test_bad_settings_and_losses_are_refused(settings, message) -> None:
+def test_bad_settings_and_losses_fail_fast(settings, message) -> None:
     model = Quadratic(10.0)
     before = flat(model)
     with pytest.raises(ValueError, match=message):
@@ -356,7 +356,7 @@ def test_bad_settings_and_losses_are_refused(settings, message) -> None:
     assert torch.equal(flat(model), before)
 
 
-def test_wrong_types_are_refused() -> None:
+def test_wrong_types_fail_fast() -> None:
     model = Quadratic(10.0)
     with pytest.raises(TypeError, match="steps must be a whole number, got 50.5"):
         lr_range_test(model, sgd(model), model.data(), loss=call, steps=50.5)
@@ -376,7 +376,7 @@ def test_a_model_that_gives_no_loss_is_told_from_one_that_does() -> None:
         lr_range_test(model, sgd(model), [{"input_ids": Tokens()[0]["input_ids"][None]}])
 
 
-def test_an_optimizer_without_a_positive_rate_or_with_a_controller_is_refused() -> None:
+def test_an_optimizer_without_a_positive_rate_or_with_a_controller_fails_fast() -> None:
     model = Quadratic(100.0)
     with pytest.raises(ValueError, match=r"learning rates \[0.0\] of the groups; set one above 0"):
         lr_range_test(model, sgd(model, 0.0), model.data(), loss=call)

@@ -21,7 +21,7 @@ from hf_adaptive_lr import (
     Plateau,
     distributed,
 )
-from tests import doors
+from tests import integrations
 from tests.controllers_for_tests import Classified, Everything, Extra, LossOnly, Recurrent, Watcher
 from tests.tiny import Tokens, batches, bert, flat, mlp
 
@@ -43,7 +43,7 @@ def _fresh(function: Callable[..., None], *args: object) -> None:
 
 
 def _train(controller, folder: Path, per_device: int, **changes) -> AdaptiveLRTrainer:
-    args = doors.arguments(
+    args = integrations.arguments(
         folder, AdaptiveLRTrainingArguments, per_device_train_batch_size=per_device, max_grad_norm=0.1, **changes
     )
     trainer = AdaptiveLRTrainer(model=bert(dropout=0.0), args=args, train_dataset=Tokens(107), controller=controller)
@@ -68,7 +68,7 @@ def test_trainer_on_two_processes(controller, optim, tmp_path) -> None:
     changes = {"optim": optim, "learning_rate": 0.05 if optim == "sgd" else 1e-3}
     _launch(_trainer_on_a_rank, controller, tmp_path, changes)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert len(first["lrs"]) == doors.STEPS
+    assert len(first["lrs"]) == integrations.STEPS
     assert first["lrs"] == second["lrs"]
     assert torch.equal(first["weights"], second["weights"])
 
@@ -94,7 +94,7 @@ def test_two_processes_agree_and_resume(controller, tmp_path) -> None:
 
 def _resumed_on_a_rank(controller, folder: Path, checkpoint: str) -> None:
     torch.set_num_threads(1)
-    args = doors.arguments(
+    args = integrations.arguments(
         folder, AdaptiveLRTrainingArguments, per_device_train_batch_size=8, max_grad_norm=0.1, save_strategy="no"
     )
     trainer = AdaptiveLRTrainer(model=bert(dropout=0.0), args=args, train_dataset=Tokens(107), controller=controller)
@@ -104,14 +104,14 @@ def _resumed_on_a_rank(controller, folder: Path, checkpoint: str) -> None:
 
 def _accelerate_on_a_rank(controller, folder: Path) -> None:
     torch.set_num_threads(1)
-    lrs, weights = doors.accelerated(controller)
+    lrs, weights = integrations.accelerated(controller)
     torch.save({"lrs": lrs, "weights": weights}, folder / f"{dist.get_rank()}.pt")
 
 
 def test_accelerate_steps_the_scheduler_twice_and_it_does_no_harm(tmp_path) -> None:
     _launch(_accelerate_on_a_rank, Recurrent(), tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert len(first["lrs"]) == doors.STEPS
+    assert len(first["lrs"]) == integrations.STEPS
     assert first["lrs"] == second["lrs"]
     assert torch.equal(first["weights"], second["weights"])
 
@@ -120,7 +120,7 @@ def _broken_reduction(folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.mean_of_rows = lambda rows: rows[dist.get_rank()]
     with pytest.raises(RuntimeError, match="ranks have drifted apart"):
-        doors.accelerated(LossOnly())
+        integrations.accelerated(LossOnly())
     (folder / f"noticed-{dist.get_rank()}").touch()
 
 
@@ -237,7 +237,7 @@ def _sharded(folder: Path) -> None:
     (folder / f"refused-{dist.get_rank()}").touch()
 
 
-def test_sharded_gradients_are_refused_and_losses_are_not(tmp_path) -> None:
+def test_sharded_gradients_fail_fast_and_losses_do_not(tmp_path) -> None:
     _launch(_sharded, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -12,7 +12,7 @@ from transformers import Trainer
 from hf_adaptive_lr import AdaptiveLRTrainer, AutoController, Linear, Universal
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.tuning.refine import RefineError, read_past_run, refine, refined_schedule, running_median
-from tests import doors
+from tests import integrations
 from tests.tiny import Tokens, bert
 
 
@@ -76,18 +76,18 @@ def test_bad_values_are_named(norms, settings, said) -> None:
 
 
 def test_a_run_of_an_unmodified_trainer(tmp_path) -> None:
-    args = doors.arguments(tmp_path, max_steps=20, max_grad_norm=1.0, save_strategy="steps", save_steps=10)
+    args = integrations.arguments(tmp_path, max_steps=20, max_grad_norm=1.0, save_strategy="steps", save_steps=10)
     trainer = Trainer(model=bert(), args=args, train_dataset=Tokens())
     trainer.train()
     run = read_past_run(tmp_path)
     logged = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
     assert run.source == tmp_path / "checkpoint-20" / "trainer_state.json", "the newest checkpoint"
-    assert run.norms.tolist() == logged and run.peak_lr == doors.LR
+    assert run.norms.tolist() == logged and run.peak_lr == integrations.LR
     assert run.progress.tolist() == pytest.approx([i / 20 for i in range(20)])
 
 
 def test_a_run_of_this_library_has_more_norms_than_its_log(tmp_path) -> None:
-    args = doors.arguments(tmp_path, max_steps=24, max_grad_norm=1.0, logging_steps=12)
+    args = integrations.arguments(tmp_path, max_steps=24, max_grad_norm=1.0, logging_steps=12)
     small = Universal(hidden_size=4, params=Universal.random_params(hidden_size=4))
     trainer = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(), controller=small)
     trainer.train()
@@ -101,8 +101,8 @@ def test_a_run_of_this_library_has_more_norms_than_its_log(tmp_path) -> None:
 def test_the_schedule_trains_what_linear_trains_when_norms_were_constant(tmp_path) -> None:
     _state(tmp_path / "past", [0.7] * 30)
     controller = refine([read_past_run(tmp_path / "past")])
-    _, (expected, _) = doors.subclassed(Linear(), tmp_path / "linear")
-    _, (got, _) = doors.subclassed(controller, tmp_path / "refined")
+    _, (expected, _) = integrations.subclassed(Linear(), tmp_path / "linear")
+    _, (got, _) = integrations.subclassed(controller, tmp_path / "refined")
     assert got == pytest.approx(expected)
 
 
@@ -158,7 +158,7 @@ def test_the_command_in_json(tmp_path, capsys) -> None:
         ),
     ],
 )
-def test_the_command_refuses_in_one_line(tmp_path, capsys, make, said) -> None:
+def test_the_command_fails_in_one_line(tmp_path, capsys, make, said) -> None:
     make(tmp_path / "run")
     assert main(["refine", str(tmp_path / "run"), "--output-dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err

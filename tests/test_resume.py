@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_adaptive_lr import AdaptiveLRCallback, AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Plateau
 from hf_adaptive_lr.controllers import CONTROLLERS
-from tests import doors
+from tests import integrations
 from tests.controllers_for_tests import Classified, Everything, Extra, Recurrent, by_default
 from tests.tiny import Tokens, batches, bert, flat, mlp
 
@@ -43,7 +43,7 @@ class StopAt(TrainerCallback):
 
 def _trainer(controller, folder: Path, *callbacks: TrainerCallback, **changes) -> AdaptiveLRTrainer:
     settings = {"max_steps": UPDATES, "save_strategy": "steps", "save_steps": 1, "max_grad_norm": 0.1, **changes}
-    args = doors.arguments(folder, AdaptiveLRTrainingArguments, train_sampling_strategy="random", **settings)
+    args = integrations.arguments(folder, AdaptiveLRTrainingArguments, train_sampling_strategy="random", **settings)
     return AdaptiveLRTrainer(
         model=bert(), args=args, train_dataset=Tokens(), controller=controller, callbacks=list(callbacks)
     )
@@ -77,17 +77,17 @@ def test_trainer_resumes_exactly_at_each_of_the_first_updates(controller, tmp_pa
         assert _log(resumed)[: len(_log(whole)) - 1] == _log(whole)[:-1], update
 
 
-@pytest.mark.parametrize("door", ["callback", "optimizers"])
+@pytest.mark.parametrize("integration", ["callback", "optimizers"])
 @pytest.mark.parametrize("update", [1, 5])
-def test_the_other_doors_into_trainer_resume_exactly(door, update, tmp_path) -> None:
+def test_the_other_integrations_into_trainer_resume_exactly(integration, update, tmp_path) -> None:
     def build(folder: Path, *callbacks: TrainerCallback) -> tuple[Trainer, object]:
         model = bert()
-        args = doors.arguments(folder, max_steps=UPDATES, save_strategy="steps", save_steps=update)
-        if door == "callback":
+        args = integrations.arguments(folder, max_steps=UPDATES, save_strategy="steps", save_steps=update)
+        if integration == "callback":
             callback = AdaptiveLRCallback(Recurrent())
             trainer = Trainer(model=model, args=args, train_dataset=Tokens(), callbacks=[callback, *callbacks])
             return trainer, lambda: callback.scheduler
-        optimizer = doors.optimizer_for(model)
+        optimizer = integrations.optimizer_for(model)
         scheduler = ControlledLR(optimizer, Recurrent(), model=model, total_steps=UPDATES)
         trainer = Trainer(
             model=model,
@@ -193,7 +193,7 @@ def test_a_horizon_changed_while_running_comes_back_and_a_new_one_wins() -> None
         (lambda: {**_state("linear"), "base_lrs": [1.0, 2.0]}, "2 parameter groups"),
     ],
 )
-def test_a_foreign_state_is_refused_with_a_sentence_and_changes_nothing(state, message) -> None:
+def test_a_foreign_state_fails_fast_with_a_sentence_and_changes_nothing(state, message) -> None:
     scheduler = ControlledLR(torch.optim.SGD(mlp().parameters(), lr=1.0), "linear", total_steps=10)
     before = scheduler.state_dict()
     with pytest.raises(ValueError, match=message):
@@ -205,7 +205,7 @@ def _state(name: str) -> dict:
     return ControlledLR(torch.optim.SGD(mlp().parameters(), lr=1.0), name, total_steps=10).state_dict()
 
 
-def test_a_state_of_another_config_is_refused() -> None:
+def test_a_state_of_another_config_fails_fast() -> None:
     def build(window: int) -> ControlledLR:
         return ControlledLR(torch.optim.SGD(mlp().parameters(), lr=1.0), Plateau(window=window))
 
@@ -217,7 +217,7 @@ def test_accelerate_resumes_exactly_through_save_state(tmp_path) -> None:
     def build() -> tuple:
         accelerator = Accelerator(cpu=True)
         model = bert()
-        optimizer = doors.optimizer_for(model)
+        optimizer = integrations.optimizer_for(model)
         scheduler = ControlledLR(optimizer, Everything(), model=model, total_steps=UPDATES, max_grad_norm=0)
         return (accelerator, scheduler, *accelerator.prepare(model, optimizer, scheduler))
 

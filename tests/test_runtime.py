@@ -237,7 +237,7 @@ def test_simulate_touches_nothing() -> None:
         ({"max_lr": 0.5}, "learning rate 1.0 is outside .*max_lr=0.5"),
     ],
 )
-def test_settings_out_of_range_are_refused_before_the_optimizer_is_touched(settings, message) -> None:
+def test_settings_out_of_range_fail_fast_before_the_optimizer_is_touched(settings, message) -> None:
     optimizer = torch.optim.SGD(mlp().parameters(), lr=1.0)
     with pytest.raises((ValueError, TypeError), match=message):
         ControlledLR(optimizer, Constant(), **settings)
@@ -245,7 +245,7 @@ def test_settings_out_of_range_are_refused_before_the_optimizer_is_touched(setti
     assert optimizer.param_groups[0]["lr"] == 1.0
 
 
-def test_other_bad_input_is_refused_with_the_way_out() -> None:
+def test_other_bad_input_fails_fast_with_the_way_out() -> None:
     optimizer = torch.optim.SGD(mlp().parameters(), lr=1.0)
     with pytest.raises(TypeError, match="optimizer must be"):
         ControlledLR("adam", Constant())
@@ -266,7 +266,7 @@ def test_other_bad_input_is_refused_with_the_way_out() -> None:
         scheduler.observe(loss=torch.ones(2))
 
 
-def test_a_loss_that_nobody_reported_is_refused_before_the_update() -> None:
+def test_a_loss_that_nobody_reported_fails_fast_before_the_update() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     scheduler = ControlledLR(optimizer, LossOnly())

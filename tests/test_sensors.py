@@ -145,7 +145,7 @@ def test_formulas_with_a_batch_dimension_equal_their_columns() -> None:
 
 
 @pytest.mark.parametrize("cls", [torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam])
-def test_other_optimizers_work_without_their_state_and_are_refused_by_name_with_it(cls) -> None:
+def test_other_optimizers_work_without_their_state_and_fail_fast_by_name_with_it(cls) -> None:
     model = mlp()
     optimizer = cls(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=f"alignment.*{cls.__name__}"):
@@ -157,7 +157,7 @@ def test_other_optimizers_work_without_their_state_and_are_refused_by_name_with_
     assert scheduler.lr_history() == [0.1, 0.05]
 
 
-def test_a_sparse_gradient_is_refused() -> None:
+def test_a_sparse_gradient_fails_fast() -> None:
     table = torch.nn.Embedding(5, 2, sparse=True)
     optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
     ControlledLR(optimizer, Hypergradient())
@@ -286,7 +286,7 @@ def test_a_loop_with_its_own_gradient_scaler_may_say_that_nothing_clips() -> Non
     assert scheduler.trace[0].observation["grad_norm"] == pytest.approx(norm)
 
 
-def test_a_norm_with_the_factor_of_a_gradient_scaler_in_it_is_refused() -> None:
+def test_a_norm_with_the_factor_of_a_gradient_scaler_in_it_fails_fast() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = ControlledLR(optimizer, Watcher(fields=("grad_norm",)), model=model, hook=False)

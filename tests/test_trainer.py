@@ -25,7 +25,7 @@ from hf_adaptive_lr import (
     Outcome,
     Plateau,
 )
-from tests import doors
+from tests import integrations
 from tests.tiny import Tokens, batches, bert, mlp
 
 # --- arguments ---
@@ -60,28 +60,30 @@ def test_settings_come_from_the_command_line_and_from_yaml(tmp_path) -> None:
 )
 def test_bad_settings_are_refused_by_name(settings, message, tmp_path) -> None:
     with pytest.raises(ValueError, match=message):
-        args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments, **settings)
+        args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, **settings)
         AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens()).train()
     assert not (tmp_path / "lr_trace.jsonl").exists()
 
 
 def test_a_trainer_without_a_controller_or_with_two_schedulers_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="no controller: pass controller="):
-        AdaptiveLRTrainer(model=bert(), args=doors.arguments(tmp_path), train_dataset=Tokens())
+        AdaptiveLRTrainer(model=bert(), args=integrations.arguments(tmp_path), train_dataset=Tokens())
     model = bert()
-    optimizer = doors.optimizer_for(model)
+    optimizer = integrations.optimizer_for(model)
     scheduler = ControlledLR(optimizer, "constant")
     with pytest.raises(ValueError, match="makes its own scheduler"):
-        AdaptiveLRTrainer(model=model, args=doors.arguments(tmp_path), optimizers=(optimizer, scheduler))
+        AdaptiveLRTrainer(model=model, args=integrations.arguments(tmp_path), optimizers=(optimizer, scheduler))
     with pytest.raises(ValueError, match="AdaptiveLRCallback has no setting 'evry'"):
         AdaptiveLRCallback("constant", evry=3)
 
 
 def test_plain_arguments_and_warmup_work_too(tmp_path) -> None:
-    args = doors.arguments(tmp_path, TrainingArguments, warmup_steps=3)
+    args = integrations.arguments(tmp_path, TrainingArguments, warmup_steps=3)
     trainer = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(), controller="constant")
     trainer.train()
-    assert trainer.lr_scheduler.lr_history()[:4] == pytest.approx([doors.LR / 3, doors.LR * 2 / 3, doors.LR, doors.LR])
+    assert trainer.lr_scheduler.lr_history()[:4] == pytest.approx(
+        [integrations.LR / 3, integrations.LR * 2 / 3, integrations.LR, integrations.LR]
+    )
 
 
 def test_the_mixin_composes_with_any_trainer(tmp_path) -> None:
@@ -92,7 +94,7 @@ def test_the_mixin_composes_with_any_trainer(tmp_path) -> None:
     class Mine(AdaptiveLRMixin, Halved):
         pass
 
-    args = doors.arguments(tmp_path)
+    args = integrations.arguments(tmp_path)
     trainer = Mine(model=bert(), args=args, train_dataset=Tokens(), controller=Plateau(window=2))
     trainer.train()
     seen = [d.observation["loss"] for d in trainer.lr_scheduler.trace]
@@ -101,7 +103,9 @@ def test_the_mixin_composes_with_any_trainer(tmp_path) -> None:
 
 
 def test_hyperparameter_search_over_the_controller(tmp_path) -> None:
-    args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments, max_steps=2, eval_strategy="steps", eval_steps=2)
+    args = integrations.arguments(
+        tmp_path, AdaptiveLRTrainingArguments, max_steps=2, eval_strategy="steps", eval_steps=2
+    )
     seen: list[tuple[str, float | None]] = []
 
     class Recording(AdaptiveLRTrainer):
@@ -138,7 +142,7 @@ class _Counting(Tokens):
 
 
 def _evaluating(folder, train, **kwargs) -> AdaptiveLRTrainer:
-    args = doors.arguments(folder, AdaptiveLRTrainingArguments, max_steps=12, controller_eval_steps=3)
+    args = integrations.arguments(folder, AdaptiveLRTrainingArguments, max_steps=12, controller_eval_steps=3)
     controller = Plateau(metric="eval_loss", window=2)
     trainer = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=train, controller=controller, **kwargs)
     trainer.train()
@@ -178,7 +182,7 @@ def test_data_of_the_callers_own(tmp_path) -> None:
 def test_evaluating_for_the_controller_changes_nothing_in_training(tmp_path) -> None:
     weights = []
     for steps in (1, 100):
-        args = doors.arguments(
+        args = integrations.arguments(
             tmp_path, AdaptiveLRTrainingArguments, controller_eval_steps=steps, train_sampling_strategy="random"
         )
         controller = Plateau(metric="eval_loss", window=1000)
@@ -187,7 +191,7 @@ def test_evaluating_for_the_controller_changes_nothing_in_training(tmp_path) -> 
             model=bert(), args=args, train_dataset=Tokens(), controller=controller, controller_dataset=own
         )
         trainer.train()
-        weights.append(doors._flat(trainer.model))
+        weights.append(integrations._flat(trainer.model))
     assert torch.equal(*weights)
 
 
@@ -198,16 +202,16 @@ def test_a_stream_cannot_be_split(tmp_path) -> None:
 
     with pytest.raises(ValueError, match="has no length; pass controller_dataset="):
         _evaluating(tmp_path, Stream())
-    args = doors.arguments(tmp_path, train_sampling_strategy="random")
+    args = integrations.arguments(tmp_path, train_sampling_strategy="random")
     trainer = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Stream(), controller=Linear())
     trainer.train()
-    assert trainer.lr_scheduler.updates == doors.STEPS
+    assert trainer.lr_scheduler.updates == integrations.STEPS
 
 
 def test_deepspeed_is_refused_with_the_way_out(tmp_path) -> None:
     """A unit test of the check: DeepSpeed itself is not installed here."""
     trainer = AdaptiveLRTrainer(
-        model=bert(), args=doors.arguments(tmp_path), train_dataset=Tokens(), controller="linear"
+        model=bert(), args=integrations.arguments(tmp_path), train_dataset=Tokens(), controller="linear"
     )
     trainer.is_deepspeed_enabled = True
     with pytest.raises(ValueError, match="DeepSpeed steps the optimizer inside backward"):
@@ -267,9 +271,9 @@ def test_learn_sees_the_loss_of_the_same_batch_before_and_after() -> None:
 
 
 def test_a_learner_works_through_trainer(tmp_path) -> None:
-    trainer, (lrs, _) = doors.subclassed(Learner(), tmp_path)
+    trainer, (lrs, _) = integrations.subclassed(Learner(), tmp_path)
     assert len(set(lrs)) > 1
-    _, (others, _) = doors.passed_to_trainer(Learner(), tmp_path)
+    _, (others, _) = integrations.passed_to_trainer(Learner(), tmp_path)
     assert others == lrs
 
 
@@ -282,7 +286,7 @@ def test_what_no_scheduler_can_measure_is_refused() -> None:
 def test_the_output_folder_says_who_decided(tmp_path) -> None:
     from hf_adaptive_lr.report import read_run
 
-    args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments)
+    args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments)
     AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(), controller=Hypergradient(beta=0.03)).train()
     facts = read_run(tmp_path).facts
     assert facts["controller"] == "hypergradient" and "0.03" in facts["controller settings"]

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Hypergradient, Linear
-from tests import doors
+from tests import integrations
 from tests.controllers_for_tests import Everything, LossOnly, Recurrent, Watcher
 from tests.tiny import Tokens, batches, bert, flat, mlp, vit
 
@@ -41,7 +41,7 @@ def test_the_subclass_sees_one_true_loss_and_norm_per_update(make, accumulation,
     watcher = Watcher(fields=("alignment", "grad_norm", "loss", "update_ratio"))
 
     def run(batch: int, steps: int, model: torch.nn.Module) -> AdaptiveLRTrainer:
-        args = doors.arguments(
+        args = integrations.arguments(
             tmp_path,
             AdaptiveLRTrainingArguments,
             per_device_train_batch_size=batch,
@@ -164,10 +164,10 @@ def test_losses_of_a_skipped_window_are_dropped_without_scheduler_step() -> None
 
 
 def test_bfloat16_autocast_through_trainer(tmp_path) -> None:
-    trainer, (lrs, weights) = doors.subclassed(Everything(), tmp_path, bf16=True)
-    assert len(set(lrs)) == doors.STEPS
+    trainer, (lrs, weights) = integrations.subclassed(Everything(), tmp_path, bf16=True)
+    assert len(set(lrs)) == integrations.STEPS
     assert torch.isfinite(weights).all()
-    _, (again, same) = doors.subclassed(Everything(), tmp_path, bf16=True)
+    _, (again, same) = integrations.subclassed(Everything(), tmp_path, bf16=True)
     assert again == lrs
     assert torch.equal(same, weights)
 
@@ -233,13 +233,17 @@ def test_a_tensor_learning_rate_is_changed_in_place() -> None:
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model(backend, tmp_path) -> None:
-    _, (lrs, weights) = doors.subclassed(Recurrent(), tmp_path)
+    _, (lrs, weights) = integrations.subclassed(Recurrent(), tmp_path)
     torch._dynamo.reset()
-    _, (compiled, close) = doors.subclassed(Recurrent(), tmp_path, torch_compile=True, torch_compile_backend=backend)
+    _, (compiled, close) = integrations.subclassed(
+        Recurrent(), tmp_path, torch_compile=True, torch_compile_backend=backend
+    )
     assert compiled == pytest.approx(lrs, rel=1e-4)
     assert torch.allclose(close, weights, atol=1e-3)
     torch._dynamo.reset()
-    _, (hooked, _) = doors.passed_to_trainer(Recurrent(), tmp_path, torch_compile=True, torch_compile_backend=backend)
+    _, (hooked, _) = integrations.passed_to_trainer(
+        Recurrent(), tmp_path, torch_compile=True, torch_compile_backend=backend
+    )
     assert hooked == compiled
 
 
@@ -250,20 +254,20 @@ def test_lora_through_peft(tmp_path) -> None:
         config = LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS", lora_dropout=0.1)
         return get_peft_model(bert(), config)
 
-    args = doors.arguments(tmp_path, AdaptiveLRTrainingArguments, max_grad_norm=0.1)
+    args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, max_grad_norm=0.1)
     trainer = AdaptiveLRTrainer(model=adapted(), args=args, train_dataset=Tokens(), controller=Everything())
     frozen = {n: p.clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
     trainer.train()
     assert trainer.model_accepts_loss_kwargs is False
-    assert len(set(trainer.lr_scheduler.lr_history())) == doors.STEPS
+    assert len(set(trainer.lr_scheduler.lr_history())) == integrations.STEPS
     assert all(torch.equal(p, frozen[n]) for n, p in trainer.model.named_parameters() if n in frozen)
 
     model = adapted()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=doors.LR)
-    scheduler = ControlledLR(optimizer, LossOnly(), model=model, total_steps=doors.STEPS)
-    args = doors.arguments(tmp_path)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=integrations.LR)
+    scheduler = ControlledLR(optimizer, LossOnly(), model=model, total_steps=integrations.STEPS)
+    args = integrations.arguments(tmp_path)
     Trainer(model=model, args=args, train_dataset=Tokens(), optimizers=(optimizer, scheduler)).train()
-    assert scheduler.updates == doors.STEPS
+    assert scheduler.updates == integrations.STEPS
 
 
 # --- the hook on the model
@@ -272,9 +276,9 @@ def test_lora_through_peft(tmp_path) -> None:
 
 def _hooked(folder) -> tuple[Trainer, ControlledLR]:
     model = bert()
-    optimizer = doors.optimizer_for(model)
+    optimizer = integrations.optimizer_for(model)
     scheduler = ControlledLR(optimizer, LossOnly(), model=model)
-    args = doors.arguments(folder)
+    args = integrations.arguments(folder)
     return Trainer(model=model, args=args, train_dataset=Tokens(), optimizers=(optimizer, scheduler)), scheduler
 
 
@@ -313,17 +317,17 @@ def test_a_second_train_goes_on_where_the_first_ended(tmp_path) -> None:
     trainer, scheduler = _hooked(tmp_path)
     trainer.train()
     trainer.train()
-    assert scheduler.updates == 2 * doors.STEPS
+    assert scheduler.updates == 2 * integrations.STEPS
     assert all(d.reason == "decision" for d in scheduler.trace)
 
 
 def test_a_second_train_of_the_subclass_starts_a_new_schedule(tmp_path) -> None:
-    trainer, (lrs, _) = doors.subclassed(Linear(), tmp_path)
+    trainer, (lrs, _) = integrations.subclassed(Linear(), tmp_path)
     first = trainer.lr_scheduler
     trainer.train()
     assert trainer.lr_scheduler is not first
     assert trainer.lr_scheduler.lr_history() == lrs
-    assert first.updates == doors.STEPS  # the old one no longer listens
+    assert first.updates == integrations.STEPS  # the old one no longer listens
 
 
 def test_close_and_garbage_collection_leave_nothing_on_the_model(tmp_path) -> None:
@@ -342,8 +346,8 @@ def test_close_and_garbage_collection_leave_nothing_on_the_model(tmp_path) -> No
 
 def test_a_scheduler_on_another_optimizer_is_noticed(tmp_path) -> None:
     model = bert()
-    scheduler = ControlledLR(doors.optimizer_for(model), LossOnly(), model=model)
-    args = doors.arguments(tmp_path, max_steps=70)
+    scheduler = ControlledLR(integrations.optimizer_for(model), LossOnly(), model=model)
+    args = integrations.arguments(tmp_path, max_steps=70)
     trainer = Trainer(model=model, args=args, train_dataset=Tokens(), optimizers=(None, scheduler))
     with pytest.warns(UserWarning, match=r"applied no update; .*optimizers=\(None, scheduler\)") as caught:
         trainer.train()
@@ -355,7 +359,7 @@ def test_the_gain_ratio_is_of_all_micro_batches(tmp_path) -> None:
     """The same update in one piece and in four: the controller sees the same, and does the same."""
     rates, seen = [], []
     for name, batch, pieces in (("whole", 8, 1), ("pieces", 2, 4)):
-        args = doors.arguments(
+        args = integrations.arguments(
             tmp_path / name, per_device_train_batch_size=batch, gradient_accumulation_steps=pieces, max_steps=8
         )
         trainer = AdaptiveLRTrainer(model=bert(dropout=0.0), args=args, train_dataset=Tokens(), controller="universal")

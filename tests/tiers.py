@@ -7,10 +7,9 @@ from functools import cache
 TIERS = {
     # Contracts, formulas and files, within one process.
     "core": """
-        actor_critic adapters bilevel card cli_options controllers demo_data doors dsa env envelope files_of_v0_1
-        runtime guard
-        hostile idle_updates imports layer_groups mlr_snet model_sensors own_code plrs ppo ppo_schedule range_test
-        refine report resume runner sensors snapshot tasks universal updates
+        actor_critic adapters bilevel cadence card cli_options controllers demo_data integrations dsa env envelope
+        files_of_v0_1 guard hostile idle_updates imports layer_groups loss_window mlr_snet model_sensors own_code plrs
+        ppo ppo_schedule range_test refine report resume runner runtime sensors snapshot tasks universal updates
     """,
     # Whole trainings, several processes, the Hub, the command line, other libraries, the examples.
     "integration": """

@@ -1,4 +1,4 @@
-"""Helpers of the tests: tiny models, tiny data, and the same training run through every door."""
+"""Helpers of the tests: tiny models, tiny data, and the same training run through every integration."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..cadence import Cadence
+from ..cadence import Cadence, simulate
 from ..observation import Observation
 from .markdown import finite
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _UPDATES, _BASE_LR, _LOW, _HIGH = 200, 1e-3, 1e-7, 10.0  # of the simulated run; the bounds are the scheduler's
 _CLASSES = 10.0
 _MOST_POINTS = 10_000
+
+
+class _NotFiniteError(Exception):
+    """The simulated controller answered with a number that is not finite."""
 
 
 def draw_schedules(controller: ControllerLike, path: Path, training: Mapping[str, Any] | None = None) -> bool:
@@ -76,21 +80,25 @@ def _recorded(training: Mapping[str, Any] | None) -> list[tuple[float, float]]:
 
 def _simulated(controller: ControllerLike) -> list[float] | None:
     base = torch.tensor(_BASE_LR, dtype=torch.float64)
-    state, lr, factors = controller.init(seed=0), base, list[float]()
-    cadence = Cadence.of(_UPDATES, decisions=controller.decisions, own=controller.due)
-    for update in range(_UPDATES):
-        if cadence.due(update):
-            level = math.log(_CLASSES) * (0.1 + 0.9 * math.exp(-4 * update / _UPDATES))
-            made = {"loss": level, "eval_loss": level, "classes": _CLASSES}
-            fields = {name: torch.tensor(made[name], dtype=torch.float64) for name in controller.needs}
-            seen = Observation(step=update, total_steps=_UPDATES, lr=lr, base_lr=base, **fields)
-            with torch.no_grad():
-                answer, state = controller.decide(seen, state)
-            value = float(answer.reshape(-1)[0])
-            if not math.isfinite(value):
-                return None
-            lr = (base * value if controller.answers == "factor" else answer.reshape(-1)[0].to(base)).clamp(
-                _LOW, _HIGH
-            )
-        factors.append(float(lr / base))
-    return factors
+    cadence, state = Cadence(_UPDATES, decisions=controller.decisions, own=controller.due), controller.init(seed=0)
+
+    def advance(update: int, lr: float) -> float:
+        nonlocal state
+        if not cadence.due(update):
+            return lr
+        level = math.log(_CLASSES) * (0.1 + 0.9 * math.exp(-4 * update / _UPDATES))
+        made = {"loss": level, "eval_loss": level, "classes": _CLASSES}
+        fields = {name: torch.tensor(made[name], dtype=torch.float64) for name in controller.needs}
+        now = torch.tensor(lr, dtype=torch.float64)
+        seen = Observation(step=update, total_steps=_UPDATES, lr=now, base_lr=base, **fields)
+        with torch.no_grad():
+            answer, state = controller.decide(seen, state)
+        value = float(answer.reshape(-1)[0])
+        if not math.isfinite(value):
+            raise _NotFiniteError
+        return min(max(_BASE_LR * value if controller.answers == "factor" else value, _LOW), _HIGH)
+
+    try:
+        return [lr / _BASE_LR for lr in simulate(range(_UPDATES), _BASE_LR, advance)]
+    except _NotFiniteError:
+        return None

@@ -19,12 +19,7 @@ from .groups import raw
 
 
 class LookAhead:
-    """Collects the micro-batches of an update for the optimizer's closure.
-
-    Args:
-        optimizer: a DSA optimizer, raw or prepared by Accelerate.
-        model: the unwrapped module, whose buffers are put back.
-    """
+    """Collects the micro-batches of an update for the closure of a DSA optimizer; puts the model's buffers back."""
 
     def __init__(self, optimizer: DSA, model: nn.Module) -> None:
         self._optimizer, self._model = optimizer, model
@@ -37,12 +32,7 @@ class LookAhead:
         return cls(inner, model) if isinstance(inner, DSA) else None
 
     def add(self, replay: Callable[[], Tensor], device: torch.device) -> None:
-        """Take in a micro-batch that is about to be computed.
-
-        Args:
-            replay: recomputes its mean loss.
-            device: where the model is.
-        """
+        """Take in a micro-batch that is about to be computed on this device; `replay` recomputes its mean loss."""
         params = [p for group in self._optimizer.param_groups for p in group["params"]]
         if all(p.grad is None for p in params):
             self._passes.clear()  # a new update, or the one before was skipped

@@ -46,13 +46,9 @@ def set_lrs(optimizer: Optimizer, lrs: Sequence[float]) -> None:
 
 
 def no_update(optimizer: Optimizer, given: Sequence[Any]) -> bool:
-    """Whether the step that is beginning will change no weight.
+    """Whether the step that is beginning will change no weight: no gradient, or a gradient scaler found infinities.
 
-    That is so without any gradient, and where a gradient scaler found infinities.
-
-    Args:
-        optimizer: is about to step.
-        given: arguments of the step; a closure among them computes the gradients.
+    A closure among the arguments `given` to the step computes gradients.
     """
     idle = all(p.grad is None for group in optimizer.param_groups for p in group["params"])
     if idle and not any(callable(argument) for argument in given):

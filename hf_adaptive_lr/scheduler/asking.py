@@ -15,13 +15,7 @@ from ..observation import OPTIONAL_FIELDS, Observation, Value
 
 
 def ask(controller: Controller, obs: Observation, state: State, measured: Mapping[str, Value]) -> tuple[Tensor, State]:
-    """The controller's answer and next state.
-
-    Args:
-        controller: decides.
-        obs: the signals that it sees.
-        state: its state.
-        measured: the optional fields in `obs`, for the message of an error.
+    """The controller's answer and next state; `measured` are the optional fields in `obs`.
 
     Raises:
         ControllerError: its code failed, or answered with something else than a tensor and a dict.
@@ -45,11 +39,7 @@ def ask(controller: Controller, obs: Observation, state: State, measured: Mappin
 
 
 def numbers(controller: Controller, answer: Tensor, n_groups: int) -> list[float]:
-    """The answer as one number, or one of each parameter group.
-
-    Raises:
-        ValueError: it has another shape.
-    """
+    """The answer as one number, or one of each parameter group; ValueError if it has another shape."""
     values = [float(v) for v in answer.detach().reshape(-1).tolist()]
     if len(values) not in (1, n_groups):
         raise ValueError(

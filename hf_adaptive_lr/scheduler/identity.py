@@ -26,17 +26,7 @@ def identity(controller: Controller) -> dict[str, Any]:
 
 
 def check_saved(state: Mapping[str, Any], controller: Controller, mine: Mapping[str, Any], n_groups: int) -> None:
-    """Fails fast on a saved state that this run cannot continue.
-
-    Args:
-        state: the `state_dict` of a [`ControllerRun`].
-        controller: the one that is to continue.
-        mine: its `identity`.
-        n_groups: number of parameter groups of the optimizer.
-
-    Raises:
-        ValueError: names the difference and the way out.
-    """
+    """Fails fast (ValueError) on a `state_dict` that a controller with the identity `mine` cannot continue."""
     if "controller_type" not in state or "answer" not in state:
         raise ValueError(
             "this state was not saved by ControlledLR (another scheduler wrote it); resume with that scheduler, or "

@@ -37,16 +37,10 @@ _NEUTRAL_GAIN = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
 
 
 class SignalCollector:
-    """Collects and measures the signals that a controller needs; see [`ControlledLR`] for the arguments.
+    """Collects and measures the signals that a controller needs; see [`ControlledLR`] for most arguments.
 
     Args:
-        optimizer: the raw optimizer.
-        controller: names the signals in its `needs`.
-        model: unwrapped module, for sensors that repeat a forward pass or look into the model.
-        hook: whether losses are taken from the model's outputs; False leaves them to `observe`.
         plan: gives the needs of the update about to be applied, see [`Plan`].
-        max_grad_norm: clipping in force, 0 for none, None for unknown.
-        group: process group of the exchange.
         extra: losses of other batches, by the name of their argument (`other_loss`, `meta_loss`); None where not
             given.
     """
@@ -221,9 +215,7 @@ class SignalCollector:
     def fields(self, update: int, last_lrs: Sequence[float]) -> dict[str, Value]:
         """All signals that the controller needs, as Python floats; equal bits on all ranks.
 
-        Args:
-            update: index of the update about to be applied.
-            last_lrs: learning rates of the previous update.
+        `update` is the one about to be applied, `last_lrs` are the learning rates of the previous one.
         """
         wanted = self.needs & OPTIONAL_FIELDS.keys()
         if not wanted:
@@ -268,12 +260,9 @@ class SignalCollector:
     # --- around the update --------------------------------------------------------------------------------------
 
     def before_step(self, update: int, lr: float, *, outcome: bool) -> None:
-        """The update is about to be applied: keep the weights and directions that are compared with afterwards.
+        """Before an update is applied, keep the weights and directions that are compared with afterwards.
 
-        Args:
-            update: its index.
-            lr: its learning rate, of group 0.
-            outcome: whether the controller learns from it.
+        `lr` is that of group 0, `outcome` whether the controller learns from the update.
         """
         if outcome:
             self._outcomes.before(lr)

@@ -42,11 +42,7 @@ def loss_scale(optimizer: Optimizer) -> Tensor | float:
 class GradNorm:
     """Keeps the norms of one update's gradient: before clipping, and for gain ratios also after it.
 
-    Args:
-        optimizer: the raw optimizer.
-        model: the unwrapped module, or None.
-        needs: field names of the controller.
-        max_grad_norm: clipping in force, 0 for none, None for unknown.
+    `max_grad_norm` is the clipping in force, 0 for none, None for unknown.
     """
 
     def __init__(
@@ -144,14 +140,7 @@ def scales_gradients() -> bool:
 
 
 def check_unscaled(root: float) -> None:
-    """Fails fast when a gradient norm was measured with a gradient scaler's factor in it.
-
-    Args:
-        root: gradient that reached the loss, averaged over ranks; 1, or 1 / n under accumulation.
-
-    Raises:
-        ValueError: it is above 1.
-    """
+    """Fails fast (ValueError) when a norm has a gradient scaler's factor in it: the loss's own gradient is above 1."""
     if root > _LARGEST_ROOT:
         raise ValueError(
             f"the controller needs the gradient's norm from before clipping, and the loss was multiplied by "

@@ -24,13 +24,8 @@ ARGUMENTS = {"loss_other": "other_loss", "meta_inner": "meta_loss"}
 class OutcomeSensor:
     """Measures the fields of an [`Outcome`] that are about batches beside training's own.
 
-    For `meta_inner` the weights are copied, from the pre-step to the post-step hook.
-
-    Args:
-        optimizer: the raw optimizer.
-        needs: field names of the controller.
-        model: the unwrapped module.
-        extra: functions that compute the losses, by the name of `ControlledLR`'s argument; None where not given.
+    For `meta_inner` the weights are copied, from the pre-step to the post-step hook. `extra` are the functions that
+    compute the losses, by the name of `ControlledLR`'s argument; None where not given.
 
     Raises:
         ValueError: a field is needed for which there is no loss, or no model.
@@ -63,21 +58,13 @@ class OutcomeSensor:
         self._lr = 0.0
 
     def before(self, lr: float) -> None:
-        """The outcome of the update about to be applied is wanted: keep the weights if it is about them.
-
-        Args:
-            lr: learning rate of group 0 in this update.
-        """
+        """Before an update whose outcome is wanted, keep the weights if it is about them; `lr` is that of group 0."""
         if "meta_inner" in self._losses:
             params = (p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None)
             self._before, self._lr = [(p, p.detach().clone()) for p in params], lr
 
     def measure(self, update: int) -> dict[str, Tensor]:
-        """The fields by name, 0-d tensors of this rank; no host sync.
-
-        Args:
-            update: index of the update that was applied.
-        """
+        """The fields by name, 0-d tensors of this rank, after an update; no host sync."""
         values: dict[str, Tensor] = {}
         if self._model is not None and "loss_other" in self._losses:
             with undisturbed(next(self._model.parameters()).device, self._model), torch.no_grad():

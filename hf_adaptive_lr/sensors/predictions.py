@@ -102,10 +102,6 @@ class ModelSensors:
     """Measures the fields of one live run that look into its model.
 
     Keeps the logits of the last micro-batch and the class probabilities of the decision before.
-
-    Args:
-        optimizer: its parameters are looked at.
-        model: the unwrapped module, or None.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module | None) -> None:
@@ -117,10 +113,6 @@ class ModelSensors:
         """The wanted fields among those of this module, 0-d tensors; no host sync.
 
         Predictions are rank 0's alone, and 0 on the others, because a checkpoint keeps rank 0's for the next decision.
-
-        Args:
-            wanted: field names; others are ignored.
-            first_rank: whether this is rank 0.
 
         Raises:
             ValueError: neither the model nor its outputs have what a field takes.

@@ -91,11 +91,7 @@ def frozen_generators(device: torch.device) -> Iterator[None]:
 
 
 class RecordedPasses:
-    """The forward passes of one update's micro-batches, kept so that their losses can be computed again after it.
-
-    Args:
-        model: the unwrapped module, or None where no signal repeats a pass.
-    """
+    """The forward passes of one update's micro-batches, kept so that their losses can be computed again after it."""
 
     def __init__(self, model: nn.Module | None) -> None:
         self._model = model
@@ -115,11 +111,9 @@ class RecordedPasses:
         return self._announced and self._repeatable
 
     def begin(self, replay: Callable[[], Tensor] | None, device: torch.device | None) -> None:
-        """A forward pass is about to begin.
+        """A forward pass is about to begin, whose loss `replay` computes again (or what `set_replay` gets later).
 
-        Args:
-            replay: computes its loss again; may come later, to `set_replay`.
-            device: where the weights are, to keep a [`ReplayPoint`]; None where the pass will not be repeated.
+        `device` is where the weights are; None keeps nothing, as the pass will not be repeated.
         """
         self._announced, self._repeatable = True, replay is not None
         if device is not None:
@@ -133,9 +127,6 @@ class RecordedPasses:
 
     def loss_again(self, micro_batch: int = -1) -> Tensor:
         """Loss of a micro-batch at the weights as they are now; 0-d, no host sync.
-
-        Args:
-            micro_batch: index among those of the update, from the end.
 
         Raises:
             RuntimeError: its pass was not recorded.

@@ -20,15 +20,7 @@ def check_measurable(
     ranks: int,
     lacks_evaluation: bool,
 ) -> None:
-    """Fails fast when the controller needs a signal that this integration does not deliver.
-
-    Args:
-        needs: names of the signals.
-        losses: of this update.
-        passes: of this update.
-        norm: of this update's gradient.
-        ranks: number of processes.
-        lacks_evaluation: whether the decision that is due needs an evaluation loss and none was observed.
+    """Fails fast when the controller needs a signal that this integration did not deliver for the present update.
 
     Raises:
         ValueError: names the signal, why it cannot be measured, and the integration that can.

@@ -1,4 +1,4 @@
-"""The same training run through each of the five doors."""
+"""The same training run through each of the five integrations."""
 
 from __future__ import annotations
 
