@@ -104,7 +104,7 @@ class Windows:
         return objective, gradients
 
     def _decide(self, params: Mapping[str, Tensor]) -> Tensor:
-        """The next learning rates, in the graph, with the bound on what comes back through them."""
+        """The next learning rates, in the graph, with the bound on their gradients."""
         answer, self.state = self.controller.decide(
             self.run.observe(self.lr, self.controller.needs), self.state, params
         )

@@ -35,7 +35,7 @@ class EvolutionConfig:
     Args:
         decisions: moves per episode.
         sigma: standard deviation of the perturbation of every weight, above 0.
-        sigma_end: what `sigma` decays to, geometrically, over `decay_over` iterations.
+        sigma_end: end of the geometric decay of `sigma` over `decay_over` iterations.
         lr: Adam's learning rate at the start; decays linearly to zero over `decay_over` iterations.
         decay_over: iterations that the two decays last; with 0 they last as long as the training says.
         betas: Adam's decay rates.

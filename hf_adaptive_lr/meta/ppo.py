@@ -2,7 +2,7 @@
 
 One iteration: every run of the batch is one episode of `decisions` moves; then a few epochs of the clipped objective
 over whole episodes, back through the recurrent net. The policy is a Gaussian on the move before it is squashed, so
-log-probabilities are of the sampled number itself. The value net sees what the policy sees and stays out of the
+log-probabilities are of the sampled number itself. The value net has the policy's inputs and stays out of the
 published weights.
 """
 

@@ -49,7 +49,7 @@ class ScheduleConfig:
         max_grad_norm: each tensor of the policy's gradient is clipped to this L2 norm.
         worst_loss: validation losses count as at most this (not in the paper).
         ratio_bug: evaluate both densities of w at the multiplier m(a), which is near 1, instead of at the sampled a
-            (near the mean): what the authors' code does. Where the mean is more than about 0.7 away from 1 both are
+            (near the mean), as the authors' code does. Where the mean is more than about 0.7 away from 1 both are
             below 1e-10 (7.7e-22 at a distance of 1), so w is 1 and nothing is learned; elsewhere the mean is pushed
             to or from 1 whatever was drawn. Only to reproduce the authors' results.
     """
@@ -92,7 +92,7 @@ class Played:
     Args:
         features: (decisions + 1, runs, 9); the last are of the end of the run.
         actions: (decisions, runs), as they were drawn.
-        multipliers: (decisions, runs), what they did to the learning rate.
+        multipliers: (decisions, runs), of the learning rate.
         losses: validation losses, (decisions + 1, runs).
         lr_ratio: last learning rate over the first, (runs,).
         alive: which runs still have a finite loss, (runs,).

@@ -288,7 +288,7 @@ SUITES: dict[str, Suite] = {
 - `quadratic` has the known answer; `mlp` only perceptrons under AdamW for 200 updates.
 - `coffee`: six small families for 100 updates.
 - `strangers`: eight families for 40 to 240 updates, with weights that look up to five times as large as they are and
-  now and then a hidden length; what `universal` is trained on. `newcomers`: the same without fine-tuning.
+  now and then a hidden length; `universal` is trained on it. `newcomers`: the same without fine-tuning.
 - `full`: all generated families, horizons of 30 to 2,000 updates and both optimizers.
 - `fashion`: one real convolutional net under Adam for 100 updates from a learning rate of 0.001; `mnist` the same on
   other images.

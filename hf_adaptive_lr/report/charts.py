@@ -179,7 +179,7 @@ def chart(title: str, unit: str, curves: Sequence[Curve], axis: Axis, last: int)
         An `<svg>` element.
     """
     drawn = [_curve(curve, axis, last) for curve in curves]
-    said = f"{title}. " + " ".join(_said(curve) for curve in curves)
+    spoken = f"{title}. " + " ".join(_spoken(curve) for curve in curves)
     grid = "".join(
         f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
         f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(value)}</text>'
@@ -188,7 +188,7 @@ def chart(title: str, unit: str, curves: Sequence[Curve], axis: Axis, last: int)
     )
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     side = f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">{_text(unit)}</text>'
-    return _svg(said, _HEIGHT, grid + side + _across(last, _HEIGHT - _BOTTOM) + "".join(drawn))
+    return _svg(spoken, _HEIGHT, grid + side + _across(last, _HEIGHT - _BOTTOM) + "".join(drawn))
 
 
 def timeline(title: str, lanes: Sequence[tuple[str, Sequence[int]]], last: int) -> str:
@@ -216,8 +216,8 @@ def timeline(title: str, lanes: Sequence[tuple[str, Sequence[int]]], last: int) 
                 f"<title>{_text(name)}: {at}</title></rect>"
             )
     height = 22 + len(lanes) * (_LANE + 16) + _BOTTOM - 12
-    said = f"{title}. " + " ".join(f"{name}: {len(steps)}." for name, steps in lanes)
-    return _svg(said, height, "".join(parts) + _across(last, height - _BOTTOM))
+    spoken = f"{title}. " + " ".join(f"{name}: {len(steps)}." for name, steps in lanes)
+    return _svg(spoken, height, "".join(parts) + _across(last, height - _BOTTOM))
 
 
 def outside(curve: Curve, axis: Axis) -> int:
@@ -253,7 +253,7 @@ def _curve(curve: Curve, axis: Axis, last: int) -> str:
     return f'<path class="curve {curve.style}" d="{path}"/>' if path else ""
 
 
-def _said(curve: Curve) -> str:
+def _spoken(curve: Curve) -> str:
     values = [y for _, y in curve.points if math.isfinite(y)]
     if not values:
         return f"{curve.label}: no values."
@@ -287,8 +287,8 @@ def _x(step: float, last: int) -> float:
     return _LEFT + step / last * (_WIDTH - _LEFT - _RIGHT)
 
 
-def _svg(said: str, height: float, inside: str) -> str:
-    return f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{_text(said)}">{inside}</svg>'
+def _svg(spoken: str, height: float, inside: str) -> str:
+    return f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{_text(spoken)}">{inside}</svg>'
 
 
 def _text(value: str) -> str:

@@ -168,14 +168,14 @@ def _figure(title: str, curves: Sequence[Curve], kind: str, last: int) -> str:
     axis = loss_axis(curves) if kind == "loss" else rate_axis(curves)
     unit = ("loss" if kind == "loss" else "learning rate") + (" (log)" if axis.log else "")
     bad = sum(not math.isfinite(y) for curve in curves for _, y in curve.points)
-    said = f'<p class="soft">{bad:,} values that were not finite are left out.</p>' if bad else ""
+    note = f'<p class="soft">{bad:,} values that were not finite are left out.</p>' if bad else ""
     items = "".join(
         f'<li><svg viewBox="0 0 34 12" aria-hidden="true"><path class="curve {curve.style}{_dots(curve)}" d="'
         f'{"M17 6h0" if curve.dots else "M0 6H34"}"/></svg>{_text(curve.label)}</li>'
         for curve in curves
     )
     legend = f'<ul class="legend">{items}</ul>'
-    return f"<figure><h3>{_text(title)}</h3>{legend}{chart(title, unit, curves, axis, last)}{said}</figure>"
+    return f"<figure><h3>{_text(title)}</h3>{legend}{chart(title, unit, curves, axis, last)}{note}</figure>"
 
 
 def _dots(curve: Curve) -> str:
