@@ -11,7 +11,7 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .._checks import did_you_mean
 from ..artifacts import PROGRAM, library_version
@@ -24,10 +24,13 @@ VERBS = (finetune, report, refine, train, bench, list_verb, card, push, pull)
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage."""
+    """A parser whose errors are one line, without the usage, and whose help keeps the lines of the examples."""
 
     verbs: Mapping[str, argparse.ArgumentParser] = {}
     words: Sequence[str] = ()
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **settings})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{PROGRAM}: error: {message}{self._hint(message)} (see {self._help()})\n")
