@@ -35,7 +35,17 @@ class Trainer(Protocol):
     method: str
 
     def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
-        """Learn from one batch of problems."""
+        """Learn from one batch of problems.
+
+        Args:
+            problems: each is a batch of runs; every process has as many.
+            iteration: its number, which decides the random draws.
+            progress: share of the training that is done, in [0, 1], for decays.
+
+        Returns:
+            Figures of this process, among them `return` (mean improvement of the log loss), `diverged` (share of lost
+            runs) and `inner_steps` (updates played).
+        """
 
     def controller(self) -> Controller:
         """The controller with its current weights."""

@@ -134,16 +134,10 @@ class EvolutionTrainer(WeightTrainer):
 
     @torch.no_grad()
     def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
-        """One step of the mean.
+        """One step of the mean; see `driver.Trainer`.
 
-        Args:
-            problems: `runs` of each are its number of pairs; every pair has a perturbation of its own.
-            iteration: number of this iteration; decides the perturbations and the decays.
-            progress: share of the training that is done, in [0, 1].
-
-        Returns:
-            Figures of this process: `return` (mean improvement of the log loss), `diverged` (share of runs), `sigma`,
-            `lr`, `gradient_norm`, `inner_steps`.
+        `runs` of a problem are its number of pairs; every pair has a perturbation of its own. The figures also have
+        `sigma`, `lr` and `gradient_norm`.
         """
         sigma, lr = self.config.at(iteration, progress)
         draws = generator("evolution", self.seed, iteration)

@@ -217,16 +217,10 @@ class PPOTrainer:
         self._seed = seed
 
     def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
-        """Play and learn from one batch of problems.
+        """Play and learn from one batch of problems; see `driver.Trainer`.
 
-        Args:
-            problems: one per family; each is a batch of runs.
-            iteration: its number, from which the exploration noise follows.
-            progress: share of the training that is done, in [0, 1]; the learning rate falls linearly with it.
-
-        Returns:
-            `return` (mean improvement of the log loss), `diverged` (share of lost runs), `inner_steps` (updates
-            played), `policy_loss`, `value_loss`.
+        The exploration noise follows from `iteration`, and the learning rate falls linearly with `progress`. The
+        figures also have `policy_loss` and `value_loss`.
         """
         noise = generator(self._seed, "ppo", iteration)
         for group in self._optimizer.param_groups:

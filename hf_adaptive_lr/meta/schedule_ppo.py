@@ -186,17 +186,11 @@ class SchedulePPOTrainer:
         self._critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=self.config.critic_lr)
 
     def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
-        """Play and learn from one batch of problems.
+        """Play and learn from one batch of problems; see `driver.Trainer`.
 
-        Args:
-            problems: each is a batch of runs; with one run of one problem it is the paper's episode.
-            iteration: its number, from which the exploration noise follows.
-            progress: not used; the learning rates are constant.
-
-        Returns:
-            `return` (mean improvement of the log validation loss), `diverged` (share of lost runs), `inner_steps`
-            (updates played), `reward` (mean), `lr_ratio` (mean of the last learning rate over the first), `action`
-            (mean), `policy_loss`, `value_loss`.
+        One run of one problem is the paper's episode. The exploration noise follows from `iteration`; `progress` is
+        not used, as the learning rates are constant. The figures also have `reward` and `action` (means), `lr_ratio`
+        (mean of the last learning rate over the first), `policy_loss` and `value_loss`.
         """
         del progress
         noise = generator(self._seed, "schedule_ppo", iteration)

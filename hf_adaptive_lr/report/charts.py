@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 
 BINS = 1000
 """A curve with more than two points per bin is drawn as the smallest and the largest value of each bin."""
@@ -187,7 +187,7 @@ def chart(title: str, unit: str, curves: Sequence[Curve], axis: Axis, last: int)
         for y in [axis.at(value)]
     )
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
-    side = f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">{_text(unit)}</text>'
+    side = f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(unit)}</text>'
     return _svg(spoken, _HEIGHT, grid + side + _across(last, _HEIGHT - _BOTTOM) + "".join(drawn))
 
 
@@ -206,14 +206,14 @@ def timeline(title: str, lanes: Sequence[tuple[str, Sequence[int]]], last: int) 
     parts = []
     for index, (name, steps) in enumerate(lanes):
         y = 22 + index * (_LANE + 16)
-        parts.append(f'<text x="{left}" y="{y - 5}">{_text(name)} ({len(steps):,})</text>')
+        parts.append(f'<text x="{left}" y="{y - 5}">{escape(name)} ({len(steps):,})</text>')
         parts.append(f'<path class="grid" d="M{left} {y + _LANE / 2:.1f}H{_WIDTH - _RIGHT}"/>')
         for first, end, count in _marks(steps, last):
             x, right = _x(first, last) - 1.5, _x(end, last) + 1.5
             at = f"update {first:,}" if count == 1 else f"{count:,} times, updates {first:,} to {end:,}"
             parts.append(
                 f'<rect class="mark m{index % 8}" x="{x:.1f}" y="{y}" width="{right - x:.1f}" height="{_LANE}">'
-                f"<title>{_text(name)}: {at}</title></rect>"
+                f"<title>{escape(name)}: {at}</title></rect>"
             )
     height = 22 + len(lanes) * (_LANE + 16) + _BOTTOM - 12
     spoken = f"{title}. " + " ".join(f"{name}: {len(steps)}." for name, steps in lanes)
@@ -288,8 +288,4 @@ def _x(step: float, last: int) -> float:
 
 
 def _svg(spoken: str, height: float, inside: str) -> str:
-    return f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{_text(spoken)}">{inside}</svg>'
-
-
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)
+    return f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{escape(spoken)}">{inside}</svg>'
