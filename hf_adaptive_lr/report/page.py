@@ -169,10 +169,11 @@ def _figure(title: str, curves: Sequence[Curve], kind: str, last: int) -> str:
     unit = ("loss" if kind == "loss" else "learning rate") + (" (log)" if axis.log else "")
     bad = sum(not math.isfinite(y) for curve in curves for _, y in curve.points)
     note = f'<p class="soft">{bad:,} values that were not finite are left out.</p>' if bad else ""
+    samples = [("M17 6h0", " dots") if curve.dots else ("M0 6H34", "") for curve in curves]
     items = "".join(
-        f'<li><svg viewBox="0 0 34 12" aria-hidden="true"><path class="curve {curve.style} '
-        f'{"dots" if curve.dots else ""}" d="{"M17 6h0" if curve.dots else "M0 6H34"}"/></svg>{escape(curve.label)}</li>'
-        for curve in curves
+        f'<li><svg viewBox="0 0 34 12" aria-hidden="true"><path class="curve {curve.style}{dots}" d="{path}"/></svg>'
+        f"{escape(curve.label)}</li>"
+        for curve, (path, dots) in zip(curves, samples, strict=True)
     )
     legend = f'<ul class="legend">{items}</ul>'
     return f"<figure><h3>{escape(title)}</h3>{legend}{chart(title, unit, curves, axis, last)}{note}</figure>"
