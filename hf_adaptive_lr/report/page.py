@@ -43,7 +43,7 @@ def render_report(runs: Sequence[Run]) -> str:
         True
     """
     runs = _numbered(runs)
-    style = Path(__file__).with_name("page.css").readescape(encoding="utf-8")
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     # Nothing may be fetched and no script may run, whatever a run's files say.
     policy = f"default-src 'none'; style-src '{_hash(style)}'; base-uri 'none'; form-action 'none'"
     title = "Learning rate of " + ", ".join(run.name for run in runs)
