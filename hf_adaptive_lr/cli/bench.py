@@ -37,7 +37,6 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         help="measure controllers against baselines on frozen tasks",
         description="Run the yardstick: frozen tasks, all methods, and a page of tables and plots from the rows.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="fewer tasks and learning rates (default)")

@@ -23,7 +23,6 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         description="Show the card of a controller, made from its training.json and eval_results.json; the notes of "
         "the README.md beside them stay.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("controller", metavar="CONTROLLER", help="a name, a folder, or user/name on the Hub")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write it to this file instead of printing it")

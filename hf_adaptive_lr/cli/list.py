@@ -22,7 +22,6 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         description="List the controllers known by name, with their answers and the signals they need. With "
         "--hub, those that people have published on the Hub.",
         epilog="examples:\n  hf-adaptive-lr list --json\n  hf-adaptive-lr list --hub --limit 10",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--hub", action="store_true", help="list the controllers on the Hub, by their tag")
     parser.add_argument("--limit", type=int, help="list at most this many of the Hub (default: 50)")

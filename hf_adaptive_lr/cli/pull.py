@@ -30,7 +30,6 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         help="fetch a controller from the Hub",
         description="Fetch a controller from the Hub, check that it loads, and say which commit it is.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("repo_id", metavar="REPO_ID", help="user/name")
     parser.add_argument("--revision", help="branch, tag or commit (default: main)")

@@ -25,7 +25,6 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         help="publish a controller on the Hub",
         description="Publish a controller on the Hub, with its training, held-out results and card, in one commit.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("controller", metavar="CONTROLLER", help="folder of the controller, or a name")
     parser.add_argument("repo_id", metavar="REPO_ID", help="user/name; made if it does not exist")

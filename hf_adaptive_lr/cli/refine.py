@@ -28,7 +28,6 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         description="Make a schedule from the gradient norms of runs that are over (Defazio et al. 2023, "
         "arXiv:2310.07831): high where they were small, and down to zero at the end.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path, help="output folder of a run")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder for the controller")

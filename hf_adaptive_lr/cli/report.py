@@ -26,7 +26,6 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         description="Write one HTML page with the loss, the learning rate proposed, bounded and applied, all events, "
         "and why it changed at any update.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=Path, help="folder with lr_trace.jsonl")
     parser.add_argument(

@@ -39,7 +39,6 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         help="train a controller on vectorised tasks",
         description="Train a learning-rate controller on a suite of vectorised tasks.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("method", choices=METHODS, metavar="METHOD", help=f"one of: {', '.join(METHODS)}")
     parser.add_argument(

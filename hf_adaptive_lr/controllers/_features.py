@@ -1,7 +1,7 @@
-"""Inputs of learned controllers: twelve scale-free numbers made from [`Observation`]s and their own history.
+"""Inputs of the learned controllers: twelve scale-free numbers from [`Observation`]s and their history.
 
-Every feature is a logarithm of a ratio, a cosine or a share, clipped to a few units, so that nothing in it tells a toy
-from a transformer. The history is explicit state, so one encoder serves a live run and hundreds of vectorised ones.
+Every feature is a logarithm of a ratio, a cosine or a share, clipped to a few units, so that none depends on a model's
+size. The history is explicit state, so one encoder serves a live run and hundreds of vectorised ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FEATURES = (
 """Names of the features, in order; ratios enter as natural logarithms."""
 
 STEERING_FEATURES = (*FEATURES, "trend / scatter", "shift", "unit / first unit", "length", "length is known")
-"""Those of controllers that steer the relative update.
+"""Names of the features of controllers that steer the relative update.
 
 "update ratio" is then relative to their `rho`, the gain ratio counts only where an update was large enough to be
 measured, and "alignment" is its mean over its root mean square, as cosines in a net of a million weights are a
@@ -113,7 +113,7 @@ def encode(obs: Observation, history: Mapping[str, Tensor]) -> tuple[Tensor, dic
 
 
 def _gain(obs: Observation, like: Tensor) -> Tensor:
-    if obs.gain_ratio is None:  # for those who do without
+    if obs.gain_ratio is None:  # for controllers without it
         return torch.zeros_like(like)
     return obs.gain_ratio.float().clamp(-2, 2) - 1
 
@@ -153,7 +153,7 @@ def _signal_over_noise(
     """Two features that are ratios of a running mean to a running size, and the history of both."""
     cosine = obs.require("alignment").float().nan_to_num(0.0)
     off = (_log(obs.require("loss")) - before["slow"]).square()
-    start, second = before["seen"] == 0, before["seen"] == 1  # at the first there is no update, nor a scatter
+    start, second = before["seen"] == 0, before["seen"] == 1  # before the first there is no update, nor a scatter
     mean = torch.where(second, cosine, _SLOW * before["cosine"] + (1 - _SLOW) * cosine)
     size = torch.where(second, cosine.square(), _SLOW * before["cosine_sq"] + (1 - _SLOW) * cosine.square())
     scatter = torch.where(second, off, _SLOW * before["scatter"] + (1 - _SLOW) * off)

@@ -1,4 +1,4 @@
-"""Random draws of a controller: pure functions of a generator's state, which is a tensor and lives in run state."""
+"""Random draws of a controller: pure functions of a generator's state, a tensor in the run state."""
 
 from __future__ import annotations
 

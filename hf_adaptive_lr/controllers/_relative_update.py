@@ -1,4 +1,4 @@
-"""Steering the relative update: how far a learning rate moves the weights, and the rate for a wanted move.
+"""Steers the size of the updates: measures how far a learning rate moves the weights, and picks the rate for a size.
 
 The relative update |w_{t+1} - w_t| / |w_t| means the same for every model, optimizer and parametrisation, where the
 learning rate that causes it spans seven decades. It is proportional to the learning rate, so one measured update tells
@@ -22,7 +22,7 @@ from ..cadence import evenly
 from ..observation import Observation
 
 FIRST_LR = 1e-7
-"""Learning rate of the first update, which is there to be measured; no optimizer does harm with it."""
+"""Learning rate of the first update, which only serves the measurement; too small to do harm with any optimizer."""
 
 _KEPT = 0.25  # of the logarithm of the unit before
 _EARLY, _PER_DOUBLING = 8, 8  # of runs whose length is unknown
@@ -31,7 +31,7 @@ _EARLY, _PER_DOUBLING = 8, 8  # of runs whose length is unknown
 def due(update: int, total_steps: int | None, decisions: int) -> bool:
     """Whether there is a decision: at updates 0, 1, 2, 4, 8 and so on up to an even rhythm, then in that.
 
-    The first update measures, the next ones correct the measurement, and a first mistake is soon noticed.
+    The first update measures, the next ones correct the measurement, so that a first mistake is found early.
 
     Args:
         update: 0-based index of the update about to be applied.

@@ -7,7 +7,7 @@ answers with the next learning rate:
 
 The move is relative to the learning rate in force, so bounds leave no hidden memory, and the base learning rate is
 only where it starts. Its weights come from meta-training (`hf_adaptive_lr.meta`); without them it is a random
-function. It is what the meta-trainers are tested with; for real runs see `universal`.
+function. The meta-trainers are tested with it; for real runs see `universal`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Linear decay of the relative update instead of the learning rate (no paper; this library's own).
 
-Sees how far the last update moved the weights, and answers with the learning rate under which the next one moves them
-by the share
+Observes how far the last update moved the weights, and answers with the learning rate under which the next one moves
+them by the share
 
     |w_{t+1} - w_t| / |w_t| = rho * (1 - t / T)
 
-The user's learning rate is not used: the first update is made at 1e-7 to be measured. It is what `universal` does as
-long as its net says nothing, and open loop but for that measurement: it does not hear whether the loss falls.
+The user's learning rate is not used: the first update is made at 1e-7 to be measured. `universal` does the same while
+its net answers zero. But for that measurement it is open loop: it does not observe whether the loss falls.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Relative(Controller):
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> State:
-        """Move of a learning rate of 1; for a walk also its position, and the generator of all runs."""
+        """The size of a unit update; of a walk also its place, and the generator of all runs."""
         del n_groups
         state: State = dict(_relative_update.init_units(batch_shape, device))
         if self.walk:

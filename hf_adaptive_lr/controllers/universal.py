@@ -34,13 +34,13 @@ class Universal(RecurrentController):
     Args:
         hidden_size: width of the GRU, 1 ... 1024.
         rho: relative update in the middle of the range, at the start of the run, in [1e-6, 1].
-        start: log of the first relative update over `rho`, within +-`max_shift`; below 0, to see before it is late.
+        start: log of the first relative update over `rho`, within +-`max_shift`; below 0, to begin with caution.
         max_move: largest change of the log relative update in one decision, in (0, 5].
         max_shift: largest log of the relative update over the straight line's, in (0, 10].
         lr_range: smallest and largest learning rate it may answer, ascending within [1e-12, 1e3].
         without_gain: do without the gain ratio, which costs a forward pass at each decision; weights that were trained
             with it miss it.
-        probing: False decides in the even rhythm alone, for comparisons; the update at 1e-7 is then a whole interval.
+        probing: False decides in the even rhythm alone, for comparisons; the rate of 1e-7 then lasts a whole interval.
 
     Raises:
         ValueError: a value out of range, or weights of another shape.
@@ -112,7 +112,7 @@ class Universal(RecurrentController):
 
         Args:
             state: from `init`.
-            generator: where the draws come from.
+            generator: source of the draws.
             spread: half the width of the even distribution around `start`; a quarter of the runs keep `start`.
         """
         draws = torch.rand(2, *state["shift"].shape, generator=generator)

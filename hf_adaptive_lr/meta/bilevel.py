@@ -104,7 +104,7 @@ class Windows:
         return objective, gradients
 
     def _decide(self, params: Mapping[str, Tensor]) -> Tensor:
-        """The next learning rates, in the graph, with the bound on what comes back through them."""
+        """The next learning rates, in the graph, with the bound on their gradients."""
         answer, self.state = self.controller.decide(
             self.run.observe(self.lr, self.controller.needs), self.state, params
         )
@@ -170,16 +170,10 @@ class BilevelTrainer(WeightTrainer):
         super().__init__(controller, self.config.lr, self.config.betas, seed)
 
     def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
-        """One episode of every problem, with one step of Adam after each window.
+        """One episode of every problem, side by side, with one step of Adam after each window; see `driver.Trainer`.
 
-        Args:
-            problems: played side by side; every process has as many windows, whatever the horizons.
-            iteration: not used; all trainers have this signature.
-            progress: not used either.
-
-        Returns:
-            Figures of this process: `return` (mean improvement of the log loss), `diverged` (share of runs),
-            `meta_loss` (mean log held-out loss over all windows), `inner_steps`.
+        Every process has as many windows, whatever the horizons. The figures also have `meta_loss`, the mean log
+        held-out loss over all windows; `iteration` and `progress` are not used.
         """
         del iteration, progress
         plays = [Windows(problem, self.start, self.config, self.seed) for problem in problems]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,17 @@ class Trainer(Protocol):
     method: str
 
     def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
-        """Learn from one batch of problems."""
+        """Learn from one batch of problems.
+
+        Args:
+            problems: each is a batch of runs; every process has as many.
+            iteration: its number, which decides the random draws.
+            progress: share of the training that is done, in [0, 1], for decays.
+
+        Returns:
+            Figures of this process, among them `return` (mean improvement of the log loss), `diverged` (share of lost
+            runs) and `inner_steps` (updates played).
+        """
 
     def controller(self) -> Controller:
         """The controller with its current weights."""
@@ -118,10 +128,6 @@ def check_folder(config: DriverConfig, method: str, *, resume: bool) -> None:
         raise ValueError(f"'{config.output_dir}' holds a training of {method}; pass --resume, or name another folder")
 
 
-_Whole: TypeAlias = tuple[dict[str, Any], int, list[dict[str, float]], float]
-"""State of the trainer, iterations, figures and seconds after a whole iteration."""
-
-
 def run(
     trainer: Trainer, config: DriverConfig, *, resume: bool = False, command: str = "", bar: bool = True
 ) -> Controller:
@@ -153,8 +159,8 @@ def run(
     started, last_saved = time.monotonic() - spent, time.monotonic()
     trackers = _trackers(config, trainer.method)
     shown = tqdm(total=config.iterations, initial=iteration, unit="it", disable=not bar or rank() > 0)
-    whole: _Whole | None = None
-    with shown, _saved_when_interrupted(trainer, config, lambda: whole):
+    whole: dict[str, Any] = {}  # checkpoint of the last whole iteration
+    with shown, _saved_when_interrupted(config, lambda: whole):
         while not _finished(config, iteration, time.monotonic() - started):
             progress = _progress(config, iteration, time.monotonic() - started)
             # Every process has problems of its own.
@@ -172,18 +178,18 @@ def run(
             )
             for tracker in trackers:
                 tracker.log({f"train/{name}": value for name, value in figures.items()}, step=iteration)
-            whole = (copy.deepcopy(trainer.state_dict()), iteration, list(curves), seconds)
+            whole = _checkpoint(trainer, config, iteration, curves, seconds)
             if time.monotonic() - last_saved > config.checkpoint_seconds:
-                _save_checkpoint(trainer, config, *whole)
+                _save_checkpoint(config, whole)
                 last_saved = time.monotonic()
     for tracker in trackers:
         tracker.finish()
-    seconds = time.monotonic() - started
-    _save_checkpoint(trainer, config, trainer.state_dict(), iteration, curves, seconds)
+    whole = _checkpoint(trainer, config, iteration, curves, time.monotonic() - started)
+    _save_checkpoint(config, whole)
     controller = trainer.controller()
     if rank() == 0:
         controller.save_pretrained(config.output_dir)
-        _save_training(trainer, config, controller, iteration, curves, seconds, command)
+        _save_training(config, controller, whole, command)
     return controller
 
 
@@ -227,57 +233,45 @@ def _identity(config: DriverConfig, method: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _saved_when_interrupted(
-    trainer: Trainer, config: DriverConfig, whole: Callable[[], _Whole | None]
-) -> Iterator[None]:
+def _saved_when_interrupted(config: DriverConfig, whole: Callable[[], dict[str, Any]]) -> Iterator[None]:
     """On Ctrl-C save the state after the last whole iteration; half of one would not resume exactly."""
     try:
         yield
     except KeyboardInterrupt:
-        if (last := whole()) is not None:
-            _save_checkpoint(trainer, config, *last)
+        if last := whole():
+            _save_checkpoint(config, last)
         raise
 
 
-def _save_checkpoint(
-    trainer: Trainer,
-    config: DriverConfig,
-    trained: dict[str, Any],
-    iteration: int,
-    curves: list[dict[str, float]],
-    seconds: float,
-) -> None:
-    if rank() > 0:
-        return
-    state = {
+def _checkpoint(
+    trainer: Trainer, config: DriverConfig, iteration: int, curves: list[dict[str, float]], seconds: float
+) -> dict[str, Any]:
+    return {
         "identity": _identity(config, trainer.method),
-        "trainer": trained,
+        "trainer": copy.deepcopy(trainer.state_dict()),
         "iteration": iteration,
-        "curves": curves,
+        "curves": list(curves),
         "seconds": seconds,
     }
-    replace_file(config.output_dir / CHECKPOINT_NAME, lambda path: torch.save(state, path))
 
 
-def _save_training(
-    trainer: Trainer,
-    config: DriverConfig,
-    controller: Controller,
-    iteration: int,
-    curves: list[dict[str, float]],
-    seconds: float,
-    command: str,
-) -> None:
+def _save_checkpoint(config: DriverConfig, checkpoint: dict[str, Any]) -> None:
+    if rank() == 0:
+        replace_file(config.output_dir / CHECKPOINT_NAME, lambda path: torch.save(checkpoint, path))
+
+
+def _save_training(config: DriverConfig, controller: Controller, checkpoint: dict[str, Any], command: str) -> None:
+    curves = checkpoint["curves"]
     record = {
         "command": command,
-        "method": trainer.method,
+        "method": checkpoint["identity"]["method"],
         "controller": {"controller_type": controller.controller_type, **controller.config()},
         "suite": config.suite,
         "suite_digest": SUITES[config.suite].digest(),
         "runs": config.runs,
         "seed": config.seed,
-        "iterations": iteration,
-        "seconds": round(seconds, 1),
+        "iterations": checkpoint["iteration"],
+        "seconds": round(checkpoint["seconds"], 1),
         "processes": world_size(None),
         "inner_steps": sum(row.get("inner_steps", 0.0) for row in curves) * world_size(None),
         "versions": {"hf_adaptive_lr": library_version(), "torch": torch.__version__},

@@ -108,7 +108,7 @@ class Episode:
 
 
 def as_lr(controller: Controller, answer: Tensor, base_lr: Tensor) -> Tensor:
-    """Learning rates of shape (runs,) from what `controller.decide` answered; several groups answer with the first."""
+    """Learning rates of shape (runs,) from an answer of a controller; the first group's if there are several."""
     answer = answer if answer.ndim == base_lr.ndim else answer[..., 0]
     return base_lr * answer if controller.answers == "factor" else answer
 

@@ -35,7 +35,7 @@ class EvolutionConfig:
     Args:
         decisions: moves per episode.
         sigma: standard deviation of the perturbation of every weight, above 0.
-        sigma_end: what `sigma` decays to, geometrically, over `decay_over` iterations.
+        sigma_end: end of the geometric decay of `sigma` over `decay_over` iterations.
         lr: Adam's learning rate at the start; decays linearly to zero over `decay_over` iterations.
         decay_over: iterations that the two decays last; with 0 they last as long as the training says.
         betas: Adam's decay rates.
@@ -134,16 +134,10 @@ class EvolutionTrainer(WeightTrainer):
 
     @torch.no_grad()
     def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
-        """One step of the mean.
+        """One step of the mean; see `driver.Trainer`.
 
-        Args:
-            problems: `runs` of each are its number of pairs; every pair has a perturbation of its own.
-            iteration: number of this iteration; decides the perturbations and the decays.
-            progress: share of the training that is done, in [0, 1].
-
-        Returns:
-            Figures of this process: `return` (mean improvement of the log loss), `diverged` (share of runs), `sigma`,
-            `lr`, `gradient_norm`, `inner_steps`.
+        `runs` of a problem are its number of pairs; every pair has a perturbation of its own. The figures also have
+        `sigma`, `lr` and `gradient_norm`.
         """
         sigma, lr = self.config.at(iteration, progress)
         draws = generator("evolution", self.seed, iteration)

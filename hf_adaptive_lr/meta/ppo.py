@@ -2,7 +2,7 @@
 
 One iteration: every run of the batch is one episode of `decisions` moves; then a few epochs of the clipped objective
 over whole episodes, back through the recurrent net. The policy is a Gaussian on the move before it is squashed, so
-log-probabilities are of the sampled number itself. The value net sees what the policy sees and stays out of the
+log-probabilities are of the sampled number itself. The value net has the policy's inputs and stays out of the
 published weights.
 """
 
@@ -217,16 +217,10 @@ class PPOTrainer:
         self._seed = seed
 
     def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
-        """Play and learn from one batch of problems.
+        """Play and learn from one batch of problems; see `driver.Trainer`.
 
-        Args:
-            problems: one per family; each is a batch of runs.
-            iteration: its number, from which the exploration noise follows.
-            progress: share of the training that is done, in [0, 1]; the learning rate falls linearly with it.
-
-        Returns:
-            `return` (mean improvement of the log loss), `diverged` (share of lost runs), `inner_steps` (updates
-            played), `policy_loss`, `value_loss`.
+        The exploration noise follows from `iteration`, and the learning rate falls linearly with `progress`. The
+        figures also have `policy_loss` and `value_loss`.
         """
         noise = generator(self._seed, "ppo", iteration)
         for group in self._optimizer.param_groups:

@@ -49,7 +49,7 @@ class ScheduleConfig:
         max_grad_norm: each tensor of the policy's gradient is clipped to this L2 norm.
         worst_loss: validation losses count as at most this (not in the paper).
         ratio_bug: evaluate both densities of w at the multiplier m(a), which is near 1, instead of at the sampled a
-            (near the mean): what the authors' code does. Where the mean is more than about 0.7 away from 1 both are
+            (near the mean), as the authors' code does. Where the mean is more than about 0.7 away from 1 both are
             below 1e-10 (7.7e-22 at a distance of 1), so w is 1 and nothing is learned; elsewhere the mean is pushed
             to or from 1 whatever was drawn. Only to reproduce the authors' results.
     """
@@ -92,7 +92,7 @@ class Played:
     Args:
         features: (decisions + 1, runs, 9); the last are of the end of the run.
         actions: (decisions, runs), as they were drawn.
-        multipliers: (decisions, runs), what they did to the learning rate.
+        multipliers: (decisions, runs), of the learning rate.
         losses: validation losses, (decisions + 1, runs).
         lr_ratio: last learning rate over the first, (runs,).
         alive: which runs still have a finite loss, (runs,).
@@ -186,17 +186,11 @@ class SchedulePPOTrainer:
         self._critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=self.config.critic_lr)
 
     def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
-        """Play and learn from one batch of problems.
+        """Play and learn from one batch of problems; see `driver.Trainer`.
 
-        Args:
-            problems: each is a batch of runs; with one run of one problem it is the paper's episode.
-            iteration: its number, from which the exploration noise follows.
-            progress: not used; the learning rates are constant.
-
-        Returns:
-            `return` (mean improvement of the log validation loss), `diverged` (share of lost runs), `inner_steps`
-            (updates played), `reward` (mean), `lr_ratio` (mean of the last learning rate over the first), `action`
-            (mean), `policy_loss`, `value_loss`.
+        One run of one problem is the paper's episode. The exploration noise follows from `iteration`; `progress` is
+        not used, as the learning rates are constant. The figures also have `reward` and `action` (means), `lr_ratio`
+        (mean of the last learning rate over the first), `policy_loss` and `value_loss`.
         """
         del progress
         noise = generator(self._seed, "schedule_ppo", iteration)

@@ -175,6 +175,14 @@ def _trouble_config(generator: torch.Generator, steps: int) -> dict[str, Any]:
     }
 
 
+def _config(family: str, generator: torch.Generator, split: TaskSplit, steps: int) -> dict[str, Any]:
+    if family == "finetune":
+        return _finetune_config(generator, split)
+    if family == "trouble":
+        return _trouble_config(generator, steps)
+    return {"mlp": _mlp_config, "conv": _conv_config, "transformer": _transformer_config}[family](generator)
+
+
 def _adamw(task: TaskSpec, steps: int) -> Problem:
     optimizer = InnerOptimizer("adamw", weight_decay=0.01, max_grad_norm=1.0)
     return Problem(task, optimizer, total_steps=steps, low_lr=1e-7, high_lr=1.0)
@@ -193,13 +201,7 @@ def _quadratic(generator: torch.Generator, seed: int, runs: int, split: TaskSpli
 def _any(family: str, generator: torch.Generator, seed: int, runs: int, split: TaskSplit) -> Problem:
     """A problem of a family as wide as it gets: any shape, horizon and optimizer."""
     optimizer, steps = _choice(generator, (_adamw, _sgd)), _horizon(generator)
-    if family == "finetune":
-        config = _finetune_config(generator, split)
-    elif family == "trouble":
-        config = _trouble_config(generator, steps)
-    else:
-        config = {"mlp": _mlp_config, "conv": _conv_config, "transformer": _transformer_config}[family](generator)
-    return optimizer(TaskSpec(family, runs, seed, config), steps)
+    return optimizer(TaskSpec(family, runs, seed, _config(family, generator, split, steps)), steps)
 
 
 def _only_mlp(generator: torch.Generator, seed: int, runs: int, split: TaskSplit) -> Problem:
@@ -224,18 +226,15 @@ def _coffee(
     return optimizer(TaskSpec(family, runs, seed, drawn | config), 100)
 
 
-def _stranger(
+def _diverse(
     family: str, config: dict[str, Any], generator: torch.Generator, seed: int, runs: int, split: TaskSplit
 ) -> Problem:
-    """A problem of any shape, 40 to 240 updates long, whose best relative update cannot be known beforehand."""
+    """A problem of any shape, 40 to 240 updates long, whose best relative update is unknown beforehand."""
     optimizer = _choice(generator, (_adamw, _adamw, _sgd))
     steps = round(40 * 6 ** float(torch.rand((), generator=generator)))
+    drawn = _config(family, generator, split, steps)
     if family == "finetune":
-        drawn = _finetune_config(generator, split) | {"bodies": 4, "pretrain_steps": 200}
-    elif family == "trouble":
-        drawn = _trouble_config(generator, steps)
-    else:
-        drawn = {"mlp": _mlp_config, "conv": _conv_config, "transformer": _transformer_config}[family](generator)
+        drawn |= {"bodies": 4, "pretrain_steps": 200}
     drawn |= {"batch_size": _choice(generator, (8, 16, 32)), "eval_size": 128}
     problem = optimizer(TaskSpec(family, runs, seed, drawn | config), steps)
     hidden = _choice(generator, (True, *[False] * 7))
@@ -258,7 +257,7 @@ _COFFEE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("finetune", {"body": "mlp"}),
 )
 
-_STRANGERS: tuple[tuple[str, dict[str, Any]], ...] = (
+_DIVERSE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("mlp", {}),
     ("conv", {}),
     ("transformer", {"width": 16}),
@@ -275,10 +274,8 @@ SUITES: dict[str, Suite] = {
     "quadratic": Suite("quadratic", (_quadratic,)),
     "mlp": Suite("mlp", (_only_mlp,)),
     "coffee": Suite("coffee", tuple(partial(_coffee, family, config) for family, config in _COFFEE)),
-    "strangers": Suite("strangers", tuple(partial(_stranger, family, config) for family, config in _STRANGERS)),
-    "newcomers": Suite(
-        "newcomers", tuple(partial(_stranger, *entry) for entry in _STRANGERS if entry[0] != "finetune")
-    ),
+    "strangers": Suite("strangers", tuple(partial(_diverse, family, config) for family, config in _DIVERSE)),
+    "newcomers": Suite("newcomers", tuple(partial(_diverse, *entry) for entry in _DIVERSE if entry[0] != "finetune")),
     "full": Suite("full", (_quadratic, *(partial(_any, family) for family in _FULL))),
     "fashion": Suite("fashion", (partial(_photos, "fashion-mnist", 4000),)),
     "mnist": Suite("mnist", (partial(_photos, "mnist-5000", 2000),)),
@@ -288,7 +285,7 @@ SUITES: dict[str, Suite] = {
 - `quadratic` has the known answer; `mlp` only perceptrons under AdamW for 200 updates.
 - `coffee`: six small families for 100 updates.
 - `strangers`: eight families for 40 to 240 updates, with weights that look up to five times as large as they are and
-  now and then a hidden length; what `universal` is trained on. `newcomers`: the same without fine-tuning.
+  now and then a hidden length; `universal` is trained on it. `newcomers`: the same without fine-tuning.
 - `full`: all generated families, horizons of 30 to 2,000 updates and both optimizers.
 - `fashion`: one real convolutional net under Adam for 100 updates from a learning rate of 0.001; `mnist` the same on
   other images.

@@ -28,7 +28,7 @@ def make_trainer(
         method: one of [`METHODS`].
         hidden_size: width of the controller's network.
         seed: of its first weights and of all random draws.
-        preset: one of [`PRESETS`]; this and what follows, but for the last, is for `schedule_ppo` alone.
+        preset: one of [`PRESETS`]; this and the next two are for `schedule_ppo` alone.
         every_steps: updates between decisions; None for 5, or for the preset's where that is `released`.
         recurrent: whether the policy is an LSTM cell.
         controller_kwargs: config fields of `universal` to change, as a JSON object.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 
 BINS = 1000
 """A curve with more than two points per bin is drawn as the smallest and the largest value of each bin."""
@@ -179,7 +179,7 @@ def chart(title: str, unit: str, curves: Sequence[Curve], axis: Axis, last: int)
         An `<svg>` element.
     """
     drawn = [_curve(curve, axis, last) for curve in curves]
-    said = f"{title}. " + " ".join(_said(curve) for curve in curves)
+    spoken = f"{title}. " + " ".join(_spoken(curve) for curve in curves)
     grid = "".join(
         f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
         f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(value)}</text>'
@@ -187,8 +187,8 @@ def chart(title: str, unit: str, curves: Sequence[Curve], axis: Axis, last: int)
         for y in [axis.at(value)]
     )
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
-    side = f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">{_text(unit)}</text>'
-    return _svg(said, _HEIGHT, grid + side + _across(last, _HEIGHT - _BOTTOM) + "".join(drawn))
+    side = f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(unit)}</text>'
+    return _svg(spoken, _HEIGHT, grid + side + _across(last, _HEIGHT - _BOTTOM) + "".join(drawn))
 
 
 def timeline(title: str, lanes: Sequence[tuple[str, Sequence[int]]], last: int) -> str:
@@ -206,18 +206,18 @@ def timeline(title: str, lanes: Sequence[tuple[str, Sequence[int]]], last: int) 
     parts = []
     for index, (name, steps) in enumerate(lanes):
         y = 22 + index * (_LANE + 16)
-        parts.append(f'<text x="{left}" y="{y - 5}">{_text(name)} ({len(steps):,})</text>')
+        parts.append(f'<text x="{left}" y="{y - 5}">{escape(name)} ({len(steps):,})</text>')
         parts.append(f'<path class="grid" d="M{left} {y + _LANE / 2:.1f}H{_WIDTH - _RIGHT}"/>')
         for first, end, count in _marks(steps, last):
             x, right = _x(first, last) - 1.5, _x(end, last) + 1.5
             at = f"update {first:,}" if count == 1 else f"{count:,} times, updates {first:,} to {end:,}"
             parts.append(
                 f'<rect class="mark m{index % 8}" x="{x:.1f}" y="{y}" width="{right - x:.1f}" height="{_LANE}">'
-                f"<title>{_text(name)}: {at}</title></rect>"
+                f"<title>{escape(name)}: {at}</title></rect>"
             )
     height = 22 + len(lanes) * (_LANE + 16) + _BOTTOM - 12
-    said = f"{title}. " + " ".join(f"{name}: {len(steps)}." for name, steps in lanes)
-    return _svg(said, height, "".join(parts) + _across(last, height - _BOTTOM))
+    spoken = f"{title}. " + " ".join(f"{name}: {len(steps)}." for name, steps in lanes)
+    return _svg(spoken, height, "".join(parts) + _across(last, height - _BOTTOM))
 
 
 def outside(curve: Curve, axis: Axis) -> int:
@@ -253,7 +253,7 @@ def _curve(curve: Curve, axis: Axis, last: int) -> str:
     return f'<path class="curve {curve.style}" d="{path}"/>' if path else ""
 
 
-def _said(curve: Curve) -> str:
+def _spoken(curve: Curve) -> str:
     values = [y for _, y in curve.points if math.isfinite(y)]
     if not values:
         return f"{curve.label}: no values."
@@ -287,9 +287,5 @@ def _x(step: float, last: int) -> float:
     return _LEFT + step / last * (_WIDTH - _LEFT - _RIGHT)
 
 
-def _svg(said: str, height: float, inside: str) -> str:
-    return f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{_text(said)}">{inside}</svg>'
-
-
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)
+def _svg(spoken: str, height: float, inside: str) -> str:
+    return f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{escape(spoken)}">{inside}</svg>'

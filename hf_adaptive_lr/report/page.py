@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 from .charts import Curve, chart, loss_axis, outside, rate_axis, timeline
@@ -53,8 +53,8 @@ def render_report(runs: Sequence[Run]) -> str:
         f'<html lang="en"><head><meta charset="utf-8">{MARK}',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{_text(title)}</title><style>{style}</style></head><body>",
-        f"<h1>{_text(title)}</h1>",
+        f"<title>{escape(title)}</title><style>{style}</style></head><body>",
+        f"<h1>{escape(title)}</h1>",
         '<p class="soft">Updates are counted from 0, as in lr_trace.jsonl; a value that Trainer logs at its step s is '
         "that of update s \u2212 1.</p>",
         _facts(runs, _KEY_FACTS),
@@ -75,19 +75,19 @@ def _facts(runs: Sequence[Run], wanted: Sequence[str] | None) -> str:
     names = list(dict.fromkeys(name for run in runs for name in run.facts))
     if wanted is not None:
         names = [name for name in wanted if name in names]
-    head = "".join(f'<th scope="col">{_text(run.name)}</th>' for run in runs)
+    head = "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)
     lines = []
     for name in names:
         values = [run.facts.get(name, "") for run in runs]
         mark = ' class="differs"' if len(set(values)) > 1 else ""
-        cells = "".join(f"<td>{_text(value)}</td>" for value in values)
-        lines.append(f'<tr{mark}><th scope="row">{_text(name)}</th>{cells}</tr>')
+        cells = "".join(f"<td>{escape(value)}</td>" for value in values)
+        lines.append(f'<tr{mark}><th scope="row">{escape(name)}</th>{cells}</tr>')
     top = f'<thead><tr><th scope="col">run</th>{head}</tr></thead>' if len(runs) > 1 else ""
     return f'<div class="scroll"><table class="facts">{top}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def _notes(notes: Iterable[str]) -> str:
-    items = "".join(f"<li>{_text(note)}</li>" for note in notes)
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f'<ul class="notes">{items}</ul>' if items else ""
 
 
@@ -126,7 +126,7 @@ def _section(run: Run, index: int, *, alone: bool) -> str:
     parts.append(_timeline(run, last))
     parts.append(_largest(run, index))
     # With one run its name is the page's title already.
-    head = "<h2>What happened</h2>" if alone else f"<h2>{_text(run.name)}</h2>"
+    head = "<h2>What happened</h2>" if alone else f"<h2>{escape(run.name)}</h2>"
     return f'<section class="run">{head}{_notes(notes)}{"".join(parts)}</section>'
 
 
@@ -168,18 +168,15 @@ def _figure(title: str, curves: Sequence[Curve], kind: str, last: int) -> str:
     axis = loss_axis(curves) if kind == "loss" else rate_axis(curves)
     unit = ("loss" if kind == "loss" else "learning rate") + (" (log)" if axis.log else "")
     bad = sum(not math.isfinite(y) for curve in curves for _, y in curve.points)
-    said = f'<p class="soft">{bad:,} values that were not finite are left out.</p>' if bad else ""
+    note = f'<p class="soft">{bad:,} values that were not finite are left out.</p>' if bad else ""
+    samples = [("M17 6h0", " dots") if curve.dots else ("M0 6H34", "") for curve in curves]
     items = "".join(
-        f'<li><svg viewBox="0 0 34 12" aria-hidden="true"><path class="curve {curve.style}{_dots(curve)}" d="'
-        f'{"M17 6h0" if curve.dots else "M0 6H34"}"/></svg>{_text(curve.label)}</li>'
-        for curve in curves
+        f'<li><svg viewBox="0 0 34 12" aria-hidden="true"><path class="curve {curve.style}{dots}" d="{path}"/></svg>'
+        f"{escape(curve.label)}</li>"
+        for curve, (path, dots) in zip(curves, samples, strict=True)
     )
     legend = f'<ul class="legend">{items}</ul>'
-    return f"<figure><h3>{_text(title)}</h3>{legend}{chart(title, unit, curves, axis, last)}{said}</figure>"
-
-
-def _dots(curve: Curve) -> str:
-    return " dots" if curve.dots else ""
+    return f"<figure><h3>{escape(title)}</h3>{legend}{chart(title, unit, curves, axis, last)}{note}</figure>"
 
 
 def _colour(index: int) -> str:
@@ -237,7 +234,7 @@ def _tables(runs: Sequence[Run]) -> str:
         "them in full.</p>",
     ]
     for index, run in enumerate(runs):
-        head = f"<h3>{_text(run.name)}</h3>" if len(runs) > 1 else ""
+        head = f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else ""
         parts.append(f'<div class="updates">{head}{table(run, index, MAX_ROWS // len(runs))}</div>')
     return "\n".join(parts) + "</section>"
 
@@ -254,7 +251,3 @@ def _numbered(runs: Sequence[Run]) -> list[Run]:
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +66,11 @@ def read_run(folder: Path) -> Run:
     back = sum(now.step <= before.step for before, now in zip(rows, rows[1:], strict=False))
     if back:
         notes.append(f"The trace goes back {_times(back)}: those updates were run again, as after a rollback.")
-    results, settings, who = (
+    results, settings, decider = (
         _mapping(folder / name, notes) for name in (RESULTS_NAME, SETTINGS_NAME, CONTROLLER_NAME)
     )
-    if who and "controller" not in results:
-        settings = {**settings, "controller": who}
+    if decider and "controller" not in results:
+        settings = {**settings, "controller": decider}
     state = _newest_state(folder, notes)
     rows, events = _with_events(rows, _events(folder / EVENTS_NAME, notes))
     losses, evals = _logged(state, "loss"), _logged(state, "eval_loss")
@@ -188,41 +190,24 @@ def _events(path: Path, notes: list[str]) -> list[Event]:
     for item in _lines(path, notes, lambda item: isinstance(item, dict)):
         step = next((item[key] for key in _STEP_KEYS if whole(item.get(key), -1) >= 0), None)
         named = next((key for key in _ACTION_KEYS if item.get(key)), None)
-        said = {named, *(key for key in _STEP_KEYS if item.get(key) == step)}
-        facts = {text(k): measured(v) for k, v in item.items() if v is not None and k not in said}
+        used = {named, *(key for key in _STEP_KEYS if item.get(key) == step)}
+        facts = {text(k): measured(v) for k, v in item.items() if v is not None and k not in used}
         found.append(Event(step, text(item[named]) if named else "event", facts))
     if len(found) > MAX_EVENTS:
         notes.append(f"{EVENTS_NAME} has {len(found):,} events; the first {MAX_EVENTS:,} are on this page.")
     return found[:MAX_EVENTS]
 
 
-def _with_events(rows: list[Row], events: Sequence[Event]) -> tuple[list[Row], list[Event]]:
+def _with_events(rows: Sequence[Row], events: Sequence[Event]) -> tuple[list[Row], list[Event]]:
     """Rows with a place for every event: that of its update, or one of its own where no update was applied."""
-    have = {row.step for row in rows}
-    missing = sorted({event.step for event in events if event.step is not None} - have)
-    if missing:
-        starts = _later_than(rows, missing)
-        out: list[Row] = []
-        for index, row in enumerate(rows):
-            out += [Row(step, None, "event") for step in starts.get(index, ())]
-            out.append(row)
-        out += [Row(step, None, "event") for step in starts.get(len(rows), ())]
-        rows = out
-    last = {row.step: index for index, row in enumerate(rows)}
-    end = len(rows) - 1
-    placed = [replace(event, row=end if event.step is None else last[event.step]) for event in events]
-    return rows, sorted(placed, key=lambda event: event.row)
-
-
-def _later_than(rows: Sequence[Row], steps: Sequence[int]) -> dict[int, list[int]]:
-    """For each of the sorted steps the index of the row behind the last one that comes before it."""
-    after: dict[int, list[int]] = {}
-    index = len(rows)
-    for step in reversed(steps):
-        while index and rows[index - 1].step > step:
-            index -= 1
-        after.setdefault(index, []).insert(0, step)
-    return after
+    placed = list(rows)
+    least = [*accumulate((row.step for row in reversed(rows)), min)][::-1]  # step of a row or of one after it
+    missing = {event.step for event in events if event.step is not None} - {row.step for row in rows}
+    for step in sorted(missing, reverse=True):
+        placed.insert(bisect_left(least, step), Row(step, None, "event"))
+    last, end = {row.step: index for index, row in enumerate(placed)}, len(placed) - 1
+    found = [replace(event, row=end if event.step is None else last[event.step]) for event in events]
+    return placed, sorted(found, key=lambda event: event.row)
 
 
 # --- loss and facts --------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ class Row:
         bounded: the answer after bounds, as a learning rate of group 0.
         detail: which field or bound it was.
         lrs: learning rates of all groups where they differ.
-        observation: measured fields: numbers, lists of numbers, or texts for what is not finite.
+        observation: measured fields: numbers, lists of numbers, or texts where they are not finite.
     """
 
     step: int

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 from .charts import short
@@ -56,14 +56,14 @@ def table(run: Run, index: int, limit: int) -> str:
         step = run.rows[k].step
         address = f' id="run={index}&amp;step={step}"' if last[step] == k else ""
         quiet = ' class="between"' if run.rows[k].reason == "between" and k not in events else ""
-        cells = "".join(f"<td{_class(kind)}>{html.escape(cell(k))}</td>" for _, kind, cell in columns)
+        cells = "".join(f"<td{_class(kind)}>{escape(cell(k))}</td>" for _, kind, cell in columns)
         lines.append(f"<tr{address}{quiet}>{cells}</tr>")
     note = (
         f"{len(kept):,} of {len(run.rows):,} updates are in this table. {_THINNED}"
         if len(kept) < len(run.rows)
         else ""
     )
-    name = html.escape(f"updates of {run.name}")
+    name = escape(f"updates of {run.name}")
     return (
         f'<label><input type="checkbox"> only decisions and events</label> <span class="soft">{note}</span>'
         f'<div class="scroll rows" tabindex="0" role="region" aria-label="{name}"><table>'

@@ -166,7 +166,7 @@ class FinetuneTask(Supervised):
         return self._trained
 
     def sizes(self, weights: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """As in the base class; adapters count by what they add to the body, as in a live run (`sensors/lora.py`)."""
+        """As in the base class; adapters count by their product, as in a live run (`sensors/lora.py`)."""
         if not self.rank:
             return super().sizes(weights, direction)
         heads = ([self._trained.views(each)[name] for name in _HEAD] for each in (weights, direction))
