@@ -66,6 +66,11 @@ class ColumnProblem:
         return VectorRun(task, self.problem.optimizer, base_lr, self.problem.total_steps)
 
 
+def close(found: np.ndarray, expected: np.ndarray, atol: float = 1e-6) -> None:
+    """Within what other batch shapes, and hundreds of updates after them, make of float32's 1.2e-7."""
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=atol)
+
+
 def _actions(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
 
@@ -102,15 +107,19 @@ def test_one_run_equals_one_column(index) -> None:
     columns, _ = many.reset(options={"problems": [problem]})
     row, _ = one.reset(options={"problem": ColumnProblem(problem, index)})
     for k in range(20):
-        assert np.array_equal(columns[index], row)
+        close(columns[index], row, atol=5e-4)  # of order 1; one of them is a small difference of two losses
         actions = _actions((6, 1), k)
         columns, rewards, terminated, _, infos = many.step(actions)
         row, reward, done, _, info = one.step(actions[index])
-        assert reward == rewards[index] and done == terminated[index]
+        close(reward, rewards[index])
+        assert done == terminated[index]
         if done:
             columns, infos = infos["final_obs"], infos["final_info"]
-        assert {name: infos[name][index] for name in info} == info
-    assert done and np.array_equal(columns[index], row)
+        assert info
+        for name, value in info.items():
+            close(infos[name][index], value)
+    close(columns[index], row, atol=5e-4)
+    assert done
 
 
 def test_env_plays_what_the_controller_plays() -> None:
@@ -124,8 +133,8 @@ def test_env_plays_what_the_controller_plays() -> None:
     for _ in range(20):
         raw, hidden = controller.policy(torch.from_numpy(observation), hidden, controller.params)
         observation, *_, infos = env.step(torch.tanh(raw)[:, None].numpy())
-    assert np.array_equal(infos["final_info"]["log_loss"], final.numpy())
-    assert np.array_equal(infos["final_info"]["lr"], episode.lr.numpy())
+    close(infos["final_info"]["log_loss"], final.numpy())
+    close(infos["final_info"]["lr"], episode.lr.numpy())
 
 
 @pytest.mark.parametrize("end_weight", [0.0, 1.0, 2.5])
