@@ -138,7 +138,7 @@ def _loss_of_one_rank_is_nan(folder: Path) -> None:
         loss = torch.nn.functional.cross_entropy(model(x), y)
         loss.backward()
         bad = step == 2 and dist.get_rank() == 1
-        with pytest.warns(UserWarning, match="held") if step == 2 else _nothing():
+        with pytest.warns(UserWarning, match="learning rate kept") if step == 2 else _nothing():
             scheduler.observe(loss=float("nan") if bad else loss)
             optimizer.step()
         optimizer.zero_grad()
