@@ -67,21 +67,7 @@ _USUAL = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: words after the program's name, by default those of the process.
-
-    Returns:
-        0 when done, 2 for a request that cannot be carried out, 130 when interrupted.
-
-    Raises:
-        SystemExit: by argparse, for `--help` (0) and words it does not know (2).
-
-    Example:
-        >>> main(["list"])  # doctest: +SKIP
-        0
-    """
+    """Run one command."""
     parser = _Parser(
         prog=PROGRAM,
         description="Adaptive learning rates for fine-tuning.",

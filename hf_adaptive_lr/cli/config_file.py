@@ -25,15 +25,7 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 
 def expand(words: Sequence[str], verbs: Mapping[str, argparse.ArgumentParser]) -> list[str]:
-    """The command line with the options of `--config` before those that were typed.
-
-    Args:
-        words: after the program's name.
-        verbs: parser of every verb.
-
-    Raises:
-        UserError: a file that cannot be read, or that names an option which the verb does not have.
-    """
+    """The command line with the options of `--config` before those that were typed."""
     words = list(words)
     parser = verbs.get(words[0]) if words else None
     path = _path(words)

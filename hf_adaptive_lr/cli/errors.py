@@ -28,15 +28,7 @@ def user_errors() -> Iterator[None]:
 
 
 def check_own_file(path: Path, mark: str) -> None:
-    """Fails fast when a file of somebody else would be overwritten.
-
-    Args:
-        path: about to be written.
-        mark: text that every file of this verb has in its first 4,096 characters.
-
-    Raises:
-        UserError: there is a file without it, or one that cannot be read.
-    """
+    """Fails fast when a file of somebody else would be overwritten."""
     if not path.is_file():
         return
     try:
@@ -49,10 +41,6 @@ def check_own_file(path: Path, mark: str) -> None:
 
 
 def check_new_folder(path: Path) -> None:
-    """Fails fast when an output folder is a file or not empty.
-
-    Raises:
-        UserError: names the folder.
-    """
+    """Fails fast when an output folder is a file or not empty."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f"'{path}' is not empty; name another folder")

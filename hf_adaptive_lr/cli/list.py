@@ -64,17 +64,7 @@ def _wrapped(rows: Sequence[Mapping[str, Any]], columns: int) -> list[str]:
 
 
 def on_the_hub(limit: int) -> list[dict[str, Any]]:
-    """Finds published controllers by their tag.
-
-    Args:
-        limit: how many at most.
-
-    Returns:
-        Rows of `id`, `commit`, `tags`, `downloads` and `likes`.
-
-    Raises:
-        UserError: the Hub cannot be reached.
-    """
+    """Finds published controllers by their tag."""
     with user_errors():
         from ..hub import repo
 
@@ -93,11 +83,7 @@ def _type(tags: Sequence[str]) -> str:
 
 
 def controllers() -> list[dict[str, Any]]:
-    """Every controller known by name, with its default config.
-
-    Returns:
-        Rows of `name`, `controller_type`, `answers`, `needs` (sorted field names), `config` and `summary`.
-    """
+    """Every controller known by name, with its default config."""
     from ..auto import AutoController, known_names
 
     rows = []
