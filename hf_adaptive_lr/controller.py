@@ -24,6 +24,12 @@ from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Observation, Outcome
 State = dict[str, Any]
 """Run state of a controller: a flat dict of CPU tensors and plain numbers, nothing else."""
 
+Params = Mapping[str, Tensor] | None
+"""Learned weights by name, or None for the controller's own."""
+
+Shape = tuple[int, ...]
+Device = torch.device | str | None
+
 Answers = Literal["factor", "lr"]
 
 
@@ -98,14 +104,7 @@ class Controller(HubMixin):
         """
         return None
 
-    def init(
-        self,
-        batch_shape: tuple[int, ...] = (),
-        *,
-        n_groups: int = 1,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> State:
+    def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """State before the first decision.
 
         Args:
@@ -120,9 +119,7 @@ class Controller(HubMixin):
         del batch_shape, n_groups, seed, device
         return {}
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Answer for update `obs.step`; pure: neither `state` nor the controller changes.
 
         Args:

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ..controller import Controller, State
+from ..controller import Controller, Device, Params, Shape, State
 from ..observation import Observation
 
 CHEAP = ("loss", "grad_norm", "alignment", "update_ratio")
@@ -35,9 +35,7 @@ class Reader(Controller):
         object.__setattr__(self, "needs", frozenset(self.fields))
         super().__post_init__()
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """The factor in force, of `batch_shape`."""
         del params
         for name in self.fields:
@@ -89,14 +87,7 @@ class Recurrent(Controller):
         """Shapes of the net's tensors."""
         return {name: tuple(t.shape) for name, t in _stateless(self.hidden_size).state_dict().items()}
 
-    def init(
-        self,
-        batch_shape: tuple[int, ...] = (),
-        *,
-        n_groups: int = 1,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> State:
+    def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """Hidden vector and last features, both zero."""
         del n_groups, seed
         return {
@@ -104,9 +95,7 @@ class Recurrent(Controller):
             "previous": torch.zeros(*batch_shape, _FEATURES, device=device),
         }
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """The factor in force, changed by at most a hundredth; of `batch_shape`."""
         logs = [obs.require(name).clamp_min(1e-12).log() for name in ("loss", "grad_norm", "update_ratio")]
         rest = [obs.require("alignment"), obs.progress, obs.lr / obs.base_lr]

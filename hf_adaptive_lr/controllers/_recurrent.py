@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Controller, Params, State
 from ..observation import Observation
 from ._features import NEEDS
 
@@ -66,9 +66,7 @@ class RecurrentController(Controller):
                 params[name] *= 0.1
         return params
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Learning rate of `batch_shape`."""
         features, state = self.encode(obs, state)
         raw, hidden = self.policy(features, state["hidden"], self.params if params is None else params)

@@ -26,7 +26,7 @@ quadratic four of six seeds were at base LR / 100 after 120 updates; with `actor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from .._checks import check_range
-from ..controller import Citation, Controller, State
+from ..controller import Citation, Controller, Device, Params, Shape, State
 from ..observation import Observation, Outcome
 from ._random import seeded, uniform
 
@@ -137,14 +137,7 @@ class ActorCritic(Controller):
 
     # --- the contract -------------------------------------------------------------------------------------------
 
-    def init(
-        self,
-        batch_shape: tuple[int, ...] = (),
-        *,
-        n_groups: int = 1,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> State:
+    def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """Weights theta and phi, Adam's moments, the LSTM's state and the window; the runs of a batch start equal."""
         del n_groups
         h, k, past = self.hidden_size, self.critic_size, self.window - 1
@@ -161,9 +154,7 @@ class ActorCritic(Controller):
         }
         return {name: value.to(device).expand((*batch_shape, *value.shape)).clone() for name, value in one.items()}
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor a_t / a_0 of `batch_shape`, within [1 / max_ratio, max_ratio]."""
         del params
         offset = torch.ones_like(obs.base_lr) if self.unit is None else obs.base_lr / self.unit

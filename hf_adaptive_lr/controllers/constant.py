@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Controller, Params, State
 from ..observation import Observation
 
 
@@ -37,9 +36,7 @@ class Constant(Controller):
         super().__post_init__()
         check_range(self, "factor", self.factor, 0.0, 1e6, hint="1 is the base LR; pass a finite factor of it")
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """`factor`, of `batch_shape`."""
         del params
         return torch.full_like(obs.lr, self.factor), state

@@ -6,13 +6,12 @@ At update t of T: factor = final + (1 - final) * (1 + cos(pi * t / T)) / 2.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Citation, Controller, State
+from ..controller import Citation, Controller, Params, State
 from ..observation import Observation
 
 
@@ -46,9 +45,7 @@ class Cosine(Controller):
         super().__post_init__()
         check_range(self, "final_factor", self.final_factor, 0.0, 1.0, hint="0 decays to zero, 1 is constant")
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor of `batch_shape` for update `obs.step` of `obs.total_steps`."""
         del params
         wave = 0.5 * (1 + (math.pi * obs.progress.clamp(0, 1)).cos())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import State
+from ..controller import Device, Shape, State
 from ..observation import Observation
 from ._features import FEATURES, encode, init_history
 from ._recurrent import RecurrentController
@@ -53,14 +53,7 @@ class GRUController(RecurrentController):
         check_range(self, "max_move", self.max_move, 1e-3, 5.0, hint="2.0 changes the LR by at most a factor of e^2")
         super().__post_init__()
 
-    def init(
-        self,
-        batch_shape: tuple[int, ...] = (),
-        *,
-        n_groups: int = 1,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> State:
+    def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """The encoder's history and `hidden`, of batch_shape + (hidden_size,)."""
         del n_groups, seed
         hidden = torch.zeros(*batch_shape, self.hidden_size, device=device)

@@ -19,7 +19,6 @@ rate is one for all tensors of an update, where the authors' code changes it fro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Citation, Controller, State
+from ..controller import Citation, Controller, Params, State
 from ..observation import Observation
 
 
@@ -85,9 +84,7 @@ class Hypergradient(Controller):
         else:
             check_range(self, "beta", self.beta, 0.0, 1e6, hint="the paper has 1e-3 for SGD and 1e-7 for Adam")
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor of the base LR, of `batch_shape` (`per_group`: + (n_groups,)).
 
         It starts from the learning rate in force, so bounds leave no memory.

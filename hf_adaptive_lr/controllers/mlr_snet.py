@@ -37,7 +37,7 @@ from torch.nn.functional import linear
 from torch.optim.adam import adam
 
 from .._checks import check_range
-from ..controller import Citation, Controller, State
+from ..controller import Citation, Controller, Device, Params, Shape, State
 from ..observation import Observation, Outcome
 from ._random import seeded, uniform
 
@@ -151,14 +151,7 @@ class MLRSNet(Controller):
 
     # --- the contract -------------------------------------------------------------------------------------------
 
-    def init(
-        self,
-        batch_shape: tuple[int, ...] = (),
-        *,
-        n_groups: int = 1,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> State:
+    def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """`hidden` and `cell` of batch_shape + (hidden_size,), and with `meta_learn` weights `theta` for every run."""
         del n_groups
         hidden = torch.zeros(*batch_shape, self.hidden_size, device=device)
@@ -185,9 +178,7 @@ class MLRSNet(Controller):
         """A fresh state with the mean loss over the training set, above 0, as L of the first decision."""
         return {**state, "initial": torch.full_like(state["initial"], float(loss))}
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor gamma * p_t of `batch_shape`; differentiable in `params`, which may have a run dimension."""
         loss = obs.require("loss")
         state = self._with_gamma(obs, loss, state)

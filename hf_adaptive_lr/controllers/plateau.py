@@ -11,7 +11,6 @@ learning rate, so it cannot run away or see-saw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Controller, Device, Params, Shape, State
 from ..observation import Observation
 
 
@@ -61,14 +60,7 @@ class Plateau(Controller):
         check_range(self, "cut", self.cut, 1e-6, 0.999999, hint="0.5 halves the LR")
         check_range(self, "floor", self.floor, 0.0, 1.0, hint="0.01 stops at a hundredth of the base LR")
 
-    def init(
-        self,
-        batch_shape: tuple[int, ...] = (),
-        *,
-        n_groups: int = 1,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> State:
+    def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """`losses`: batch_shape + (2 * window,), newest last; `seen`: losses since the last cut; `factor`."""
         del n_groups, seed
         return {
@@ -77,9 +69,7 @@ class Plateau(Controller):
             "factor": torch.ones(batch_shape, dtype=torch.float64, device=device),
         }
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor of `batch_shape`; unchanged while there is no new loss or the windows are not full."""
         del params
         value = obs.require(self.metric)

@@ -31,15 +31,13 @@ one-element list, which breaks with several). The released SQuAD callback forget
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Citation, Controller, State
+from ..controller import Citation, Controller, Device, Params, Shape, State
 from ..observation import Observation
 from . import _random
 
@@ -122,21 +120,12 @@ class PLRS(Controller):
         half = times * (self.high - self.low) / 2
         return self.replace(low=self.mean_factor - half, high=self.mean_factor + half)
 
-    def init(
-        self,
-        batch_shape: tuple[int, ...] = (),
-        *,
-        n_groups: int = 1,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> State:
+    def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """`generator`, one for all runs of a batch."""
         del batch_shape, n_groups, device
         return {_random.GENERATOR: _random.seeded(seed)}
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor of `batch_shape`, in [low, high): one draw per run, for all groups."""
         del params
         share, generator = _random.uniform(state[_random.GENERATOR], tuple(obs.lr.shape))

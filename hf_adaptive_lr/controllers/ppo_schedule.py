@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Citation, Controller, State
+from ..controller import Citation, Controller, Device, Params, Shape, State
 from ..observation import Observation
 from . import _random
 
@@ -143,14 +143,7 @@ class PPOSchedule(Controller):
             out["bias_ih"][hidden_size : 2 * hidden_size] = 1.0
         return out
 
-    def init(
-        self,
-        batch_shape: tuple[int, ...] = (),
-        *,
-        n_groups: int = 1,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> State:
+    def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """Averages and last validation loss of `batch_shape`; with `sample` the generator's state as well."""
         del n_groups
         zeros = torch.zeros(batch_shape, dtype=torch.float64, device=device)
@@ -165,9 +158,7 @@ class PPOSchedule(Controller):
         ending = total_steps is not None and total_steps - self.every_steps < update < total_steps
         return update % self.every_steps == 0 or ending
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor of the base LR, of `batch_shape`; from the learning rate in force, so bounds leave no memory."""
         features, state = self.encode(obs, state)
         action, state = self.policy(features, state, self.params if params is None else params)

@@ -14,14 +14,13 @@ logarithm, so the median, not the mean, of the learning rate stays where it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Controller, Device, Params, Shape, State
 from ..observation import Observation
 from . import _random
 
@@ -62,21 +61,12 @@ class RandomWalk(Controller):
         if self.span is not None:
             check_range(self, "span", self.span, 1e-3, 13.8, hint="2.3 keeps the LR within a factor of ten")
 
-    def init(
-        self,
-        batch_shape: tuple[int, ...] = (),
-        *,
-        n_groups: int = 1,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> State:
+    def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """`generator`, one for all runs of a batch."""
         del batch_shape, n_groups, device
         return {_random.GENERATOR: _random.seeded(seed)}
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor of the base LR, of `batch_shape`: one move from where the learning rate stands."""
         del params
         z, generator = _random.normal(state[_random.GENERATOR], tuple(obs.lr.shape))

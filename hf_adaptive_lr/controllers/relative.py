@@ -11,14 +11,13 @@ its net answers zero. But for that measurement it is open loop: it does not obse
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Controller, Device, Params, Shape, State
 from ..observation import Observation
 from . import _random, _relative_update
 
@@ -61,14 +60,7 @@ class Relative(Controller):
         check_range(self, "walk", self.walk, 0.0, 5.0, hint="0 is the straight line")
         check_range(self, "rho", self.rho, 1e-6, 1.0, hint="0.001 suits pretrained transformers, 0.016 new nets")
 
-    def init(
-        self,
-        batch_shape: tuple[int, ...] = (),
-        *,
-        n_groups: int = 1,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> State:
+    def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """The size of a unit update; of a walk also its place, and the generator of all runs."""
         del n_groups
         state: State = dict(_relative_update.init_units(batch_shape, device))
@@ -81,9 +73,7 @@ class Relative(Controller):
         """At updates 0, 1, 2, 4 and so on up to an even rhythm, then in that."""
         return _relative_update.due(update, total_steps, self.decisions)
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Learning rate of `batch_shape`."""
         del params
         state = {**state, **_relative_update.measure(obs, state)}

@@ -7,14 +7,13 @@ schedule.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Controller, State
+from ..controller import Controller, Params, State
 from ..observation import Observation
 
 
@@ -60,9 +59,7 @@ class Replay(Controller):
             )
         check_range(self, "the largest factor", max(self.factors), 0.0, 1e6, hint="divide LRs by the base LR")
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Interpolated factor of `batch_shape`."""
         del params
         xs = obs.lr.new_tensor(self.progress)

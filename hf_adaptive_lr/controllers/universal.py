@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import State
+from ..controller import Device, Shape, State
 from ..observation import Observation
 from . import _relative_update
 from ._features import NEEDS, STEERING_FEATURES, encode_steering, init_steering
@@ -72,14 +72,7 @@ class Universal(RecurrentController):
         check_range(self, "start", self.start, -self.max_shift, self.max_shift, hint="-0.7 starts low")
         super().__post_init__()
 
-    def init(
-        self,
-        batch_shape: tuple[int, ...] = (),
-        *,
-        n_groups: int = 1,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> State:
+    def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """The encoder's history, the size of a unit update, `shift`, and `hidden` of batch_shape + (hidden_size,)."""
         del n_groups, seed
         history = init_steering(batch_shape, device) | _relative_update.init_units(batch_shape, device)

@@ -6,13 +6,12 @@ run. Warm-up is `warmup_steps` of [`ControlledLR`], as for every controller.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from .._checks import check_range
-from ..controller import Citation, Controller, State
+from ..controller import Citation, Controller, Params, State
 from ..observation import Observation
 
 
@@ -52,9 +51,7 @@ class WarmupStableDecay(Controller):
         )
         check_range(self, "final_factor", self.final_factor, 0.0, 1.0, hint="0 decays to zero")
 
-    def decide(
-        self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, State]:
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor of `batch_shape` for update `obs.step` of `obs.total_steps`."""
         del params
         line = (obs.remaining / self.decay_fraction).clamp(0, 1)
