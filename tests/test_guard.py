@@ -196,7 +196,7 @@ def test_an_alarm_says_which_numbers_it_saw() -> None:
     ],
     ids=str,
 )
-def test_thresholds_out_of_range_are_refused(change) -> None:
+def test_thresholds_out_of_range_fail_by_name(change) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         Thresholds(**change)
     with pytest.raises(TypeError, match="whole number"):
@@ -592,6 +592,50 @@ def test_a_controlled_rate_stays_cut_after_a_resume() -> None:
         third.scheduler.set_scale(2.0)
 
 
+class _Duck:
+    """A scheduler that is no ControlledLR but has the methods a guard asks for."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    can_fall_back = True
+
+    def set_scale(self, scale: float) -> None:
+        self.calls.append(("scale", scale))
+
+    def fall_back(self, reason: str) -> None:
+        self.can_fall_back = False
+        self.calls.append(("fall back", reason))
+
+    def note_loss(self, loss: float) -> None:
+        self.calls.append(("loss", loss))
+
+    def drop_pending(self) -> None:
+        self.calls.append(("drop",))
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+
+def test_any_scheduler_with_the_methods_of_the_protocol_is_guarded_like_a_controlled_one() -> None:
+    model, duck = mlp(), _Duck()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = DivergenceGuard(model, optimizer, scheduler=duck, max_skips=1, recover=False)
+    losses = [1.0, math.nan, 1.0, math.nan, math.nan, 1.0, math.nan, math.nan]
+    actions = [guard.before_step(loss, 1.0) for loss in losses]
+    assert actions == ["apply", "skip", "apply", "rollback", "skip", "apply", "rollback", "skip"]
+    last = guard.events[-2]
+    assert last["handed_over"] and (last["lr_before"], last["lr_after"]) == (0.1, 0.05)
+    assert [call for call in duck.calls if call[0] not in ("loss", "drop")] == [
+        *[("scale", 0.5), ("scale", 1.0), ("scale", 0.5), ("fall back", "non_finite_loss at update 6"), ("scale", 1.0)],
+    ]
+    assert duck.calls.count(("loss", 1.0)) == 3 and duck.calls.count(("drop",)) == 5
+    assert optimizer.param_groups[0]["lr"] == 0.1  # left to the scheduler
+
+
 @pytest.mark.parametrize("cut", [30, 82, 100])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_exact_resume_also_in_the_middle_of_a_skip_series(optimizer, cut, tmp_path) -> None:
@@ -675,7 +719,7 @@ def test_weights_that_are_broken_from_the_start_are_named() -> None:
 @pytest.mark.parametrize(
     "change", [{"max_skips": -1}, {"max_rollbacks": -1}, {"snapshot_every": -3}, {"lr_cut": 0.0}, {"lr_cut": 2.0}]
 )
-def test_settings_out_of_range_are_refused(change) -> None:
+def test_settings_out_of_range_fail_by_name(change) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         Run(**change)
 

@@ -240,7 +240,7 @@ def test_dsa_is_guarded_as_well(tmp_path) -> None:
         ({"thresholds": {"loss_rise": 0.5}}, "loss_rise=0.5"),
     ],
 )
-def test_bad_settings_are_refused_when_the_callback_is_made(settings, message) -> None:
+def test_bad_settings_fail_when_the_callback_is_made(settings, message) -> None:
     with pytest.raises(ValueError, match=message):
         GuardCallback(**settings)
 

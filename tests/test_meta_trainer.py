@@ -93,7 +93,7 @@ def test_a_second_training_measures_again(tmp_path) -> None:
     assert float(trainer.lr_scheduler.controller_state["gamma"]) != first
 
 
-def test_other_controllers_are_refused(tmp_path) -> None:
+def test_other_controllers_fail_fast(tmp_path) -> None:
     for controller in (Linear(), MLRSNet(params=MLRSNet.random_params())):
         with pytest.raises(ValueError, match="MetaLRTrainer learns an MLR-SNet"):
             _trainer(tmp_path, net=controller)

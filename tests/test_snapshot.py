@@ -148,7 +148,7 @@ def test_only_what_trains_is_stored() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["weight", "bias in bf16", "buffer", "optimizer"])
-def test_what_is_not_finite_is_refused_and_nothing_is_lost(where, value) -> None:
+def test_a_state_that_is_not_finite_is_not_taken_and_nothing_is_lost(where, value) -> None:
     model, opt, _ = _setup("momentum")
     model.add_module("last", nn.Linear(2, 2, dtype=torch.bfloat16))
     snapshot = Snapshot(model, opt)
@@ -178,7 +178,7 @@ def test_large_finite_values_are_not_taken_for_infinity() -> None:
     assert Snapshot(model).take()
 
 
-def test_another_model_or_optimizer_is_refused_before_anything_changes() -> None:
+def test_another_model_or_optimizer_fails_before_anything_changes() -> None:
     model, opt, _ = _setup()
     snapshot = Snapshot(model, opt)
     snapshot.take()
@@ -194,7 +194,7 @@ def test_another_model_or_optimizer_is_refused_before_anything_changes() -> None
     assert torch.equal(flat(model), before)
 
 
-def test_sharded_parameters_are_refused() -> None:
+def test_sharded_parameters_fail_fast() -> None:
     model = nn.Linear(2, 2)
     model.weight.ds_id = 0
     with pytest.raises(ValueError, match="DeepSpeed leaves each rank only a part"):

@@ -58,14 +58,14 @@ def test_settings_come_from_the_command_line_and_from_yaml(tmp_path) -> None:
         ({"controller_every": -1}, "every=-1"),
     ],
 )
-def test_bad_settings_are_refused_by_name(settings, message, tmp_path) -> None:
+def test_bad_settings_fail_by_name(settings, message, tmp_path) -> None:
     with pytest.raises(ValueError, match=message):
         args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, **settings)
         AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens()).train()
     assert not (tmp_path / "lr_trace.jsonl").exists()
 
 
-def test_a_trainer_without_a_controller_or_with_two_schedulers_is_refused(tmp_path) -> None:
+def test_a_trainer_without_a_controller_or_with_two_schedulers_fails_fast(tmp_path) -> None:
     with pytest.raises(ValueError, match="no controller: pass controller="):
         AdaptiveLRTrainer(model=bert(), args=integrations.arguments(tmp_path), train_dataset=Tokens())
     model = bert()
@@ -208,7 +208,7 @@ def test_a_stream_cannot_be_split(tmp_path) -> None:
     assert trainer.lr_scheduler.updates == integrations.STEPS
 
 
-def test_deepspeed_is_refused_with_the_way_out(tmp_path) -> None:
+def test_deepspeed_fails_fast_with_the_way_out(tmp_path) -> None:
     """A unit test of the check: DeepSpeed itself is not installed here."""
     trainer = AdaptiveLRTrainer(
         model=bert(), args=integrations.arguments(tmp_path), train_dataset=Tokens(), controller="linear"
@@ -277,7 +277,7 @@ def test_a_learner_works_through_trainer(tmp_path) -> None:
     assert others == lrs
 
 
-def test_what_no_scheduler_can_measure_is_refused() -> None:
+def test_a_signal_that_no_scheduler_can_measure_fails_fast() -> None:
     controller = type("Actor", (Controller,), {"needs": frozenset({"loss_other"})})()
     with pytest.raises(ValueError, match="loss_other, the loss of a batch that this integration does not have"):
         ControlledLR(torch.optim.SGD(mlp().parameters(), lr=0.1), controller)

@@ -74,7 +74,7 @@ class LRScaling:
 
     def cut_ratio(self, drift: float | None) -> float:
         """Factor of a cut: `lr_cut`, or in the opening of a run the one after which an update drifts safely."""
-        if drift is None:
+        if not drift:  # after the opening, or the weights have not moved yet
             return self._lr_cut
         if not math.isfinite(drift):
             return self._lr_cut / 5
