@@ -629,9 +629,9 @@ def test_any_scheduler_with_the_methods_of_the_protocol_is_guarded_like_a_contro
     assert actions == ["apply", "skip", "apply", "rollback", "skip", "apply", "rollback", "skip"]
     last = guard.events[-2]
     assert last["handed_over"] and (last["lr_before"], last["lr_after"]) == (0.1, 0.05)
-    assert [call for call in duck.calls if call[0] not in ("loss", "drop")] == [
-        *[("scale", 0.5), ("scale", 1.0), ("scale", 0.5), ("fall back", "non_finite_loss at update 6"), ("scale", 1.0)],
-    ]
+    scales = [("scale", 0.5), ("scale", 1.0), ("scale", 0.5), ("scale", 1.0)]  # cut, undone, cut, undone
+    fell_back = ("fall back", "non_finite_loss at update 6")
+    assert [call for call in duck.calls if call[0] not in ("loss", "drop")] == [*scales[:3], fell_back, scales[3]]
     assert duck.calls.count(("loss", 1.0)) == 3 and duck.calls.count(("drop",)) == 5
     assert optimizer.param_groups[0]["lr"] == 0.1  # left to the scheduler
 

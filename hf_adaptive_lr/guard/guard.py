@@ -199,7 +199,8 @@ class DivergenceGuard:
             return self._act(reason, seen)
         self._trouble.count_healthy()
         self._count_down_cut(seen)
-        self._lr.note_loss(loss)
+        if self._lr.controlled is not None:
+            self._lr.controlled.note_loss(loss)
         return "apply"
 
     def after_step(self) -> None:

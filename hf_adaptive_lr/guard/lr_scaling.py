@@ -118,11 +118,6 @@ class LRScaling:
         if self._scales is not None:
             self._scales.set_scale(self.factor)
 
-    def note_loss(self, loss: float) -> None:
-        """Pass the loss of a healthy update on to a controller's scheduler."""
-        if self.controlled is not None:
-            self.controlled.note_loss(loss)
-
     def drop_pending(self) -> None:
         """Let a controller's scheduler forget the losses of an update that will not happen."""
         if self.controlled is not None:

@@ -7,7 +7,7 @@ from typing import Any
 from ..scheduler.controlled_lr import ControlledLR
 
 
-def shorten(scheduler: ControlledLR, state: Any, steps: int) -> None:
+def shorten(scheduler: Any, state: Any, steps: int) -> None:
     """Cool down within `steps` updates, and let Trainer stop there.
 
     Args:
@@ -16,8 +16,10 @@ def shorten(scheduler: ControlledLR, state: Any, steps: int) -> None:
         steps: at least 1, and at most those left.
 
     Raises:
-        ValueError: a number out of range; nothing is changed then.
+        ValueError: a number out of range, or no run under way; nothing is changed then.
     """
+    if not isinstance(scheduler, ControlledLR) or state is None:
+        raise ValueError(f"cooldown({steps}): no run is under way; call it from a callback while train() runs")
     left = state.max_steps - state.global_step
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= left:
         raise ValueError(
