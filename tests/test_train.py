@@ -116,7 +116,7 @@ def test_ctrl_c_says_how_to_go_on(at, hint, tmp_path, capsys, monkeypatch) -> No
 
 def test_a_killed_training_resumes_to_the_same_weights(tmp_path) -> None:
     """A real kill -9 of the command, then --resume."""
-    line = ["train", "ppo", "--suite", "quadratic", "--runs", "16", "--hidden-size", "4", "--iterations", "150"]
+    line = ["train", "ppo", "--suite", "quadratic", "--runs", "16", "--hidden-size", "4", "--iterations", "60"]
     assert main([*line, "--output-dir", str(tmp_path / "whole")]) == 0
     killed = tmp_path / "killed"
     command = [
