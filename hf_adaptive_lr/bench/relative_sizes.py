@@ -166,17 +166,7 @@ def rows_of(read: Callable[[], list[Example]]) -> tuple[list[dict[str, Any]], li
 
 
 def run(task: Task, method: str, value: float, seed: int) -> Row:
-    """Train once, and read the development rows.
-
-    Args:
-        task: what is trained.
-        method: "relative" with size `value`, or "linear" with the learning rate `value`.
-        value: see `method`.
-        seed: of head, adapters or all weights, of batches and dropout.
-
-    Raises:
-        DemoDataError: data or model are missing; the message ends with the command to get them.
-    """
+    """Train once, with `value` as relative size or learning rate, and read the development rows."""
     from transformers import PrinterCallback, ProgressCallback, set_seed
 
     from ..controllers.linear import Linear

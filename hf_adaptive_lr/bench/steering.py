@@ -42,11 +42,7 @@ SUITE, DECISIONS, FIRST = "strangers", 20, 5000
 
 
 def methods(controllers: Sequence[str]) -> dict[str, tuple[Controller, float | None]]:
-    """Name to controller and base learning rate; None where any will do.
-
-    Args:
-        controllers: names, folders or repositories; "name=source" gives a name to a source.
-    """
+    """Name to controller and base learning rate, None where any will do; "name=source" gives another name."""
     found: dict[str, tuple[Controller, float | None]] = {f"linear {lr:g}": (Linear(), lr) for lr in LRS}
     found |= {f"relative {rho:g}": (Relative(rho=rho), None) for rho in RHOS}
     for entry in controllers:
@@ -65,14 +61,7 @@ def play(problem: Problem, controller: Controller, lr: float | None) -> Tensor:
 
 
 def measure(draws: int, runs: int, controllers: Sequence[str], output: Path) -> None:
-    """Do what is not in the rows yet.
-
-    Args:
-        draws: draws of the suite; each is eight problems.
-        runs: runs of each problem.
-        controllers: see [`methods`].
-        output: the rows; one per problem and method.
-    """
+    """Train what is not in the rows yet; a draw of the suite is eight problems."""
     done = {(row["problem"], row["method"]) for row in read_rows(output)}
     entries = methods(controllers)
     with tqdm(total=draws * len(SUITES[SUITE].draws) * len(entries), unit="problem") as bar:
@@ -98,10 +87,9 @@ def _row(key: str, problem: Problem, name: str, logs: Tensor) -> Row:
 
 
 def regrets(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Mean log loss of every method on every problem, minus that of the problem's own best learning rate.
+    """Mean log loss of every method on every problem, minus that of its own best learning rate.
 
-    Args:
-        rows: what `measure` wrote; problems without all learning rates are left out.
+    Problems without all learning rates are left out.
     """
     means: dict[str, dict[str, float]] = {}
     for row in rows:

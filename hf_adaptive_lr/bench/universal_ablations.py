@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .stat_bootstrap import hierarchical_bootstrap
-from .stat_scores import Array, mean
+from .stat_compare import hierarchical_bootstrap
+from .stat_runs import Array
 from .universal_figures import MINE, Pairs, log_ratio, real_tasks
 from .yardstick_methods import REPLAY
 from .yardstick_plan import Book, Profile
@@ -51,12 +51,7 @@ hf-adaptive-lr bench --full --output-dir model_cards --render-only
 
 
 def ablations(profile: Profile, book: Book) -> str:
-    """Table of the ablations that there are rows of, on the real tasks; empty without any.
-
-    Args:
-        profile: which tasks and how many seeds.
-        book: the rows.
-    """
+    """Table of the ablations that there are rows of, on the real tasks; empty without any."""
     lines = [_line(name, "", None, profile, book) for name in (MINE, WHOLE)]
     lines += [_line(name, text, MINE, profile, book) for name, text in AS_THEY_ARE.items()]
     lines += [_line(name, text, MINE, profile, book) for name, text in AGAIN.items()]
@@ -75,11 +70,9 @@ def _line(name: str, text: str, whole: str | None, profile: Profile, book: Book)
     cells = [title, "", str(len(accuracy.tasks)), f"{accuracy.mine.mean():.3f}", "", ""]
     if whole is not None:
         cells[1] = "the bundled one" if whole == MINE else "that of a quarter of an hour"
-        difference, ratio = accuracy.difference(), hierarchical_bootstrap(log_ratio(loss), mean)
-        cells[4] = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "-"
-        cells[5] = " ".join(
-            (f"{math.exp(ratio.value):.2f}", f"[{math.exp(ratio.low):.2f}, {math.exp(ratio.high):.2f}]")
-        )
+        ratio = hierarchical_bootstrap(log_ratio(loss))
+        cells[4] = accuracy.difference_text()
+        cells[5] = f"{math.exp(ratio.value):.2f} [{math.exp(ratio.low):.2f}, {math.exp(ratio.high):.2f}]"
     return cells
 
 
@@ -101,15 +94,7 @@ def side_by_side(mine: str, other: str, what: str, profile: Profile, book: Book)
 
 
 def by_seed(method: str, what: str, task: Task, seeds: int, book: Book) -> Array | None:
-    """A figure of every seed, found by the method's name alone; None if a seed is missing.
-
-    Args:
-        method: its name.
-        what: key of the rows; a failed run counts as the worst there is.
-        task: whose rows.
-        seeds: how many.
-        book: the rows.
-    """
+    """A figure of every seed, found by the method's name alone; None without all seeds; a failed run is the worst."""
     worst = 0.0 if what == "test_accuracy" else math.inf
     found = {
         row["seed"]: worst if row.get(what) is None else float(row[what])

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .runner import Row
-from .stat_bootstrap import Estimate, hierarchical_bootstrap
-from .stat_runs import harm_rate
-from .stat_scores import Array, iqm, mean
+from .stat_compare import Estimate, hierarchical_bootstrap
+from .stat_runs import Array, harm_rate, iqm
 from .yardstick_methods import METHODS
 from .yardstick_plan import DEFAULT, Book, Profile, own_lr_runs, reference_runs, sweep_lrs, sweep_runs
 from .yardstick_run import YardstickRun
@@ -29,15 +28,10 @@ def real_tasks(profile: Profile) -> list[RealTask]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Test accuracy of a method on a task by initial learning rate.
-
-    Args:
-        lrs: the learning rates.
-        accuracy: mean over seeds for each; a run that failed counts with what it reached.
-    """
+    """Test accuracy of a method on a task by initial learning rate."""
 
     lrs: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    accuracy: tuple[float, ...]  # mean over seeds for each; a run that failed counts with what it reached
 
 
 def curve(task: RealTask, method: str, profile: Profile, book: Book) -> Curve | None:
@@ -59,13 +53,7 @@ def _accuracy(row: Row) -> float:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two methods on the same tasks and seeds; arrays are (tasks, seeds).
-
-    Args:
-        tasks: names.
-        mine: what one has.
-        other: what the other has.
-    """
+    """Two methods on the same tasks and seeds; arrays are (tasks, seeds)."""
 
     tasks: tuple[str, ...]
     mine: Array
@@ -73,21 +61,20 @@ class Pairs:
 
     def difference(self) -> Estimate | None:
         """Mine minus the other's, with an interval over tasks and seeds; None for fewer than two tasks."""
-        return hierarchical_bootstrap(self.mine - self.other, mean) if len(self.tasks) > 1 else None
+        return hierarchical_bootstrap(self.mine - self.other) if len(self.tasks) > 1 else None
+
+    def difference_text(self) -> str:
+        """The difference as it stands in tables."""
+        found = self.difference()
+        return "-" if found is None else found.signed()
 
 
 def pairs(
     tasks: Sequence[Task], other: str | None, what: str, profile: Profile, book: Book, *, mine: str = MINE
 ) -> Pairs:
-    """All tasks on which both have all seeds.
+    """All tasks on which both have all seeds of "test_loss" or "test_accuracy".
 
-    Args:
-        tasks: to look at.
-        other: name of a method at its default learning rate; None for the tuned linear schedule.
-        what: "test_loss" or "test_accuracy".
-        profile: how many seeds.
-        book: the rows.
-        mine: name of the first method.
+    `other` is the name of a method at its default learning rate, None for the tuned linear schedule.
     """
     names, left, right = [], [], []
     for task in tasks:

@@ -36,11 +36,7 @@ hf-adaptive-lr bench --full --output-dir model_cards --render-only
 
 
 def trainings(book: Book) -> str:
-    """Table of log-regret by quick task, mean over seeds; empty without the rows of at least two trainings.
-
-    Args:
-        book: the rows.
-    """
+    """Table of log-regret by quick task, mean over seeds; empty without the rows of at least two trainings."""
     profile = PROFILES["quick"]
     tasks = [TASKS[name] for name in profile.tasks]
     references = {task.name: found for task in tasks if (found := _tuned_loss(task, profile, book)) is not None}

@@ -1,4 +1,7 @@
-"""Data and models of the yardstick's real tasks, as functions of the task and the seed."""
+"""Data and models of the yardstick's real tasks, as functions of the task and the seed.
+
+What cannot be had here raises `DemoDataError`; its message ends with the command to get it.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,7 @@ _AT_ONCE = 50  # pictures, for the sake of memory
 
 @cache
 def load(task: RealTask) -> Parts:
-    """The data of a task; kept in memory once it was asked for.
-
-    Raises:
-        DemoDataError: the data cannot be had here; the message ends with the command to get it.
-    """
+    """The data of a task; kept in memory once it was asked for."""
     sizes = (task.train_rows, task.valid_rows, task.controller_rows)
     read = {"20newsgroups": _text, "fashion-mnist": _fashion, "mnist-5000": _mnist}[task.data]
     pool, test = read(sum(sizes), task.test_rows, task.split_seed)
@@ -43,15 +42,7 @@ def load(task: RealTask) -> Parts:
 
 
 def build_model(task: RealTask, seed: int) -> nn.Module:
-    """The task's model with its first weights; sets all global seeds on the way.
-
-    Args:
-        task: which model.
-        seed: of the first weights; of a pretrained model, those of the head.
-
-    Raises:
-        DemoDataError: the pretrained model cannot be had here; the message ends with the command to get it.
-    """
+    """The task's model; the seed is of first weights, a pretrained one's head, and all global generators."""
     set_seed(seed)
     if task.model == "vit":
         return _vit(task.classes, _INIT_STD)

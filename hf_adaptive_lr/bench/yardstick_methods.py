@@ -40,49 +40,28 @@ Trouble = Literal["", "loss_spike", "weight_noise"]
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One way to choose the learning rate; exactly one of `controller`, `scheduler` and `optimizer` is given.
+    """One way to choose the learning rate; exactly one of `controller`, `scheduler` and `optimizer` is given."""
 
-    Args:
-        name: in keys and tables.
-        text: what it is, for the page.
-        controller: a name of [`CONTROLLERS`]; with `weights`, whatever [`AutoController`] takes.
-        config: its config fields that differ from the defaults.
-        weights: whether the controller is loaded and not made.
-        trainer: "adaptive" for `AdaptiveLRTrainer`, "meta" for `MetaLRTrainer`.
-        arguments: fields of `AdaptiveLRTrainingArguments`.
-        scheduler: `lr_scheduler_type` of `TrainingArguments`; these move at evaluations on the controller's rows.
-        scheduler_kwargs: its settings that differ from the defaults.
-        optimizer: name of an entry of `OPTIMIZERS`, instead of AdamW or the task's own.
-        finder: whether an LR range test on training rows chooses the learning rate first.
-        lr: default learning rate of real tasks.
-        vector_lr: of vectorised tasks, where no `Trainer` has a say.
-        lr_source: where these are published.
-        replay_of: name of the method whose mean schedule is replayed, the run's own seed left out.
-        on_vector: whether vectorised tasks can run it.
-        needs_classes: whether it observes predictions.
-        told: share of the run's true length that it is told, for the robustness track.
-        trouble: what goes wrong half-way, for the same track; vectorised tasks only.
-    """
-
-    name: str
-    text: str
-    controller: str = ""
-    config: Config = field(default_factory=dict)
-    weights: bool = False
+    name: str  # in keys and tables
+    text: str  # for the page
+    controller: str = ""  # a name of [`CONTROLLERS`]; with `weights`, whatever [`AutoController`] takes
+    config: Config = field(default_factory=dict)  # where it differs from the defaults
+    weights: bool = False  # whether the controller is loaded and not made
     trainer: Literal["adaptive", "meta"] = "adaptive"
-    arguments: Config = field(default_factory=dict)
+    arguments: Config = field(default_factory=dict)  # fields of `AdaptiveLRTrainingArguments`
+    # `lr_scheduler_type` of `TrainingArguments`; these move at evaluations on the controller's rows.
     scheduler: str = ""
     scheduler_kwargs: Config = field(default_factory=dict)
-    optimizer: str = ""
-    finder: bool = False
-    lr: float = TRAINER_LR
-    vector_lr: float = TORCH_LR
-    lr_source: str = "TrainingArguments.learning_rate; vectorised: torch's AdamW and SGD"
-    replay_of: str | None = None
-    on_vector: bool = True
-    needs_classes: bool = False
-    told: float = 1.0
-    trouble: Trouble = ""
+    optimizer: str = ""  # name of an entry of `OPTIMIZERS`, instead of AdamW or the task's own
+    finder: bool = False  # whether an LR range test on training rows chooses the learning rate first
+    lr: float = TRAINER_LR  # default learning rate of real tasks
+    vector_lr: float = TORCH_LR  # of vectorised tasks, where no `Trainer` has a say
+    lr_source: str = "TrainingArguments.learning_rate; vectorised: torch's AdamW and SGD"  # where these are published
+    replay_of: str | None = None  # name of the method whose mean schedule is replayed, the run's own seed left out
+    on_vector: bool = True  # whether vectorised tasks can run it
+    needs_classes: bool = False  # whether it observes predictions
+    told: float = 1.0  # share of the run's true length that it is told, for the robustness track
+    trouble: Trouble = ""  # what goes wrong half-way, for the same track; vectorised tasks only
 
     def spec(self) -> dict[str, Any]:
         """All that a run depends on, as JSON values; learned weights by a hash."""
@@ -112,12 +91,7 @@ class Method:
         return (_loaded(self.controller) if self.weights else CONTROLLERS[self.controller]).ignores_base_lr
 
     def make_controller(self) -> Controller:
-        """The controller of a run.
-
-        Raises:
-            OSError: it cannot be loaded.
-            ValueError: no such controller or config field.
-        """
+        """The controller of a run."""
         if self.weights:
             return _loaded(self.controller)
         return CONTROLLERS[self.controller](**self.config)
@@ -168,13 +142,7 @@ OPTIMIZERS: Mapping[str, Any] = {"schedulefree": _schedule_free, "prodigyopt": _
 
 
 def build_optimizer(method: Method, weights: list[nn.Parameter], lr: float) -> Optimizer:
-    """The method's optimizer, or AdamW with a weight decay of 0.01.
-
-    Args:
-        method: whose optimizer.
-        weights: that are trained.
-        lr: learning rate.
-    """
+    """The method's optimizer, or AdamW with a weight decay of 0.01."""
     if method.optimizer:
         made: Optimizer = OPTIMIZERS[method.optimizer](weights, lr)
         return made
@@ -207,15 +175,7 @@ def replay(of: Method) -> Method:
 
 
 def third_party(source: str) -> Method:
-    """An entry for anybody's controller.
-
-    Args:
-        source: a name, a folder, or a repository of the Hub, as [`AutoController`] takes it.
-
-    Raises:
-        OSError: it cannot be loaded.
-        ValueError: it is no controller.
-    """
+    """An entry for any controller: a name, a folder or a repository of the Hub, as [`AutoController`] takes it."""
     controller = AutoController.from_pretrained(source)
     on_vector = not controller.needs & OUTCOME_FIELDS.keys()
     if on_vector and auto.is_own(source):

@@ -55,27 +55,17 @@ _TOLD = (0.25, 4.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """How much is run.
+    """How much is run."""
 
-    Args:
-        name: "quick", "full" or "extended".
-        tasks: names of tasks.
-        seeds: seeds of the self-tuning track, from 0 on.
-        vector_seeds: seeds of the vectorised robustness track.
-        sweep_seeds: seeds of the real tasks' robustness track; 0 leaves it out.
-        sweep_real: names of the real tasks that have a robustness track.
-        tuning_stride: every how-manieth learning rate is tried for the reference.
-        sweep_all: whether the robustness track of vectorised tasks has all methods, and not a few, wrong lengths and
-            trouble; and whether there is an equal-budget track.
-    """
-
-    name: str
+    name: str  # "quick", "full" or "extended"
     tasks: tuple[str, ...]
-    seeds: int
-    vector_seeds: int
-    sweep_seeds: int
-    sweep_real: tuple[str, ...] = ()
-    tuning_stride: int = 1
+    seeds: int  # seeds of the self-tuning track, from 0 on
+    vector_seeds: int  # seeds of the vectorised robustness track
+    sweep_seeds: int  # seeds of the real tasks' robustness track; 0 leaves it out
+    sweep_real: tuple[str, ...] = ()  # names of the real tasks that have a robustness track
+    tuning_stride: int = 1  # one of so many learning rates is tried for the reference
+    # Whether the robustness track of vectorised tasks has all methods, and not a few, wrong lengths and trouble; and
+    # whether there is an equal-budget track.
     sweep_all: bool = True
 
 
@@ -113,11 +103,7 @@ PROFILES: Mapping[str, Profile] = {
 
 
 class Book:
-    """The rows of a comparison, by run.
-
-    Args:
-        folder: where the files are, one per task.
-    """
+    """The rows of a comparison, by run; a file per task in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -182,12 +168,6 @@ def own_lr_runs(task: Task, method: Method, profile: Profile, book: Book) -> lis
     """The self-tuning track: default learning rate; of a replay none while its source is not complete.
 
     Variants of tasks have fewer methods.
-
-    Args:
-        task: one that the method fits.
-        method: any.
-        profile: how many seeds.
-        book: rows of the source of a replay.
     """
     lr, seeds = method.default_lr(task), range(profile.seeds)
     if is_variant(task) and method.name in METHODS and method.name not in _ON_VARIANTS:
@@ -287,14 +267,7 @@ def is_variant(task: Task) -> bool:
 
 
 def missing(tasks: Sequence[Task], methods: Sequence[Method], profile: Profile, book: Book) -> Iterator[YardstickRun]:
-    """Runs that can be done now and have not been; empty when the comparison is complete.
-
-    Args:
-        tasks: what is compared on.
-        methods: what is compared; the reference and the default come along.
-        profile: how much.
-        book: the rows.
-    """
+    """Runs that can be done now and have not been, reference and default included; empty when complete."""
     everything = {method.name: method for method in (REFERENCE, DEFAULT, *methods)}
     for task in tasks:
         runs: list[YardstickRun] = [*tuning_runs(task, profile), *reference_runs(task, profile, book)]

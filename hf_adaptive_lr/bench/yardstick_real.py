@@ -37,16 +37,10 @@ FINDER_UPDATES = 100
 
 
 def train(task: RealTask, method: Method, seed: int, lr: float) -> Row:
-    """Train, then read the test rows once, unless the seed is there to tune.
-
-    Args:
-        task: what is trained.
-        method: how its learning rate is chosen.
-        seed: of first weights, order of batches, dropout and the method's draws.
-        lr: base learning rate; the finder brings its own.
+    """Train, then read the test rows once, unless the seed is there to tune; the finder brings its own LR.
 
     Raises:
-        DemoDataError: data or model are missing; the message ends with the command to get them.
+        DemoDataError: data or model are missing.
         ValueError: the finder found nothing.
     """
     data, model = load(task), build_model(task, seed)

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from .runner import Row
-from .stat_compare import Difference, holm, paired_difference
-from .stat_runs import log_regret, steps_to_target
-from .stat_scores import Array
+from .stat_compare import Difference, corrected, paired_difference
+from .stat_runs import Array, log_regret, steps_to_target
 from .yardstick_methods import METHODS, Method
 from .yardstick_plan import (
     DEFAULT,
@@ -41,50 +40,30 @@ TARGET = 1.02
 
 @dataclass(frozen=True)
 class Reference:
-    """The tuned linear schedule on a task.
-
-    Args:
-        lr: its learning rate.
-        at_edge: whether it is the smallest or largest that was tried.
-        test_loss: geometric mean over the seeds that count.
-        target: validation loss to be reached.
-        seconds: mean over the seeds.
-        tuning_runs: number of runs that chose it.
-    """
+    """The tuned linear schedule on a task."""
 
     lr: float
-    at_edge: bool
-    test_loss: float
-    target: float
-    seconds: float
-    tuning_runs: int
+    at_edge: bool  # whether it is the smallest or largest that was tried
+    test_loss: float  # geometric mean over the seeds that count
+    target: float  # validation loss to be reached
+    seconds: float  # mean over the seeds
+    tuning_runs: int  # number of runs that chose it
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A method on the tasks of the self-tuning track that it has all rows of; arrays are (tasks, seeds).
-
-    Args:
-        tasks: names.
-        test_loss: NaN for a failed run.
-        first_loss: validation loss before the first update.
-        valid_loss: the last one.
-        regret: clipped log-regret.
-        steps: share of the run until the target; infinite for a miss.
-        seconds: until the target; infinite for a miss.
-        cost: seconds of the whole run over the reference's.
-        envelope: share of the run after which the best of all the reference's learning rates, chosen anew at every
-            point of the curve, has a validation loss as low as this run's last one; infinite when it never has.
-    """
+    """A method on the tasks of the self-tuning track that it has all rows of; arrays are (tasks, seeds)."""
 
     tasks: tuple[str, ...]
-    test_loss: Array
-    first_loss: Array
-    valid_loss: Array
-    regret: Array
-    steps: Array
-    seconds: Array
-    cost: Array
+    test_loss: Array  # NaN for a failed run
+    first_loss: Array  # validation loss before the first update
+    valid_loss: Array  # the last one
+    regret: Array  # clipped log-regret
+    steps: Array  # share of the run until the target; infinite for a miss
+    seconds: Array  # until the target; infinite for a miss
+    cost: Array  # seconds of the whole run over the reference's
+    # Share of the run after which the best of all the reference's learning rates, chosen anew at every point of the
+    # curve, has a validation loss as low as this run's last one; infinite when it never has.
     envelope: Array
 
     def part(self, tasks: Sequence[str]) -> Scores:
@@ -95,14 +74,7 @@ class Scores:
 
 
 class Results:
-    """What a comparison has come to.
-
-    Args:
-        tasks: what is compared on.
-        methods: what is compared.
-        profile: how much was to run.
-        book: the rows.
-    """
+    """The scores of a comparison, from its rows."""
 
     def __init__(self, tasks: Sequence[Task], methods: Sequence[Method], profile: Profile, book: Book) -> None:
         self.profile, self.book = profile, book
@@ -192,8 +164,7 @@ class Results:
             pair = self.pair(name)
             if pair is not None and len(pair[0].tasks) > 1:
                 found[name] = paired_difference(pair[0].regret, pair[1].regret)
-        adjusted = holm({name: difference.p for name, difference in found.items()})
-        return {name: _with(difference, adjusted[name]) for name, difference in found.items()}
+        return corrected(found)
 
     def sweep(self, task: Task, method: Method) -> tuple[tuple[float, ...], Array, float] | None:
         """Learning rates, test losses of shape (learning rates, seeds), and the mean loss before the first update."""
@@ -225,10 +196,7 @@ class Results:
     def changed(self, method: Method, other: Method, runs: Sequence[Sequence[YardstickRun]]) -> Array:
         """Mean ln(test loss of a run / that of the same seed undisturbed) by task, clipped as regret is.
 
-        Args:
-            method: undisturbed.
-            other: what was run instead, by its name.
-            runs: for each of the tasks, runs among which those of `other` are.
+        `runs` are, for each of the tasks, runs among which those of `other` are.
         """
         ratios = []
         for task, among in zip(self.tasks, runs, strict=True):
@@ -241,12 +209,6 @@ class Results:
             if both.any():
                 ratios.append(float(log_regret(a[both], b[both]).mean()))
         return np.array(ratios)
-
-
-def _with(difference: Difference, adjusted: float) -> Difference:
-    from dataclasses import replace
-
-    return replace(difference, p_adjusted=adjusted)
 
 
 def number(row: Row, what: str) -> float:
@@ -267,22 +229,12 @@ def _share(row: Row, target: float) -> float:
 
 
 def first_below(curve: Sequence[tuple[float, float]], level: float) -> float:
-    """Where a falling curve first comes to a level; infinite when it never does, or the level is NaN.
-
-    Example:
-        >>> first_below([(0.0, 2.0), (0.5, 1.0)], 1.5)
-        0.5
-    """
+    """Where a falling curve first comes to a level; infinite when it never does, or the level is NaN."""
     return next((at for at, value in curve if value <= level), math.inf)
 
 
 def best_so_far(points: Sequence[Sequence[Any]]) -> list[tuple[Any, float]]:
-    """A curve's running minimum; points that are not finite change nothing.
-
-    Example:
-        >>> best_so_far([(0, 2.0), (5, 3.0), (9, None)])
-        [(0, 2.0), (5, 2.0), (9, 2.0)]
-    """
+    """A curve's running minimum; points that are not finite change nothing."""
     out, best = [], math.inf
     for step, loss in points:
         best = best if loss is None or not math.isfinite(loss) else min(best, loss)

@@ -47,24 +47,12 @@ class _UserError(Exception):
 
 
 def plan(methods: Sequence[Method], checks: Sequence[str]) -> list[SystemsRun]:
-    """The runs, checks that are timed last; the plain trainer comes along.
-
-    Args:
-        methods: any but replays.
-        checks: names of [`CHECKS`].
-    """
+    """The runs, checks that are timed last; the plain trainer comes along."""
     return [SystemsRun(m, check) for check in CHECKS if check in checks for m in (PLAIN, *methods)]
 
 
 def section(rows: list[Row]) -> str:
-    """The track's part of a page, Markdown without a heading; the same rows give the same text.
-
-    Args:
-        rows: as [`read_rows`] gives them; of several for a check of a method the last one counts.
-
-    Returns:
-        A paragraph, a table, what failed, and the command; one sentence where there are no rows.
-    """
+    """The track's part of a page, Markdown without a heading; of several rows of a check the last counts."""
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
         found.setdefault(row["method"], {})[row["task"]] = row

@@ -54,15 +54,10 @@ _SAVES: dict[str, Any] = {"save_strategy": "steps"}
 
 @dataclass(frozen=True)
 class SystemsRun:
-    """One check of one method.
+    """One check of one method."""
 
-    Args:
-        method: any but a replay.
-        check: a name of [`CHECKS`].
-    """
-
-    method: Method
-    check: str
+    method: Method  # any but a replay
+    check: str  # a name of [`CHECKS`]
 
     @property
     def key(self) -> RunKey:

@@ -58,16 +58,10 @@ class _Watch(TrainerCallback):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A trainer whose `train()` was not called yet, and what it will have been.
+    """A trainer whose `train()` was not called yet, and what it will have been."""
 
-    Args:
-        trainer: of the class that the method asks for.
-        lrs: learning rates of the updates, filled by training.
-        folder: its output folder.
-    """
-
-    trainer: Any
-    lrs: list[float]
+    trainer: Any  # of the class that the method asks for
+    lrs: list[float]  # learning rates of the updates, filled by training
     folder: Path
 
     def train(self, checkpoint: Path | None = None) -> Prepared:
@@ -100,28 +94,15 @@ def prepare(
     folder: Path,
     *,
     size: Size = SMALL,
-    updates: int = UPDATES,
-    batch: int | None = None,
-    weights_seed: int = 0,
+    updates: int = UPDATES,  # announced
+    batch: int | None = None,  # rows per device and micro-batch, unless those of `size`
+    weights_seed: int = 0,  # of the first weights; all else has one seed
     dropout: bool = True,
-    evaluate_every: int = 1,
-    stop: int | None = None,
-    **changes: Any,
+    evaluate_every: int = 1,  # updates, for schedulers that move at evaluations
+    stop: int | None = None,  # updates to end after
+    **changes: Any,  # fields of `TrainingArguments`
 ) -> Prepared:
-    """A trainer as the yardstick has it.
-
-    Args:
-        method: how the learning rate is chosen; an LR range test before the run is left out.
-        folder: output folder.
-        size: model, and batch unless `batch` says otherwise.
-        updates: length of the run that is announced.
-        batch: rows per device and micro-batch.
-        weights_seed: of the first weights; all else has one seed.
-        dropout: whether the model has any.
-        evaluate_every: updates between evaluations, for schedulers that move there.
-        stop: number of updates to end after, None for all.
-        changes: fields of `TrainingArguments`.
-    """
+    """A trainer as the yardstick has it; an LR range test before the run is left out."""
     torch.manual_seed(weights_seed)
     model = size.model()
     if not dropout:

@@ -32,35 +32,22 @@ _VECTOR_LRS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 0.3, 1.0, 3
 
 @dataclass(frozen=True, kw_only=True)
 class RealTask:
-    """A classification task trained by `Trainer` with AdamW and clipping at 1.
+    """A classification task trained by `Trainer` with AdamW and clipping at 1."""
 
-    Args:
-        name: in keys and tables.
-        model: which model.
-        data: which data set.
-        batch_size: rows per update.
-        updates: length of the run.
-        train_rows: rows read from the training set, before groups are chosen; also `valid_rows`, `controller_rows`.
-        valid_rows: rows of the curves, by which the reference is tuned.
-        controller_rows: the only held-out rows that a method may see.
-        test_rows: rows read from the test set; read once, after the last update.
-        topics: for each class the labels that belong to it, rows of other labels are left out; none keeps all.
-        split_seed: chooses the rows of all parts.
-    """
-
-    name: str
+    name: str  # in keys and tables
     model: Literal[
         "minilm3", "minilm3-lora", "minilm6", "minilm6-lora", "bert", "vit", "resnet", "cnn", "efficientnet"
     ]
     data: Literal["20newsgroups", "fashion-mnist", "mnist-5000"]
-    batch_size: int
+    batch_size: int  # rows per update
     updates: int
-    train_rows: int
-    valid_rows: int
-    controller_rows: int
-    test_rows: int
+    train_rows: int  # rows read from the training set, before groups are chosen; also `valid_rows`, `controller_rows`
+    valid_rows: int  # rows of the curves, by which the reference is tuned
+    controller_rows: int  # the only held-out rows that a method may see
+    test_rows: int  # rows read from the test set; read once, after the last update
+    # For each class the labels that belong to it, rows of other labels are left out; none keeps all.
     topics: tuple[tuple[int, ...], ...] = ()
-    split_seed: int = 30_611
+    split_seed: int = 30_611  # chooses the rows of all parts
 
     family = "real"
     classification = True
@@ -87,18 +74,12 @@ class VectorTask:
     """A problem of the suites; its lanes are the seeds.
 
     All lanes always train together, whichever of them are asked for: a lane's numbers do not depend on the plan.
-
-    Args:
-        name: in keys and tables.
-        problem: what is trained.
-        axis: in what a variant of another task differs from it; empty for a task of its own.
-        optimizer: "lion" for one that no controller was trained with, instead of the problem's.
     """
 
-    name: str
+    name: str  # in keys and tables
     problem: Problem
-    axis: str = ""
-    optimizer: Literal["", "lion"] = ""
+    axis: str = ""  # in what a variant of another task differs from it; empty for a task of its own
+    optimizer: Literal["", "lion"] = ""  # "lion" for one that no controller was trained with, instead of the problem's
 
     lrs = _VECTOR_LRS
     tuning_seeds = tuple(range(COUNTED, LANES))  # they train along with the others, so they cost nothing

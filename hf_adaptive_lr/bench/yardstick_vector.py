@@ -36,13 +36,9 @@ _done: OrderedDict[tuple[str, str, float], list[Row]] = OrderedDict()
 
 
 def train_lane(task: VectorTask, method: Method, seed: int, lr: float) -> Row:
-    """The row of one lane; all lanes are trained, and kept for whoever asks for the next one.
+    """The row of one lane; all lanes are trained, and kept for the call for the next one.
 
-    Args:
-        task: what is trained.
-        method: how its learning rate is chosen.
-        seed: number of the lane; rows of the seeds that tune have no test loss.
-        lr: base learning rate; other rows than those of the default one, and of the reference, have no curves.
+    Only rows of the default learning rate and of the reference have curves, and seeds that tune have no test loss.
     """
     key = (task.digest, method.digest, lr)
     if key not in _done:
@@ -229,13 +225,7 @@ class Lion(InnerOptimizer):
 
 
 class _PackageOptimizer:
-    """An optimizer of torch's kind in every lane, with the interface of `InnerOptimizer`.
-
-    Args:
-        like: the task's own; its clipping is kept.
-        method: names the optimizer.
-        lr: its learning rate.
-    """
+    """A torch optimizer in every lane, with the interface of `InnerOptimizer` and the clipping of the task's own."""
 
     def __init__(self, like: Any, method: Method, lr: float) -> None:
         self._like, self._make, self._lr = like, OPTIMIZERS[method.optimizer], lr
