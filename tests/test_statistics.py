@@ -30,8 +30,8 @@ from hf_adaptive_lr.bench.stat_runs import (
     lr_sensitivity,
     matrix,
     mean,
-    steps_to_target,
 )
+from hf_adaptive_lr.bench.yardstick_scores import first_below
 from tests.statistics_checks import aa_test, compare, power_test, rate
 
 INF, NAN = math.inf, math.nan
@@ -407,17 +407,10 @@ def test_harm_and_failure() -> None:
 
 
 def test_steps_to_a_target() -> None:
-    curve = np.array([[[3.0, 2.0, 1.0], [3.0, 1.0, 2.0]], [[NAN, 2.5, NAN], [-INF, NAN, INF]]])
-    assert steps_to_target(curve, [[1.0], [2.5]], lower_is_better=True).tolist() == [[3, 2], [2, INF]]
-    assert steps_to_target(curve, 3.0, lower_is_better=False, steps=[5, 6, 9]).tolist() == [[5, 5], [INF, INF]]
-    assert steps_to_target([1.0], 1.0, lower_is_better=True) == 1
-    for steps in ([1, 2], [1, 3, 3], [1, NAN, 3]):
-        with pytest.raises(ValueError, match="rising"):
-            steps_to_target(curve, 1.0, lower_is_better=True, steps=steps)
-    with pytest.raises(ValueError, match="NaN"):
-        steps_to_target(curve, NAN, lower_is_better=True)
-    with pytest.raises(ValueError, match="points"):
-        steps_to_target(1.0, 1.0, lower_is_better=True)
+    assert first_below([(1, 3.0), (2, 2.0), (3, 1.0)], 1.0) == 3
+    assert first_below([(5, 3.0), (6, 1.0), (9, 2.0)], 1.0) == 6  # the first time counts
+    assert first_below([(1, NAN), (2, 2.5), (3, None)], 2.5) == 2
+    assert first_below([(1, None), (2, NAN), (3, INF)], 2.5) == first_below([(1, 1.0)], NAN) == INF
 
 
 GRID = [1e-4, 1e-3, 1e-2, 1e-1]

@@ -174,12 +174,12 @@ def run(task: Task, method: str, value: float, seed: int) -> Row:
     from ..finetune.model import accuracy, load_parts, most_likely
     from ..trainer.arguments import AdaptiveLRTrainingArguments
     from ..trainer.mixin import AdaptiveLRTrainer
-    from .yardstick_data import _adapted
+    from .yardstick_data import adapted
 
     train, dev, labels = rows_of(task.read)
     set_seed(seed)
     parts = load_parts("image" if task.kind == "scratch" else "text", None, labels, MAX_LENGTH)
-    model: Any = _adapted(parts.model) if task.kind == "lora" else parts.model
+    model: Any = adapted(parts.model) if task.kind == "lora" else parts.model
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         args = AdaptiveLRTrainingArguments(

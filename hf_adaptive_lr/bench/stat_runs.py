@@ -109,26 +109,7 @@ def harm_rate(a: ArrayLike, b: ArrayLike, margin: float = 0.02, *, lower_is_bett
     return float(np.mean((both & beyond) | (failed & np.isfinite(other))))
 
 
-# --- curves -------------------------------------------------------------------------------------------------------
-
-
-def steps_to_target(
-    curve: ArrayLike, target: ArrayLike, *, lower_is_better: bool, steps: ArrayLike | None = None
-) -> Array:
-    """Steps until a curve of shape (..., points) first meets its target, of shape (...); infinite if it never does.
-
-    The first time counts, as in AlgoPerf, even if the run falls apart later: report the final loss beside it. Of a
-    noisy curve, smooth it first or choose a target out of reach of the noise. Without `steps` points are 1, 2, 3, ...
-    """
-    values, goal = np.asarray(curve, dtype=np.float64), np.asarray(target, dtype=np.float64)[..., None]
-    points = values.shape[-1] if values.ndim else 0
-    at = np.arange(1.0, points + 1) if steps is None else np.asarray(steps, dtype=np.float64)
-    if not points or at.shape != (points,) or not (np.diff(at) > 0).all():
-        raise ValueError(f"a curve of {points} points needs as many rising steps, at least one")
-    if np.isnan(goal).any():
-        raise ValueError("a target is NaN")
-    met = np.isfinite(values) & (values <= goal if lower_is_better else values >= goal)
-    return np.where(met.any(-1), at[met.argmax(-1)], math.inf)
+# --- learning rates --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ import numpy as np
 from ..artifacts import replace_file
 from ..hub.card import NOTES, NOTES_END, notes_of
 from .runner import read_rows
-from .universal_ablations import COMMANDS as ABLATION_COMMANDS
-from .universal_ablations import ablations
+from .universal_ablations import COMMANDS, TRAINING_COMMANDS, ablations, trainings
 from .universal_figures import (
     MINE,
     SHOWN,
@@ -34,8 +33,6 @@ from .universal_figures import (
     real_tasks,
     summary,
 )
-from .universal_trainings import COMMANDS as TRAINING_COMMANDS
-from .universal_trainings import trainings
 from .yardstick_methods import METHODS
 from .yardstick_plan import PROFILES, Book, Profile
 from .yardstick_plots import png
@@ -67,7 +64,7 @@ Those that lack something:
 ```bash
 """
     + f"""\
-{ABLATION_COMMANDS}\
+{COMMANDS}\
 ```
 
 Trained again:

@@ -44,14 +44,19 @@ def load(task: RealTask) -> Parts:
 def build_model(task: RealTask, seed: int) -> nn.Module:
     """The task's model; the seed is of first weights, a pretrained one's head, and all global generators."""
     set_seed(seed)
-    if task.model == "vit":
+    name = task.model.removesuffix("-lora")
+    if name == "vit":
         return _vit(task.classes, _INIT_STD)
-    if task.model.startswith("minilm6"):
-        return _adapted(_six_layers(task.classes)) if task.model.endswith("lora") else _six_layers(task.classes)
-    if task.model == "efficientnet":
-        return _late_stages(task.classes)
-    makers = {"minilm3": _whole, "minilm3-lora": _lora, "bert": _bert, "resnet": _resnet, "cnn": _cnn}
-    return makers[task.model](task.classes)
+    makers = {
+        "minilm3": _three_layers,
+        "minilm6": _six_layers,
+        "bert": _bert,
+        "resnet": _resnet,
+        "cnn": _cnn,
+        "efficientnet": _late_stages,
+    }
+    model = makers[name](task.classes)
+    return model if name == task.model else adapted(model)
 
 
 def _topics(rows: Rows, task: RealTask) -> Rows:
@@ -96,28 +101,23 @@ def _mnist(pool: int, test: int, seed: int) -> tuple[Rows, Rows]:
     return parts[0], parts[1]
 
 
-def _whole(classes: int) -> nn.Module:
-    model: Any = _minilm3(classes)
+def _three_layers(classes: int) -> nn.Module:
+    model = _minilm3(classes)
     # The head's usual 0.02 leaves the encoder where it is for a third of so short a run.
     nn.init.normal_(model.classifier.weight, std=0.2)
-    module: nn.Module = model
-    return module
-
-
-def _lora(classes: int) -> nn.Module:
-    return _adapted(_whole(classes))
+    return model
 
 
 def _six_layers(classes: int) -> nn.Module:
     """The text model as it is published, with all its weights trained."""
-    model: Any = copy.deepcopy(_pretrained(classes, 6))
+    model = copy.deepcopy(_pretrained(classes, 6))
     nn.init.normal_(model.classifier.weight, std=0.2)
     nn.init.zeros_(model.classifier.bias)
-    module: nn.Module = model
-    return module
+    return model
 
 
-def _adapted(whole: nn.Module) -> nn.Module:
+def adapted(whole: nn.Module) -> nn.Module:
+    """A text model with LoRA of rank 8 at queries and values, and the head trained."""
     try:
         from peft import LoraConfig, TaskType, get_peft_model
     except ImportError as error:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import importlib.util
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -114,38 +115,28 @@ def _fingerprint(controller: Controller) -> str:
 # --- optimizers ---------------------------------------------------------------------------------------------------
 
 
-def _schedule_free(weights: list[nn.Parameter], lr: float) -> Optimizer:
-    import schedulefree
+def _from_package(package: str, name: str, **settings: Any) -> Callable[[list[nn.Parameter], float], Optimizer]:
+    def make(weights: list[nn.Parameter], lr: float) -> Optimizer:
+        with contextlib.redirect_stdout(io.StringIO()):  # some print their weight decay
+            maker = getattr(importlib.import_module(package), name)
+            made: Optimizer = maker(weights, lr=lr, weight_decay=0.01, **settings)
+        return made
 
-    made: Optimizer = schedulefree.AdamWScheduleFree(weights, lr=lr, weight_decay=0.01, foreach=False)
-    return made
-
-
-def _prodigy(weights: list[nn.Parameter], lr: float) -> Optimizer:
-    import prodigyopt
-
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what its weight decay is
-        made: Optimizer = prodigyopt.Prodigy(weights, lr=lr, weight_decay=0.01)
-    return made
+    return make
 
 
-def _dadapt(weights: list[nn.Parameter], lr: float) -> Optimizer:
-    import dadaptation  # type: ignore[import-not-found,import-untyped,unused-ignore]
-
-    with contextlib.redirect_stdout(io.StringIO()):  # as above
-        made: Optimizer = dadaptation.DAdaptAdam(weights, lr=lr, weight_decay=0.01, decouple=True)
-    return made
-
-
-OPTIMIZERS: Mapping[str, Any] = {"schedulefree": _schedule_free, "prodigyopt": _prodigy, "dadaptation": _dadapt}
+OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], float], Optimizer]] = {
+    "schedulefree": _from_package("schedulefree", "AdamWScheduleFree", foreach=False),
+    "prodigyopt": _from_package("prodigyopt", "Prodigy"),
+    "dadaptation": _from_package("dadaptation", "DAdaptAdam", decouple=True),
+}
 """Makers of optimizers (weights, learning rate), by the package that each needs."""
 
 
 def build_optimizer(method: Method, weights: list[nn.Parameter], lr: float) -> Optimizer:
     """The method's optimizer, or AdamW with a weight decay of 0.01."""
     if method.optimizer:
-        made: Optimizer = OPTIMIZERS[method.optimizer](weights, lr)
-        return made
+        return OPTIMIZERS[method.optimizer](weights, lr)
     return torch.optim.AdamW(weights, lr=lr, weight_decay=0.01)
 
 
@@ -198,6 +189,12 @@ def _learned(name: str, text: str, **more: Any) -> tuple[Method, ...]:
     return method, replay(method)
 
 
+def _package(name: str, text: str, optimizer: str, lr: float) -> Method:
+    """An optimizer that needs no schedule, at the default of the package's class."""
+    source = "default of the package's class"
+    return Method(name=name, text=text, optimizer=optimizer, lr=lr, vector_lr=lr, lr_source=source)
+
+
 _HYPER = Method(name="hypergradient", text="hypergradient descent (Baydin et al. 2018)", controller="hypergradient")
 _RANKS = Method(name="plateau_ranks", text="our plateau by ranks of training losses", controller="plateau")
 _ONLINE = Method(
@@ -214,7 +211,6 @@ _META = Method(
 # transformers gives GreedyLR a min_lr of 1e-3: from 5e-5 it can only rise. Repaired, it may fall a thousandfold, and
 # eps, the smallest change that is made, is no longer of the size of the learning rates.
 _REPAIRED = {"min_lr": TRAINER_LR / 1000, "eps": 1e-12}
-_FREE = "default of the package's class"
 
 _ENTRIES: tuple[Method, ...] = (
     Method(name="constant", text="constant", controller="constant"),
@@ -229,30 +225,9 @@ _ENTRIES: tuple[Method, ...] = (
         scheduler="greedy",
         scheduler_kwargs=_REPAIRED,
     ),
-    Method(
-        name="schedule_free",
-        text="Schedule-Free AdamW (Defazio et al. 2024)",
-        optimizer="schedulefree",
-        lr=0.0025,
-        vector_lr=0.0025,
-        lr_source=_FREE,
-    ),
-    Method(
-        name="prodigy",
-        text="Prodigy (Mishchenko & Defazio 2023)",
-        optimizer="prodigyopt",
-        lr=1.0,
-        vector_lr=1.0,
-        lr_source=_FREE,
-    ),
-    Method(
-        name="dadapt_adam",
-        text="D-Adapted Adam (Defazio & Mishchenko 2023)",
-        optimizer="dadaptation",
-        lr=1.0,
-        vector_lr=1.0,
-        lr_source=_FREE,
-    ),
+    _package("schedule_free", "Schedule-Free AdamW (Defazio et al. 2024)", "schedulefree", 0.0025),
+    _package("prodigy", "Prodigy (Mishchenko & Defazio 2023)", "prodigyopt", 1.0),
+    _package("dadapt_adam", "D-Adapted Adam (Defazio & Mishchenko 2023)", "dadaptation", 1.0),
     Method(
         name="finder_cosine",
         text="LR range test of 100 updates on training rows, then cosine",

@@ -14,7 +14,7 @@ import numpy as np
 
 from .runner import Row
 from .stat_compare import Difference, corrected, paired_difference
-from .stat_runs import Array, log_regret, steps_to_target
+from .stat_runs import Array, log_regret
 from .yardstick_methods import METHODS, Method
 from .yardstick_plan import (
     DEFAULT,
@@ -222,15 +222,13 @@ def _share(row: Row, target: float) -> float:
     points = row.get("valid_curve")
     if not points:
         return math.inf
-    values = [math.nan if loss is None else loss for _, loss in points]
     # Step 0 would be no time at all, and a ratio of times could not be had.
-    steps = [max(step, 0.5) / row["updates"] for step, _ in points]
-    return float(steps_to_target(values, target, lower_is_better=True, steps=steps))
+    return first_below([(max(step, 0.5) / row["updates"], loss) for step, loss in points], target)
 
 
-def first_below(curve: Sequence[tuple[float, float]], level: float) -> float:
-    """Where a falling curve first comes to a level; infinite when it never does, or the level is NaN."""
-    return next((at for at, value in curve if value <= level), math.inf)
+def first_below(curve: Sequence[tuple[float, float | None]], level: float) -> float:
+    """The first point at or below a level, as in AlgoPerf even if the run falls apart later; infinite without one."""
+    return next((at for at, value in curve if value is not None and value <= level), math.inf)
 
 
 def best_so_far(points: Sequence[Sequence[Any]]) -> list[tuple[Any, float]]:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..hub.markdown import table
 from .runner import Row, RowsError, WorkerError, forget_errors, read_rows, run_all
 from .yardstick_methods import METHODS, Method, missing_package
 from .yardstick_systems_run import CHECKS, SystemsRun
@@ -61,13 +62,12 @@ def section(rows: list[Row]) -> str:
     known = [PLAIN.name, *METHODS]
     order = sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
     head = [*_HEAD, *_CHECKED.values()]
-    lines = [head, ["---"] * len(head), *([f"`{name}`", *_cells(found[name])] for name in order)]
     failures = [f"- `{name}`, {check}: {text}" for name in order for check, text in _failures(found[name])]
     numbers = sorted({f"{k} {v}" for row in rows for k, v in row.get("versions", {}).items()})
     return "\n".join(
         [
             _TEXT,
-            "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n",
+            table(head, [[f"`{name}`", *_cells(found[name])] for name in order]),
             ("Failed:\n\n" + "\n".join(failures) if failures else "No check failed.") + "\n",
             f"```bash\n{COMMAND}\n```\n",
             f"{len(rows)} rows. {', '.join(numbers)}.\n",
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = parser().parse_args(argv)
     try:
-        _refuse_unknown(options)
+        _check(options)
         if not options.render_only:
             _run_missing(options)
         print(section(read_rows(options.rows)), end="")
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _refuse_unknown(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> None:
     for what, names, known in (("method", options.methods, NAMES), ("check", options.checks, tuple(CHECKS))):
         for name in names:
             if name not in known:

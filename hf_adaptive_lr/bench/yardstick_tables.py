@@ -11,6 +11,7 @@ import numpy as np
 
 from ..artifacts import TRAINING_NAME
 from ..auto import PRETRAINED
+from ..hub import markdown
 from .runner import read_rows
 from .yardstick_methods import METHODS, Method
 from .yardstick_plan import BUDGET, DEFAULT, STUDIES, misled, misled_runs, troubled, troubled_runs
@@ -22,10 +23,7 @@ from .yardstick_tasks import VectorTask
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, or a sentence when it would be empty."""
-    if not rows:
-        return "No rows yet.\n"
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown.table(head, rows) if rows else "No rows yet.\n"
 
 
 def misled_table(results: Results) -> str:
