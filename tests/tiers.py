@@ -21,7 +21,7 @@ TIERS = {
     # The benchmark and the studies: their runs, their statistics, and the pages that their rows make.
     "bench": """
         decision_cost development overhead relative_sizes
-        statistics steering throughput trouble universal_page verdicts yardstick
+        statistics throughput trouble universal_page verdicts yardstick
         yardstick_systems
     """,
 }
