@@ -19,12 +19,10 @@ Losses = Mapping[str, ArrayLike]
 """Positive losses by method, each of shape (tasks, seeds)."""
 
 
-def compare(scores: Losses, baseline: str, *args, **options) -> dict[str, Difference]:
+def compare(scores: Losses, baseline: str, **options) -> dict[str, Difference]:
     """All methods minus the baseline, as the yardstick's primary endpoint compares them."""
     others = {name: values for name, values in scores.items() if name != baseline}
-    return corrected(
-        {name: paired_difference(mine, scores[baseline], *args, **options) for name, mine in others.items()}
-    )
+    return corrected({name: paired_difference(mine, scores[baseline], **options) for name, mine in others.items()})
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """One method against another on paired seeds: differences with intervals and p-values, corrected for their number.
 
 The runs in one place of all methods' arrays are a pair: one seed, so the same weights and batches to begin with.
-There are two claims, and `new_tasks` says which is made. Of *these* tasks (False), only the seeds could have come out
-differently; of tasks *not yet seen* (True), the tasks were drawn as well, and there are far fewer of them than runs.
-It decides which are drawn anew for the interval and which are swapped for the p-value.
+A claim is about tasks *not yet seen*: the tasks were drawn as well, and there are far fewer of them than runs. Where
+`new_tasks` is False it is about these tasks, of which only the seeds could have come out differently.
 
 How often a loss 10 % higher is found (level 5 %, standard deviations of the log loss 0.05 over seeds and 0.03 in what
 a method gains on a task; made-up normal scores): 8 tasks x 5 seeds x 3 comparisons 91 %, 12 tasks 100 %; but never in
@@ -23,7 +22,6 @@ from .stat_runs import Array, Matrix, Statistic, matrix, mean
 
 SWAPS = 2**14
 """Ways of swapping that a test looks at; up to fifteen tasks these are all there are, and the p-value is exact."""
-_AT_ONCE = 2_000_000  # scores
 
 
 @dataclass(frozen=True)
@@ -123,70 +121,47 @@ def hierarchical_bootstrap(
 def paired_difference(
     a: ArrayLike,
     b: ArrayLike,
-    statistic: Statistic = mean,
     *,
-    new_tasks: bool = True,
     reps: int = 2000,
     seed: int = 0,
     confidence: float = 0.95,
     swaps: int = SWAPS,
 ) -> Difference:
-    """Statistic of a minus statistic of b, over the same tasks and seeds in every draw; scores are finite.
+    """Mean of a minus mean of b, over the same tasks and seeds in every draw; scores are finite.
 
     The p-value is of `swap_test`, the interval of a bootstrap; of a few tasks the two need not agree to the last
-    digit. What is *found* is the p-value's affair, the interval says how large it is.
-
-    The mean is the default: every task has a say in it. `iqm` leaves a quarter of the runs out at either end, which
-    can be all those of some tasks, and so finds much less (8 tasks: 3 % of the effects of which the mean finds 91 %).
-    The difference of two IQMs is not the IQM of the differences; for that compare `a - b` with zeros.
+    digit. What is *found* is the p-value's affair, the interval says how large it is. It is the mean and not `iqm`:
+    every task has a say in it, while the quarter of the runs that an IQM leaves out at either end can be all those of
+    some tasks, so that it finds much less (8 tasks: 3 % of the effects of which the mean finds 91 %).
     """
     mine, other = _pair(a, b)
-    drawn = resampled(mine.shape, reps=reps, seed=seed, new_tasks=new_tasks)
-    draws = statistic(mine[drawn]) - statistic(other[drawn])
-    low, high = ends(draws, confidence, widened_for=len(mine) if new_tasks else None)
-    p, least = swap_test(mine, other, statistic, new_tasks=new_tasks, swaps=swaps, seed=seed)
-    return Difference(float(statistic(mine) - statistic(other)), float(low), float(high), p, p, least)
+    drawn = resampled(mine.shape, reps=reps, seed=seed, new_tasks=True)
+    low, high = ends(mean(mine[drawn]) - mean(other[drawn]), confidence, widened_for=len(mine))
+    p, least = swap_test(mine, other, swaps=swaps, seed=seed)
+    return Difference(float(mean(mine) - mean(other)), float(low), float(high), p, p, least)
 
 
-def swap_test(
-    a: ArrayLike,
-    b: ArrayLike,
-    statistic: Statistic = mean,
-    *,
-    new_tasks: bool = True,
-    swaps: int = SWAPS,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """P-value of a two-sided permutation test of paired scores, and the smallest that it could have been.
+def swap_test(a: ArrayLike, b: ArrayLike, *, swaps: int = SWAPS, seed: int = 0) -> tuple[float, float]:
+    """P-value of a two-sided permutation test of paired means, and the smallest that it could have been.
 
-    With new_tasks the names of the methods are swapped for whole tasks. This is valid however few the tasks are,
-    provided that a method is as likely to be ahead by some amount on a task as behind by it, which no bootstrap
-    p-value is. The price is that T tasks give no p-value below 2 / 2**T. Without new_tasks names are swapped for
-    every pair of runs: far finer, and valid for "it made no difference in any run of these tasks". It is no evidence
-    about others: where methods are each better on some tasks, though equal over all, it called every fourth or fifth
-    table of 3 comparisons different, instead of every twentieth.
-
-    If there are more than `swaps` ways, so many drawn ones are looked at, and the data's own.
+    The names of the methods are swapped for whole tasks. This is valid however few the tasks are, provided that a
+    method is as likely to be ahead by some amount on a task as behind by it, which no bootstrap p-value is. The price
+    is that T tasks give no p-value below 2 / 2**T. If there are more than `swaps` ways, so many drawn ones are looked
+    at, and the data's own.
     """
     mine, other = _pair(a, b)
     if swaps < 1:
         raise ValueError(f"swaps must be at least 1, not {swaps}")
-    units = len(mine) if new_tasks else mine.size
-    # The first unit stays: to swap all of them turns the sign of the difference, no more.
-    exact = 2.0 ** (units - 1) <= swaps
+    gaps = (mine - other).mean(1)
+    # The first task stays: to swap all of them turns the sign of the difference, no more.
+    exact = 2.0 ** (len(gaps) - 1) <= swaps
     if exact:
-        ways = (np.arange(2 ** (units - 1))[:, None] >> np.arange(units) & 1).astype(np.bool_)
+        ways = (np.arange(2 ** (len(gaps) - 1))[:, None] >> np.arange(len(gaps)) & 1).astype(np.bool_)
     else:
-        ways = np.random.default_rng(seed).random((swaps, units)) < 0.5
-    shape = (-1, len(mine), 1) if new_tasks else (-1, *mine.shape)
-    differences = [
-        statistic(np.where(way, other, mine)) - statistic(np.where(way, mine, other))
-        for way in np.array_split(ways.reshape(shape), math.ceil(len(ways) * mine.size / _AT_ONCE))
-    ]
-    seen = abs(float(statistic(mine) - statistic(other)))
+        ways = np.random.default_rng(seed).random((swaps, len(gaps))) < 0.5
     # Sums of the same numbers in another order differ in the last digits, and equal is "as large".
     slack = 1e-12 * float(np.abs([mine, other]).max())
-    as_large = int(np.count_nonzero(np.abs(np.concatenate(differences)) >= seen - slack))
+    as_large = int(np.count_nonzero(np.abs(np.where(ways, -gaps, gaps).mean(1)) >= abs(gaps.mean()) - slack))
     return (as_large / len(ways), 1 / len(ways)) if exact else ((1 + as_large) / (1 + swaps), 1 / (1 + swaps))
 
 

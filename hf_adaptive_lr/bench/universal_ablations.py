@@ -14,7 +14,7 @@ import numpy as np
 
 from .stat_compare import hierarchical_bootstrap
 from .stat_runs import Array, log_regret
-from .universal_figures import MINE, Pairs, log_ratio, real_tasks
+from .universal_figures import MINE, Pairs, figure, log_ratio, paired, real_tasks
 from .yardstick_methods import REPLAY
 from .yardstick_plan import PROFILES, Book, Profile, reference_runs
 from .yardstick_tables import table
@@ -83,22 +83,17 @@ def side_by_side(mine: str, other: str, what: str, profile: Profile, book: Book)
     The folders of ablations are not in this repository, so that their digests cannot be computed: of two trainings
     under one name the newest rows count.
     """
-    names: list[str] = []
-    pair: tuple[list[Array], list[Array]] = ([], [])
-    for task in real_tasks(profile):
-        values = [by_seed(name, what, task, profile.seeds, book) for name in (mine, other)]
-        if values[0] is not None and values[1] is not None:
-            names.append(task.name)
-            pair[0].append(values[0])
-            pair[1].append(values[1])
-    return Pairs(tuple(names), np.array(pair[0]), np.array(pair[1]))
+
+    def values(task: Task, name: str) -> Array | None:
+        return by_seed(name, what, task, profile.seeds, book)
+
+    return paired({task.name: (values(task, mine), values(task, other)) for task in real_tasks(profile)})
 
 
 def by_seed(method: str, what: str, task: Task, seeds: int, book: Book) -> Array | None:
     """A figure of every seed, found by the method's name alone; None without all seeds; a failed run is the worst."""
-    worst = 0.0 if what == "test_accuracy" else math.inf
     found = {
-        row["seed"]: worst if row.get(what) is None else float(row[what])
+        row["seed"]: figure(row, what)
         for row in book.rows(task.name).values()
         if row["method"] == method and row["task_digest"] == task.digest
     }
@@ -144,6 +139,5 @@ def trainings(book: Book) -> str:
 
 def _tuned_loss(task: Task, profile: Profile, book: Book) -> float | None:
     """Geometric mean of the tuned linear schedule's final test loss; None without its rows."""
-    rows = [book.get(run) for run in reference_runs(task, profile, book)]
-    losses = [row["test_loss"] for row in rows if row is not None and row.get("test_loss")]
-    return math.exp(np.mean(np.log(losses))) if rows and len(losses) == len(rows) else None
+    losses = [row.get("test_loss") for row in book.all(reference_runs(task, profile, book)) or ()]
+    return math.exp(np.mean(np.log(losses))) if losses and all(losses) else None

@@ -22,6 +22,7 @@ from .yardstick_plan import (
     Book,
     Profile,
     budget_runs,
+    changed_runs,
     is_variant,
     own_lr_runs,
     reference_runs,
@@ -31,7 +32,6 @@ from .yardstick_plan import (
     tuned_lr,
     tuning_runs,
 )
-from .yardstick_run import YardstickRun
 from .yardstick_tasks import Task
 
 TARGET = 1.02
@@ -89,14 +89,9 @@ class Results:
         found = {method.name: self._scores(method, tasks) for method in self.methods}
         return {name: scores for name, scores in found.items() if scores is not None}
 
-    def _rows(self, runs: Sequence[YardstickRun]) -> list[Row] | None:
-        """The rows of runs, None when there are no runs or one is missing."""
-        rows = [self.book.get(run) for run in runs]
-        return None if not rows or any(row is None for row in rows) else [row for row in rows if row is not None]
-
     def _reference(self, task: Task) -> Reference | None:
         lr = tuned_lr(task, self.profile, self.book)
-        rows = self._rows(reference_runs(task, self.profile, self.book))
+        rows = self.book.all(reference_runs(task, self.profile, self.book))
         if lr is None or rows is None:
             return None
         tried = task.lrs[:: self.profile.tuning_stride]
@@ -112,7 +107,7 @@ class Results:
         """The self-tuning track's rows, None when there are none or one is missing."""
         if not method.fits(task):
             return None
-        return self._rows(own_lr_runs(task, method, self.profile, self.book))
+        return self.book.all(own_lr_runs(task, method, self.profile, self.book))
 
     def _scores(self, method: Method, tasks: Sequence[Task]) -> Scores | None:
         found = {task.name: rows for task in tasks if (rows := self.own_rows(task, method)) is not None}
@@ -170,7 +165,7 @@ class Results:
         """Learning rates, test losses of shape (learning rates, seeds), and the mean loss before the first update."""
         if not method.fits(task):
             return None
-        rows = self._rows(sweep_runs(task, method, self.profile))
+        rows = self.book.all(sweep_runs(task, method, self.profile))
         if rows is None:
             return None
         lrs = sweep_lrs(task, method)
@@ -182,7 +177,7 @@ class Results:
         """Regret of each study's best trial by validation loss, of shape (tasks, studies); None without rows."""
         found = []
         for task in self.tasks:
-            tuning = self._rows(budget_runs(task, method, self.profile)) if method.fits(task) else None
+            tuning = self.book.all(budget_runs(task, method, self.profile)) if method.fits(task) else None
             sweep = self.sweep(task, method)
             if tuning is None or sweep is None:
                 continue
@@ -193,14 +188,11 @@ class Results:
             found.append(regret[best].mean(1))
         return np.array(found) if found else None
 
-    def changed(self, method: Method, other: Method, runs: Sequence[Sequence[YardstickRun]]) -> Array:
-        """Mean ln(test loss of a run / that of the same seed undisturbed) by task, clipped as regret is.
-
-        `runs` are, for each of the tasks, runs among which those of `other` are.
-        """
+    def changed(self, method: Method, other: Method) -> Array:
+        """Mean ln(test loss of `other` / that of the same seed undisturbed) by task, clipped as regret is."""
         ratios = []
-        for task, among in zip(self.tasks, runs, strict=True):
-            found = self._rows([run for run in among if run.method.name == other.name])
+        for task in self.tasks:
+            found = self.book.all(changed_runs(task, [other], self.profile)) if method.fits(task) else None
             own = self.own_rows(task, method) if found else None
             if found is None or own is None:
                 continue
