@@ -10,19 +10,19 @@ seeds counts as not tested.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import PROGRAM, replace_file
+from ..artifacts import PROGRAM, TRAINING_NAME, replace_file
 from ..auto import PRETRAINED, AutoController
 from ..hub.card import notes_of, render
+from ..hub.mixin import sidecar
 from ..hub.picture import draw_schedules, schedule
 from ..hub.results import RESULTS_VERSION
 from . import yardstick_results
-from .runner import Row, RowsError
+from .runner import RowsError
 from .verdict_judge import Runs
 from .verdict_methods import BASELINES, METHODS
 from .verdict_papers import PAPERS, REQUIRED_SEEDS
@@ -85,19 +85,12 @@ def _note(task: Task) -> dict[str, str]:
     return {"note": ", ".join(notes)} if notes else {}
 
 
-def card(name: str, eval_results: Mapping[str, Any], notes: str | None, folder: Path = PRETRAINED) -> str:
+def card(name: str, eval_results: Mapping[str, Any], notes: str | None) -> str:
     """The card of a bundled controller."""
-    controller, training = AutoController.from_pretrained(name), _training(folder / name)
+    controller = AutoController.from_pretrained(name)
+    training = sidecar(controller, TRAINING_NAME)
     picture = f"{name}.png" if schedule(controller, training) is not None else None
     return render(controller, repo_id=name, training=training, eval_results=eval_results, notes=notes, picture=picture)
-
-
-def _training(folder: Path) -> Row | None:
-    path = folder / "training.json"
-    if not path.is_file():
-        return None
-    record: Row = json.loads(path.read_text(encoding="utf-8"))
-    return record
 
 
 def write(name: str, rows: Path, cards: Path) -> Path:
@@ -109,15 +102,16 @@ def write(name: str, rows: Path, cards: Path) -> Path:
     cards.mkdir(parents=True, exist_ok=True)
     replace_file(PRETRAINED / name / "eval_results.json", as_text(found))
     replace_file(page, rendered)
-    controller, training = AutoController.from_pretrained(name), _training(PRETRAINED / name)
+    controller = AutoController.from_pretrained(name)
+    training = sidecar(controller, TRAINING_NAME)
+
+    def draw(path: Path) -> None:
+        if not draw_schedules(controller, path, training):
+            raise ModuleNotFoundError("matplotlib is missing; pip install 'hf_adaptive_lr[demo]'", name="matplotlib")
+
     if schedule(controller, training) is not None:
-        replace_file(cards / f"{name}.png", lambda path: _draw(controller, path, training))
+        replace_file(cards / f"{name}.png", draw)
     return page
-
-
-def _draw(controller: Any, path: Path, training: Row | None) -> None:
-    if not draw_schedules(controller, path, training):
-        raise ModuleNotFoundError("matplotlib is missing; pip install 'hf_adaptive_lr[demo]'", name="matplotlib")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -131,13 +131,9 @@ def lr_sensitivity(
     the grid, so one that fills it says "at least". The best of a method is the lowest point of its curve; one that is
     nowhere better than the initial loss has none: its own width is 0, and its excess is infinite.
 
-    Args:
-        lrs: shape (points,), positive, rising, at least two; `mean_excess` weighs points alike, whatever lies between.
-        losses: shape (..., points), lower is better, not negative. Non-finite ones count as the initial loss in
-            `mean_excess`; in the widths nothing up to the neighbours of such a point counts as good.
-        initial: loss before the first update, of a shape that broadcasts to (...); worse losses count as this.
-        reference: loss of the tuned reference, such as linear decay at its best learning rate; likewise.
-        tolerance: relative to the loss that is compared with, at least 0.
+    Losses have the shape (..., points). Those that are not finite, or worse than `initial`, count as this in the
+    excess; in the widths nothing up to the neighbours of a point that is not finite counts as good. The excess weighs
+    points alike, whatever lies between. `reference` is the loss of a tuned method at its best learning rate.
     """
     grid, values = np.asarray(lrs, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     start, other = np.asarray(initial, dtype=np.float64), np.asarray(reference, dtype=np.float64)

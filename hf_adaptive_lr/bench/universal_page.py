@@ -50,8 +50,7 @@ RIVALS = (
     "finder_cosine",
     "relative",
 )
-_COMMANDS = (
-    """\
+_COMMANDS = f"""\
 ```bash
 hf-adaptive-lr train universal --minutes 60 --output-dir my-universal
 hf-adaptive-lr bench --full --jobs 2 --output-dir model_cards
@@ -62,8 +61,6 @@ python -m hf_adaptive_lr.bench.universal_page
 Those that lack something:
 
 ```bash
-"""
-    + f"""\
 {COMMANDS}\
 ```
 
@@ -73,7 +70,6 @@ Trained again:
 {TRAINING_COMMANDS}\
 ```
 """
-)
 _INTRO = """\
 A GRU of 32 units that steers how far an update moves the weights, relative to their size. It takes no learning rate
 from the user: the first update is made at 1e-7 and measured. So the eight initial learning rates below are one run for

@@ -15,10 +15,10 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, EfficientNetForImageClassification, set_seed
 
 from ..demo import data as demo_data
-from ..demo.data import DemoDataError, demo_image, demo_text, demo_text_model
+from ..demo.data import DemoDataError
 from ..demo.image_model import demo_image_model, no_bars
 from .trouble_tasks import _prepared, _vit
-from .verdict_data import TOKENS, Parts, Rows, _images
+from .verdict_data import TOKENS, Parts, Rows, _images, fashion, newsgroups
 from .verdict_models import Classifier, _cnn, _minilm3, _pretrained, _resnet
 from .yardstick_tasks import RealTask
 
@@ -32,7 +32,7 @@ _AT_ONCE = 50  # pictures, for the sake of memory
 def load(task: RealTask) -> Parts:
     """The data of a task; kept in memory once it was asked for."""
     sizes = (task.train_rows, task.valid_rows, task.controller_rows)
-    read = {"20newsgroups": _text, "fashion-mnist": _fashion, "mnist-5000": _mnist}[task.data]
+    read = {"20newsgroups": newsgroups, "fashion-mnist": fashion, "mnist-5000": _mnist}[task.data]
     pool, test = read(sum(sizes), task.test_rows, task.split_seed)
     parts, first = [], 0
     for size in sizes:
@@ -63,34 +63,6 @@ def _topics(rows: Rows, task: RealTask) -> Rows:
     if task.model == "efficientnet":
         return _early_stages(rows)
     return _prepared(rows, task.topics) if task.topics or task.model == "vit" else rows
-
-
-def _text(pool: int, test: int, seed: int) -> tuple[Rows, Rows]:
-    from transformers import AutoTokenizer
-
-    found = demo_text(seed=seed, train_size=pool, test_size=test)
-    tokenizer = AutoTokenizer.from_pretrained(str(demo_text_model()))
-
-    def rows(split: Any) -> Rows:
-        tokens = tokenizer(
-            list(split["text"]), truncation=True, max_length=TOKENS, padding="max_length", return_tensors="pt"
-        )
-        columns = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-        return Rows({**columns, "labels": torch.tensor(list(split["label"]))})
-
-    return rows(found.train), rows(found.test)
-
-
-def _fashion(pool: int, test: int, seed: int) -> tuple[Rows, Rows]:
-    found = demo_image(seed=seed, train_size=pool, test_size=test)
-    if found.name != "fashion-mnist":
-        command = demo_data._FASHION_MNIST_INSTALL
-        raise DemoDataError(f"This task is on Fashion-MNIST, which is missing. Get it with: {command}")
-    train, held_out = (
-        _images(np.stack([np.asarray(image) for image in split["image"]]), split["label"])
-        for split in (found.train, found.test)
-    )
-    return train, held_out
 
 
 def _mnist(pool: int, test: int, seed: int) -> tuple[Rows, Rows]:

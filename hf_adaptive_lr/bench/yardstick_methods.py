@@ -181,12 +181,15 @@ def third_party(source: str) -> Method:
     )
 
 
+def _and_replay(**fields: Any) -> tuple[Method, Method]:
+    method = Method(**fields)
+    return method, replay(method)
+
+
 def _learned(name: str, text: str, **more: Any) -> tuple[Method, ...]:
     """A bundled controller and its replay; nothing where this version does not bundle it."""
-    if not (PRETRAINED / name).is_dir():
-        return ()
-    method = Method(name=f"{name}_bundled", text=text, controller=name, weights=True, **more)
-    return method, replay(method)
+    there = (PRETRAINED / name).is_dir()
+    return _and_replay(name=f"{name}_bundled", text=text, controller=name, weights=True, **more) if there else ()
 
 
 def _package(name: str, text: str, optimizer: str, lr: float) -> Method:
@@ -195,19 +198,6 @@ def _package(name: str, text: str, optimizer: str, lr: float) -> Method:
     return Method(name=name, text=text, optimizer=optimizer, lr=lr, vector_lr=lr, lr_source=source)
 
 
-_HYPER = Method(name="hypergradient", text="hypergradient descent (Baydin et al. 2018)", controller="hypergradient")
-_RANKS = Method(name="plateau_ranks", text="our plateau by ranks of training losses", controller="plateau")
-_ONLINE = Method(
-    name="actor_critic", text="learns inside the run (Xu et al. 2017)", controller="actor_critic", on_vector=False
-)
-_META = Method(
-    name="mlr_snet_online",
-    text="MLR-SNet, meta-learned inside the run (Shu et al. 2020)",
-    controller="mlr_snet",
-    config={"meta_learn": True, "meta_every": 5},
-    trainer="meta",
-    on_vector=False,
-)
 # transformers gives GreedyLR a min_lr of 1e-3: from 5e-5 it can only rise. Repaired, it may fall a thousandfold, and
 # eps, the smallest change that is made, is no longer of the size of the learning rates.
 _REPAIRED = {"min_lr": TRAINER_LR / 1000, "eps": 1e-12}
@@ -236,10 +226,8 @@ _ENTRIES: tuple[Method, ...] = (
         on_vector=False,
         lr_source="found by the test, whatever the default",
     ),
-    _RANKS,
-    replay(_RANKS),
-    _HYPER,
-    replay(_HYPER),
+    *_and_replay(name="plateau_ranks", text="our plateau by ranks of training losses", controller="plateau"),
+    *_and_replay(name="hypergradient", text="hypergradient descent (Baydin et al. 2018)", controller="hypergradient"),
     Method(name="plrs", text="probabilistic LR (Devapriya et al. 2024)", controller="plrs"),
     Method(
         name="dsa",
@@ -248,10 +236,17 @@ _ENTRIES: tuple[Method, ...] = (
         arguments={"dsa": True},
         on_vector=False,
     ),
-    _ONLINE,
-    replay(_ONLINE),
-    _META,
-    replay(_META),
+    *_and_replay(
+        name="actor_critic", text="learns inside the run (Xu et al. 2017)", controller="actor_critic", on_vector=False
+    ),
+    *_and_replay(
+        name="mlr_snet_online",
+        text="MLR-SNet, meta-learned inside the run (Shu et al. 2020)",
+        controller="mlr_snet",
+        config={"meta_learn": True, "meta_every": 5},
+        trainer="meta",
+        on_vector=False,
+    ),
     *_learned("mlr_snet", "MLR-SNet, bundled weights", needs_classes=True),
     *_learned("ppo_schedule", "PPO schedule (Xu et al. 2019), bundled weights", needs_classes=True),
     *_learned("universal", "this library's own, bundled weights"),

@@ -275,20 +275,11 @@ def with_sources(methods: Iterable[Method]) -> list[Method]:
 
 
 def complete(
-    tasks: Sequence[Task],
-    methods: Sequence[Method],
-    profile: Profile,
-    book: Book,
-    *,
-    jobs: int | Workers = 1,
-    bar: bool = True,
+    tasks: Sequence[Task], methods: Sequence[Method], profile: Profile, book: Book, *, jobs: int = 1, bar: bool = True
 ) -> None:
     """Do all runs that are missing; see [`missing`] and [`run_all`]."""
-    if isinstance(jobs, int):
-        with Workers(jobs) as workers:
-            complete(tasks, methods, profile, book, jobs=workers, bar=bar)
-        return
-    for task in tasks:
-        while runs := list(missing([task], methods, profile, book)):
-            run_all(runs, book.path(task.name), jobs=jobs, bar=bar)
-            book.forget(task.name)
+    with Workers(jobs) as workers:
+        for task in tasks:
+            while runs := list(missing([task], methods, profile, book)):
+                run_all(runs, book.path(task.name), jobs=workers, bar=bar)
+                book.forget(task.name)

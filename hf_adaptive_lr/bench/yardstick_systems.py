@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..hub.markdown import table
-from .runner import Row, RowsError, WorkerError, forget_errors, read_rows, run_all
+from .runner import Row, WorkerError, forget_errors, read_rows, run_all
 from .yardstick_methods import METHODS, Method, missing_package
 from .yardstick_systems_run import CHECKS, SystemsRun
 from .yardstick_systems_train import PLAIN
@@ -41,10 +41,6 @@ rates after 12 updates. *Accumulation*: two micro-batches of 4 give as many upda
 number is the largest relative difference of a learning rate. A star: the learning rate did not move in these updates,
 so the check says little about the method. The LR range test before a run is left out.
 """
-
-
-class _UserError(Exception):
-    """A request that cannot be carried out; its message is one line."""
 
 
 def plan(methods: Sequence[Method], checks: Sequence[str]) -> list[SystemsRun]:
@@ -157,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.render_only:
             _run_missing(options)
         print(section(read_rows(options.rows)), end="")
-    except (_UserError, RowsError, WorkerError, OSError) as error:
+    except (ValueError, WorkerError, OSError) as error:
         print(f"yardstick_systems: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -170,9 +166,9 @@ def _check(options: argparse.Namespace) -> None:
     for what, names, known in (("method", options.methods, NAMES), ("check", options.checks, tuple(CHECKS))):
         for name in names:
             if name not in known:
-                raise _UserError(f"no {what} '{name}'; known: {', '.join(known)}")
+                raise ValueError(f"no {what} '{name}'; known: {', '.join(known)}")
     if options.jobs < 1:
-        raise _UserError(f"--jobs {options.jobs}: at least 1")
+        raise ValueError(f"--jobs {options.jobs}: at least 1")
 
 
 def _run_missing(options: argparse.Namespace) -> None:

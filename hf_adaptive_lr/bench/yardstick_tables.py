@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ..artifacts import TRAINING_NAME
-from ..auto import PRETRAINED
 from ..hub import markdown
+from ..hub.mixin import sidecar
 from .runner import read_rows
 from .yardstick_methods import METHODS, Method
 from .yardstick_plan import BUDGET, DEFAULT, STUDIES, misled, troubled
@@ -117,10 +116,7 @@ def cost_table(results: Results) -> str:
 def _training_seconds(method: Method) -> float | None:
     if not method.weights or method.name not in METHODS:
         return None
-    path = PRETRAINED / method.controller / TRAINING_NAME
-    if not path.is_file():
-        return None
-    seconds = json.loads(path.read_text(encoding="utf-8")).get("seconds")
+    seconds = (sidecar(method.make_controller(), TRAINING_NAME) or {}).get("seconds")
     return None if seconds is None else float(seconds)
 
 
