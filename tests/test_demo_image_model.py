@@ -207,7 +207,7 @@ def test_a_folder_that_lost_a_file_is_told_with_the_command(cache, real, monkeyp
 def task(real, monkeypatch):
     """The task with few updates, on few pictures made in memory."""
     monkeypatch.setenv("HF_ADAPTIVE_LR_CACHE", str(real))
-    monkeypatch.setattr(yardstick_data, "_fashion", lambda pool, test, seed: (striped(pool), striped(test)))
+    monkeypatch.setattr(yardstick_data, "fashion", lambda pool, test, seed: (striped(pool), striped(test)))
     rows = {"train_rows": 80, "valid_rows": 20, "controller_rows": 20, "test_rows": 20}
     yardstick_data.load.cache_clear()
     yield dataclasses.replace(TASKS["image-pretrained"], updates=5, **rows)

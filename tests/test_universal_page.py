@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_adaptive_lr.bench import universal_ablations, universal_page, universal_trainings, yardstick_methods
+from hf_adaptive_lr.bench import universal_ablations, universal_page, yardstick_methods
 from hf_adaptive_lr.bench.runner import append_row, identity
 from hf_adaptive_lr.bench.universal_figures import (
     MINE,
@@ -122,8 +122,8 @@ def test_ablations_stand_beside_the_whole_one(book) -> None:
 
 def test_trainings_stand_beside_each_other_on_the_quick_tasks(book, monkeypatch) -> None:
     quick = dataclasses.replace(PROFILES["quick"], tasks=("text-minilm", "image-cnn"), tuning_stride=1)
-    monkeypatch.setattr(universal_trainings, "PROFILES", {"quick": quick})
-    assert universal_trainings.trainings(book) == ""  # one alone says nothing
+    monkeypatch.setattr(universal_ablations, "PROFILES", {"quick": quick})
+    assert universal_ablations.trainings(book) == ""  # one alone says nothing
     for task, losses in (("text-minilm", (0.2, 0.4, 0.8)), ("image-cnn", (0.2, 0.2, None))):
         for seed, loss in enumerate(losses):
             row = {"row": "run", "task": task, "method": "trainings/seed-1", "seed": seed, "lr": 5e-5}
@@ -131,7 +131,7 @@ def test_trainings_stand_beside_each_other_on_the_quick_tasks(book, monkeypatch)
             append_row(book.path(task), row)
         book.forget(task)
     # The tuned schedule has 0.2: ln 1, ln 2 and ln 4; ln 1 twice and a failed run, which is ln 100.
-    text = universal_trainings.trainings(book)
+    text = universal_ablations.trainings(book)
     assert "| 60 minutes, seed 1 | +0.69 | +1.54 | +1.11 |" in text
     assert "| bundled, 15 minutes | -0.69 | -0.69 | -0.69 |" in text and "seed 0" not in text
 

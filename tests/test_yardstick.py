@@ -19,7 +19,6 @@ import hf_adaptive_lr
 from hf_adaptive_lr import Linear, Plateau
 from hf_adaptive_lr.bench import yardstick_data, yardstick_plan, yardstick_real
 from hf_adaptive_lr.bench.runner import append_row, attempt, identity, read_rows
-from hf_adaptive_lr.bench.stat_check import aa_test, power_test
 from hf_adaptive_lr.bench.verdict_data import Parts, Rows
 from hf_adaptive_lr.bench.yardstick_methods import METHODS, TRAINER_LR, Method, missing_package, replay, third_party
 from hf_adaptive_lr.bench.yardstick_page import PAGE, render, write_page
@@ -61,6 +60,7 @@ from hf_adaptive_lr.bench.yardstick_vector import Lion, _Scheduled, train_lane
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.meta.problem import Problem
 from hf_adaptive_lr.meta.tasks.base import TaskSpec
+from tests.statistics_checks import aa_test, power_test
 
 PACKAGE = Path(hf_adaptive_lr.__file__).parent
 TINY = Profile(name="quick", tasks=(), seeds=3, vector_seeds=2, sweep_seeds=0, tuning_stride=4)

@@ -10,31 +10,29 @@ seeds counts as not tested.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import PROGRAM, replace_file
+from ..artifacts import PROGRAM, TRAINING_NAME, replace_file
 from ..auto import PRETRAINED, AutoController
 from ..hub.card import notes_of, render
+from ..hub.mixin import sidecar
 from ..hub.picture import draw_schedules, schedule
 from ..hub.results import RESULTS_VERSION
 from . import yardstick_results
-from .runner import Row, RowsError
-from .verdict_judge import Cell, Runs, paired, values
+from .runner import RowsError
+from .verdict_judge import Runs
 from .verdict_methods import BASELINES, METHODS
-from .verdict_papers import LOWER_IS_BETTER, PAPERS, REQUIRED_SEEDS, Measure
-from .verdict_plan import Book, counted, failed, tuned
-from .verdict_stats import Interval, judge, mean_interval
+from .verdict_papers import PAPERS, REQUIRED_SEEDS
+from .verdict_plan import Book, counted
 from .verdict_tasks import TASKS, Task
+from .yardstick_results import as_text, result
 
 ROWS, CARDS = Path("model_cards/rows"), Path("model_cards/hub")
 METHOD_OF: Mapping[str, str] = {"ppo_schedule": "ppo_schedule", "mlr_snet": "mlr_snet_frozen"}
 """The method of the verdicts that is a bundled controller as it is, by the controller's name, which is the paper's."""
-MEASURES: tuple[Measure, ...] = ("test_loss", "test_accuracy")
 RIVALS = (*BASELINES, "step_decay")
 """What a bundled controller is compared with, where it was run."""
 
@@ -45,51 +43,40 @@ def bundled(folder: Path = PRETRAINED) -> list[str]:
 
 
 def found_of(name: str, rows: Path) -> dict[str, Any]:
-    """The `eval_results.json` of a bundled controller, from whatever tries it.
-
-    Args:
-        name: of the controller.
-        rows: folder of all rows.
-    """
+    """The `eval_results.json` of a bundled controller, from whatever tries it."""
     if name in yardstick_results.METHOD_OF:
         return yardstick_results.results(name, rows)
     return results(name, Book(rows))
 
 
 def results(name: str, book: Book, tasks: Mapping[str, Task] = TASKS) -> dict[str, Any]:
-    """The `eval_results.json` of a bundled controller, from rows.
-
-    Args:
-        name: of the controller.
-        book: the rows.
-        tasks: all tasks by name.
-    """
+    """The `eval_results.json` of a bundled controller, from rows."""
     paper = PAPERS[name]
-    rivals = [rival for rival in RIVALS if rival in (*BASELINES, *paper.methods)]
     found, not_tested = [], []
     for task in (tasks[task_name] for task_name in paper.tasks):
-        cells = {method: _cell(task, method, book, tasks) for method in (METHOD_OF[name], *rivals)}
-        mine = cells.pop(METHOD_OF[name])
-        setting = next((row["setting"] for row in mine.runs.values() if "setting" in row), None)
-        if len(mine.runs) < REQUIRED_SEEDS or setting is None:
-            not_tested.append(_left_out(task, mine.runs))
+
+        def runs(method: str, task: Task = task) -> Runs:
+            return counted(task, METHODS[method], book, tasks)
+
+        mine = runs(METHOD_OF[name])
+        setting = next((row["setting"] for row in mine.values() if "setting" in row), None)
+        if len(mine) < REQUIRED_SEEDS or setting is None:
+            why = "not run to the end" if len(mine) < REQUIRED_SEEDS else "every run ended in an error"
+            not_tested.append(f"{task.name}: {task.data}, {task.model}, {task.optimizer} ({why})")
             continue
-        found.append(_result(task, mine, cells, setting))
-    return {
-        "format_version": RESULTS_VERSION,
-        "command": f"python -m hf_adaptive_lr.bench.verdict {name}",
-        "results": found,
-        "not_tested": not_tested,
-    }
-
-
-def _cell(task: Task, method: str, book: Book, tasks: Mapping[str, Task]) -> Cell:
-    return Cell(counted(task, METHODS[method], book, tasks), tuned(task, METHODS[method], book, tasks))
-
-
-def _left_out(task: Task, runs: Runs) -> str:
-    why = "not run to the end" if len(runs) < REQUIRED_SEEDS else "every run ended in an error"
-    return f"{task.name}: {task.data}, {task.model}, {task.optimizer} ({why})"
+        about = {
+            "task": task.name,
+            **_note(task),
+            "data": task.data,
+            "model": task.model,
+            "optimizer": task.optimizer,
+            "parameters": setting["parameters"],
+            "updates": setting["updates"],
+        }
+        others = {rival: runs(rival) for rival in RIVALS if rival in (*BASELINES, *paper.methods)}
+        found.append(result(about, mine, others, required=REQUIRED_SEEDS))
+    command = f"python -m hf_adaptive_lr.bench.verdict {name}"
+    return {"format_version": RESULTS_VERSION, "command": command, "results": found, "not_tested": not_tested}
 
 
 def _note(task: Task) -> dict[str, str]:
@@ -98,104 +85,33 @@ def _note(task: Task) -> dict[str, str]:
     return {"note": ", ".join(notes)} if notes else {}
 
 
-def _result(task: Task, mine: Cell, others: Mapping[str, Cell], setting: Mapping[str, Any]) -> dict[str, Any]:
-    against = {name: _against(mine.runs, other.runs) for name, other in others.items()}
-    return {
-        "task": task.name,
-        **_note(task),
-        "data": task.data,
-        "model": task.model,
-        "optimizer": task.optimizer,
-        "parameters": setting["parameters"],
-        "updates": setting["updates"],
-        "seeds": len(mine.runs),
-        "failed": sum(map(failed, mine.runs.values())),
-        "learning_rate": next(iter(mine.runs.values()))["lr"],
-        "metrics": {
-            measure: _rounded("mean", interval)
-            for measure in MEASURES
-            if (found := list(values(mine.runs, measure).values())) and _known(interval := mean_interval(found))
-        },
-        "against": {name: differences for name, differences in against.items() if differences},
-    }
-
-
-def _against(mine: Runs, other: Runs) -> dict[str, Any]:
-    """Differences over the pairs in which neither failed; a run that failed where the other did not makes it worse."""
-    if len(mine.keys() & other.keys()) < REQUIRED_SEEDS:
-        return {}
-    lost = any(failed(mine[seed]) and not failed(row) for seed, row in other.items() if seed in mine)
-    found: dict[str, Any] = {}
-    for measure in MEASURES:
-        difference = paired(mine, other, measure)
-        if difference is not None and _known(difference):
-            word = "worse" if lost else judge(difference, lower_is_better=LOWER_IS_BETTER[measure])
-            found[measure] = {**_rounded("difference", difference), "word": word}
-    return found
-
-
-def _known(interval: Interval) -> bool:
-    return math.isfinite(interval.mean) and math.isfinite(interval.half)
-
-
-def _rounded(name: str, interval: Interval) -> dict[str, float]:
-    return {name: float(f"{interval.mean:.6g}"), "half_width": float(f"{interval.half:.6g}")}
-
-
-def card(name: str, eval_results: Mapping[str, Any], notes: str | None, folder: Path = PRETRAINED) -> str:
-    """The card of a bundled controller.
-
-    Args:
-        name: of the controller.
-        eval_results: what `results` returned.
-        notes: what a person wrote.
-        folder: of the bundled controllers.
-    """
-    controller, training = AutoController.from_pretrained(name), _training(folder / name)
+def card(name: str, eval_results: Mapping[str, Any], notes: str | None) -> str:
+    """The card of a bundled controller."""
+    controller = AutoController.from_pretrained(name)
+    training = sidecar(controller, TRAINING_NAME)
     picture = f"{name}.png" if schedule(controller, training) is not None else None
     return render(controller, repo_id=name, training=training, eval_results=eval_results, notes=notes, picture=picture)
 
 
-def _training(folder: Path) -> Row | None:
-    path = folder / "training.json"
-    if not path.is_file():
-        return None
-    record: Row = json.loads(path.read_text(encoding="utf-8"))
-    return record
-
-
-def as_text(eval_results: Mapping[str, Any]) -> str:
-    """The contents of an `eval_results.json`."""
-    return json.dumps(eval_results, indent=1, allow_nan=False) + "\n"
-
-
 def write(name: str, rows: Path, cards: Path) -> Path:
-    """Write a bundled controller's `eval_results.json`, card and picture; what a person wrote on the card stays.
-
-    Args:
-        name: of the controller.
-        rows: folder of the rows.
-        cards: folder of the cards; made if missing.
-
-    Returns:
-        The card.
-    """
+    """Write a bundled controller's `eval_results.json`, card and picture, and return the card; its notes stay."""
     found = found_of(name, rows)
     page = cards / f"{name}.md"
     notes = notes_of(page.read_text(encoding="utf-8")) if page.is_file() else None
     rendered = card(name, found, notes)
     cards.mkdir(parents=True, exist_ok=True)
-    replace_file(PRETRAINED / name / "eval_results.json", lambda path: path.write_text(as_text(found), "utf-8"))
-    replace_file(page, lambda path: path.write_text(rendered, encoding="utf-8"))
-    controller, training = AutoController.from_pretrained(name), _training(PRETRAINED / name)
+    replace_file(PRETRAINED / name / "eval_results.json", as_text(found))
+    replace_file(page, rendered)
+    controller = AutoController.from_pretrained(name)
+    training = sidecar(controller, TRAINING_NAME)
+
+    def draw(path: Path) -> None:
+        if not draw_schedules(controller, path, training):
+            raise ModuleNotFoundError("matplotlib is missing; pip install 'hf_adaptive_lr[demo]'", name="matplotlib")
+
     if schedule(controller, training) is not None:
-        replace_file(cards / f"{name}.png", lambda path: _draw(controller, path, training))
+        replace_file(cards / f"{name}.png", draw)
     return page
-
-
-def _draw(controller: Any, path: Path, training: Row | None) -> None:
-    if not draw_schedules(controller, path, training):
-        raise ModuleNotFoundError("matplotlib is missing; pip install 'hf_adaptive_lr[demo]'", name="matplotlib")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

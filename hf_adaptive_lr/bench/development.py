@@ -34,17 +34,7 @@ SPLIT, FIRST_SEED = 777, 120
 def entries(
     controllers: Sequence[str], rhos: Sequence[float] = (), lrs: Sequence[float] = ()
 ) -> dict[str, tuple[Method, float | None]]:
-    """Name to method and learning rate; None for the method's default.
-
-    Args:
-        controllers: names, folders or repositories; "name=source" gives a name to a source.
-        rhos: of `relative`.
-        lrs: of a linear schedule.
-
-    Raises:
-        OSError: a controller cannot be loaded.
-        ValueError: it is none, or a value is out of range.
-    """
+    """Name to method and learning rate, None for the default; "name=source" gives a controller another name."""
     found: dict[str, tuple[Method, float | None]] = {}
     for entry in controllers:
         name, equals, source = entry.partition("=")
@@ -61,16 +51,7 @@ def entries(
 
 
 def measure(methods: Mapping[str, tuple[Method, float | None]], seeds: int, output: Path) -> None:
-    """Do what is not in the rows yet.
-
-    Args:
-        methods: see [`entries`].
-        seeds: how many.
-        output: the rows, one per task, method and seed.
-
-    Raises:
-        DemoDataError: data or model are missing; the message ends with the command to get them.
-    """
+    """Train what is not in the rows yet; `methods` are of [`entries`]."""
     done = {(row["task"], row["method"], row["seed"]) for row in read_rows(output)}
     runs = [
         (task, name, seed)

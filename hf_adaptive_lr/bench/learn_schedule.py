@@ -34,36 +34,19 @@ from .verdict_tasks import QUICK_TASKS, TASKS
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """One training during which a schedule is learned.
+    """One training during which a schedule is learned."""
 
-    Args:
-        task: name of a task of the verdicts.
-        updates: length of the run.
-        meta_every: updates from one meta-step to the next.
-        meta_lr: Adam's learning rate for the net.
-        learning_rate: base LR of the run.
-        seed: of everything that is drawn.
-        quick: the task's short version.
-    """
-
-    task: str = "fashion-cnn"
+    task: str = "fashion-cnn"  # name of a task of the verdicts
     updates: int = 2000
-    meta_every: int = 10
-    meta_lr: float = 1e-3
-    learning_rate: float = 1.0
-    seed: int = 0
-    quick: bool = False
+    meta_every: int = 10  # updates from one meta-step to the next
+    meta_lr: float = 1e-3  # Adam's learning rate for the net
+    learning_rate: float = 1.0  # base LR of the run
+    seed: int = 0  # of everything that is drawn
+    quick: bool = False  # the task's short version
 
 
 def learn(lesson: Lesson) -> tuple[MLRSNet, list[float]]:
-    """Train, and harvest the schedule.
-
-    Args:
-        lesson: what is trained and for how long.
-
-    Returns:
-        The frozen controller with three snapshots, and the factor at every update of its lesson.
-    """
+    """Train; returns the frozen controller with three snapshots, and the factor at every update."""
     task = (QUICK_TASKS if lesson.quick else TASKS)[lesson.task]
     data, model = load(task), build_model(task, lesson.seed)
     net = MLRSNet(meta_learn=True, meta_every=lesson.meta_every, meta_lr=lesson.meta_lr)
@@ -128,8 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "versions": {"hf_adaptive_lr": library_version(), "torch": torch.__version__},
         "factor_curve": curve(factors, 50),
     }
-    text = json.dumps(record, indent=1) + "\n"
-    replace_file(options.output_dir / "training.json", lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(options.output_dir / "training.json", json.dumps(record, indent=1) + "\n")
     print(f"written to {options.output_dir}: {controller.controller_type}, {controller.snapshots} snapshots")
     return 0
 

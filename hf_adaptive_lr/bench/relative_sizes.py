@@ -166,17 +166,7 @@ def rows_of(read: Callable[[], list[Example]]) -> tuple[list[dict[str, Any]], li
 
 
 def run(task: Task, method: str, value: float, seed: int) -> Row:
-    """Train once, and read the development rows.
-
-    Args:
-        task: what is trained.
-        method: "relative" with size `value`, or "linear" with the learning rate `value`.
-        value: see `method`.
-        seed: of head, adapters or all weights, of batches and dropout.
-
-    Raises:
-        DemoDataError: data or model are missing; the message ends with the command to get them.
-    """
+    """Train once, with `value` as relative size or learning rate, and read the development rows."""
     from transformers import PrinterCallback, ProgressCallback, set_seed
 
     from ..controllers.linear import Linear
@@ -184,12 +174,12 @@ def run(task: Task, method: str, value: float, seed: int) -> Row:
     from ..finetune.model import accuracy, load_parts, most_likely
     from ..trainer.arguments import AdaptiveLRTrainingArguments
     from ..trainer.mixin import AdaptiveLRTrainer
-    from .yardstick_data import _adapted
+    from .yardstick_data import adapted
 
     train, dev, labels = rows_of(task.read)
     set_seed(seed)
     parts = load_parts("image" if task.kind == "scratch" else "text", None, labels, MAX_LENGTH)
-    model: Any = _adapted(parts.model) if task.kind == "lora" else parts.model
+    model: Any = adapted(parts.model) if task.kind == "lora" else parts.model
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         args = AdaptiveLRTrainingArguments(

@@ -33,19 +33,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, order=True)
 class RunKey:
-    """What a person calls a run.
-
-    Args:
-        task: name of the task.
-        method: name of the method.
-        seed: of everything that is drawn.
-        lr: base learning rate.
-    """
+    """Names a run."""
 
     task: str
     method: str
-    seed: int
-    lr: float
+    seed: int  # of everything that is drawn
+    lr: float  # base learning rate
 
 
 class RowsError(ValueError):
@@ -83,15 +76,7 @@ class Run(Protocol):
 
 
 def digest(spec: Any) -> str:
-    """Sixteen hexadecimal digits that change whenever a JSON-able value does.
-
-    Args:
-        spec: dicts, lists, strings, numbers, None; the order of a dict's keys does not matter.
-
-    Example:
-        >>> digest({"a": 1, "b": [2.0]}) == digest({"b": [2.0], "a": 1})
-        True
-    """
+    """Sixteen hexadecimal digits that change whenever a JSON-able value does, but not with the order of keys."""
     text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -112,9 +97,6 @@ def row_identity(row: Mapping[str, Any]) -> Identity:
 
 def read_rows(path: Path) -> list[Row]:
     """All whole rows of a file, in the order they were written; none when there is no file.
-
-    Args:
-        path: a JSON-lines file.
 
     Raises:
         RowsError: a line that is not the last one is not JSON; a kill cannot have done that.
@@ -145,8 +127,7 @@ def forget_errors(path: Path) -> int:
     rows = read_rows(path)
     kept = [row for row in rows if "error" not in row]
     if len(kept) < len(rows):
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+        replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
     return len(rows) - len(kept)
 
 
@@ -167,14 +148,10 @@ def _finite(value: Any) -> Any:
 
 
 class Workers:
-    """Processes that execute runs; use it as a context manager, so that they end with it.
+    """Processes that execute runs, with one torch thread each; a context manager, so that they end with it.
 
-    Args:
-        jobs: worker processes with one torch thread each, at least 1; with 1 there is none, and runs are executed in
-            this process, also with one thread, so that both give the same bits.
-
-    Raises:
-        ValueError: `jobs` below 1.
+    With one job there is none: runs are executed in this process, also with one thread, so that both give the same
+    bits.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -195,11 +172,7 @@ class Workers:
         self._executor.shutdown(cancel_futures=True)
 
     def rows(self, todo: Sequence[Run]) -> Iterator[Row]:
-        """The row of each run, as they end.
-
-        Raises:
-            WorkerError: a worker process was killed.
-        """
+        """The row of each run, as they end; raises [`WorkerError`] when a worker process was killed."""
         if self._jobs == 1 or not todo:
             yield from _here(todo)
             return
@@ -221,22 +194,8 @@ def run_all(plan: Iterable[Run], path: Path, *, jobs: int | Workers = 1, bar: bo
     """Do the runs of a plan that the file does not have yet, and append a row for each as it ends.
 
     A run that raises becomes a row with `error`, which counts as done ([`forget_errors`]). Ctrl-C ends the runs under
-    way and keeps the rows of those that had ended; the same call goes on from there.
-
-    Args:
-        plan: runs; doubles are done once.
-        path: JSON-lines file, made if missing.
-        jobs: worker processes, or [`Workers`] that serve several calls.
-        bar: whether to show a progress bar.
-
-    Returns:
-        The rows of the plan, in its order, each once.
-
-    Raises:
-        ValueError: `jobs` below 1.
-        RowsError: a damaged file.
-        WorkerError: a worker process was killed.
-        KeyboardInterrupt: Ctrl-C.
+    way and keeps the rows of those that had ended; the same call goes on from there. Returns the rows of the plan, in
+    its order, each once.
     """
     if isinstance(jobs, int):
         with Workers(jobs) as workers:

@@ -1,40 +1,75 @@
-"""From losses and curves to scores: what is measured of every run, before anything is aggregated.
+"""From losses and curves to scores, and many runs in one number.
 
-Runs fail: they end in NaN, or never reach the target. Every function says what such a run counts as; none drops it.
+Scores are arrays of shape (tasks, seeds). Runs fail: they end in NaN, or never reach the target. Every function says
+how such a run counts; none drops it. Whoever has a NaN must first say what it counts as (`log_regret` does);
+infinities are the best or the worst score, by their sign. A task with fewer seeds than the others has failed runs or
+has not been run, so there is no way to leave a place empty.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from .stat_scores import Array
-
+Array = NDArray[np.float64]
+Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+Statistic = Callable[[Array], Array]
+"""Reduces the last two axes, tasks and seeds, and keeps those before them: a bootstrap sends all its draws at once."""
 WORST = math.log(100)
 """Log-regret of a failed run: a loss a hundred times the reference's, where the scale ends."""
+
+
+def _runs(scores: ArrayLike) -> Array:
+    """Checked scores of shape (..., tasks, seeds)."""
+    array = np.asarray(scores, dtype=np.float64)
+    if array.ndim < 2 or not array.size:
+        raise ValueError(f"scores have the shape (tasks, seeds), at least one of each, not {array.shape}")
+    if np.isnan(array).any():
+        raise ValueError("scores hold NaN: say first what a failed run counts as, see stat_runs.log_regret")
+    if np.isposinf(array).any() and np.isneginf(array).any():
+        raise ValueError("scores hold infinities of both signs")  # they have no mean
+    return array
+
+
+def matrix(scores: ArrayLike) -> Matrix:
+    """One method's scores, checked: of shape (tasks, seeds), no NaN, no infinities of both signs."""
+    array = _runs(scores)
+    if array.ndim != 2:
+        raise ValueError(f"scores have the shape (tasks, seeds), not {array.shape}")
+    return array.reshape(array.shape[0], array.shape[1])
+
+
+def mean(scores: ArrayLike) -> Array:
+    """Mean over tasks and seeds, the last two axes; one infinite run makes it infinite."""
+    array = _runs(scores)
+    return np.asarray(array.reshape(*array.shape[:-2], -1).mean(-1))
+
+
+def iqm(scores: ArrayLike) -> Array:
+    """Interquartile mean over all runs of all tasks (Agarwal et al. 2021, arXiv 2108.13264; `rliable`).
+
+    Of n runs the int(n / 4) lowest and as many of the highest are left out, as in `scipy.stats.trim_mean`. What the
+    worst quarter of the runs did is thus not in it: report `failure_rate` and `harm_rate` beside it. It is infinite
+    when more than a quarter of the runs are.
+    """
+    array = _runs(scores)
+    runs = np.sort(array.reshape(*array.shape[:-2], -1), axis=-1)
+    cut = runs.shape[-1] // 4
+    return np.asarray(runs[..., cut : runs.shape[-1] - cut].mean(-1))
+
+
+# --- losses -------------------------------------------------------------------------------------------------------
 
 
 def log_regret(loss: ArrayLike, reference_loss: ArrayLike, worst: float = WORST) -> Array:
     """ln(loss / reference loss): 0 is as good as the reference, 0.01 is 1 % worse; lower is better.
 
-    Args:
-        loss: any shape, not negative; non-finite ones count as `worst`. Others are clipped to [-worst, worst], so
-            that no run which came through is worse than one which did not.
-        reference_loss: of a shape that broadcasts, such as (tasks, 1); positive and finite.
-        worst: the end of the scale, positive.
-
-    Returns:
-        Finite, of the common shape.
-
-    Raises:
-        ValueError: a negative loss, a reference that is not positive and finite, a worst that is not.
-
-    Example:
-        >>> log_regret([1.0, 2.0, float("nan")], 1.0).round(3).tolist()
-        [0.0, 0.693, 4.605]
+    Losses that are not finite count as `worst`; others are clipped to [-worst, worst], so that no run which came
+    through is worse than one which did not. Shapes broadcast, such as (tasks, 1) for the reference.
     """
     losses, reference = np.asarray(loss, dtype=np.float64), np.asarray(reference_loss, dtype=np.float64)
     if not (np.isfinite(reference).all() and (reference > 0).all()):
@@ -50,19 +85,7 @@ def log_regret(loss: ArrayLike, reference_loss: ArrayLike, worst: float = WORST)
 
 
 def failure_rate(loss: ArrayLike, initial: ArrayLike = math.inf) -> float:
-    """Share of the runs that ended non-finite or worse than they began.
-
-    Args:
-        loss: final losses, any shape, at least one; lower is better. Those that are not finite are failures.
-        initial: losses before the first update, of a shape that broadcasts; infinity asks for finite losses only.
-
-    Raises:
-        ValueError: no runs, or an initial loss that is NaN.
-
-    Example:
-        >>> failure_rate([[0.3, float("nan")], [5.0, 0.2]], initial=2.3)
-        0.5
-    """
+    """Share of the runs that ended non-finite or above their initial loss; an infinite one asks for finite losses."""
     losses, before = np.asarray(loss, dtype=np.float64), np.asarray(initial, dtype=np.float64)
     if not losses.size or np.isnan(before).any():
         raise ValueError("a failure rate needs runs, and initial losses that are not NaN")
@@ -70,20 +93,9 @@ def failure_rate(loss: ArrayLike, initial: ArrayLike = math.inf) -> float:
 
 
 def harm_rate(a: ArrayLike, b: ArrayLike, margin: float = 0.02, *, lower_is_better: bool) -> float:
-    """Share of the pairs of runs in which a is worse than b by more than a margin.
+    """Share of the pairs of runs in which a is worse than b by more than a margin, relative to the size of b's value.
 
-    Args:
-        a: values of the method, shape (tasks, seeds). One that is not finite failed: harm, unless b failed too.
-        b: values of what it is compared with, same shape. Where it failed and a did not, there is no harm.
-        margin: relative to the size of b's value, at least 0.
-        lower_is_better: of the values.
-
-    Raises:
-        ValueError: shapes differ or are empty, or a negative margin.
-
-    Example:
-        >>> harm_rate([[1.03, 1.01], [0.5, float("nan")]], [[1.0, 1.0], [1.0, 1.0]], lower_is_better=True)
-        0.5
+    A run of a that is not finite failed: harm, unless b failed too. Where b failed and a did not, there is no harm.
     """
     mine, other = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if mine.shape != other.shape or not mine.size:
@@ -97,121 +109,31 @@ def harm_rate(a: ArrayLike, b: ArrayLike, margin: float = 0.02, *, lower_is_bett
     return float(np.mean((both & beyond) | (failed & np.isfinite(other))))
 
 
-# --- steps to a target --------------------------------------------------------------------------------------------
-
-
-def steps_to_target(
-    curve: ArrayLike, target: ArrayLike, *, lower_is_better: bool, steps: ArrayLike | None = None
-) -> Array:
-    """Steps until a curve first meets its target; infinite when it never does.
-
-    The first time counts, as in AlgoPerf, even if the run falls apart later: report the final loss beside it. Of a
-    noisy curve, smooth it first or choose a target out of reach of the noise.
-
-    Infinities may stay: `median` over tasks, `stat_compare.probability_of_improvement`, `performance_profile` and
-    `profile_area` go by order or by a last threshold. For means and differences see `restricted`.
-
-    Args:
-        curve: shape (..., points); a point that is not finite meets no target.
-        target: of a shape that broadcasts to (...), such as (tasks, 1) for curves of tasks x seeds; not NaN.
-        lower_is_better: of the curve.
-        steps: shape (points,), rising; 1, 2, 3, ... when not given.
-
-    Returns:
-        Shape (...).
-
-    Raises:
-        ValueError: no points, a target that is NaN, steps of another length or not rising.
-
-    Example:
-        >>> steps_to_target([[3.0, 2.0, 1.0], [3.0, 3.0, 3.0]], 2.5, lower_is_better=True, steps=[10, 20, 30]).tolist()
-        [20.0, inf]
-    """
-    values, goal = np.asarray(curve, dtype=np.float64), np.asarray(target, dtype=np.float64)[..., None]
-    points = values.shape[-1] if values.ndim else 0
-    at = np.arange(1.0, points + 1) if steps is None else np.asarray(steps, dtype=np.float64)
-    if not points or at.shape != (points,) or not (np.diff(at) > 0).all():
-        raise ValueError(f"a curve of {points} points needs as many rising steps, at least one")
-    if np.isnan(goal).any():
-        raise ValueError("a target is NaN")
-    met = np.isfinite(values) & (values <= goal if lower_is_better else values >= goal)
-    return np.where(met.any(-1), at[met.argmax(-1)], math.inf)
-
-
-def restricted(steps: ArrayLike, horizon: ArrayLike) -> Array:
-    """Steps to a target as a share of the horizon; a miss counts as all of it.
-
-    Its mean is the restricted mean time of survival analysis (Royston & Parmar 2013, doi 10.1186/1471-2288-13-152):
-    always finite, comparable between tasks, and kind to misses, so report their number beside it.
-
-    Args:
-        steps: shape (..., tasks, seeds), not negative, infinite for a miss.
-        horizon: of a shape that broadcasts, such as (tasks, 1); positive and finite.
-
-    Returns:
-        In [0, 1], of the common shape.
-
-    Raises:
-        ValueError: steps that are NaN or negative, a horizon that is not positive and finite.
-
-    Example:
-        >>> restricted([[50.0, float("inf")], [100.0, 400.0]], [[100], [200]]).tolist()
-        [[0.5, 1.0], [0.5, 1.0]]
-    """
-    taken, most = np.asarray(steps, dtype=np.float64), np.asarray(horizon, dtype=np.float64)
-    if not (taken >= 0).all():
-        raise ValueError("steps are neither NaN nor negative; a miss is infinite")
-    if not (np.isfinite(most).all() and (most > 0).all()):
-        raise ValueError("a horizon must be positive and finite")
-    return np.minimum(taken / most, 1.0)
-
-
-# --- learning rates -----------------------------------------------------------------------------------------------
+# --- learning rates --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How much a method's initial learning rate matters; fields have the shape of the losses without its last axis.
+    """How much a method's initial learning rate matters; fields have the shape of the losses without its last axis."""
 
-    Args:
-        own_width: decades of learning rates that are as good as the method's own best, within the tolerance.
-        reference_width: decades that are as good as the reference, within the tolerance; 0 when none is.
-        mean_excess: mean over the grid of the loss beyond the method's own best (arXiv 2309.14322).
-        area: the same between the grid's ends, integrated over log10 LR: loss x decades.
-    """
-
-    own_width: Array
-    reference_width: Array
-    mean_excess: Array
-    area: Array
+    own_width: Array  # decades of learning rates that are as good as the method's own best, within the tolerance
+    reference_width: Array  # decades that are as good as the reference, within the tolerance; 0 when none is
+    mean_excess: Array  # mean over the grid of the loss beyond the method's own best (arXiv 2309.14322)
 
 
 def lr_sensitivity(
     lrs: ArrayLike, losses: ArrayLike, *, initial: ArrayLike, reference: ArrayLike, tolerance: float = 0.05
 ) -> Sensitivity:
-    """What is left of a method when its learning rate is not the best one.
+    """How much worse a method becomes when its learning rate is not the best one.
 
     The loss is taken to be linear in log LR between neighbours of the grid. A width is the length in log10 LR of the
     part of the curve at or below (1 + tolerance) x best; if that is in pieces they are added up. No width goes beyond
     the grid, so one that fills it says "at least". The best of a method is the lowest point of its curve; one that is
-    nowhere better than the initial loss has none: its own width is 0, and its excess and area are infinite.
+    nowhere better than the initial loss has none: its own width is 0, and its excess is infinite.
 
-    Args:
-        lrs: shape (points,), positive, rising, at least two. `mean_excess` weighs points alike, whatever lies between.
-        losses: shape (..., points), lower is better, not negative. Non-finite ones count as the initial loss in
-            `mean_excess` and `area`; in the widths nothing up to the neighbours of such a point counts as good.
-        initial: loss before the first update, of a shape that broadcasts to (...); worse losses count as this.
-        reference: loss of the tuned reference, such as linear decay at its best learning rate; likewise.
-        tolerance: relative to the loss that is compared with, at least 0.
-
-    Raises:
-        ValueError: a grid as it should not be, negative losses or tolerance, an initial loss or reference that is not
-            finite and not negative.
-
-    Example:
-        >>> found = lr_sensitivity([1e-3, 1e-2, 1e-1], [2.0, 1.0, float("nan")], initial=3, reference=0.8)
-        >>> round(float(found.own_width), 3), float(found.reference_width), float(found.mean_excess)
-        (0.05, 0.0, 1.0)
+    Losses have the shape (..., points). Those that are not finite, or worse than `initial`, count as this in the
+    excess; in the widths nothing up to the neighbours of a point that is not finite counts as good. The excess weighs
+    points alike, whatever lies between. `reference` is the loss of a tuned method at its best learning rate.
     """
     grid, values = np.asarray(lrs, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     start, other = np.asarray(initial, dtype=np.float64), np.asarray(reference, dtype=np.float64)
@@ -233,7 +155,6 @@ def lr_sensitivity(
         own_width=np.where(learned, _width(at, values, (1 + tolerance) * best), 0.0),
         reference_width=_width(at, values, (1 + tolerance) * other),
         mean_excess=np.asarray(excess.mean(-1)),
-        area=np.asarray(((excess[..., 1:] + excess[..., :-1]) / 2 * np.diff(at)).sum(-1)),
     )
 
 

@@ -1,7 +1,8 @@
-"""What each part of `universal` is worth: the yardstick's rows of controllers that lack one.
+"""What each part of `universal` is worth, and how far two trainings of it are apart: the yardstick's rows.
 
 Those that have to be trained again get a quarter of an hour each, or as many iterations as a whole one made in a
 quarter of an hour, and stand beside that one ([`COMMANDS`]); the others stand beside the bundled one.
+The folders of all that is not bundled are not in this repository; their rows are.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .stat_bootstrap import hierarchical_bootstrap
-from .stat_scores import Array, mean
-from .universal_figures import MINE, Pairs, log_ratio, real_tasks
+from .stat_compare import hierarchical_bootstrap
+from .stat_runs import Array, log_regret
+from .universal_figures import MINE, Pairs, figure, log_ratio, paired, real_tasks
 from .yardstick_methods import REPLAY
-from .yardstick_plan import Book, Profile
+from .yardstick_plan import PROFILES, Book, Profile, reference_runs
 from .yardstick_tables import table
-from .yardstick_tasks import Task
+from .yardstick_tasks import TASKS, Task
 
 WHOLE = "ablations/universal"
 RETRAINED: Mapping[str, str] = {
@@ -51,12 +52,7 @@ hf-adaptive-lr bench --full --output-dir model_cards --render-only
 
 
 def ablations(profile: Profile, book: Book) -> str:
-    """Table of the ablations that there are rows of, on the real tasks; empty without any.
-
-    Args:
-        profile: which tasks and how many seeds.
-        book: the rows.
-    """
+    """Table of the ablations that there are rows of, on the real tasks; empty without any."""
     lines = [_line(name, "", None, profile, book) for name in (MINE, WHOLE)]
     lines += [_line(name, text, MINE, profile, book) for name, text in AS_THEY_ARE.items()]
     lines += [_line(name, text, MINE, profile, book) for name, text in AGAIN.items()]
@@ -75,11 +71,9 @@ def _line(name: str, text: str, whole: str | None, profile: Profile, book: Book)
     cells = [title, "", str(len(accuracy.tasks)), f"{accuracy.mine.mean():.3f}", "", ""]
     if whole is not None:
         cells[1] = "the bundled one" if whole == MINE else "that of a quarter of an hour"
-        difference, ratio = accuracy.difference(), hierarchical_bootstrap(log_ratio(loss), mean)
-        cells[4] = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "-"
-        cells[5] = " ".join(
-            (f"{math.exp(ratio.value):.2f}", f"[{math.exp(ratio.low):.2f}, {math.exp(ratio.high):.2f}]")
-        )
+        ratio = hierarchical_bootstrap(log_ratio(loss))
+        cells[4] = accuracy.difference_text()
+        cells[5] = f"{math.exp(ratio.value):.2f} [{math.exp(ratio.low):.2f}, {math.exp(ratio.high):.2f}]"
     return cells
 
 
@@ -89,31 +83,61 @@ def side_by_side(mine: str, other: str, what: str, profile: Profile, book: Book)
     The folders of ablations are not in this repository, so that their digests cannot be computed: of two trainings
     under one name the newest rows count.
     """
-    names: list[str] = []
-    pair: tuple[list[Array], list[Array]] = ([], [])
-    for task in real_tasks(profile):
-        values = [by_seed(name, what, task, profile.seeds, book) for name in (mine, other)]
-        if values[0] is not None and values[1] is not None:
-            names.append(task.name)
-            pair[0].append(values[0])
-            pair[1].append(values[1])
-    return Pairs(tuple(names), np.array(pair[0]), np.array(pair[1]))
+
+    def values(task: Task, name: str) -> Array | None:
+        return by_seed(name, what, task, profile.seeds, book)
+
+    return paired({task.name: (values(task, mine), values(task, other)) for task in real_tasks(profile)})
 
 
 def by_seed(method: str, what: str, task: Task, seeds: int, book: Book) -> Array | None:
-    """A figure of every seed, found by the method's name alone; None if a seed is missing.
-
-    Args:
-        method: its name.
-        what: key of the rows; a failed run counts as the worst there is.
-        task: whose rows.
-        seeds: how many.
-        book: the rows.
-    """
-    worst = 0.0 if what == "test_accuracy" else math.inf
+    """A figure of every seed, found by the method's name alone; None without all seeds; a failed run is the worst."""
     found = {
-        row["seed"]: worst if row.get(what) is None else float(row[what])
+        row["seed"]: figure(row, what)
         for row in book.rows(task.name).values()
         if row["method"] == method and row["task_digest"] == task.digest
     }
     return np.array([found[seed] for seed in range(seeds)]) if all(seed in found for seed in range(seeds)) else None
+
+
+# --- trained again --------------------------------------------------------------------------------------------------
+
+TRAININGS: Mapping[str, str] = {
+    MINE: "bundled, 15 minutes",
+    "trainings/seed-0": "60 minutes, seed 0",
+    "trainings/seed-1": "60 minutes, seed 1",
+}
+"""Methods of the yardstick to how they were trained."""
+TRAINING_COMMANDS = f"""\
+{_TRAIN} --minutes 60 --output-dir trainings/seed-0
+{_TRAIN} --minutes 60 --output-dir trainings/seed-1 --seed 1
+hf-adaptive-lr bench --quick --jobs 2 --output-dir model_cards --methods cosine \\
+  --controller trainings/seed-0 --controller trainings/seed-1
+hf-adaptive-lr bench --full --jobs 2 --output-dir model_cards --methods cosine \\
+  --controller trainings/seed-0 --controller trainings/seed-1
+hf-adaptive-lr bench --full --output-dir model_cards --render-only
+"""
+
+
+def trainings(book: Book) -> str:
+    """Table of log-regret by quick task, mean over seeds; empty without the rows of at least two trainings."""
+    profile = PROFILES["quick"]
+    tasks = [TASKS[name] for name in profile.tasks]
+    references = {task.name: found for task in tasks if (found := _tuned_loss(task, profile, book)) is not None}
+    lines = []
+    for name, text in TRAININGS.items():
+        losses = {task.name: by_seed(name, "test_loss", task, profile.seeds, book) for task in tasks}
+        regrets = [
+            float(log_regret(found[:, None].T, np.array([references[task]])).mean())
+            for task, found in losses.items()
+            if found is not None and task in references
+        ]
+        if len(regrets) == len(tasks):
+            lines.append([text, *(f"{regret:+.2f}" for regret in regrets), f"{np.mean(regrets):+.2f}"])
+    return table(["trained", *profile.tasks, "mean"], lines) if len(lines) > 1 else ""
+
+
+def _tuned_loss(task: Task, profile: Profile, book: Book) -> float | None:
+    """Geometric mean of the tuned linear schedule's final test loss; None without its rows."""
+    losses = [row.get("test_loss") for row in book.all(reference_runs(task, profile, book)) or ()]
+    return math.exp(np.mean(np.log(losses))) if losses and all(losses) else None

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from .runner import Row
-from .stat_bootstrap import Estimate, hierarchical_bootstrap
-from .stat_runs import harm_rate
-from .stat_scores import Array, iqm, mean
+from .stat_compare import Estimate, hierarchical_bootstrap
+from .stat_runs import Array, harm_rate, iqm
 from .yardstick_methods import METHODS
 from .yardstick_plan import DEFAULT, Book, Profile, own_lr_runs, reference_runs, sweep_lrs, sweep_runs
-from .yardstick_run import YardstickRun
 from .yardstick_tasks import TASKS, RealTask, Task
 
 MINE = "universal_bundled"
+Values = Sequence[float] | Array
 SHOWN = ("linear", "cosine", "prodigy", "schedule_free", MINE)
 """Methods of the table and the picture of initial learning rates."""
 
@@ -29,43 +28,34 @@ def real_tasks(profile: Profile) -> list[RealTask]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Test accuracy of a method on a task by initial learning rate.
-
-    Args:
-        lrs: the learning rates.
-        accuracy: mean over seeds for each; a run that failed counts with what it reached.
-    """
+    """Test accuracy of a method on a task by initial learning rate."""
 
     lrs: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    accuracy: tuple[float, ...]  # mean over seeds for each; a run that failed counts with what it reached
 
 
 def curve(task: RealTask, method: str, profile: Profile, book: Book) -> Curve | None:
     """The curve, None while rows are missing."""
     runs = sweep_runs(task, METHODS[method], profile) if method in METHODS else []
-    rows = [book.get(run) for run in runs]
-    if not rows or any(row is None for row in rows):
+    rows = book.all(runs)
+    if rows is None:
         return None
     lrs = sweep_lrs(task, METHODS[method])
-    found = np.array([_accuracy(row) for row in rows if row is not None]).reshape(len(lrs), -1).mean(1)
+    found = np.array([figure(row, "test_accuracy") for row in rows]).reshape(len(lrs), -1).mean(1)
     return Curve(lrs, tuple(found.tolist()))
 
 
-def _accuracy(row: Row) -> float:
-    """Of a run that ended in an error 0: its model answers nothing."""
-    value = row.get("test_accuracy")
-    return 0.0 if value is None else float(value)
+def figure(row: Row, what: str) -> float:
+    """Test loss or accuracy of a run; the worst there is of one that ended in an error."""
+    value = row.get(what)
+    if value is None:
+        return 0.0 if what == "test_accuracy" else math.inf
+    return float(value)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two methods on the same tasks and seeds; arrays are (tasks, seeds).
-
-    Args:
-        tasks: names.
-        mine: what one has.
-        other: what the other has.
-    """
+    """Two methods on the same tasks and seeds; arrays are (tasks, seeds)."""
 
     tasks: tuple[str, ...]
     mine: Array
@@ -73,44 +63,36 @@ class Pairs:
 
     def difference(self) -> Estimate | None:
         """Mine minus the other's, with an interval over tasks and seeds; None for fewer than two tasks."""
-        return hierarchical_bootstrap(self.mine - self.other, mean) if len(self.tasks) > 1 else None
+        return hierarchical_bootstrap(self.mine - self.other) if len(self.tasks) > 1 else None
+
+    def difference_text(self) -> str:
+        """The difference as it stands in tables."""
+        found = self.difference()
+        return "-" if found is None else found.signed()
 
 
 def pairs(
     tasks: Sequence[Task], other: str | None, what: str, profile: Profile, book: Book, *, mine: str = MINE
 ) -> Pairs:
-    """All tasks on which both have all seeds.
+    """All tasks on which both have all seeds of "test_loss" or "test_accuracy".
 
-    Args:
-        tasks: to look at.
-        other: name of a method at its default learning rate; None for the tuned linear schedule.
-        what: "test_loss" or "test_accuracy".
-        profile: how many seeds.
-        book: the rows.
-        mine: name of the first method.
+    `other` is the name of a method at its default learning rate, None for the tuned linear schedule.
     """
-    names, left, right = [], [], []
-    for task in tasks:
-        ours = _values(own_lr_runs(task, METHODS[mine], profile, book), what, book) if mine in METHODS else None
-        runs = (
-            reference_runs(task, profile, book) if other is None else own_lr_runs(task, METHODS[other], profile, book)
-        )
-        theirs = _values(runs, what, book)
-        if ours is not None and theirs is not None:
-            names.append(task.name)
-            left.append(ours)
-            right.append(theirs)
-    return Pairs(tuple(names), np.array(left), np.array(right))
+
+    def values(task: Task, name: str | None) -> list[float] | None:
+        if name is None:
+            rows = book.all(reference_runs(task, profile, book))
+        else:
+            rows = book.all(own_lr_runs(task, METHODS[name], profile, book)) if name in METHODS else None
+        return None if rows is None else [figure(row, what) for row in rows]
+
+    return paired({task.name: (values(task, mine), values(task, other)) for task in tasks})
 
 
-def _values(runs: Sequence[YardstickRun], what: str, book: Book) -> list[float] | None:
-    rows = [book.get(run) for run in runs]
-    if not rows or any(row is None for row in rows):
-        return None
-    if what == "test_accuracy":
-        return [_accuracy(row) for row in rows if row is not None]
-    values = [row.get(what) for row in rows if row is not None]
-    return [math.inf if value is None else float(value) for value in values]
+def paired(found: Mapping[str, tuple[Values | None, Values | None]]) -> Pairs:
+    """Pairs on the tasks on which there are values of both."""
+    there = {task: both for task, both in found.items() if both[0] is not None and both[1] is not None}
+    return Pairs(tuple(there), *(np.array([both[side] for both in there.values()]) for side in (0, 1)))
 
 
 def log_ratio(found: Pairs) -> Array:

@@ -9,10 +9,8 @@ between the notes markers stays.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,7 @@ import numpy as np
 from ..artifacts import replace_file
 from ..hub.card import NOTES, NOTES_END, notes_of
 from .runner import read_rows
-from .stat_bootstrap import Estimate
-from .universal_ablations import COMMANDS as ABLATION_COMMANDS
-from .universal_ablations import ablations
+from .universal_ablations import COMMANDS, TRAINING_COMMANDS, ablations, trainings
 from .universal_figures import (
     MINE,
     SHOWN,
@@ -37,10 +33,9 @@ from .universal_figures import (
     real_tasks,
     summary,
 )
-from .universal_trainings import COMMANDS as TRAINING_COMMANDS
-from .universal_trainings import trainings
 from .yardstick_methods import METHODS
 from .yardstick_plan import PROFILES, Book, Profile
+from .yardstick_plots import png
 from .yardstick_tables import table
 from .yardstick_tasks import TASKS
 
@@ -55,8 +50,7 @@ RIVALS = (
     "finder_cosine",
     "relative",
 )
-_COMMANDS = (
-    """\
+_COMMANDS = f"""\
 ```bash
 hf-adaptive-lr train universal --minutes 60 --output-dir my-universal
 hf-adaptive-lr bench --full --jobs 2 --output-dir model_cards
@@ -67,9 +61,7 @@ python -m hf_adaptive_lr.bench.universal_page
 Those that lack something:
 
 ```bash
-"""
-    + f"""\
-{ABLATION_COMMANDS}\
+{COMMANDS}\
 ```
 
 Trained again:
@@ -78,7 +70,6 @@ Trained again:
 {TRAINING_COMMANDS}\
 ```
 """
-)
 _INTRO = """\
 A GRU of 32 units that steers how far an update moves the weights, relative to their size. It takes no learning rate
 from the user: the first update is made at 1e-7 and measured. So the eight initial learning rates below are one run for
@@ -119,10 +110,6 @@ def left_out(profile: Profile, curves: Mapping[str, Mapping[str, Curve]]) -> str
     return f"Left out, as others have not been run on them at every decade: {', '.join(names)}.\n" if names else ""
 
 
-def _interval(found: Estimate | None) -> str:
-    return "-" if found is None else f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
 def against(profile: Profile, book: Book) -> str:
     """Beside each rival with published defaults, and beside the tuned linear schedule, on the real tasks."""
     rows, tasks = [], real_tasks(profile)
@@ -137,7 +124,7 @@ def against(profile: Profile, book: Book) -> str:
                 str(len(accuracy.tasks)),
                 f"{accuracy.mine.mean():.3f}",
                 f"{accuracy.other.mean():.3f}",
-                _interval(accuracy.difference()),
+                accuracy.difference_text(),
                 f"{improvement(loss):.2f}",
                 f"{np.exp(log_ratio(loss).mean()):.2f}",
             ]
@@ -171,7 +158,7 @@ def targets(profile: Profile, book: Book) -> str:
     every = [TASKS[name] for name in profile.tasks]
     (share, count), lower = harm(every, profile, book), improved_by(loss)
     rows = [
-        ["accuracy minus tuned linear's, no learning rate given", "at least -0.005", _interval(accuracy.difference())],
+        ["accuracy minus tuned linear's, no learning rate given", "at least -0.005", accuracy.difference_text()],
         ["the same on the worst task", "at least -0.02", f"{gaps.min():+.3f} ({worst})"],
         ["wins against tuned linear, by loss", "at least 0.50", f"{improvement(loss):.2f}"],
         ["tasks with a loss lower by 5 %", f"at least {-(-len(loss.tasks) // 2)}", f"{lower} of {len(loss.tasks)}"],
@@ -191,7 +178,7 @@ def in_words(profile: Profile, book: Book) -> str:
     return (
         f"On all {len(gaps)} real tasks, without a learning rate, its mean accuracy is {found.mine.mean():.3f}; a "
         f"linear schedule tuned for each has {found.other.mean():.3f}. "
-        f"The difference is {_interval(found.difference())}, a 95 % interval for tasks not yet seen; by task it runs "
+        f"The difference is {found.difference_text()}, a 95 % interval for tasks not yet seen; by task it runs "
         f"from {gaps[best]:+.3f} ({found.tasks[best]}) down to {gaps[worst]:+.3f} ({found.tasks[worst]}).\n"
     )
 
@@ -209,13 +196,7 @@ def _costs(rows: Path) -> list[list[str]]:
 
 
 def render(profile: Profile, book: Book, notes: str | None) -> str:
-    """The page.
-
-    Args:
-        profile: which tasks and seeds.
-        book: the rows.
-        notes: what a person wrote, None for nothing yet.
-    """
+    """The page."""
     curves = curves_of(profile, book)
     parts = [
         "# `universal`: no learning rate to choose\n",
@@ -262,32 +243,18 @@ def picture(curves: Mapping[str, Mapping[str, Curve]]) -> bytes:
         axes.grid(alpha=0.3)
     panels[0].set(ylabel="test accuracy")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(curves))
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=90, metadata={"Software": None})
-    return out.getvalue()
+    return png(figure)
 
 
 def write(folder: Path, rows: Path) -> Path:
-    """Write page and picture.
-
-    Args:
-        folder: where they go.
-        rows: where the rows are.
-
-    Returns:
-        The page.
-    """
+    """Write page and picture; returns the page."""
     profile, book, page = PROFILES["full"], Book(rows), folder / PAGE
     notes = notes_of(page.read_text(encoding="utf-8")) if page.is_file() else None
     text, curves = render(profile, book, notes), curves_of(profile, book)
-    replace_file(page, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(page, text)
     if curves:
-        replace_file(folder / PICTURE, partial(_put, picture(curves)))
+        replace_file(folder / PICTURE, lambda path: path.write_bytes(picture(curves)))
     return page
-
-
-def _put(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -71,7 +71,7 @@ def load(task: Task) -> Parts:
 @cache
 def _load(data: DataName, sizes: tuple[int, int, int, int], label_noise: float) -> Parts:
     train, valid, controller, test = sizes
-    read = {"fashion-mnist": _fashion, "mnist-5000": _mnist, "digits": _digits, "20newsgroups": _newsgroups}[data]
+    read = {"fashion-mnist": fashion, "mnist-5000": _mnist, "digits": _digits, "20newsgroups": newsgroups}[data]
     pool, held_out = read(train + valid + controller, test)
     assert (len(pool), len(held_out)) == (train + valid + controller, test)
     rows = pool.part(0, train)
@@ -107,8 +107,9 @@ def _images(pixels: Any, labels: Any) -> Rows:
     )
 
 
-def _fashion(pool: int, test: int) -> tuple[Rows, Rows]:
-    found = demo_image(seed=0, train_size=pool, test_size=test)
+def fashion(pool: int, test: int, seed: int = 0) -> tuple[Rows, Rows]:
+    """Rows for training and rows of the test set; the seed chooses them."""
+    found = demo_image(seed=seed, train_size=pool, test_size=test)
     if found.name != "fashion-mnist":
         raise DemoDataError(
             f"This task is on Fashion-MNIST, which is missing. Get it with: {demo_data._FASHION_MNIST_INSTALL}"
@@ -137,10 +138,11 @@ def _digits(pool: int, test: int) -> tuple[Rows, Rows]:
     return rows.part(test, pool), rows.part(0, test)
 
 
-def _newsgroups(pool: int, test: int) -> tuple[Rows, Rows]:
+def newsgroups(pool: int, test: int, seed: int = 0) -> tuple[Rows, Rows]:
+    """Rows for training and rows of the test set, texts as tokens; the seed chooses them."""
     from transformers import AutoTokenizer
 
-    found = demo_text(seed=0, train_size=pool, test_size=test)
+    found = demo_text(seed=seed, train_size=pool, test_size=test)
     tokenizer = AutoTokenizer.from_pretrained(str(demo_text_model()))
 
     def rows(split: Any) -> Rows:

@@ -1,4 +1,7 @@
-"""Data and models of the yardstick's real tasks, as functions of the task and the seed."""
+"""Data and models of the yardstick's real tasks, as functions of the task and the seed.
+
+What cannot be had here raises `DemoDataError`; its message ends with the command to get it.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, EfficientNetForImageClassification, set_seed
 
 from ..demo import data as demo_data
-from ..demo.data import DemoDataError, demo_image, demo_text, demo_text_model
+from ..demo.data import DemoDataError
 from ..demo.image_model import demo_image_model, no_bars
 from .trouble_tasks import _prepared, _vit
-from .verdict_data import TOKENS, Parts, Rows, _images
+from .verdict_data import TOKENS, Parts, Rows, _images, fashion, newsgroups
 from .verdict_models import Classifier, _cnn, _minilm3, _pretrained, _resnet
 from .yardstick_tasks import RealTask
 
@@ -27,13 +30,9 @@ _AT_ONCE = 50  # pictures, for the sake of memory
 
 @cache
 def load(task: RealTask) -> Parts:
-    """The data of a task; kept in memory once it was asked for.
-
-    Raises:
-        DemoDataError: the data cannot be had here; the message ends with the command to get it.
-    """
+    """The data of a task; kept in memory once it was asked for."""
     sizes = (task.train_rows, task.valid_rows, task.controller_rows)
-    read = {"20newsgroups": _text, "fashion-mnist": _fashion, "mnist-5000": _mnist}[task.data]
+    read = {"20newsgroups": newsgroups, "fashion-mnist": fashion, "mnist-5000": _mnist}[task.data]
     pool, test = read(sum(sizes), task.test_rows, task.split_seed)
     parts, first = [], 0
     for size in sizes:
@@ -43,58 +42,27 @@ def load(task: RealTask) -> Parts:
 
 
 def build_model(task: RealTask, seed: int) -> nn.Module:
-    """The task's model with its first weights; sets all global seeds on the way.
-
-    Args:
-        task: which model.
-        seed: of the first weights; of a pretrained model, those of the head.
-
-    Raises:
-        DemoDataError: the pretrained model cannot be had here; the message ends with the command to get it.
-    """
+    """The task's model; the seed is of first weights, a pretrained one's head, and all global generators."""
     set_seed(seed)
-    if task.model == "vit":
+    name = task.model.removesuffix("-lora")
+    if name == "vit":
         return _vit(task.classes, _INIT_STD)
-    if task.model.startswith("minilm6"):
-        return _adapted(_six_layers(task.classes)) if task.model.endswith("lora") else _six_layers(task.classes)
-    if task.model == "efficientnet":
-        return _late_stages(task.classes)
-    makers = {"minilm3": _whole, "minilm3-lora": _lora, "bert": _bert, "resnet": _resnet, "cnn": _cnn}
-    return makers[task.model](task.classes)
+    makers = {
+        "minilm3": _three_layers,
+        "minilm6": _six_layers,
+        "bert": _bert,
+        "resnet": _resnet,
+        "cnn": _cnn,
+        "efficientnet": _late_stages,
+    }
+    model = makers[name](task.classes)
+    return model if name == task.model else adapted(model)
 
 
 def _topics(rows: Rows, task: RealTask) -> Rows:
     if task.model == "efficientnet":
         return _early_stages(rows)
     return _prepared(rows, task.topics) if task.topics or task.model == "vit" else rows
-
-
-def _text(pool: int, test: int, seed: int) -> tuple[Rows, Rows]:
-    from transformers import AutoTokenizer
-
-    found = demo_text(seed=seed, train_size=pool, test_size=test)
-    tokenizer = AutoTokenizer.from_pretrained(str(demo_text_model()))
-
-    def rows(split: Any) -> Rows:
-        tokens = tokenizer(
-            list(split["text"]), truncation=True, max_length=TOKENS, padding="max_length", return_tensors="pt"
-        )
-        columns = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-        return Rows({**columns, "labels": torch.tensor(list(split["label"]))})
-
-    return rows(found.train), rows(found.test)
-
-
-def _fashion(pool: int, test: int, seed: int) -> tuple[Rows, Rows]:
-    found = demo_image(seed=seed, train_size=pool, test_size=test)
-    if found.name != "fashion-mnist":
-        command = demo_data._FASHION_MNIST_INSTALL
-        raise DemoDataError(f"This task is on Fashion-MNIST, which is missing. Get it with: {command}")
-    train, held_out = (
-        _images(np.stack([np.asarray(image) for image in split["image"]]), split["label"])
-        for split in (found.train, found.test)
-    )
-    return train, held_out
 
 
 def _mnist(pool: int, test: int, seed: int) -> tuple[Rows, Rows]:
@@ -105,28 +73,23 @@ def _mnist(pool: int, test: int, seed: int) -> tuple[Rows, Rows]:
     return parts[0], parts[1]
 
 
-def _whole(classes: int) -> nn.Module:
-    model: Any = _minilm3(classes)
+def _three_layers(classes: int) -> nn.Module:
+    model = _minilm3(classes)
     # The head's usual 0.02 leaves the encoder where it is for a third of so short a run.
     nn.init.normal_(model.classifier.weight, std=0.2)
-    module: nn.Module = model
-    return module
-
-
-def _lora(classes: int) -> nn.Module:
-    return _adapted(_whole(classes))
+    return model
 
 
 def _six_layers(classes: int) -> nn.Module:
     """The text model as it is published, with all its weights trained."""
-    model: Any = copy.deepcopy(_pretrained(classes, 6))
+    model = copy.deepcopy(_pretrained(classes, 6))
     nn.init.normal_(model.classifier.weight, std=0.2)
     nn.init.zeros_(model.classifier.bias)
-    module: nn.Module = model
-    return module
+    return model
 
 
-def _adapted(whole: nn.Module) -> nn.Module:
+def adapted(whole: nn.Module) -> nn.Module:
+    """A text model with LoRA of rank 8 at queries and values, and the head trained."""
     try:
         from peft import LoraConfig, TaskType, get_peft_model
     except ImportError as error:

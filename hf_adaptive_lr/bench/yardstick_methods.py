@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import importlib.util
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -40,49 +41,28 @@ Trouble = Literal["", "loss_spike", "weight_noise"]
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One way to choose the learning rate; exactly one of `controller`, `scheduler` and `optimizer` is given.
+    """One way to choose the learning rate; exactly one of `controller`, `scheduler` and `optimizer` is given."""
 
-    Args:
-        name: in keys and tables.
-        text: what it is, for the page.
-        controller: a name of [`CONTROLLERS`]; with `weights`, whatever [`AutoController`] takes.
-        config: its config fields that differ from the defaults.
-        weights: whether the controller is loaded and not made.
-        trainer: "adaptive" for `AdaptiveLRTrainer`, "meta" for `MetaLRTrainer`.
-        arguments: fields of `AdaptiveLRTrainingArguments`.
-        scheduler: `lr_scheduler_type` of `TrainingArguments`; these move at evaluations on the controller's rows.
-        scheduler_kwargs: its settings that differ from the defaults.
-        optimizer: name of an entry of `OPTIMIZERS`, instead of AdamW or the task's own.
-        finder: whether an LR range test on training rows chooses the learning rate first.
-        lr: default learning rate of real tasks.
-        vector_lr: of vectorised tasks, where no `Trainer` has a say.
-        lr_source: where these are published.
-        replay_of: name of the method whose mean schedule is replayed, the run's own seed left out.
-        on_vector: whether vectorised tasks can run it.
-        needs_classes: whether it observes predictions.
-        told: share of the run's true length that it is told, for the robustness track.
-        trouble: what goes wrong half-way, for the same track; vectorised tasks only.
-    """
-
-    name: str
-    text: str
-    controller: str = ""
-    config: Config = field(default_factory=dict)
-    weights: bool = False
+    name: str  # in keys and tables
+    text: str  # for the page
+    controller: str = ""  # a name of [`CONTROLLERS`]; with `weights`, whatever [`AutoController`] takes
+    config: Config = field(default_factory=dict)  # where it differs from the defaults
+    weights: bool = False  # whether the controller is loaded and not made
     trainer: Literal["adaptive", "meta"] = "adaptive"
-    arguments: Config = field(default_factory=dict)
+    arguments: Config = field(default_factory=dict)  # fields of `AdaptiveLRTrainingArguments`
+    # `lr_scheduler_type` of `TrainingArguments`; these move at evaluations on the controller's rows.
     scheduler: str = ""
     scheduler_kwargs: Config = field(default_factory=dict)
-    optimizer: str = ""
-    finder: bool = False
-    lr: float = TRAINER_LR
-    vector_lr: float = TORCH_LR
-    lr_source: str = "TrainingArguments.learning_rate; vectorised: torch's AdamW and SGD"
-    replay_of: str | None = None
-    on_vector: bool = True
-    needs_classes: bool = False
-    told: float = 1.0
-    trouble: Trouble = ""
+    optimizer: str = ""  # name of an entry of `OPTIMIZERS`, instead of AdamW or the task's own
+    finder: bool = False  # whether an LR range test on training rows chooses the learning rate first
+    lr: float = TRAINER_LR  # default learning rate of real tasks
+    vector_lr: float = TORCH_LR  # of vectorised tasks, where no `Trainer` has a say
+    lr_source: str = "TrainingArguments.learning_rate; vectorised: torch's AdamW and SGD"  # where these are published
+    replay_of: str | None = None  # name of the method whose mean schedule is replayed, the run's own seed left out
+    on_vector: bool = True  # whether vectorised tasks can run it
+    needs_classes: bool = False  # whether it observes predictions
+    told: float = 1.0  # share of the run's true length that it is told, for the robustness track
+    trouble: Trouble = ""  # what goes wrong half-way, for the same track; vectorised tasks only
 
     def spec(self) -> dict[str, Any]:
         """All that a run depends on, as JSON values; learned weights by a hash."""
@@ -112,12 +92,7 @@ class Method:
         return (_loaded(self.controller) if self.weights else CONTROLLERS[self.controller]).ignores_base_lr
 
     def make_controller(self) -> Controller:
-        """The controller of a run.
-
-        Raises:
-            OSError: it cannot be loaded.
-            ValueError: no such controller or config field.
-        """
+        """The controller of a run."""
         if self.weights:
             return _loaded(self.controller)
         return CONTROLLERS[self.controller](**self.config)
@@ -140,44 +115,28 @@ def _fingerprint(controller: Controller) -> str:
 # --- optimizers ---------------------------------------------------------------------------------------------------
 
 
-def _schedule_free(weights: list[nn.Parameter], lr: float) -> Optimizer:
-    import schedulefree
+def _from_package(package: str, name: str, **settings: Any) -> Callable[[list[nn.Parameter], float], Optimizer]:
+    def make(weights: list[nn.Parameter], lr: float) -> Optimizer:
+        with contextlib.redirect_stdout(io.StringIO()):  # some print their weight decay
+            maker = getattr(importlib.import_module(package), name)
+            made: Optimizer = maker(weights, lr=lr, weight_decay=0.01, **settings)
+        return made
 
-    made: Optimizer = schedulefree.AdamWScheduleFree(weights, lr=lr, weight_decay=0.01, foreach=False)
-    return made
-
-
-def _prodigy(weights: list[nn.Parameter], lr: float) -> Optimizer:
-    import prodigyopt
-
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what its weight decay is
-        made: Optimizer = prodigyopt.Prodigy(weights, lr=lr, weight_decay=0.01)
-    return made
+    return make
 
 
-def _dadapt(weights: list[nn.Parameter], lr: float) -> Optimizer:
-    import dadaptation  # type: ignore[import-not-found,import-untyped,unused-ignore]
-
-    with contextlib.redirect_stdout(io.StringIO()):  # as above
-        made: Optimizer = dadaptation.DAdaptAdam(weights, lr=lr, weight_decay=0.01, decouple=True)
-    return made
-
-
-OPTIMIZERS: Mapping[str, Any] = {"schedulefree": _schedule_free, "prodigyopt": _prodigy, "dadaptation": _dadapt}
+OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], float], Optimizer]] = {
+    "schedulefree": _from_package("schedulefree", "AdamWScheduleFree", foreach=False),
+    "prodigyopt": _from_package("prodigyopt", "Prodigy"),
+    "dadaptation": _from_package("dadaptation", "DAdaptAdam", decouple=True),
+}
 """Makers of optimizers (weights, learning rate), by the package that each needs."""
 
 
 def build_optimizer(method: Method, weights: list[nn.Parameter], lr: float) -> Optimizer:
-    """The method's optimizer, or AdamW with a weight decay of 0.01.
-
-    Args:
-        method: whose optimizer.
-        weights: that are trained.
-        lr: learning rate.
-    """
+    """The method's optimizer, or AdamW with a weight decay of 0.01."""
     if method.optimizer:
-        made: Optimizer = OPTIMIZERS[method.optimizer](weights, lr)
-        return made
+        return OPTIMIZERS[method.optimizer](weights, lr)
     return torch.optim.AdamW(weights, lr=lr, weight_decay=0.01)
 
 
@@ -207,15 +166,7 @@ def replay(of: Method) -> Method:
 
 
 def third_party(source: str) -> Method:
-    """An entry for anybody's controller.
-
-    Args:
-        source: a name, a folder, or a repository of the Hub, as [`AutoController`] takes it.
-
-    Raises:
-        OSError: it cannot be loaded.
-        ValueError: it is no controller.
-    """
+    """An entry for any controller: a name, a folder or a repository of the Hub, as [`AutoController`] takes it."""
     controller = AutoController.from_pretrained(source)
     on_vector = not controller.needs & OUTCOME_FIELDS.keys()
     if on_vector and auto.is_own(source):
@@ -230,31 +181,26 @@ def third_party(source: str) -> Method:
     )
 
 
-def _learned(name: str, text: str, **more: Any) -> tuple[Method, ...]:
-    """A bundled controller and its replay; nothing where this version does not bundle it."""
-    if not (PRETRAINED / name).is_dir():
-        return ()
-    method = Method(name=f"{name}_bundled", text=text, controller=name, weights=True, **more)
+def _and_replay(**fields: Any) -> tuple[Method, Method]:
+    method = Method(**fields)
     return method, replay(method)
 
 
-_HYPER = Method(name="hypergradient", text="hypergradient descent (Baydin et al. 2018)", controller="hypergradient")
-_RANKS = Method(name="plateau_ranks", text="our plateau by ranks of training losses", controller="plateau")
-_ONLINE = Method(
-    name="actor_critic", text="learns inside the run (Xu et al. 2017)", controller="actor_critic", on_vector=False
-)
-_META = Method(
-    name="mlr_snet_online",
-    text="MLR-SNet, meta-learned inside the run (Shu et al. 2020)",
-    controller="mlr_snet",
-    config={"meta_learn": True, "meta_every": 5},
-    trainer="meta",
-    on_vector=False,
-)
+def _learned(name: str, text: str, **more: Any) -> tuple[Method, ...]:
+    """A bundled controller and its replay; nothing where this version does not bundle it."""
+    there = (PRETRAINED / name).is_dir()
+    return _and_replay(name=f"{name}_bundled", text=text, controller=name, weights=True, **more) if there else ()
+
+
+def _package(name: str, text: str, optimizer: str, lr: float) -> Method:
+    """An optimizer that needs no schedule, at the default of the package's class."""
+    source = "default of the package's class"
+    return Method(name=name, text=text, optimizer=optimizer, lr=lr, vector_lr=lr, lr_source=source)
+
+
 # transformers gives GreedyLR a min_lr of 1e-3: from 5e-5 it can only rise. Repaired, it may fall a thousandfold, and
 # eps, the smallest change that is made, is no longer of the size of the learning rates.
 _REPAIRED = {"min_lr": TRAINER_LR / 1000, "eps": 1e-12}
-_FREE = "default of the package's class"
 
 _ENTRIES: tuple[Method, ...] = (
     Method(name="constant", text="constant", controller="constant"),
@@ -269,30 +215,9 @@ _ENTRIES: tuple[Method, ...] = (
         scheduler="greedy",
         scheduler_kwargs=_REPAIRED,
     ),
-    Method(
-        name="schedule_free",
-        text="Schedule-Free AdamW (Defazio et al. 2024)",
-        optimizer="schedulefree",
-        lr=0.0025,
-        vector_lr=0.0025,
-        lr_source=_FREE,
-    ),
-    Method(
-        name="prodigy",
-        text="Prodigy (Mishchenko & Defazio 2023)",
-        optimizer="prodigyopt",
-        lr=1.0,
-        vector_lr=1.0,
-        lr_source=_FREE,
-    ),
-    Method(
-        name="dadapt_adam",
-        text="D-Adapted Adam (Defazio & Mishchenko 2023)",
-        optimizer="dadaptation",
-        lr=1.0,
-        vector_lr=1.0,
-        lr_source=_FREE,
-    ),
+    _package("schedule_free", "Schedule-Free AdamW (Defazio et al. 2024)", "schedulefree", 0.0025),
+    _package("prodigy", "Prodigy (Mishchenko & Defazio 2023)", "prodigyopt", 1.0),
+    _package("dadapt_adam", "D-Adapted Adam (Defazio & Mishchenko 2023)", "dadaptation", 1.0),
     Method(
         name="finder_cosine",
         text="LR range test of 100 updates on training rows, then cosine",
@@ -301,10 +226,8 @@ _ENTRIES: tuple[Method, ...] = (
         on_vector=False,
         lr_source="found by the test, whatever the default",
     ),
-    _RANKS,
-    replay(_RANKS),
-    _HYPER,
-    replay(_HYPER),
+    *_and_replay(name="plateau_ranks", text="our plateau by ranks of training losses", controller="plateau"),
+    *_and_replay(name="hypergradient", text="hypergradient descent (Baydin et al. 2018)", controller="hypergradient"),
     Method(name="plrs", text="probabilistic LR (Devapriya et al. 2024)", controller="plrs"),
     Method(
         name="dsa",
@@ -313,10 +236,17 @@ _ENTRIES: tuple[Method, ...] = (
         arguments={"dsa": True},
         on_vector=False,
     ),
-    _ONLINE,
-    replay(_ONLINE),
-    _META,
-    replay(_META),
+    *_and_replay(
+        name="actor_critic", text="learns inside the run (Xu et al. 2017)", controller="actor_critic", on_vector=False
+    ),
+    *_and_replay(
+        name="mlr_snet_online",
+        text="MLR-SNet, meta-learned inside the run (Shu et al. 2020)",
+        controller="mlr_snet",
+        config={"meta_learn": True, "meta_every": 5},
+        trainer="meta",
+        on_vector=False,
+    ),
     *_learned("mlr_snet", "MLR-SNet, bundled weights", needs_classes=True),
     *_learned("ppo_schedule", "PPO schedule (Xu et al. 2019), bundled weights", needs_classes=True),
     *_learned("universal", "this library's own, bundled weights"),

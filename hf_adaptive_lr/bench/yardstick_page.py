@@ -10,10 +10,8 @@ import numpy as np
 
 from ..artifacts import replace_file
 from .runner import Row
-from .stat_bootstrap import hierarchical_bootstrap
-from .stat_compare import Difference, probability_of_improvement
-from .stat_runs import failure_rate, harm_rate, lr_sensitivity
-from .stat_scores import iqm, mean
+from .stat_compare import hierarchical_bootstrap, probability_of_improvement
+from .stat_runs import failure_rate, harm_rate, iqm, lr_sensitivity, mean
 from .yardstick_methods import Method
 from .yardstick_plan import DEFAULT, PRIMARY, PRIMARY_ENDPOINT, Book
 from .yardstick_plots import PLOTS, write_plots
@@ -52,30 +50,15 @@ schedule's. Methods that cannot run everywhere have fewer tasks, so compare with
 
 
 def write_page(results: Results, folder: Path, *, command: str) -> Path:
-    """Render page and plots and put them in place.
-
-    Args:
-        results: from rows.
-        folder: where they go; made if missing.
-        command: what makes these rows.
-
-    Returns:
-        The page.
-    """
+    """Write page and plots, and return the page; `command` is what makes these rows."""
     folder.mkdir(parents=True, exist_ok=True)
     write_plots(results, folder)
-    path, text = folder / PAGE, render(results, command=command)
-    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-    return path
+    replace_file(folder / PAGE, render(results, command=command))
+    return folder / PAGE
 
 
 def render(results: Results, *, command: str) -> str:
-    """The page.
-
-    Args:
-        results: from rows.
-        command: what makes these rows.
-    """
+    """The page."""
     stale = changed()
     parts = [
         "# Yardstick: learning-rate control, measured\n",
@@ -130,7 +113,7 @@ def failures(book: Book, tasks: Iterable[str]) -> list[Row]:
 def summary(results: Results) -> str:
     """The endpoint in a few lines of text."""
     found = results.primary()
-    lines = [f"{name}: {_difference(d)}, p {d.p_adjusted:.3g} after Holm" for name, d in found.items()]
+    lines = [f"{name}: {d.signed()}, p {d.p_adjusted:.3g} after Holm" for name, d in found.items()]
     if lines:
         return "\n".join([f"mean log-regret against {DEFAULT.name}, below 0 is better:", *lines])
     if not results.scores:
@@ -154,7 +137,7 @@ def _primary(results: Results) -> str:
         possible = d.least_p * len(found) <= 0.05
         verdict = ("better" if d.value < 0 else "worse") if d.found() else "no difference found"
         rows.append(
-            [f"`{name}`", str(tasks), _difference(d), f"{d.p_adjusted:.3g}", verdict if possible else "too few tasks"]
+            [f"`{name}`", str(tasks), d.signed(), f"{d.p_adjusted:.3g}", verdict if possible else "too few tasks"]
         )
     shown = table(["method", "tasks", f"minus `{DEFAULT.name}`", "p (Holm)", "finding"], rows)
     missing = f"Not there, so not tested: {', '.join(f'`{name}`' for name in absent)}.\n" if absent else ""
@@ -210,7 +193,7 @@ def _interval(scores: Scores) -> str:
     value = float(mean(scores.regret))
     if len(scores.tasks) < 2:
         return f"{value:+.3f}"
-    found = hierarchical_bootstrap(scores.regret, mean)
+    found = hierarchical_bootstrap(scores.regret)
     return f"{value:+.3f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
@@ -277,7 +260,3 @@ def _versions(results: Results) -> str:
     errors = len(failures(results.book, [task.name for task in tasks]))
     line = f"{len(rows)} runs, {errors} more ended in an error. {', '.join(found)}."
     return line + (f" Commits: {', '.join(commits)}.\n" if commits else "\n")
-
-
-def _difference(d: Difference) -> str:
-    return f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"

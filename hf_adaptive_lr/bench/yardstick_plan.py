@@ -55,27 +55,17 @@ _TOLD = (0.25, 4.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """How much is run.
+    """How much is run."""
 
-    Args:
-        name: "quick", "full" or "extended".
-        tasks: names of tasks.
-        seeds: seeds of the self-tuning track, from 0 on.
-        vector_seeds: seeds of the vectorised robustness track.
-        sweep_seeds: seeds of the real tasks' robustness track; 0 leaves it out.
-        sweep_real: names of the real tasks that have a robustness track.
-        tuning_stride: every how-manieth learning rate is tried for the reference.
-        sweep_all: whether the robustness track of vectorised tasks has all methods, and not a few, wrong lengths and
-            trouble; and whether there is an equal-budget track.
-    """
-
-    name: str
+    name: str  # "quick", "full" or "extended"
     tasks: tuple[str, ...]
-    seeds: int
-    vector_seeds: int
-    sweep_seeds: int
-    sweep_real: tuple[str, ...] = ()
-    tuning_stride: int = 1
+    seeds: int  # seeds of the self-tuning track, from 0 on
+    vector_seeds: int  # seeds of the vectorised robustness track
+    sweep_seeds: int  # seeds of the real tasks' robustness track; 0 leaves it out
+    sweep_real: tuple[str, ...] = ()  # names of the real tasks that have a robustness track
+    tuning_stride: int = 1  # one of so many learning rates is tried for the reference
+    # Whether the robustness track of vectorised tasks has all methods, and not a few, wrong lengths and trouble; and
+    # whether there is an equal-budget track.
     sweep_all: bool = True
 
 
@@ -113,11 +103,7 @@ PROFILES: Mapping[str, Profile] = {
 
 
 class Book:
-    """The rows of a comparison, by run.
-
-    Args:
-        folder: where the files are, one per task.
-    """
+    """The rows of a comparison, by run; a file per task in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -137,6 +123,11 @@ class Book:
         """The row of a run, None when it has not run."""
         return self.rows(run.task.name).get(identity(run))
 
+    def all(self, runs: Sequence[YardstickRun]) -> list[Row] | None:
+        """The rows of runs, None when there are no runs or one is missing."""
+        rows = [row for run in runs if (row := self.get(run)) is not None]
+        return rows if runs and len(rows) == len(runs) else None
+
     def forget(self, task: str) -> None:
         """Read the task's file again when it is next asked for."""
         self._rows.pop(task, None)
@@ -154,19 +145,11 @@ def tuning_runs(task: Task, profile: Profile) -> list[YardstickRun]:
 def tuned_lr(task: Task, profile: Profile, book: Book) -> float | None:
     """The reference's learning rate: lowest mean validation loss; None while runs are missing or when all failed."""
     losses: dict[float, float] = defaultdict(float)
-    for run in tuning_runs(task, profile):
-        row = book.get(run)
-        if row is None:
-            return None
-        losses[run.lr] += _valid_loss(row)
-    if min(losses.values()) == math.inf:
-        return None
-    return min(losses, key=lambda lr: (losses[lr], lr))
-
-
-def _valid_loss(row: Row) -> float:
-    loss = row.get("valid_loss")
-    return math.inf if loss is None else float(loss)
+    for row in book.all(tuning_runs(task, profile)) or ():
+        loss = row.get("valid_loss")
+        losses[row["lr"]] += math.inf if loss is None else loss
+    best = min(losses, key=lambda lr: (losses[lr], lr), default=None)
+    return None if best is None or losses[best] == math.inf else best
 
 
 # --- the tracks ---------------------------------------------------------------------------------------------------
@@ -182,32 +165,22 @@ def own_lr_runs(task: Task, method: Method, profile: Profile, book: Book) -> lis
     """The self-tuning track: default learning rate; of a replay none while its source is not complete.
 
     Variants of tasks have fewer methods.
-
-    Args:
-        task: one that the method fits.
-        method: any.
-        profile: how many seeds.
-        book: rows of the source of a replay.
     """
     lr, seeds = method.default_lr(task), range(profile.seeds)
     if is_variant(task) and method.name in METHODS and method.name not in _ON_VARIANTS:
         return []
     if method.replay_of is None:
         return [YardstickRun(task, method, seed, lr) for seed in seeds]
-    source = _source(method)
-    rows = [book.get(YardstickRun(task, source, seed, source.default_lr(task))) for seed in seeds]
-    if any(row is None for row in rows):
+    source = METHODS[method.replay_of]
+    rows = book.all([YardstickRun(task, source, seed, source.default_lr(task)) for seed in seeds])
+    if rows is None:
         return []
     runs = []
     for seed in seeds:
-        curves = [row["factor_curve"] for i, row in enumerate(rows) if i != seed and row and "error" not in row]
+        curves = [row["factor_curve"] for i, row in enumerate(rows) if i != seed and "error" not in row]
         config = mean_schedule(curves) if curves else {}
         runs.append(YardstickRun(task, dataclasses.replace(method, config=config), seed, lr))
     return runs
-
-
-def _source(method: Method) -> Method:
-    return METHODS[method.replay_of or ""]
 
 
 def sweep_lrs(task: Task, method: Method) -> tuple[float, ...]:
@@ -244,11 +217,6 @@ def misled(method: Method) -> list[Method]:
     return [dataclasses.replace(method, name=f"{method.name}@told={told:g}", told=told) for told in _TOLD]
 
 
-def misled_runs(task: Task, method: Method, profile: Profile) -> list[YardstickRun]:
-    """The robustness track's horizons; vectorised tasks of the full profile only."""
-    return _at_default_lr(task, misled(method), profile)
-
-
 def troubled(method: Method) -> list[Method]:
     """The method when something goes wrong half-way; none for open loops, which cannot answer."""
     if method.replay_of or method.finder:
@@ -257,12 +225,8 @@ def troubled(method: Method) -> list[Method]:
     return [dataclasses.replace(method, name=f"{method.name}@trouble={kind}", trouble=kind) for kind in kinds]
 
 
-def troubled_runs(task: Task, method: Method, profile: Profile) -> list[YardstickRun]:
-    """The robustness track's trouble; vectorised tasks of the full profile only."""
-    return _at_default_lr(task, troubled(method), profile)
-
-
-def _at_default_lr(task: Task, methods: Sequence[Method], profile: Profile) -> list[YardstickRun]:
+def changed_runs(task: Task, methods: Sequence[Method], profile: Profile) -> list[YardstickRun]:
+    """The robustness track's wrong lengths or trouble; vectorised tasks of the full profile only."""
     if task.family == "real" or is_variant(task) or not profile.sweep_all:
         return []
     seeds = range(profile.seeds)
@@ -287,14 +251,7 @@ def is_variant(task: Task) -> bool:
 
 
 def missing(tasks: Sequence[Task], methods: Sequence[Method], profile: Profile, book: Book) -> Iterator[YardstickRun]:
-    """Runs that can be done now and have not been; empty when the comparison is complete.
-
-    Args:
-        tasks: what is compared on.
-        methods: what is compared; the reference and the default come along.
-        profile: how much.
-        book: the rows.
-    """
+    """Runs that can be done now and have not been, reference and default included; empty when complete."""
     everything = {method.name: method for method in (REFERENCE, DEFAULT, *methods)}
     for task in tasks:
         runs: list[YardstickRun] = [*tuning_runs(task, profile), *reference_runs(task, profile, book)]
@@ -303,7 +260,7 @@ def missing(tasks: Sequence[Task], methods: Sequence[Method], profile: Profile, 
                 continue
             runs += own_lr_runs(task, method, profile, book)
             runs += sweep_runs(task, method, profile) + budget_runs(task, method, profile)
-            runs += misled_runs(task, method, profile) + troubled_runs(task, method, profile)
+            runs += changed_runs(task, [*misled(method), *troubled(method)], profile)
         yield from {identity(run): run for run in runs if book.get(run) is None}.values()
 
 
@@ -312,26 +269,17 @@ def with_sources(methods: Iterable[Method]) -> list[Method]:
     found: dict[str, Method] = {}
     for method in methods:
         if method.replay_of:
-            found.setdefault(method.replay_of, _source(method))
+            found.setdefault(method.replay_of, METHODS[method.replay_of])
         found[method.name] = method
     return list(found.values())
 
 
 def complete(
-    tasks: Sequence[Task],
-    methods: Sequence[Method],
-    profile: Profile,
-    book: Book,
-    *,
-    jobs: int | Workers = 1,
-    bar: bool = True,
+    tasks: Sequence[Task], methods: Sequence[Method], profile: Profile, book: Book, *, jobs: int = 1, bar: bool = True
 ) -> None:
     """Do all runs that are missing; see [`missing`] and [`run_all`]."""
-    if isinstance(jobs, int):
-        with Workers(jobs) as workers:
-            complete(tasks, methods, profile, book, jobs=workers, bar=bar)
-        return
-    for task in tasks:
-        while runs := list(missing([task], methods, profile, book)):
-            run_all(runs, book.path(task.name), jobs=jobs, bar=bar)
-            book.forget(task.name)
+    with Workers(jobs) as workers:
+        for task in tasks:
+            while runs := list(missing([task], methods, profile, book)):
+                run_all(runs, book.path(task.name), jobs=workers, bar=bar)
+                book.forget(task.name)

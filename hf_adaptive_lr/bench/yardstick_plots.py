@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,7 @@ _SHOWN = 10  # lines in a plot of schedules, no more can be told apart
 
 
 def write_plots(results: Results, folder: Path) -> None:
-    """Draw all plots.
-
-    Args:
-        results: from rows.
-        folder: where they go; must be there.
-    """
+    """Draw all plots into a folder."""
     from matplotlib.figure import Figure
 
     for name, draw in zip(PLOTS, (_sensitivity, _profile, _steps, _schedules), strict=True):
@@ -38,14 +32,15 @@ def write_plots(results: Results, folder: Path) -> None:
             figsize=(9, 6) if name in ("bench_profile.png", "bench_steps.png") else (12, 8), layout="constrained"
         )
         draw(figure, results)
-        # Without the software's version in it, equal rows give equal files.
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=90, metadata={"Software": None})
-        replace_file(folder / name, partial(_put, picture.getvalue()))
+        picture = png(figure)
+        replace_file(folder / name, lambda path, picture=picture: path.write_bytes(picture))  # type: ignore[misc]
 
 
-def _put(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
+def png(figure: Any) -> bytes:
+    """A figure as a PNG; without the software's version in it, equal rows give equal files."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=90, metadata={"Software": None})
+    return picture.getvalue()
 
 
 def _axes(figure: Any, count: int) -> list[Any]:

@@ -32,21 +32,16 @@ else:
     _Trainer = object  # at run time it stands before whichever trainer the method asks for
 
 _FACTORS = 40
+_MEASURED = ("reduce_lr_on_plateau", "greedy")  # schedulers that move at evaluations
 FINDER_UPDATES = 100
 """Updates of the LR range test, its default; beside those of the run, and in its seconds."""
 
 
 def train(task: RealTask, method: Method, seed: int, lr: float) -> Row:
-    """Train, then read the test rows once, unless the seed is there to tune.
-
-    Args:
-        task: what is trained.
-        method: how its learning rate is chosen.
-        seed: of first weights, order of batches, dropout and the method's draws.
-        lr: base learning rate; the finder brings its own.
+    """Train, then read the test rows once, unless the seed is there to tune; the finder brings its own LR.
 
     Raises:
-        DemoDataError: data or model are missing; the message ends with the command to get them.
+        DemoDataError: data or model are missing.
         ValueError: the finder found nothing.
     """
     data, model = load(task), build_model(task, seed)
@@ -104,13 +99,6 @@ def _found(task: RealTask, method: Method, model: nn.Module, data: Parts, seed: 
 def _trainer(
     task: RealTask, method: Method, model: nn.Module, data: Parts, folder: str, seed: int, lr: float
 ) -> _Recorded:
-    often: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": max(1, task.updates // EVALUATIONS)}
-    scheduled: dict[str, Any] = {
-        "lr_scheduler_type": method.scheduler or "constant",
-        "lr_scheduler_kwargs": dict(method.scheduler_kwargs) or None,
-        "prediction_loss_only": True,
-        **(often if method.scheduler else {}),
-    }
     args = AdaptiveLRTrainingArguments(
         output_dir=folder,
         max_steps=task.updates,
@@ -127,15 +115,14 @@ def _trainer(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        **({} if method.controller else scheduled),
-        **method.arguments,
+        **chosen_arguments(method, max(1, task.updates // EVALUATIONS)),
     )
     own: dict[str, Any] = {"eval_dataset": data.controller}
     if method.controller:
         own = {"controller": method.make_controller(), "controller_dataset": data.controller}
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = build_optimizer(method, weights, lr)
-    trainer: _Recorded = type("YardstickTrainer", (_Recorded, _kind(method)), {})(
+    trainer: _Recorded = type("YardstickTrainer", (_Recorded, trainer_class(method)), {})(
         model=model,
         args=args,
         train_dataset=data.train,
@@ -148,7 +135,22 @@ def _trainer(
     return trainer
 
 
-def _kind(method: Method) -> type[Trainer]:
+def chosen_arguments(method: Method, evaluate_every: int) -> dict[str, Any]:
+    """The method's training arguments; its scheduler moves at evaluations, if it needs any."""
+    if method.controller:
+        return dict(method.arguments)
+    often = {"eval_strategy": "steps", "eval_steps": evaluate_every} if method.scheduler in _MEASURED else {}
+    return {
+        "lr_scheduler_type": method.scheduler or "constant",
+        "lr_scheduler_kwargs": dict(method.scheduler_kwargs) or None,
+        "prediction_loss_only": True,
+        **often,
+        **method.arguments,
+    }
+
+
+def trainer_class(method: Method) -> type[Trainer]:
+    """The trainer that a method asks for."""
     from ..trainer.meta_trainer import MetaLRTrainer
     from ..trainer.mixin import AdaptiveLRTrainer
 

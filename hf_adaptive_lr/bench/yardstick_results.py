@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 from ..artifacts import PROGRAM
 from ..hub.results import RESULTS_VERSION
 from .runner import Row
-from .verdict_judge import paired
+from .verdict_judge import Runs, paired, values
+from .verdict_papers import LOWER_IS_BETTER, Measure
+from .verdict_plan import failed
 from .verdict_stats import Interval, judge, mean_interval
 from .yardstick_methods import METHODS, Method
 from .yardstick_plan import DEFAULT, PROFILES, Book, Profile, own_lr_runs, reference_runs
@@ -31,31 +34,18 @@ RIVALS = (
     "relative",
 )
 """What it is compared with at their published defaults, beside the tuned linear schedule."""
-MEASURES: Mapping[str, bool] = {"test_loss": True, "test_accuracy": False}
-"""What is compared, and whether lower is better."""
+MEASURES: tuple[Measure, ...] = ("test_loss", "test_accuracy")
 _PROFILE = PROFILES["full"]
 
 
 def results(name: str, rows: Path) -> dict[str, Any]:
-    """The `eval_results.json` of a bundled controller: the real tasks of the full profile.
-
-    Args:
-        name: of the controller.
-        rows: folder with the rows that `hf-adaptive-lr bench` wrote.
-    """
+    """The `eval_results.json` of a bundled controller: the real tasks of the full profile."""
     command = f"{PROGRAM} bench --{_PROFILE.name} --jobs 2 --output-dir model_cards"
     return results_of(METHODS[METHOD_OF[name]], _PROFILE, Book(rows), command)
 
 
 def results_of(method: Method, profile: Profile, book: Book, command: str) -> dict[str, Any]:
-    """The `eval_results.json` of any controller that the yardstick has run: the real tasks of a profile.
-
-    Args:
-        method: the controller's entry.
-        profile: which tasks and how many seeds.
-        book: the rows.
-        command: what wrote them, for whoever wants to repeat it.
-    """
+    """The `eval_results.json` of any controller that the yardstick has run: the real tasks of a profile."""
     found, not_tested = [], []
     for task in (task for name in profile.tasks if isinstance(task := TASKS[name], RealTask)):
         mine = _present(own_lr_runs(task, method, profile, book), book)
@@ -64,8 +54,17 @@ def results_of(method: Method, profile: Profile, book: Book, command: str) -> di
             continue
         others = {TUNED: _present(reference_runs(task, profile, book), book)}
         others |= {rival: _present(own_lr_runs(task, METHODS[rival], profile, book), book) for rival in RIVALS}
-        note = {"note": "no learning rate given"} if method.make_controller().ignores_base_lr else {}
-        found.append(_result(task, mine, others, note))
+        everybody = (row for rows in (mine, *others.values()) for row in rows.values())  # rows of sweeps are shorter
+        about = {
+            "task": task.name,
+            **({"note": "no learning rate given"} if method.make_controller().ignores_base_lr else {}),
+            "data": task.data,
+            "model": task.model,
+            "optimizer": "adamw",
+            "parameters": next(row["parameters"] for row in everybody if "parameters" in row),
+            "updates": task.updates,
+        }
+        found.append(result(about, mine, others, required=len(mine)))
     return {"format_version": RESULTS_VERSION, "command": command, "results": found, "not_tested": not_tested}
 
 
@@ -75,39 +74,43 @@ def _present(runs: Sequence[YardstickRun], book: Book) -> dict[int, Row]:
     return {seed: {**row, "diverged": row.get("failed", True)} for seed, row in rows.items() if row is not None}
 
 
-def _result(
-    task: RealTask, mine: Mapping[int, Row], others: Mapping[str, Mapping[int, Row]], note: Mapping[str, str]
-) -> dict[str, Any]:
-    first = next(iter(mine.values()))
-    everybody = (row for rows in (mine, *others.values()) for row in rows.values())  # rows of sweeps are shorter
-    sound = [row for row in mine.values() if not row["diverged"]]
-    compared = {name: _against(mine, rows) for name, rows in others.items() if len(rows) == len(mine)}
+def result(about: Mapping[str, Any], mine: Runs, others: Mapping[str, Runs], *, required: int) -> dict[str, Any]:
+    """A task's entry in `eval_results.json`; `required` is the number of pairs below which nothing is compared."""
+    compared = {name: _against(mine, runs) for name, runs in others.items() if len(mine.keys() & runs) >= required}
     return {
-        "task": task.name,
-        **note,
-        "data": task.data,
-        "model": task.model,
-        "optimizer": "adamw",
-        "parameters": next(row["parameters"] for row in everybody if "parameters" in row),
-        "updates": task.updates,
+        **about,
         "seeds": len(mine),
-        "failed": len(mine) - len(sound),
-        "learning_rate": first["lr"],
-        "metrics": {what: _rounded("mean", mean_interval([row[what] for row in sound])) for what in MEASURES if sound},
+        "failed": sum(map(failed, mine.values())),
+        "learning_rate": next(iter(mine.values()))["lr"],
+        "metrics": {
+            measure: _rounded("mean", interval)
+            for measure in MEASURES
+            if (found := list(values(mine, measure).values())) and _known(interval := mean_interval(found))
+        },
         "against": {name: differences for name, differences in compared.items() if differences},
     }
 
 
-def _against(mine: Mapping[int, Row], other: Mapping[int, Row]) -> dict[str, Any]:
-    lost = any(mine[seed]["diverged"] and not row["diverged"] for seed, row in other.items())
+def _against(mine: Runs, other: Runs) -> dict[str, Any]:
+    """Differences over the pairs in which neither failed; a run that failed where the other did not makes it worse."""
+    lost = any(failed(mine[seed]) and not failed(row) for seed, row in other.items() if seed in mine)
     out: dict[str, Any] = {}
-    for measure, lower in MEASURES.items():
+    for measure in MEASURES:
         difference = paired(mine, other, measure)
-        if difference is not None and math.isfinite(difference.mean) and math.isfinite(difference.half):
-            word = "worse" if lost else judge(difference, lower_is_better=lower)
+        if difference is not None and _known(difference):
+            word = "worse" if lost else judge(difference, lower_is_better=LOWER_IS_BETTER[measure])
             out[measure] = {**_rounded("difference", difference), "word": word}
     return out
 
 
+def _known(interval: Interval) -> bool:
+    return math.isfinite(interval.mean) and math.isfinite(interval.half)
+
+
 def _rounded(name: str, interval: Interval) -> dict[str, float]:
     return {name: float(f"{interval.mean:.6g}"), "half_width": float(f"{interval.half:.6g}")}
+
+
+def as_text(eval_results: Mapping[str, Any]) -> str:
+    """The contents of an `eval_results.json`."""
+    return json.dumps(eval_results, indent=1, allow_nan=False) + "\n"

@@ -19,18 +19,12 @@ class YardstickRun:
     """One training; its row has curves, final losses, learning rates, seconds, versions and the commit.
 
     That of the first seed has the method's settings, too; the digests tell whether those of others are the same.
-
-    Args:
-        task: what is trained.
-        method: how its learning rate is chosen.
-        seed: of everything that is drawn; rows of the seeds that tune have nothing of the test rows.
-        lr: base learning rate.
     """
 
     task: Task
     method: Method
-    seed: int
-    lr: float
+    seed: int  # of everything that is drawn; rows of the seeds that tune have nothing of the test rows
+    lr: float  # base learning rate
 
     @property
     def key(self) -> RunKey:

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from .runner import Row
-from .stat_compare import Difference, holm, paired_difference
-from .stat_runs import log_regret, steps_to_target
-from .stat_scores import Array
+from .stat_compare import Difference, corrected, paired_difference
+from .stat_runs import Array, log_regret
 from .yardstick_methods import METHODS, Method
 from .yardstick_plan import (
     DEFAULT,
@@ -23,6 +22,7 @@ from .yardstick_plan import (
     Book,
     Profile,
     budget_runs,
+    changed_runs,
     is_variant,
     own_lr_runs,
     reference_runs,
@@ -32,7 +32,6 @@ from .yardstick_plan import (
     tuned_lr,
     tuning_runs,
 )
-from .yardstick_run import YardstickRun
 from .yardstick_tasks import Task
 
 TARGET = 1.02
@@ -41,50 +40,30 @@ TARGET = 1.02
 
 @dataclass(frozen=True)
 class Reference:
-    """The tuned linear schedule on a task.
-
-    Args:
-        lr: its learning rate.
-        at_edge: whether it is the smallest or largest that was tried.
-        test_loss: geometric mean over the seeds that count.
-        target: validation loss to be reached.
-        seconds: mean over the seeds.
-        tuning_runs: number of runs that chose it.
-    """
+    """The tuned linear schedule on a task."""
 
     lr: float
-    at_edge: bool
-    test_loss: float
-    target: float
-    seconds: float
-    tuning_runs: int
+    at_edge: bool  # whether it is the smallest or largest that was tried
+    test_loss: float  # geometric mean over the seeds that count
+    target: float  # validation loss to be reached
+    seconds: float  # mean over the seeds
+    tuning_runs: int  # number of runs that chose it
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A method on the tasks of the self-tuning track that it has all rows of; arrays are (tasks, seeds).
-
-    Args:
-        tasks: names.
-        test_loss: NaN for a failed run.
-        first_loss: validation loss before the first update.
-        valid_loss: the last one.
-        regret: clipped log-regret.
-        steps: share of the run until the target; infinite for a miss.
-        seconds: until the target; infinite for a miss.
-        cost: seconds of the whole run over the reference's.
-        envelope: share of the run after which the best of all the reference's learning rates, chosen anew at every
-            point of the curve, has a validation loss as low as this run's last one; infinite when it never has.
-    """
+    """A method on the tasks of the self-tuning track that it has all rows of; arrays are (tasks, seeds)."""
 
     tasks: tuple[str, ...]
-    test_loss: Array
-    first_loss: Array
-    valid_loss: Array
-    regret: Array
-    steps: Array
-    seconds: Array
-    cost: Array
+    test_loss: Array  # NaN for a failed run
+    first_loss: Array  # validation loss before the first update
+    valid_loss: Array  # the last one
+    regret: Array  # clipped log-regret
+    steps: Array  # share of the run until the target; infinite for a miss
+    seconds: Array  # until the target; infinite for a miss
+    cost: Array  # seconds of the whole run over the reference's
+    # Share of the run after which the best of all the reference's learning rates, chosen anew at every point of the
+    # curve, has a validation loss as low as this run's last one; infinite when it never has.
     envelope: Array
 
     def part(self, tasks: Sequence[str]) -> Scores:
@@ -95,14 +74,7 @@ class Scores:
 
 
 class Results:
-    """What a comparison has come to.
-
-    Args:
-        tasks: what is compared on.
-        methods: what is compared.
-        profile: how much was to run.
-        book: the rows.
-    """
+    """The scores of a comparison, from its rows."""
 
     def __init__(self, tasks: Sequence[Task], methods: Sequence[Method], profile: Profile, book: Book) -> None:
         self.profile, self.book = profile, book
@@ -117,14 +89,9 @@ class Results:
         found = {method.name: self._scores(method, tasks) for method in self.methods}
         return {name: scores for name, scores in found.items() if scores is not None}
 
-    def _rows(self, runs: Sequence[YardstickRun]) -> list[Row] | None:
-        """The rows of runs, None when there are no runs or one is missing."""
-        rows = [self.book.get(run) for run in runs]
-        return None if not rows or any(row is None for row in rows) else [row for row in rows if row is not None]
-
     def _reference(self, task: Task) -> Reference | None:
         lr = tuned_lr(task, self.profile, self.book)
-        rows = self._rows(reference_runs(task, self.profile, self.book))
+        rows = self.book.all(reference_runs(task, self.profile, self.book))
         if lr is None or rows is None:
             return None
         tried = task.lrs[:: self.profile.tuning_stride]
@@ -140,7 +107,7 @@ class Results:
         """The self-tuning track's rows, None when there are none or one is missing."""
         if not method.fits(task):
             return None
-        return self._rows(own_lr_runs(task, method, self.profile, self.book))
+        return self.book.all(own_lr_runs(task, method, self.profile, self.book))
 
     def _scores(self, method: Method, tasks: Sequence[Task]) -> Scores | None:
         found = {task.name: rows for task in tasks if (rows := self.own_rows(task, method)) is not None}
@@ -192,14 +159,13 @@ class Results:
             pair = self.pair(name)
             if pair is not None and len(pair[0].tasks) > 1:
                 found[name] = paired_difference(pair[0].regret, pair[1].regret)
-        adjusted = holm({name: difference.p for name, difference in found.items()})
-        return {name: _with(difference, adjusted[name]) for name, difference in found.items()}
+        return corrected(found)
 
     def sweep(self, task: Task, method: Method) -> tuple[tuple[float, ...], Array, float] | None:
         """Learning rates, test losses of shape (learning rates, seeds), and the mean loss before the first update."""
         if not method.fits(task):
             return None
-        rows = self._rows(sweep_runs(task, method, self.profile))
+        rows = self.book.all(sweep_runs(task, method, self.profile))
         if rows is None:
             return None
         lrs = sweep_lrs(task, method)
@@ -211,7 +177,7 @@ class Results:
         """Regret of each study's best trial by validation loss, of shape (tasks, studies); None without rows."""
         found = []
         for task in self.tasks:
-            tuning = self._rows(budget_runs(task, method, self.profile)) if method.fits(task) else None
+            tuning = self.book.all(budget_runs(task, method, self.profile)) if method.fits(task) else None
             sweep = self.sweep(task, method)
             if tuning is None or sweep is None:
                 continue
@@ -222,17 +188,11 @@ class Results:
             found.append(regret[best].mean(1))
         return np.array(found) if found else None
 
-    def changed(self, method: Method, other: Method, runs: Sequence[Sequence[YardstickRun]]) -> Array:
-        """Mean ln(test loss of a run / that of the same seed undisturbed) by task, clipped as regret is.
-
-        Args:
-            method: undisturbed.
-            other: what was run instead, by its name.
-            runs: for each of the tasks, runs among which those of `other` are.
-        """
+    def changed(self, method: Method, other: Method) -> Array:
+        """Mean ln(test loss of `other` / that of the same seed undisturbed) by task, clipped as regret is."""
         ratios = []
-        for task, among in zip(self.tasks, runs, strict=True):
-            found = self._rows([run for run in among if run.method.name == other.name])
+        for task in self.tasks:
+            found = self.book.all(changed_runs(task, [other], self.profile)) if method.fits(task) else None
             own = self.own_rows(task, method) if found else None
             if found is None or own is None:
                 continue
@@ -241,12 +201,6 @@ class Results:
             if both.any():
                 ratios.append(float(log_regret(a[both], b[both]).mean()))
         return np.array(ratios)
-
-
-def _with(difference: Difference, adjusted: float) -> Difference:
-    from dataclasses import replace
-
-    return replace(difference, p_adjusted=adjusted)
 
 
 def number(row: Row, what: str) -> float:
@@ -260,29 +214,17 @@ def _share(row: Row, target: float) -> float:
     points = row.get("valid_curve")
     if not points:
         return math.inf
-    values = [math.nan if loss is None else loss for _, loss in points]
     # Step 0 would be no time at all, and a ratio of times could not be had.
-    steps = [max(step, 0.5) / row["updates"] for step, _ in points]
-    return float(steps_to_target(values, target, lower_is_better=True, steps=steps))
+    return first_below([(max(step, 0.5) / row["updates"], loss) for step, loss in points], target)
 
 
-def first_below(curve: Sequence[tuple[float, float]], level: float) -> float:
-    """Where a falling curve first comes to a level; infinite when it never does, or the level is NaN.
-
-    Example:
-        >>> first_below([(0.0, 2.0), (0.5, 1.0)], 1.5)
-        0.5
-    """
-    return next((at for at, value in curve if value <= level), math.inf)
+def first_below(curve: Sequence[tuple[float, float | None]], level: float) -> float:
+    """The first point at or below a level, as in AlgoPerf even if the run falls apart later; infinite without one."""
+    return next((at for at, value in curve if value is not None and value <= level), math.inf)
 
 
 def best_so_far(points: Sequence[Sequence[Any]]) -> list[tuple[Any, float]]:
-    """A curve's running minimum; points that are not finite change nothing.
-
-    Example:
-        >>> best_so_far([(0, 2.0), (5, 3.0), (9, None)])
-        [(0, 2.0), (5, 2.0), (9, 2.0)]
-    """
+    """A curve's running minimum; points that are not finite change nothing."""
     out, best = [], math.inf
     for step, loss in points:
         best = best if loss is None or not math.isfinite(loss) else min(best, loss)

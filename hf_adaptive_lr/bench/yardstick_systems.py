@@ -15,7 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .runner import Row, RowsError, WorkerError, forget_errors, read_rows, run_all
+from ..hub.markdown import table
+from .runner import Row, WorkerError, forget_errors, read_rows, run_all
 from .yardstick_methods import METHODS, Method, missing_package
 from .yardstick_systems_run import CHECKS, SystemsRun
 from .yardstick_systems_train import PLAIN
@@ -42,29 +43,13 @@ so the check says little about the method. The LR range test before a run is lef
 """
 
 
-class _UserError(Exception):
-    """A request that cannot be carried out; its message is one line."""
-
-
 def plan(methods: Sequence[Method], checks: Sequence[str]) -> list[SystemsRun]:
-    """The runs, checks that are timed last; the plain trainer comes along.
-
-    Args:
-        methods: any but replays.
-        checks: names of [`CHECKS`].
-    """
+    """The runs, checks that are timed last; the plain trainer comes along."""
     return [SystemsRun(m, check) for check in CHECKS if check in checks for m in (PLAIN, *methods)]
 
 
 def section(rows: list[Row]) -> str:
-    """The track's part of a page, Markdown without a heading; the same rows give the same text.
-
-    Args:
-        rows: as [`read_rows`] gives them; of several for a check of a method the last one counts.
-
-    Returns:
-        A paragraph, a table, what failed, and the command; one sentence where there are no rows.
-    """
+    """The track's part of a page, Markdown without a heading; of several rows of a check the last counts."""
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
         found.setdefault(row["method"], {})[row["task"]] = row
@@ -73,13 +58,12 @@ def section(rows: list[Row]) -> str:
     known = [PLAIN.name, *METHODS]
     order = sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
     head = [*_HEAD, *_CHECKED.values()]
-    lines = [head, ["---"] * len(head), *([f"`{name}`", *_cells(found[name])] for name in order)]
     failures = [f"- `{name}`, {check}: {text}" for name in order for check, text in _failures(found[name])]
     numbers = sorted({f"{k} {v}" for row in rows for k, v in row.get("versions", {}).items()})
     return "\n".join(
         [
             _TEXT,
-            "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n",
+            table(head, [[f"`{name}`", *_cells(found[name])] for name in order]),
             ("Failed:\n\n" + "\n".join(failures) if failures else "No check failed.") + "\n",
             f"```bash\n{COMMAND}\n```\n",
             f"{len(rows)} rows. {', '.join(numbers)}.\n",
@@ -165,11 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = parser().parse_args(argv)
     try:
-        _refuse_unknown(options)
+        _check(options)
         if not options.render_only:
             _run_missing(options)
         print(section(read_rows(options.rows)), end="")
-    except (_UserError, RowsError, WorkerError, OSError) as error:
+    except (ValueError, WorkerError, OSError) as error:
         print(f"yardstick_systems: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -178,13 +162,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _refuse_unknown(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> None:
     for what, names, known in (("method", options.methods, NAMES), ("check", options.checks, tuple(CHECKS))):
         for name in names:
             if name not in known:
-                raise _UserError(f"no {what} '{name}'; known: {', '.join(known)}")
+                raise ValueError(f"no {what} '{name}'; known: {', '.join(known)}")
     if options.jobs < 1:
-        raise _UserError(f"--jobs {options.jobs}: at least 1")
+        raise ValueError(f"--jobs {options.jobs}: at least 1")
 
 
 def _run_missing(options: argparse.Namespace) -> None:

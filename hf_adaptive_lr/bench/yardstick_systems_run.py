@@ -54,15 +54,10 @@ _SAVES: dict[str, Any] = {"save_strategy": "steps"}
 
 @dataclass(frozen=True)
 class SystemsRun:
-    """One check of one method.
+    """One check of one method."""
 
-    Args:
-        method: any but a replay.
-        check: a name of [`CHECKS`].
-    """
-
-    method: Method
-    check: str
+    method: Method  # any but a replay
+    check: str  # a name of [`CHECKS`]
 
     @property
     def key(self) -> RunKey:
@@ -172,8 +167,8 @@ def accumulation(method: Method) -> Row:
 
 def memory(method: Method) -> Row:
     """Bytes held beyond AdamW's: of the optimizer, the controller's weights, and what its scheduler saves."""
-    beyond = {size: _beyond(_held(method, size), _plain_held(size)) for size in (SMALL, LARGER)}
-    return _per_parameter({size: sum(beyond[size].values()) for size in beyond}) | {"parts": beyond[LARGER]}
+    found, parts = _beyond_plain(_held, method)
+    return found | {"parts": parts}
 
 
 def _held(method: Method, size: Size) -> dict[str, int]:
@@ -190,11 +185,6 @@ def _held(method: Method, size: Size) -> dict[str, int]:
         }
 
 
-@cache
-def _plain_held(size: Size) -> dict[str, int]:
-    return _held(PLAIN, size)
-
-
 def _bytes(value: Any) -> int:
     """Of all tensors in nested dicts and sequences."""
     if isinstance(value, Tensor):
@@ -203,27 +193,32 @@ def _bytes(value: Any) -> int:
     return sum(map(_bytes, inner))
 
 
-def _per_parameter(found: Mapping[Size, int]) -> Row:
-    """A line through the bytes at two sizes, and those of the larger one."""
+Measure = Callable[[Method, Size], dict[str, int]]
+
+
+def _beyond_plain(measure: Measure, method: Method) -> tuple[Row, dict[str, int]]:
+    """A line through the bytes beyond a plain trainer's at two sizes, and the parts of those of the larger one."""
+    parts: dict[str, int] = {}
+    sums = []
+    for size in (SMALL, LARGER):
+        mine, plain = measure(method, size), _of_plain(measure, size)
+        parts = {name: mine.get(name, 0) - plain.get(name, 0) for name in sorted(mine.keys() | plain.keys())}
+        sums.append(sum(parts.values()))
     small, larger = (sum(p.numel() for p in size.model().parameters()) for size in (SMALL, LARGER))
-    slope = (found[LARGER] - found[SMALL]) / (larger - small)
-    return {
-        "parameters": larger,
-        "bytes": found[LARGER],
-        "bytes_per_parameter": round(slope, 2),
-        "fixed_bytes": round(found[LARGER] - slope * larger),
-    }
+    slope = (sums[1] - sums[0]) / (larger - small)
+    line = {"bytes_per_parameter": round(slope, 2), "fixed_bytes": round(sums[1] - slope * larger)}
+    return {"parameters": larger, "bytes": sums[1], **line}, parts
+
+
+@cache
+def _of_plain(measure: Measure, size: Size) -> dict[str, int]:
+    return measure(PLAIN, size)
 
 
 def checkpoint(method: Method) -> Row:
     """Bytes that a checkpoint has more than a plain trainer's."""
-    added = {size: _beyond(_files(method, size), _plain_files(size)) for size in (SMALL, LARGER)}
-    by_file = {name: count for name, count in added[LARGER].items() if count}
-    return _per_parameter({size: sum(added[size].values()) for size in added}) | {"files": by_file}
-
-
-def _beyond(mine: Mapping[str, int], plain: Mapping[str, int]) -> dict[str, int]:
-    return {name: mine.get(name, 0) - plain.get(name, 0) for name in sorted(mine.keys() | plain.keys())}
+    found, files = _beyond_plain(_files, method)
+    return found | {"files": {name: count for name, count in files.items() if count}}
 
 
 def _files(method: Method, size: Size) -> dict[str, int]:
@@ -233,11 +228,6 @@ def _files(method: Method, size: Size) -> dict[str, int]:
         inside = [path for path in (folder / f"checkpoint-{HALF}").rglob("*") if path.is_file()]
         # The log is left out: it grows with evaluations, by seconds that are never the same.
         return {path.name: path.stat().st_size for path in inside if path.name != "trainer_state.json"}
-
-
-@cache
-def _plain_files(size: Size) -> dict[str, int]:
-    return _files(PLAIN, size)
 
 
 def overhead(method: Method) -> Row:

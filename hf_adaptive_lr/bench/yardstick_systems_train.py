@@ -7,7 +7,7 @@ had, so those that wait for one have to act within few updates.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from ..scheduler.controlled_lr import ControlledLR
@@ -23,6 +23,7 @@ from ..trainer.arguments import AdaptiveLRTrainingArguments
 from .verdict_data import Rows, collate
 from .workload import Size
 from .yardstick_methods import TRAINER_LR, Method, build_optimizer
+from .yardstick_real import chosen_arguments, trainer_class
 
 PLAIN = Method(name="plain", text="an unmodified `Trainer`, linear to zero", scheduler="linear")
 """What memory, checkpoints and seconds are compared with; its own overhead is of two equal trainers, the noise."""
@@ -31,8 +32,6 @@ LR = 1e-2
 """Instead of `Trainer`'s default, with which next to nothing happens in so few updates."""
 SMALL, LARGER = Size("17k", 32, 1, 8, 8, vocabulary=100), Size("37k", 48, 1, 8, 8, vocabulary=100)
 TRAIN_ROWS, HELD_ROWS = 128, 32
-
-_NEEDS_METRIC = ("reduce_lr_on_plateau", "greedy")
 
 
 def base_lr(method: Method) -> float:
@@ -58,16 +57,10 @@ class _Watch(TrainerCallback):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A trainer whose `train()` was not called yet, and what it will have been.
+    """A trainer whose `train()` was not called yet, and what it will have been."""
 
-    Args:
-        trainer: of the class that the method asks for.
-        lrs: learning rates of the updates, filled by training.
-        folder: its output folder.
-    """
-
-    trainer: Any
-    lrs: list[float]
+    trainer: Any  # of the class that the method asks for
+    lrs: list[float]  # learning rates of the updates, filled by training
     folder: Path
 
     def train(self, checkpoint: Path | None = None) -> Prepared:
@@ -100,28 +93,15 @@ def prepare(
     folder: Path,
     *,
     size: Size = SMALL,
-    updates: int = UPDATES,
-    batch: int | None = None,
-    weights_seed: int = 0,
+    updates: int = UPDATES,  # announced
+    batch: int | None = None,  # rows per device and micro-batch, unless those of `size`
+    weights_seed: int = 0,  # of the first weights; all else has one seed
     dropout: bool = True,
-    evaluate_every: int = 1,
-    stop: int | None = None,
-    **changes: Any,
+    evaluate_every: int = 1,  # updates, for schedulers that move at evaluations
+    stop: int | None = None,  # updates to end after
+    **changes: Any,  # fields of `TrainingArguments`
 ) -> Prepared:
-    """A trainer as the yardstick has it.
-
-    Args:
-        method: how the learning rate is chosen; an LR range test before the run is left out.
-        folder: output folder.
-        size: model, and batch unless `batch` says otherwise.
-        updates: length of the run that is announced.
-        batch: rows per device and micro-batch.
-        weights_seed: of the first weights; all else has one seed.
-        dropout: whether the model has any.
-        evaluate_every: updates between evaluations, for schedulers that move there.
-        stop: number of updates to end after, None for all.
-        changes: fields of `TrainingArguments`.
-    """
+    """A trainer as the yardstick has it; an LR range test before the run is left out."""
     torch.manual_seed(weights_seed)
     model = size.model()
     if not dropout:
@@ -142,8 +122,7 @@ def prepare(
         "disable_tqdm": True,
         "prediction_loss_only": True,
         "ddp_find_unused_parameters": False,
-        **_scheduled(method, evaluate_every),
-        **method.arguments,
+        **chosen_arguments(method, evaluate_every),
         **changes,
     }
     arguments = AdaptiveLRTrainingArguments if method.controller else TrainingArguments
@@ -151,7 +130,7 @@ def prepare(
     own = {"controller": method.make_controller(), "controller_dataset": held} if method.controller else {}
     optimizer = build_optimizer(method, list(model.parameters()), base_lr(method))
     watch = _Watch(stop)
-    trainer = _kind(method)(
+    trainer = trainer_class(method)(
         model=model,
         args=arguments(**settings),
         train_dataset=_tokens(size, TRAIN_ROWS, 0),
@@ -165,26 +144,6 @@ def prepare(
     optimizer.register_step_post_hook(watch.note)
     trainer.remove_callback(PrinterCallback)
     return Prepared(trainer, watch.lrs, folder)
-
-
-def _scheduled(method: Method, evaluate_every: int) -> dict[str, Any]:
-    if method.controller:
-        return {}
-    often = {"eval_strategy": "steps", "eval_steps": evaluate_every} if method.scheduler in _NEEDS_METRIC else {}
-    return {
-        "lr_scheduler_type": method.scheduler or "constant",
-        "lr_scheduler_kwargs": dict(method.scheduler_kwargs) or None,
-        **often,
-    }
-
-
-def _kind(method: Method) -> Callable[..., Trainer]:
-    from ..trainer.meta_trainer import MetaLRTrainer
-    from ..trainer.mixin import AdaptiveLRTrainer
-
-    if not method.controller:
-        return Trainer
-    return MetaLRTrainer if method.trainer == "meta" else AdaptiveLRTrainer
 
 
 def _tokens(size: Size, rows: int, seed: int) -> Rows:

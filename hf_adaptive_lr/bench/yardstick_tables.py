@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ..artifacts import TRAINING_NAME
-from ..auto import PRETRAINED
+from ..hub import markdown
+from ..hub.mixin import sidecar
 from .runner import read_rows
 from .yardstick_methods import METHODS, Method
-from .yardstick_plan import BUDGET, DEFAULT, STUDIES, misled, misled_runs, troubled, troubled_runs
+from .yardstick_plan import BUDGET, DEFAULT, STUDIES, misled, troubled
 from .yardstick_scores import Results
 from .yardstick_systems import ROWS as SYSTEMS_ROWS
 from .yardstick_systems import section as systems_section
@@ -22,16 +21,13 @@ from .yardstick_tasks import VectorTask
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, or a sentence when it would be empty."""
-    if not rows:
-        return "No rows yet.\n"
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown.table(head, rows) if rows else "No rows yet.\n"
 
 
 def misled_table(results: Results) -> str:
     """What a wrong length costs."""
     text = "Mean of ln(test loss / that with the true length), and the number of vectorised tasks.\n"
-    return text + "\n" + _changed_table(results, misled, misled_runs, ["told a quarter", "told four times"])
+    return text + "\n" + _changed_table(results, misled, ["told a quarter", "told four times"])
 
 
 def troubled_table(results: Results) -> str:
@@ -41,14 +37,13 @@ def troubled_table(results: Results) -> str:
         "of one batch is multiplied by 100, or noise of half their root mean square is added to all weights. Nothing "
         "guards these runs; `python -m hf_adaptive_lr.bench.trouble` measures what the guard is worth on real tasks.\n"
     )
-    return text + "\n" + _changed_table(results, troubled, troubled_runs, ["loss x 100", "noise on the weights"])
+    return text + "\n" + _changed_table(results, troubled, ["loss x 100", "noise on the weights"])
 
 
-def _changed_table(results: Results, others: Any, runs_of: Any, heads: list[str]) -> str:
+def _changed_table(results: Results, others: Callable[[Method], list[Method]], heads: list[str]) -> str:
     rows = []
     for method in results.methods:
-        runs = [runs_of(task, method, results.profile) if method.fits(task) else [] for task in results.tasks]
-        found = [results.changed(method, other, runs) for other in others(method)]
+        found = [results.changed(method, other) for other in others(method)]
         if any(len(values) for values in found):
             rows.append([f"`{method.name}`", *(f"{v.mean():+.3f} ({len(v)})" if len(v) else "-" for v in found)])
     return table(["method", *heads], rows)
@@ -121,10 +116,7 @@ def cost_table(results: Results) -> str:
 def _training_seconds(method: Method) -> float | None:
     if not method.weights or method.name not in METHODS:
         return None
-    path = PRETRAINED / method.controller / TRAINING_NAME
-    if not path.is_file():
-        return None
-    seconds = json.loads(path.read_text(encoding="utf-8")).get("seconds")
+    seconds = (sidecar(method.make_controller(), TRAINING_NAME) or {}).get("seconds")
     return None if seconds is None else float(seconds)
 
 

@@ -32,35 +32,22 @@ _VECTOR_LRS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 0.3, 1.0, 3
 
 @dataclass(frozen=True, kw_only=True)
 class RealTask:
-    """A classification task trained by `Trainer` with AdamW and clipping at 1.
+    """A classification task trained by `Trainer` with AdamW and clipping at 1."""
 
-    Args:
-        name: in keys and tables.
-        model: which model.
-        data: which data set.
-        batch_size: rows per update.
-        updates: length of the run.
-        train_rows: rows read from the training set, before groups are chosen; also `valid_rows`, `controller_rows`.
-        valid_rows: rows of the curves, by which the reference is tuned.
-        controller_rows: the only held-out rows that a method may see.
-        test_rows: rows read from the test set; read once, after the last update.
-        topics: for each class the labels that belong to it, rows of other labels are left out; none keeps all.
-        split_seed: chooses the rows of all parts.
-    """
-
-    name: str
+    name: str  # in keys and tables
     model: Literal[
         "minilm3", "minilm3-lora", "minilm6", "minilm6-lora", "bert", "vit", "resnet", "cnn", "efficientnet"
     ]
     data: Literal["20newsgroups", "fashion-mnist", "mnist-5000"]
-    batch_size: int
+    batch_size: int  # rows per update
     updates: int
-    train_rows: int
-    valid_rows: int
-    controller_rows: int
-    test_rows: int
+    train_rows: int  # rows read from the training set, before groups are chosen; also `valid_rows`, `controller_rows`
+    valid_rows: int  # rows of the curves, by which the reference is tuned
+    controller_rows: int  # the only held-out rows that a method may see
+    test_rows: int  # rows read from the test set; read once, after the last update
+    # For each class the labels that belong to it, rows of other labels are left out; none keeps all.
     topics: tuple[tuple[int, ...], ...] = ()
-    split_seed: int = 30_611
+    split_seed: int = 30_611  # chooses the rows of all parts
 
     family = "real"
     classification = True
@@ -87,18 +74,12 @@ class VectorTask:
     """A problem of the suites; its lanes are the seeds.
 
     All lanes always train together, whichever of them are asked for: a lane's numbers do not depend on the plan.
-
-    Args:
-        name: in keys and tables.
-        problem: what is trained.
-        axis: in what a variant of another task differs from it; empty for a task of its own.
-        optimizer: "lion" for one that no controller was trained with, instead of the problem's.
     """
 
-    name: str
+    name: str  # in keys and tables
     problem: Problem
-    axis: str = ""
-    optimizer: Literal["", "lion"] = ""
+    axis: str = ""  # in what a variant of another task differs from it; empty for a task of its own
+    optimizer: Literal["", "lion"] = ""  # "lion" for one that no controller was trained with, instead of the problem's
 
     lrs = _VECTOR_LRS
     tuning_seeds = tuple(range(COUNTED, LANES))  # they train along with the others, so they cost nothing
@@ -135,97 +116,30 @@ Task = RealTask | VectorTask
 _SCIENCE_POLITICS = ((11, 12, 13, 14), (16, 17, 18))
 _SPARE_TIME = ((1, 2, 3, 4, 5), (7, 8), (9, 10), (0, 15, 19))
 _GROUPS = ((6,), (13,), (14,), (10,))
-_TEXT = {"valid_rows": 400, "controller_rows": 400, "test_rows": 1200, "data": "20newsgroups"}
-_IMAGE = {"valid_rows": 200, "controller_rows": 200, "test_rows": 1000}
 
+
+def _real(name: str, model: Any, data: Any, updates: int, train_rows: int, batch_size: int, **more: Any) -> RealTask:
+    rows = (400, 400, 1200) if data == "20newsgroups" else (200, 200, 1000)
+    sizes = dict(zip(("valid_rows", "controller_rows", "test_rows"), rows, strict=True))
+    about = {"model": model, "data": data, "updates": updates, "train_rows": train_rows, "batch_size": batch_size}
+    return RealTask(**{"name": name, **about, **sizes, **more})
+
+
+_LARGER = {"valid_rows": 900, "controller_rows": 900, "test_rows": 3000}
 REAL: tuple[RealTask, ...] = (
-    RealTask(
-        name="text-minilm",
-        model="minilm3",
-        batch_size=16,
-        updates=60,
-        train_rows=6000,
-        topics=_SPARE_TIME,
-        **_TEXT,  # type: ignore[arg-type]
-    ),
-    RealTask(
-        name="text-lora",
-        model="minilm3-lora",
-        batch_size=16,
-        updates=60,
-        train_rows=6000,
-        topics=_SCIENCE_POLITICS,
-        **_TEXT,  # type: ignore[arg-type]
-    ),
-    RealTask(
-        name="text-scratch",
-        model="bert",
-        batch_size=32,
-        updates=150,
-        train_rows=8000,
-        topics=_GROUPS,
-        **{**_TEXT, "valid_rows": 900, "controller_rows": 900, "test_rows": 3000},  # type: ignore[arg-type]
-    ),
-    RealTask(
-        name="image-vit",
-        model="vit",
-        data="fashion-mnist",
-        batch_size=32,
-        updates=150,
-        train_rows=4000,
-        **_IMAGE,  # type: ignore[arg-type]
-    ),
-    RealTask(
-        name="image-resnet",
-        model="resnet",
-        data="fashion-mnist",
-        batch_size=32,
-        updates=150,
-        train_rows=3000,
-        split_seed=30_612,
-        **_IMAGE,  # type: ignore[arg-type]
-    ),
-    RealTask(
-        name="image-cnn",
-        model="cnn",
-        data="mnist-5000",
-        batch_size=32,
-        updates=100,
-        train_rows=2400,
-        **_IMAGE,  # type: ignore[arg-type]
-    ),
-    RealTask(
-        name="image-pretrained",
-        model="efficientnet",
-        data="fashion-mnist",
-        batch_size=16,
-        updates=80,
-        train_rows=1600,
-        split_seed=30_613,
-        **_IMAGE,  # type: ignore[arg-type]
-    ),
+    _real("text-minilm", "minilm3", "20newsgroups", 60, 6000, 16, topics=_SPARE_TIME),
+    _real("text-lora", "minilm3-lora", "20newsgroups", 60, 6000, 16, topics=_SCIENCE_POLITICS),
+    _real("text-scratch", "bert", "20newsgroups", 150, 8000, 32, topics=_GROUPS, **_LARGER),
+    _real("image-vit", "vit", "fashion-mnist", 150, 4000, 32),
+    _real("image-resnet", "resnet", "fashion-mnist", 150, 3000, 32, split_seed=30_612),
+    _real("image-cnn", "cnn", "mnist-5000", 100, 2400, 32),
+    _real("image-pretrained", "efficientnet", "fashion-mnist", 80, 1600, 16, split_seed=30_613),
 )
 """The real tasks."""
 
 EXTENDED: tuple[RealTask, ...] = (
-    RealTask(
-        name="text-minilm-whole",
-        model="minilm6",
-        batch_size=16,
-        updates=200,
-        train_rows=8000,
-        split_seed=30_614,
-        **_TEXT,  # type: ignore[arg-type]
-    ),
-    RealTask(
-        name="text-lora-whole",
-        model="minilm6-lora",
-        batch_size=16,
-        updates=200,
-        train_rows=8000,
-        split_seed=30_615,
-        **_TEXT,  # type: ignore[arg-type]
-    ),
+    _real("text-minilm-whole", "minilm6", "20newsgroups", 200, 8000, 16, split_seed=30_614),
+    _real("text-lora-whole", "minilm6-lora", "20newsgroups", 200, 8000, 16, split_seed=30_615),
 )
 """Real tasks of the extended profile: the whole text model, all twenty newsgroups."""
 

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections import OrderedDict
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -36,13 +37,9 @@ _done: OrderedDict[tuple[str, str, float], list[Row]] = OrderedDict()
 
 
 def train_lane(task: VectorTask, method: Method, seed: int, lr: float) -> Row:
-    """The row of one lane; all lanes are trained, and kept for whoever asks for the next one.
+    """The row of one lane; all lanes are trained, and kept for the call for the next one.
 
-    Args:
-        task: what is trained.
-        method: how its learning rate is chosen.
-        seed: number of the lane; rows of the seeds that tune have no test loss.
-        lr: base learning rate; other rows than those of the default one, and of the reference, have no curves.
+    Only rows of the default learning rate and of the reference have curves, and seeds that tune have no test loss.
     """
     key = (task.digest, method.digest, lr)
     if key not in _done:
@@ -80,7 +77,23 @@ def _train(task: VectorTask, method: Method, lr: float) -> list[Row]:
             run.advance(rates, 1, gain=chooser.gain)
     test = _evaluate(run, optimizer, "test")
     seconds = (time.perf_counter() - start - watched) / len(base)
-    return [_row(task, lane, curves, torch.stack(lrs), test, run.alive, lr, seconds) for lane in range(len(base))]
+    factors = torch.stack(lrs) / base
+
+    def row(lane: int) -> Row:
+        losses = [(step, short(float(values[lane]))) for step, values in curves]
+        return {
+            "first_loss": losses[0][1],
+            "valid_loss": losses[-1][1],
+            "test_loss": short(float(test[lane])),
+            "valid_curve": losses,
+            "factor_curve": curve(factors[:, lane].tolist(), _FACTORS),
+            "final_lr": short(float(lrs[-1][lane])),
+            "failed": not bool(run.alive[lane]) or losses[-1][1] > losses[0][1],
+            "seconds": short(seconds),
+            "updates": task.updates,
+        }
+
+    return [row(lane) for lane in range(len(base))]
 
 
 def _disturb(run: VectorRun, optimizer: Any, trouble: Trouble, seed: int) -> None:
@@ -94,31 +107,6 @@ def _disturb(run: VectorRun, optimizer: Any, trouble: Trouble, seed: int) -> Non
     if isinstance(optimizer, _PackageOptimizer):
         optimizer.replace(weights)
     run.disturb(weights)
-
-
-def _row(
-    task: VectorTask,
-    lane: int,
-    curves: list[tuple[int, Tensor]],
-    lrs: Tensor,
-    test: Tensor,
-    alive: Tensor,
-    base: float,
-    seconds: float,
-) -> Row:
-    losses = [(step, short(float(values[lane]))) for step, values in curves]
-    failed = not bool(alive[lane]) or losses[-1][1] > losses[0][1]
-    return {
-        "first_loss": losses[0][1],
-        "valid_loss": losses[-1][1],
-        "test_loss": short(float(test[lane])),
-        "valid_curve": losses,
-        "factor_curve": curve((lrs[:, lane] / base).tolist(), _FACTORS),
-        "final_lr": short(float(lrs[-1, lane])),
-        "failed": failed,
-        "seconds": short(seconds),
-        "updates": task.updates,
-    }
 
 
 @torch.no_grad()
@@ -136,20 +124,6 @@ def _evaluate(run: VectorRun, optimizer: Any, split: Any) -> Tensor:
 # --- who chooses --------------------------------------------------------------------------------------------------
 
 
-class _Constant:
-    """The base learning rate, for optimizers that look after themselves."""
-
-    gain = False
-
-    def __init__(self, run: VectorRun) -> None:
-        self._run = run
-
-    def lr(self, step: int) -> Tensor:
-        """Of every lane."""
-        del step
-        return self._run.base_lr
-
-
 class _Controlled:
     """A controller, as often as it decides in a live run."""
 
@@ -162,7 +136,6 @@ class _Controlled:
         self.gain = "gain_ratio" in controller.needs
 
     def lr(self, step: int) -> Tensor:
-        """Of every lane."""
         if self._cadence.due(step):
             observed = self._run.observe(self._lr, self._controller.needs)
             with torch.no_grad():
@@ -190,7 +163,6 @@ class _Scheduled:
         ]
 
     def lr(self, step: int) -> Tensor:
-        """Of every lane."""
         if step and step % self._every == 0:
             for scheduler, loss in zip(self._schedulers, self._run.evaluate("inner_valid").tolist(), strict=True):
                 scheduler.step(loss)
@@ -198,9 +170,9 @@ class _Scheduled:
         return torch.tensor(rates, dtype=torch.float64)
 
 
-def _chooser(method: Method, run: VectorRun) -> _Constant | _Controlled | _Scheduled:
+def _chooser(method: Method, run: VectorRun) -> Any:
     if method.optimizer:
-        return _Constant(run)
+        return SimpleNamespace(gain=False, lr=lambda step: run.base_lr)  # it looks after itself
     if method.scheduler:
         return _Scheduled(run, method)
     return _Controlled(run, method.make_controller(), method.arguments.get("controller_decisions"))
@@ -229,27 +201,19 @@ class Lion(InnerOptimizer):
 
 
 class _PackageOptimizer:
-    """An optimizer of torch's kind in every lane, with the interface of `InnerOptimizer`.
-
-    Args:
-        like: the task's own; its clipping is kept.
-        method: names the optimizer.
-        lr: its learning rate.
-    """
+    """A torch optimizer in every lane, with the interface of `InnerOptimizer` and the clipping of the task's own."""
 
     def __init__(self, like: Any, method: Method, lr: float) -> None:
         self._like, self._make, self._lr = like, OPTIMIZERS[method.optimizer], lr
         self.clip = like.clip
 
     def init(self, weights: Tensor) -> dict[str, Tensor]:
-        """Make the lanes' optimizers."""
         self._lanes = [nn.Parameter(lane.clone()) for lane in weights]
         self._optimizers: list[Any] = [self._make([lane], self._lr) for lane in self._lanes]
         self._mode("train")
         return {}
 
     def direction(self, weights: Tensor, grads: Tensor, state: dict[str, Tensor]) -> Tensor:
-        """The gradient."""
         del weights, state
         return grads
 
@@ -265,7 +229,6 @@ class _PackageOptimizer:
         return torch.stack([lane.detach() for lane in self._lanes])
 
     def replace(self, weights: Tensor) -> None:
-        """Go on from other weights."""
         with torch.no_grad():
             for parameter, lane in zip(self._lanes, weights, strict=True):
                 parameter.copy_(lane)

@@ -136,8 +136,7 @@ def _write_results(
     args: argparse.Namespace, profile: Profile, book: Book, methods: list[Method], command: str
 ) -> list[str]:
     from ..artifacts import EVAL_NAME, replace_file
-    from ..bench.bundled_results import as_text
-    from ..bench.yardstick_results import results_of
+    from ..bench.yardstick_results import as_text, results_of
 
     written = []
     for method in (m for m in methods if m.controller in args.controller and Path(m.controller).is_dir()):
@@ -148,7 +147,7 @@ def _write_results(
             why = f"no real task has all its runs, so {path} is left as it is; lacking: {names}"
             print(f"{PROGRAM}: {why}", file=sys.stderr)
             continue
-        replace_file(path, lambda draft, found=found: draft.write_text(as_text(found), encoding="utf-8"))  # type: ignore[misc]
+        replace_file(path, as_text(found))
         written.append(str(path))
     return written
 
