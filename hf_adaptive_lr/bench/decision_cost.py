@@ -40,12 +40,7 @@ def fields_of(controller: Controller) -> dict[str, Value]:
 
 
 def seconds_of(call: Callable[[], object], calls: int = CALLS) -> float:
-    """Median seconds of a call, after some that are not counted.
-
-    Args:
-        call: what is timed.
-        calls: how often, at least 1.
-    """
+    """Median seconds of a call, after some that are not counted."""
     spent = []
     for number in range(WARM + calls):
         began = time.perf_counter()
@@ -56,13 +51,7 @@ def seconds_of(call: Callable[[], object], calls: int = CALLS) -> float:
 
 
 def measure(name: str, controller: Controller, calls: int = CALLS) -> Row:
-    """One row: seconds of the net alone (None where it cannot be called alone) and of a whole decision.
-
-    Args:
-        name: for the row.
-        controller: with weights, if it has any.
-        calls: as in [`seconds_of`].
-    """
+    """One row: seconds of the net alone (None where it cannot be called alone) and of a whole decision."""
     controlled = ControllerRun(controller, [1e-3], SchedulerConfig(total_steps=STEPS, every=1))
     fields = fields_of(controller)
     net: float | None = None

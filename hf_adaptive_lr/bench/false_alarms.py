@@ -32,16 +32,7 @@ SLOW = "newsgroups-minilm3"
 
 
 def plan(rows: Path, tasks: Sequence[str], seeds: int) -> list[TrainingRun]:
-    """The healthy runs of the verdicts, each with a guard.
-
-    Args:
-        rows: folder with the verdicts' rows, which say what was tuned.
-        tasks: names of tasks.
-        seeds: of each.
-
-    Raises:
-        ValueError: nothing has been tuned on these tasks yet.
-    """
+    """The healthy runs of the verdicts, each with a guard."""
     book, runs = Book(rows), []
     for name in tasks:
         for method in (METHODS[method] for method in GUARDED):
@@ -61,11 +52,7 @@ def plan(rows: Path, tasks: Sequence[str], seeds: int) -> list[TrainingRun]:
 
 
 def counts(rows: Sequence[Row]) -> tuple[int, int, int, int]:
-    """Alarmed updates, updates, runs with an alarm, and runs.
-
-    Args:
-        rows: of guarded runs that did not diverge.
-    """
+    """Alarmed updates, updates, runs with an alarm, and runs."""
     alarms = [sum(row["guard"].values()) for row in rows]
     return sum(alarms), sum(row["setting"]["updates"] for row in rows), sum(a > 0 for a in alarms), len(rows)
 

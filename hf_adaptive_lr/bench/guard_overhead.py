@@ -33,13 +33,7 @@ METHODS = (
 
 
 def measure(size: Size, pairs: int, seed: int) -> Times:
-    """Run the trainers in turn.
-
-    Args:
-        size: model, batch and length.
-        pairs: blocks of each, at least 1.
-        seed: of data, weights and the order of turns.
-    """
+    """Run the trainers in turn."""
     methods, rounds, order = [PLAIN, *METHODS], pairs * SNAPSHOT_EVERY, random.Random(seed)
     times: Times = {method: {} for method in methods}
     with lanes_of(methods, size, WARM_UP + rounds + 1, seed) as (lanes, own):

@@ -48,12 +48,7 @@ def held_out(runs: int) -> Problem:
 
 
 def mean_ratio(log_final: Tensor, log_best: Tensor) -> float:
-    """Geometric mean of final over best loss, each ratio capped at 100.
-
-    Args:
-        log_final: logs of the final losses, of shape (runs,).
-        log_best: logs of the best possible ones.
-    """
+    """Geometric mean of final over best loss, each ratio capped at 100."""
     return float((log_final - log_best).clamp(max=math.log(CAP)).mean().exp())
 
 

@@ -42,11 +42,6 @@ def compare(controller: Controller, problems: int, runs: int) -> tuple[Tensor, T
     """Logs of the final test losses of linear decay and of a controller, both of shape (rates, problems).
 
     A run that blows up counts as a loss e^3 times its start.
-
-    Args:
-        controller: who decides, twenty times a run.
-        problems: number of held-out problems.
-        runs: runs of each problem and rate, averaged.
     """
     linear, learned = torch.zeros(len(RATES), problems), torch.zeros(len(RATES), problems)
     for index in tqdm(range(problems), desc="held-out problems"):

@@ -81,13 +81,7 @@ Times = dict[Method, dict[int, tuple[float, float]]]
 
 
 def measure(size: Size, pairs: int, seed: int) -> Times:
-    """Run all methods in turn.
-
-    Args:
-        size: model, batch and length.
-        pairs: blocks of the methods that decide every ten updates.
-        seed: of data, weights and the order of turns.
-    """
+    """Run all methods in turn."""
     rounds, order = pairs * CADENCE, random.Random(seed)
     methods = (PLAIN, *METHODS, GAIN)
     times: Times = {method: {} for method in methods}
@@ -138,17 +132,6 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
 
     The k-th smallest and k-th largest of n values enclose the true median with probability 1 - 2 P(B(n, 1/2) < k),
     whatever the distribution. Below six values even the extremes do not reach 95%, and the confidence says so.
-
-    Args:
-        values: at least one.
-        level: confidence wanted.
-
-    Returns:
-        The median, (low, high), and the confidence.
-
-    Example:
-        >>> median_interval([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
-        (3.5, (1.0, 6.0), 0.96875)
     """
     ordered, n = sorted(values), len(values)
     confidence = [1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n for k in range(1, max(2, n // 2 + 1))]

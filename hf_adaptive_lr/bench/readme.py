@@ -34,11 +34,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def demo_table(rows: Sequence[Row]) -> str:
-    """Results of the main job, one line per task.
-
-    Args:
-        rows: contents of `results.json` files.
-    """
+    """Results of the main job, one line per task."""
     lines = ["| task | data | accuracy | majority class | learning rate first / largest / last | seconds | command |"]
     lines.append("|---|---|---|---|---|---|---|")
     for row in rows:
@@ -57,11 +53,7 @@ def demo_table(rows: Sequence[Row]) -> str:
 
 
 def overhead_table(rows: Sequence[Row]) -> str:
-    """Overhead of each method at each size, and what the gain ratio costs whole runs.
-
-    Args:
-        rows: what `python -m hf_adaptive_lr.bench.overhead` wrote.
-    """
+    """Overhead of each method at each size, and what the gain ratio costs whole runs."""
     from .overhead import verdict
 
     lines = ["| parameters | method | decides every | ratio (interval) | in our own code | at most 1.01? |"]
@@ -86,11 +78,7 @@ def overhead_table(rows: Sequence[Row]) -> str:
 
 
 def known_answer_table(rows: Sequence[Row]) -> str:
-    """Ratio to the best schedule, by method.
-
-    Args:
-        rows: what `python -m hf_adaptive_lr.bench.known_answer` wrote.
-    """
+    """Ratio to the best schedule, by method."""
     lines = [
         "| method | final loss / best | by decade of the initial learning rate | seconds to train |",
         "|---|---|---|---|",
@@ -105,11 +93,7 @@ def known_answer_table(rows: Sequence[Row]) -> str:
 
 
 def mlp_answer_table(rows: Sequence[Row]) -> str:
-    """Log regret by initial learning rate.
-
-    Args:
-        rows: what `python -m hf_adaptive_lr.bench.mlp_answer` wrote.
-    """
+    """Log regret by initial learning rate."""
     measured = [row for row in rows if row["row"] != "header"]
     rates = list(measured[0]["log_regret"])
     lines = [f"| initial learning rate | {' | '.join(rates)} |", "|---" * (len(rates) + 1) + "|"]
@@ -120,11 +104,7 @@ def mlp_answer_table(rows: Sequence[Row]) -> str:
 
 
 def throughput_table(rows: Sequence[Row]) -> str:
-    """Inner steps per second of every column at the largest number of runs.
-
-    Args:
-        rows: what `python -m hf_adaptive_lr.bench.throughput` wrote.
-    """
+    """Inner steps per second of every column at the largest number of runs."""
     measured = [row for row in rows if row["row"] != "header"]
     most = max(row["runs"] for row in measured)
     lines = ["| column | steps / s | share of the matmul peak |", "|---|---|---|"]
@@ -135,11 +115,7 @@ def throughput_table(rows: Sequence[Row]) -> str:
 
 
 def verdict_table(rows: Path) -> str:
-    """Verdict and controls of every paper, one line each; empty without any rows.
-
-    Args:
-        rows: folder with the rows that `python -m hf_adaptive_lr.bench.verdict` wrote.
-    """
+    """Verdict and controls of every paper, one line each; empty without any rows."""
     lines = ["| paper | its claim | verdict | what a reader should ask beyond it |", "|---|---|---|---|"]
     found = _verdicts(rows)
     for paper, word, controls in found:
@@ -149,11 +125,7 @@ def verdict_table(rows: Path) -> str:
 
 
 def verdict_words(rows: Path) -> str:
-    """One line with the verdict of every paper; empty without any rows.
-
-    Args:
-        rows: folder with the rows that `python -m hf_adaptive_lr.bench.verdict` wrote.
-    """
+    """One line with the verdict of every paper; empty without any rows."""
     return ", ".join(f"[`{paper.name}`](model_cards/{paper.name}.md) **{word}**" for paper, word, _ in _verdicts(rows))
 
 
@@ -174,11 +146,7 @@ def _verdicts(rows: Path) -> list[tuple[Paper, Word, list[tuple[str, Word]]]]:
 
 
 def guard_table(rows: Path) -> str:
-    """Shares of disturbed runs that end as well as undisturbed ones, by task and method; empty without any rows.
-
-    Args:
-        rows: folder with the rows that `python -m hf_adaptive_lr.bench.trouble` wrote.
-    """
+    """Shares of disturbed runs that end as well as undisturbed ones, by task and method; empty without any rows."""
     from .trouble_figures import GUARD, Figures
     from .trouble_methods import METHODS
     from .trouble_pages import TROUBLES, rows_file
@@ -198,11 +166,7 @@ def guard_table(rows: Path) -> str:
 
 
 def universal_words(rows: Path) -> str:
-    """`universal` beside the tuned linear schedule, wins and losses, in a sentence; empty while it has no rows.
-
-    Args:
-        rows: folder with the rows that `hf-adaptive-lr bench --full` wrote.
-    """
+    """`universal` beside the tuned linear schedule, wins and losses, in a sentence; empty while it has no rows."""
     from .universal_page import in_words
     from .yardstick_plan import PROFILES, Book
 
@@ -210,11 +174,7 @@ def universal_words(rows: Path) -> str:
 
 
 def guard_overhead_table(rows: Sequence[Row]) -> str:
-    """What the guard costs.
-
-    Args:
-        rows: what `python -m hf_adaptive_lr.bench.guard_overhead` wrote.
-    """
+    """What the guard costs."""
     lines = ["| parameters | method | ratio (interval) | aim |", "|---|---|---|---|"]
     for row in rows:
         if row["row"] == "header":
@@ -228,11 +188,7 @@ def guard_overhead_table(rows: Sequence[Row]) -> str:
 
 
 def false_alarms_table(rows: Sequence[Row]) -> str:
-    """What the guard did to healthy runs.
-
-    Args:
-        rows: what `python -m hf_adaptive_lr.bench.false_alarms` wrote.
-    """
+    """What the guard did to healthy runs."""
     from .false_alarms import table
 
     return table([dict(row) for row in rows])
@@ -259,18 +215,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
 
 
 def render(pages: Sequence[str], rows: Path = ROWS) -> list[str]:
-    """The pages with every table written anew.
-
-    Args:
-        pages: their texts, with `<!-- name: command -->` ... `<!-- /name -->` around each table, on one page each.
-        rows: folder with the rows.
-
-    Returns:
-        The new texts; a table without rows is left as it is.
-
-    Raises:
-        ValueError: a table has rows, and a marker of it is missing.
-    """
+    """The pages with every table written anew."""
     wanted = "".join(pages)
     tables = {name: block(rows) for name, block in BLOCKS.items() if f"<!-- {name}: " in wanted}
     for name, (file, table) in TABLES.items():

@@ -77,12 +77,7 @@ class Meter:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, rows: Rows) -> dict[str, float]:
-    """Mean cross-entropy in nats and share of right answers, in evaluation mode.
-
-    Args:
-        model: answers with `logits`.
-        rows: what it is asked.
-    """
+    """Mean cross-entropy in nats and share of right answers, in evaluation mode."""
     model.eval()
     loss, right = 0.0, 0
     for first in range(0, len(rows), EVAL_BATCH):
@@ -94,30 +89,12 @@ def evaluate(model: nn.Module, rows: Rows) -> dict[str, float]:
 
 
 def diverged(losses: Sequence[float], final: float) -> bool:
-    """Whether a run came apart: a loss that is not finite, or a final one a tenth above that of the first batch.
-
-    Args:
-        losses: training loss of every update.
-        final: loss on the rows it is judged by.
-
-    Example:
-        >>> diverged([2.3, 1.0], 2.4), diverged([2.3, 1.0], 2.6), diverged([2.3, float("nan")], 0.9)
-        (False, True, True)
-    """
+    """Whether a run came apart: a loss that is not finite, or a final one a tenth above that of the first batch."""
     return not all(map(math.isfinite, [*losses, final])) or final > 1.1 * losses[0]
 
 
 def curve(values: Sequence[float], points: int) -> list[tuple[float, float]]:
-    """Means over equal stretches of a run, each at the mean share of the run that was done before its updates.
-
-    Args:
-        values: one per update.
-        points: stretches, at most; a run of fewer updates has one per update.
-
-    Example:
-        >>> curve([1.0, 2.0, 3.0, 6.0], 2)
-        [(0.125, 1.5), (0.625, 4.5)]
-    """
+    """Means over equal stretches of a run, each at the mean share of the run that was done before its updates."""
     total, bins = len(values), min(points, len(values))
     edges = [k * total // bins for k in range(bins + 1)]
     return [

@@ -47,17 +47,7 @@ TARGET_RUNS = 256
 
 
 def disagreement(columns: Sequence[Column]) -> float:
-    """Train a few updates and compare with `VectorRun` under the same optimizer.
-
-    Args:
-        columns: at their start; they are `CHECKED` updates further afterwards.
-
-    Returns:
-        The largest difference of a column's updates, relative to the norm of the update of that run.
-
-    Raises:
-        RuntimeError: weights of a column that differ by more than 1e-3 of themselves.
-    """
+    """Train a few updates and compare with `VectorRun` under the same optimizer."""
     start, worst = columns[0].task.init(), 0.0
     own = {c.optimizer: c for c in columns if isinstance(c, Vector)}
     for column in columns:
@@ -95,17 +85,7 @@ class Peak:
 
 
 def measure(work: Work, rounds: int, seconds: float, now: Callable[[], float]) -> list[dict[str, Any]]:
-    """Check that all columns agree, then time them in turn.
-
-    Args:
-        work: what is trained.
-        rounds: blocks per column.
-        seconds: about how long a block takes.
-        now: the clock.
-
-    Returns:
-        One row per column; those that cannot run say why.
-    """
+    """Check that all columns agree, then time them in turn."""
     task, order = work.task(BATCHES), random.Random(work.seed)
     columns = [kind(task, work.rates()) for kind in COLUMNS if kind is not Jax or Jax.installed()]
     worst = disagreement(columns)

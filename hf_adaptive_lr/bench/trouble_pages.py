@@ -40,14 +40,7 @@ with their defaults only after more than ten in succession have been better, or 
 
 
 def write_page(rows: Mapping[str, Sequence[Row]], path: Path, *, command: str, quick: bool = False) -> None:
-    """Render the page, with the notes of the one that is there, and put it in place.
-
-    Args:
-        rows: of each task, by its name.
-        path: of the page; its folder is made if missing.
-        command: what makes these rows.
-        quick: whether the rows are of the quick tasks.
-    """
+    """Render the page, with the notes of the one that is there, and put it in place."""
     notes = notes_of(path.read_text(encoding="utf-8")) if path.is_file() else None
     text = render(rows, notes or "", command=command, quick=quick)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,14 +48,7 @@ def write_page(rows: Mapping[str, Sequence[Row]], path: Path, *, command: str, q
 
 
 def render(rows: Mapping[str, Sequence[Row]], notes: str = "", *, command: str, quick: bool = False) -> str:
-    """The page.
-
-    Args:
-        rows: of each task, by its name.
-        notes: what a person wrote.
-        command: what makes these rows.
-        quick: whether the rows are of the quick tasks.
-    """
+    """The page."""
     figures = {task: Figures(found) for task, found in rows.items()}
     parts = [
         "# Divergence guard: runs that are disturbed on purpose\n",

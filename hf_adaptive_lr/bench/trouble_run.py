@@ -95,11 +95,7 @@ class TroubleRun:
         return digest({"injection": self.injection.spec(), "method": self.method.spec()})
 
     def train(self) -> Trained:
-        """Train and measure; see [`TroubleRun`].
-
-        Raises:
-            DemoDataError: the task's data or model is missing; the message ends with the command to get it.
-        """
+        """Train and measure; see [`TroubleRun`]."""
         data, model = load_parts(self.task), build_model(self.task, self.seed)
         striker = Striker(self.injection, model, self.task.updates, self.seed)
         callback = None if self.method.guard is None else GuardCallback(**self.method.guard)
@@ -194,20 +190,7 @@ def case(
     guard: Config | None = None,
     quick: bool = False,
 ) -> TroubleRun:
-    """A run by the names of its parts.
-
-    Args:
-        task: `image` or `text`.
-        injection: one of `INJECTIONS`.
-        method: one of `METHODS`.
-        seed: of everything.
-        part: rows that are read at the end.
-        guard: arguments of [`GuardCallback`] to be tried; for a method that has one.
-        quick: the task's short version.
-
-    Raises:
-        KeyError: no such name.
-    """
+    """A run by the names of its parts."""
     chosen = METHODS[method] if guard is None else dataclasses.replace(METHODS[method], guard=guard)
     return TroubleRun((QUICK_TASKS if quick else TASKS)[task], INJECTIONS[injection], chosen, seed, part)
 
@@ -252,12 +235,7 @@ class TroubledTrainer(Trainer):
 
 @torch.no_grad()
 def scores(model: nn.Module, rows: Rows) -> dict[str, float]:
-    """Mean cross-entropy in nats and share of right answers; an answer with NaN in it is wrong.
-
-    Args:
-        model: answers with `logits`.
-        rows: what it is asked.
-    """
+    """Mean cross-entropy in nats and share of right answers; an answer with NaN in it is wrong."""
     model.eval()
     loss, right = 0.0, 0
     for first in range(0, len(rows), EVAL_BATCH):

@@ -43,17 +43,7 @@ are processor time of the training on one thread."""
 
 
 def write_page(paper: Paper, book: Book, folder: Path, *, quick: bool = False) -> Path:
-    """Render a paper's page, with the notes of the one that is there, and put it in place.
-
-    Args:
-        paper: the paper.
-        book: the rows.
-        folder: of the pages; made if missing.
-        quick: whether the rows are of the quick tasks.
-
-    Returns:
-        The page.
-    """
+    """Render a paper's page, with the notes of the one that is there, and put it in place."""
     path = folder / f"{paper.name}.md"
     notes = notes_of(path.read_text(encoding="utf-8")) if path.is_file() else None
     text = render(paper, book, notes, quick=quick)
@@ -70,14 +60,7 @@ def notes_of(page: str) -> str | None:
 
 
 def render(paper: Paper, book: Book, notes: str | None = None, *, quick: bool = False) -> str:
-    """The page.
-
-    Args:
-        paper: the paper.
-        book: the rows.
-        notes: what a person wrote; None for the paper's own first notes.
-        quick: whether the rows are of the quick tasks.
-    """
+    """The page."""
     tasks = QUICK_TASKS if quick else TASKS
     found = cells(paper, book, tasks)
     required = 2 if quick else REQUIRED_SEEDS

@@ -73,17 +73,7 @@ def trainer_for(
     seed: int,
     guard: bool = False,
 ) -> Trainer:
-    """A trainer with the Trainer's defaults (AdamW, clipping at 1.0) but for what the measurement needs.
-
-    Args:
-        controller: with one an [`AdaptiveLRTrainer`], without one a plain `Trainer` with the linear schedule.
-        size: model, batch and length.
-        every: updates from one decision to the next.
-        updates: length of the run.
-        folder: output folder.
-        seed: of data, weights and dropout.
-        guard: whether a divergence guard watches, with snapshots every 50 updates.
-    """
+    """A trainer with the Trainer's defaults (AdamW, clipping at 1.0) but for what the measurement needs."""
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": updates,
