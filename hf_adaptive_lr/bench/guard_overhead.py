@@ -9,7 +9,6 @@ to the next, so that each holds one; a second plain trainer shows the noise.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..artifacts import replace_file
+from . import measured
 from .overhead import PLAIN, WARM_UP, Method, Times, figures, header, lanes_of
 from .workload import SIZES, SNAPSHOT_EVERY, TINY, Size
 
@@ -82,9 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{row['size']:5} {row['method']:20} {row['ratio']:7.4f}  [{low:.4f}, {high:.4f}]  {row['pairs']} pairs")
     output = options.output or (None if options.quick else ROWS)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row) + "\n" for row in [first, *rows])
-        replace_file(output, lambda path: path.write_text(text, encoding="utf-8"))
+        measured.write_rows(output, [first, *rows])
         print(f"written to {output}")
     return 0
 

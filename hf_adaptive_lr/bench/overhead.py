@@ -18,27 +18,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import json
 import math
-import os
-import platform
 import random
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..artifacts import library_version, replace_file
 from ..controller import Controller
 from ..controllers import CONTROLLERS
+from . import measured
 from .lanes import Lane, OwnTime, share_one_heap
 from .probes import CHEAP, Reader, Recurrent
 from .workload import SIZES, TINY, Size, trainer_for
@@ -192,31 +187,13 @@ def figures(
 
 def header(options: argparse.Namespace) -> dict[str, Any]:
     """Where and with what the rows below were measured; the folder they go to has no influence and is left out."""
-    packages = ("torch", "transformers", "accelerate")
     what = ["--quick"] if options.quick else ["--sizes", *options.sizes, "--pairs", str(options.pairs)]
-    return {
-        "row": "header",
-        "command": " ".join(["python -m hf_adaptive_lr.bench.overhead", *what, f"--seed {options.seed}"]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": {
-            "hf_adaptive_lr": library_version(),
-            "python": platform.python_version(),
-            **{p: version(p) for p in packages},
-        },
-        "threads": torch.get_num_threads(),
-        "load_at_start": round(os.getloadavg()[0], 2),
-        "cpu": _cpu(),
-        "clock": "CPU time of the process (time.process_time)",
-        "optimizer": "adamw_torch, clipping 1.0, logging every 10 updates",
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return measured.header(
+        " ".join(["python -m hf_adaptive_lr.bench.overhead", *what, f"--seed {options.seed}"]),
+        ("torch", "transformers", "accelerate"),
+        clock="CPU time of the process (time.process_time)",
+        optimizer="adamw_torch, clipping 1.0, logging every 10 updates",
+    )
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -277,9 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(rows))
     output = options.output or (None if options.quick else Path("model_cards/rows/overhead.jsonl"))
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row) + "\n" for row in [first, *rows])
-        replace_file(output, lambda path: path.write_text(text, encoding="utf-8"))
+        measured.write_rows(output, [first, *rows])
     return 0
 
 

@@ -13,24 +13,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import platform
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..artifacts import library_version, replace_file
+from . import measured
 from .throughput_columns import ADAMW, COLUMNS, HORIZON, Column, Eager, Jax, Sensed, Vector, Vmap, Work
 
 RUNS = (1, 16, 64, 256)
@@ -145,33 +141,16 @@ def header(options: argparse.Namespace, work: Work) -> dict[str, Any]:
     """Where and with what the rows below were measured."""
     runs = ["--runs", *map(str, options.runs), "--rounds", str(options.rounds), "--seconds", str(options.seconds)]
     what = ["--quick"] if options.quick else runs
-    packages = ["torch", *(["jax", "jaxlib"] if Jax.installed() else [])]
-    return {
-        "row": "header",
-        "command": " ".join(["python -m hf_adaptive_lr.bench.throughput", *what, f"--threads {options.threads}"]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": {
-            "hf_adaptive_lr": library_version(),
-            "python": platform.python_version(),
-            **{p: version(p) for p in packages},
-        },
-        "threads": options.threads,
-        "cpus": os.cpu_count(),
-        "load_at_start": round(os.getloadavg()[0], 2),
-        "cpu": _cpu(),
-        "clock": clock(options.threads)[0],
-        "net": f"{work.dims}-{work.width}-{work.classes} MLP, ReLU, batch {work.batch}",
-        "flops_per_step": work.flops,
-        "decisions": f"every {Sensed.unit} updates of runs of {HORIZON}, where there are sensors",
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return measured.header(
+        " ".join(["python -m hf_adaptive_lr.bench.throughput", *what, f"--threads {options.threads}"]),
+        ["torch", *(["jax", "jaxlib"] if Jax.installed() else [])],
+        threads=options.threads,
+        cpus=os.cpu_count(),
+        clock=clock(options.threads)[0],
+        net=f"{work.dims}-{work.width}-{work.classes} MLP, ReLU, batch {work.batch}",
+        flops_per_step=work.flops,
+        decisions=f"every {Sensed.unit} updates of runs of {HORIZON}, where there are sensors",
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -253,9 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(rows))
     output = options.output or (None if options.quick else Path("model_cards/rows/throughput.jsonl"))
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row) + "\n" for row in [first, *rows])
-        replace_file(output, lambda path: path.write_text(text, encoding="utf-8"))
+        measured.write_rows(output, [first, *rows])
     return 0
 
 
