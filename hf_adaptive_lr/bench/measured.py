@@ -1,4 +1,4 @@
-"""The file of one measurement: a header that says where and with what, and the rows; it appears whole or not at all."""
+"""The file of one measurement: a header that says where and with what, and the rows; it appears whole or not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace a file by these rows, one JSON object a line; the folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    replace_file(path, text)
 
 
 def _cpu() -> str:

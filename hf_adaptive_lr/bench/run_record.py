@@ -18,11 +18,7 @@ EVAL_BATCH = 250
 
 
 class Record:
-    """What the updates of a run were: losses, rows, and a checksum of how it began.
-
-    Args:
-        model: with its first weights.
-    """
+    """Losses and rows of a run's updates, and a checksum of its first weights and batches."""
 
     def __init__(self, model: nn.Module) -> None:
         self.losses: list[Tensor] = []
@@ -48,9 +44,6 @@ class Meter:
     """Counts the rows that go through a model, forward and backward, whoever sends them and in whatever mode.
 
     Rows and not calls: a pass over held-out data may be many times as large as a batch of training.
-
-    Args:
-        model: answers with `logits`, one per row.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -77,15 +70,42 @@ class Meter:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, rows: Rows) -> dict[str, float]:
-    """Mean cross-entropy in nats and share of right answers, in evaluation mode."""
+    """Mean cross-entropy in nats and share of right answers, in evaluation mode; an answer with NaN in it is wrong."""
     model.eval()
     loss, right = 0.0, 0
     for first in range(0, len(rows), EVAL_BATCH):
-        batch = rows.part(first, EVAL_BATCH).columns
-        logits = model(**{name: column for name, column in batch.items() if name != "labels"}).logits
-        loss += float(nn.functional.cross_entropy(logits.double(), batch["labels"], reduction="sum"))
-        right += int((logits.argmax(-1) == batch["labels"]).sum())
+        batch = dict(rows.part(first, EVAL_BATCH).columns)
+        labels = batch.pop("labels")
+        logits = model(**batch).logits.double()
+        loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        right += int(((logits.argmax(-1) == labels) & ~logits.isnan().any(-1)).sum())
     return {"loss": loss / len(rows), "accuracy": right / len(rows)}
+
+
+def parameters(model: nn.Module) -> dict[str, int]:
+    """Number of weights, and of those that are trained."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return {"parameters": sum(n for n, _ in sizes), "trained_parameters": sum(n for n, trained in sizes if trained)}
+
+
+def trainer_settings(folder: str, updates: int, batch_size: int, lr: float, seed: int) -> dict[str, Any]:
+    """Arguments of a `Trainer` on the CPU that saves and prints nothing."""
+    return {
+        "output_dir": folder,
+        "max_steps": updates,
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": EVAL_BATCH,
+        "learning_rate": lr,
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+    }
 
 
 def diverged(losses: Sequence[float], final: float) -> bool:

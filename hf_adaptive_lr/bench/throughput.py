@@ -29,6 +29,8 @@ from tqdm import tqdm
 from . import measured
 from .throughput_columns import ADAMW, COLUMNS, HORIZON, Column, Eager, Jax, Sensed, Vector, Vmap, Work
 
+COMMAND = "python -m hf_adaptive_lr.bench.throughput"
+OUTPUT = Path("model_cards/rows/throughput.jsonl")
 RUNS = (1, 16, 64, 256)
 BATCHES = 8
 """Mini-batches of every run that come round again."""
@@ -70,9 +72,10 @@ def clock(threads: int) -> tuple[str, Callable[[], float]]:
 class Peak:
     """A large matrix product, in blocks like a column."""
 
+    unit = 1
+
     def __init__(self, size: int) -> None:
-        self.left, self.out = torch.randn(size, size), torch.empty(size, size)
-        self.flops = 2 * size**3
+        self.left, self.out, self.flops = torch.randn(size, size), torch.empty(size, size), 2 * size**3
 
     def advance(self, updates: int) -> None:
         """That many products."""
@@ -90,8 +93,7 @@ def measure(work: Work, rounds: int, seconds: float, now: Callable[[], float]) -
             column.draw()
     peak = Peak(2048 if seconds > 0.05 else 64)
     lanes: dict[str, Column | Peak] = {"peak": peak, **{c.name: c for c in columns}}
-    units = {name: lane.unit if isinstance(lane, Column) else 1 for name, lane in lanes.items()}
-    blocks = {name: _block(lane, units[name], seconds, now) for name, lane in lanes.items()}
+    blocks = {name: _block(lane, seconds, now) for name, lane in lanes.items()}
     times: dict[str, list[float]] = {name: [] for name in lanes}
     for _ in tqdm(range(rounds), desc=f"{work.runs} runs, {len(lanes)} in turn", unit="round"):
         for name in order.sample(list(lanes), len(lanes)):
@@ -104,11 +106,11 @@ def measure(work: Work, rounds: int, seconds: float, now: Callable[[], float]) -
     return rows if Jax.installed() else [*rows, {**common, "column": Jax.name, "note": "not installed"}]
 
 
-def _block(lane: Column | Peak, unit: int, seconds: float, now: Callable[[], float]) -> int:
-    lane.advance(unit)
+def _block(lane: Column | Peak, seconds: float, now: Callable[[], float]) -> int:
+    lane.advance(lane.unit)
     began = now()
-    lane.advance(unit)
-    return unit * max(1, round(seconds / max(now() - began, 1e-6)))
+    lane.advance(lane.unit)
+    return lane.unit * max(1, round(seconds / max(now() - began, 1e-6)))
 
 
 def _figures(
@@ -139,10 +141,9 @@ def _figures(
 
 def header(options: argparse.Namespace, work: Work) -> dict[str, Any]:
     """Where and with what the rows below were measured."""
-    runs = ["--runs", *map(str, options.runs), "--rounds", str(options.rounds), "--seconds", str(options.seconds)]
-    what = ["--quick"] if options.quick else runs
+    what = f"--runs {' '.join(map(str, options.runs))} --rounds {options.rounds} --seconds {options.seconds}"
     return measured.header(
-        " ".join(["python -m hf_adaptive_lr.bench.throughput", *what, f"--threads {options.threads}"]),
+        f"{COMMAND} {'--quick' if options.quick else what} --threads {options.threads}",
         ["torch", *(["jax", "jaxlib"] if Jax.installed() else [])],
         threads=options.threads,
         cpus=os.cpu_count(),
@@ -192,28 +193,19 @@ def only(threads: int) -> Iterator[None]:
             os.sched_setaffinity(0, allowed)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    p = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.throughput", description=__doc__.split("\n")[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write the rows; the file appears whole or not at all."""
+    p = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n")[0])
     p.add_argument("--quick", action="store_true", help="tiny nets, two rounds: does it run, not how fast")
     p.add_argument("--runs", nargs="+", type=int, default=list(RUNS), help="batches of runs to measure")
     p.add_argument("--rounds", type=int, default=9, help="blocks per column and batch")
     p.add_argument("--seconds", type=float, default=0.4, help="length of a block")
     p.add_argument("--threads", type=int, default=2, help="of torch and JAX; 1: CPU time instead of wall time")
-    p.add_argument(
-        "--output", type=Path, help="JSON-lines file (default model_cards/rows/throughput.jsonl; --quick: none)"
-    )
-    return p
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write the rows; the file appears whole or not at all."""
-    options = parser().parse_args(argv)
-    for name in ("rounds", "threads"):
-        if getattr(options, name) < 1:
-            parser().error(f"--{name} {getattr(options, name)}: at least 1")
-    if min(options.runs) < 1:
-        parser().error(f"--runs {min(options.runs)}: at least 1")
+    p.add_argument("--output", type=Path, help=f"JSON-lines file (default {OUTPUT}; --quick: none)")
+    options = p.parse_args(argv)
+    for name, value in (("rounds", options.rounds), ("threads", options.threads), ("runs", min(options.runs))):
+        if value < 1:
+            p.error(f"--{name} {value}: at least 1")
     work = Work(1)
     if options.quick:
         options.runs, options.rounds, options.seconds, options.threads = [1, 3], 2, 0.001, 1
@@ -230,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for row in measure(replace(work, runs=runs), options.rounds, options.seconds, now)
         ]
     print(table(rows))
-    output = options.output or (None if options.quick else Path("model_cards/rows/throughput.jsonl"))
+    output = options.output or (None if options.quick else OUTPUT)
     if output is not None:
         measured.write_rows(output, [first, *rows])
     return 0

@@ -44,7 +44,7 @@ def write_page(rows: Mapping[str, Sequence[Row]], path: Path, *, command: str, q
     notes = notes_of(path.read_text(encoding="utf-8")) if path.is_file() else None
     text = render(rows, notes or "", command=command, quick=quick)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    replace_file(path, text)
 
 
 def render(rows: Mapping[str, Sequence[Row]], notes: str = "", *, command: str, quick: bool = False) -> str:

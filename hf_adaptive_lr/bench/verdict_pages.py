@@ -48,7 +48,7 @@ def write_page(paper: Paper, book: Book, folder: Path, *, quick: bool = False) -
     notes = notes_of(path.read_text(encoding="utf-8")) if path.is_file() else None
     text = render(paper, book, notes, quick=quick)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    replace_file(path, text)
     return path
 
 
