@@ -33,8 +33,8 @@ from hf_adaptive_lr.bench.trouble_tasks import (
     load_parts,
 )
 from hf_adaptive_lr.bench.verdict_data import Rows, collate
-from hf_adaptive_lr.bench.verdict_pages import notes_of
 from hf_adaptive_lr.guard import guard
+from hf_adaptive_lr.hub.card import notes_of
 from tests.tiny import bert
 
 CARDS = Path(__file__).parent.parent / "model_cards"

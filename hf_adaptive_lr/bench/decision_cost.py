@@ -25,6 +25,7 @@ from ..controller import Controller
 from ..observation import OPTIONAL_FIELDS, Value
 from ..scheduler.config import SchedulerConfig
 from ..scheduler.runtime import ControllerRun
+from . import markdown
 from .runner import Row, append_row
 
 OUTPUT = Path("model_cards/rows/decision_cost.jsonl")
@@ -84,13 +85,13 @@ def candidates() -> Mapping[str, Controller]:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
-    lines = ["| controller | weights | bytes | net | decision |", "|---|---|---|---|---|"]
+    lines = []
     for row in rows:
         net = "-" if row["net_seconds"] is None else f"{1e6 * row['net_seconds']:.0f} us"
         size = "-" if row["bytes"] is None else f"{row['bytes']:,}"
         decision = f"{1e3 * row['decision_seconds']:.2f} ms"
-        lines.append(f"| `{row['controller']}` | {row['weights']:,} | {size} | {net} | {decision} |")
-    return "\n".join(lines)
+        lines.append([f"`{row['controller']}`", f"{row['weights']:,}", size, net, decision])
+    return markdown.table(["controller", "weights", "bytes", "net", "decision"], lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     torch.set_num_threads(1)
     rows = [measure(name, controller, options.calls) for name, controller in candidates().items()]
-    replace_file(options.output, lambda path: path.touch())
+    replace_file(options.output, "")
     for row in rows:
         append_row(options.output, row)
     print(f"{table(rows)}\nwritten to {options.output}")

@@ -13,11 +13,12 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import replace_file
+from .markdown import table
+from .runner import read_rows
 
 if TYPE_CHECKING:
     from .verdict_judge import Word
@@ -28,100 +29,92 @@ PAGES = (Path("README.md"), Path("model_cards/README.md"))
 Row = Mapping[str, Any]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; none when it is missing."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
 def demo_table(rows: Sequence[Row]) -> str:
     """Results of the main job, one line per task."""
-    lines = ["| task | data | accuracy | majority class | learning rate first / largest / last | seconds | command |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    head = ["task", "data", "accuracy", "majority class", "learning rate first / largest / last", "seconds", "command"]
+    lines = []
     for row in rows:
         lr, data = row["lr"], row["data"]
-        cells = [
-            row["task"],
-            f"{data['name']}, {data['train_rows']} + {data['report_rows']} rows",
-            f"{row['accuracy']:.3f}",
-            f"{row['majority_accuracy']:.3f}",
-            f"{lr['first']:.2g} / {lr['max']:.2g} / {lr['last']:.2g}",
-            f"{row['wall_seconds']:.0f}",
-            f"`hf-adaptive-lr finetune --task {row['task']}`",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(
+            [
+                row["task"],
+                f"{data['name']}, {data['train_rows']} + {data['report_rows']} rows",
+                f"{row['accuracy']:.3f}",
+                f"{row['majority_accuracy']:.3f}",
+                f"{lr['first']:.2g} / {lr['max']:.2g} / {lr['last']:.2g}",
+                f"{row['wall_seconds']:.0f}",
+                f"`hf-adaptive-lr finetune --task {row['task']}`",
+            ]
+        )
+    return table(head, lines)
 
 
 def overhead_table(rows: Sequence[Row]) -> str:
     """Overhead of each method at each size, and what the gain ratio costs whole runs."""
     from .overhead import verdict
 
-    lines = ["| parameters | method | decides every | ratio (interval) | in our own code | at most 1.01? |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = []
     for row in rows:
-        if row["row"] == "header":
-            continue
-        size, (low, high) = f"{row['parameters'] / 1e6:.1f}M", row["interval"]
+        method, every, ratio, own = (
+            row["method"],
+            str(row["every"]),
+            _interval(row),
+            f"{100 * (row['inside'] - 1):.1f} %",
+        )
         if "computed_ratio" in row:
             runs = ", ".join(f"{ratio:.3f} in {run}" for run, ratio in row["computed_ratio"].items())
-            lines.append(
-                f"| {size} | gain ratio, {row['decisions_per_run']} a run (computed) | - | {runs} updates | - "
-                f"| {verdict(row) or '-'} |"
-            )
-            continue
-        own = f"{100 * (row['inside'] - 1):.1f} %"
-        lines.append(
-            f"| {size} | {row['method']} | {row['every']} | {row['ratio']:.3f} ({low:.3f} ... {high:.3f}) | {own} "
-            f"| {verdict(row) or '-'} |"
-        )
-    return "\n".join(lines)
+            method, every, own = f"gain ratio, {row['decisions_per_run']} a run (computed)", "-", "-"
+            ratio = f"{runs} updates"
+        lines.append([_size(row), method, every, ratio, own, verdict(row) or "-"])
+    head = ["parameters", "method", "decides every", "ratio (interval)", "in our own code", "at most 1.01?"]
+    return table(head, lines)
+
+
+def _size(row: Row) -> str:
+    return f"{row['parameters'] / 1e6:.1f}M"
+
+
+def _interval(row: Row) -> str:
+    low, high = row["interval"]
+    return f"{row['ratio']:.3f} ({low:.3f} ... {high:.3f})"
 
 
 def known_answer_table(rows: Sequence[Row]) -> str:
     """Ratio to the best schedule, by method."""
-    lines = [
-        "| method | final loss / best | by decade of the initial learning rate | seconds to train |",
-        "|---|---|---|---|",
-    ]
+    lines = []
     for row in rows:
-        if row["row"] == "header":
-            continue
         decades = ", ".join(f"{decade}: {ratio:.2f}" for decade, ratio in row.get("by_decade", {}).items())
         seconds = f"{row['seconds']:.0f}" if "seconds" in row else "-"
-        lines.append(f"| {row['method']} | {row['ratio']:.2f} | {decades or '-'} | {seconds} |")
-    return "\n".join(lines)
+        lines.append([row["method"], f"{row['ratio']:.2f}", decades or "-", seconds])
+    head = ["method", "final loss / best", "by decade of the initial learning rate", "seconds to train"]
+    return table(head, lines)
 
 
 def mlp_answer_table(rows: Sequence[Row]) -> str:
     """Log regret by initial learning rate."""
-    measured = [row for row in rows if row["row"] != "header"]
-    rates = list(measured[0]["log_regret"])
-    lines = [f"| initial learning rate | {' | '.join(rates)} |", "|---" * (len(rates) + 1) + "|"]
-    for row in measured:
-        values = " | ".join(f"{row['log_regret'][rate]:.2f}" for rate in rates)
-        lines.append(f"| {row['method']} | {values} |")
-    return "\n".join(lines)
+    rates = list(rows[0]["log_regret"])
+    lines = [[row["method"], *(f"{row['log_regret'][rate]:.2f}" for rate in rates)] for row in rows]
+    return table(["initial learning rate", *rates], lines)
 
 
 def throughput_table(rows: Sequence[Row]) -> str:
     """Inner steps per second of every column at the largest number of runs."""
-    measured = [row for row in rows if row["row"] != "header"]
-    most = max(row["runs"] for row in measured)
-    lines = ["| column | steps / s | share of the matmul peak |", "|---|---|---|"]
-    for row in measured:
-        if row["runs"] == most and row["steps_per_second"]:
-            lines.append(f"| {row['column']} | {row['steps_per_second']:,.0f} | {100 * row['share_of_peak']:.1f} % |")
-    return "\n".join(lines)
+    most = max(row["runs"] for row in rows)
+    lines = [
+        [row["column"], f"{row['steps_per_second']:,.0f}", f"{100 * row['share_of_peak']:.1f} %"]
+        for row in rows
+        if row["runs"] == most and row["steps_per_second"]
+    ]
+    return table(["column", "steps / s", "share of the matmul peak"], lines)
 
 
 def verdict_table(rows: Path) -> str:
     """Verdict and controls of every paper, one line each; empty without any rows."""
-    lines = ["| paper | its claim | verdict | what a reader should ask beyond it |", "|---|---|---|---|"]
-    found = _verdicts(rows)
-    for paper, word, controls in found:
+    lines = []
+    for paper, word, controls in _verdicts(rows):
         asked = "; ".join(f"{text.rstrip('.')}: *{answer}*" for text, answer in controls)
-        lines.append(f"| [`{paper.name}`]({paper.name}.md) | {paper.claim} | **{word}** | {asked} |")
-    return "\n".join(lines) if found else ""
+        lines.append([f"[`{paper.name}`]({paper.name}.md)", paper.claim, f"**{word}**", asked])
+    return table(["paper", "its claim", "verdict", "what a reader should ask beyond it"], lines) if lines else ""
 
 
 def verdict_words(rows: Path) -> str:
@@ -154,15 +147,14 @@ def guard_table(rows: Path) -> str:
 
     if not any((rows / rows_file(task)).is_file() for task in TASKS):
         return ""
-    lines = [f"| task | {' | '.join(f'`{name}`' for name in METHODS)} | alarms in healthy runs |"]
-    lines.append("|---" * (len(METHODS) + 2) + "|")
+    lines = []
     for task in TASKS:
         found = Figures(read_rows(rows / rows_file(task)))
         shares = ["{} of {}".format(*found.overall(TROUBLES, method)) for method in METHODS]
         alarms, updates, _ = found.false_alarms()
         shares[list(METHODS).index(GUARD)] = f"**{shares[list(METHODS).index(GUARD)]}**"
-        lines.append(f"| {task} | {' | '.join(shares)} | {alarms} in {updates:,} updates |")
-    return "\n".join(lines)
+        lines.append([task, *shares, f"{alarms} in {updates:,} updates"])
+    return table(["task", *(f"`{name}`" for name in METHODS), "alarms in healthy runs"], lines)
 
 
 def universal_words(rows: Path) -> str:
@@ -175,16 +167,11 @@ def universal_words(rows: Path) -> str:
 
 def guard_overhead_table(rows: Sequence[Row]) -> str:
     """What the guard costs."""
-    lines = ["| parameters | method | ratio (interval) | aim |", "|---|---|---|---|"]
-    for row in rows:
-        if row["row"] == "header":
-            continue
-        (low, high), aim = row["interval"], row["target"]
-        ratio = f"{row['ratio']:.3f} ({low:.3f} ... {high:.3f})"
-        lines.append(
-            f"| {row['parameters'] / 1e6:.1f}M | {row['method']} | {ratio} | {f'at most {aim}' if aim else '-'} |"
-        )
-    return "\n".join(lines)
+    lines = [
+        [_size(row), row["method"], _interval(row), f"at most {row['target']}" if row["target"] else "-"]
+        for row in rows
+    ]
+    return table(["parameters", "method", "ratio (interval)", "aim"], lines)
 
 
 def false_alarms_table(rows: Sequence[Row]) -> str:
@@ -218,10 +205,10 @@ def render(pages: Sequence[str], rows: Path = ROWS) -> list[str]:
     """The pages with every table written anew."""
     wanted = "".join(pages)
     tables = {name: block(rows) for name, block in BLOCKS.items() if f"<!-- {name}: " in wanted}
-    for name, (file, table) in TABLES.items():
-        found = read_rows(rows / file)
-        tables[name] = table(found) if found else ""
-    for name in [name for name, table in tables.items() if table]:
+    for name, (file, render_table) in TABLES.items():
+        found = [row for row in read_rows(rows / file) if row.get("row") != "header"]
+        tables[name] = render_table(found) if found else ""
+    for name in [name for name, text in tables.items() if text]:
         if not _block(name).search(wanted):
             raise ValueError(f"no page has markers for '{name}'")
         pages = [_replaced(page, name, tables[name]) for page in pages]
@@ -248,9 +235,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.results:
         text = "".join(json.dumps(json.loads(path.read_text(encoding="utf-8"))) + "\n" for path in options.results)
         ROWS.mkdir(parents=True, exist_ok=True)
-        replace_file(ROWS / "finetune.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+        replace_file(ROWS / "finetune.jsonl", text)
     for page, text in zip(PAGES, render([page.read_text(encoding="utf-8") for page in PAGES]), strict=True):
-        replace_file(page, partial(Path.write_text, data=text, encoding="utf-8"))
+        replace_file(page, text)
         print(f"wrote {page} from {ROWS}")
     return 0
 
