@@ -16,16 +16,25 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from hf_adaptive_lr.bench import trouble, trouble_pages, trouble_run
+from hf_adaptive_lr.bench.run_record import evaluate
 from hf_adaptive_lr.bench.runner import read_rows, run_all
 from hf_adaptive_lr.bench.trouble_figures import Figures, first_alarm, tolerance, within
 from hf_adaptive_lr.bench.trouble_injections import INJECTIONS, Striker, strikes
 from hf_adaptive_lr.bench.trouble_methods import METHODS, guard_settings
 from hf_adaptive_lr.bench.trouble_pages import TROUBLES
-from hf_adaptive_lr.bench.trouble_run import TroubledTrainer, TroubleRun, case, scores
-from hf_adaptive_lr.bench.trouble_tasks import EVALUATIONS, TASKS, Parts, _prepared, build_model, load_parts
+from hf_adaptive_lr.bench.trouble_run import TroubledTrainer, TroubleRun
+from hf_adaptive_lr.bench.trouble_tasks import (
+    EVALUATIONS,
+    QUICK_TASKS,
+    TASKS,
+    Parts,
+    _prepared,
+    build_model,
+    load_parts,
+)
 from hf_adaptive_lr.bench.verdict_data import Rows, collate
-from hf_adaptive_lr.bench.verdict_pages import notes_of
 from hf_adaptive_lr.guard import guard
+from hf_adaptive_lr.hub.card import notes_of
 from tests.tiny import bert
 
 CARDS = Path(__file__).parent.parent / "model_cards"
@@ -50,7 +59,7 @@ def parts(monkeypatch) -> Parts:
 
 
 def quick(injection: str, method: str = "none", seed: int = 0) -> TroubleRun:
-    return case("image", injection, method, seed, quick=True)
+    return TroubleRun(QUICK_TASKS["image"], INJECTIONS[injection], METHODS[method], seed)
 
 
 class Spy(TrainerCallback):
@@ -306,13 +315,12 @@ def test_other_settings_of_the_guard_are_another_method(monkeypatch) -> None:
     assert {"thresholds", "snapshot_every", "max_skips", "lr_cut", "constants"} <= spec["guard"].keys()
     assert json.loads(json.dumps(spec))["guard"] == spec["guard"] and spec["guard"]["constants"]
     usual = quick("clean", "guard").method_digest
-    tried = case("image", "clean", "guard", 0, guard={"snapshot_every": 7})
+    other = dataclasses.replace(METHODS["guard"], guard={"snapshot_every": 7})
+    tried = dataclasses.replace(quick("clean"), method=other)
     assert tried.method_digest != usual != quick("clean").method_digest
     monkeypatch.setattr(guard, "_NEW", 9, raising=False)
     assert quick("clean", "guard").method_digest != usual
-    assert (
-        case("image", "clean", "guard", 0, part="valid").task_digest != case("image", "clean", "guard", 0).task_digest
-    )
+    assert dataclasses.replace(quick("clean"), part="valid").task_digest != quick("clean").task_digest
 
 
 def test_answers_that_are_nan_are_wrong() -> None:
@@ -321,7 +329,7 @@ def test_answers_that_are_nan_are_wrong() -> None:
             return SimpleNamespace(logits=x)
 
     logits = torch.tensor([[2.0, 1.0], [torch.nan, 1.0], [torch.nan, torch.nan], [0.0, 1.0]])
-    found = scores(Half(), Rows({"x": logits, "labels": torch.tensor([0, 0, 0, 0])}))
+    found = evaluate(Half(), Rows({"x": logits, "labels": torch.tensor([0, 0, 0, 0])}))
     assert found["accuracy"] == 0.25 and found["loss"] != found["loss"]
 
 

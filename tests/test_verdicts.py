@@ -28,6 +28,7 @@ from hf_adaptive_lr.bench.verdict_plan import TUNING_SEED, Book, Tuning
 from hf_adaptive_lr.bench.verdict_stats import Interval
 from hf_adaptive_lr.bench.verdict_tasks import QUICK_TASKS, TASKS, Task
 from hf_adaptive_lr.controllers import CONTROLLERS
+from hf_adaptive_lr.hub.card import notes_of
 
 ROOT = Path(__file__).parent.parent
 CARDS = ROOT / "model_cards"
@@ -479,12 +480,12 @@ def test_without_rows_a_page_has_no_numbers_and_no_verdict(paper, tmp_path) -> N
 
 def test_notes_survive(book, tmp_path) -> None:
     path = verdict_pages.write_page(TOY, book, tmp_path / "cards", quick=True)
-    assert verdict_pages.notes_of(path.read_text()) == "First words."
+    assert notes_of(path.read_text()) == "First words."
     written = "Another *hand*.\n\n- kept\n- as it is"
     path.write_text(path.read_text().replace("First words.", written))
     verdict_pages.write_page(TOY, book, tmp_path / "cards", quick=True)
-    assert verdict_pages.notes_of(path.read_text()) == written
-    assert verdict_pages.notes_of("no markers") is None
+    assert notes_of(path.read_text()) == written
+    assert notes_of("no markers") is None
 
 
 def test_a_changed_row_changes_the_page(book, tmp_path) -> None:
@@ -503,8 +504,8 @@ def pages() -> list[str]:
 @pytest.mark.parametrize("name", pages())
 def test_the_committed_page_is_what_its_rows_say(name) -> None:
     page = (CARDS / f"{name}.md").read_text()
-    assert verdict_pages.render(PAPERS[name], Book(CARDS / "rows"), verdict_pages.notes_of(page)) == page
-    assert not re.search(r"\d", verdict_pages.notes_of(page) or "")
+    assert verdict_pages.render(PAPERS[name], Book(CARDS / "rows"), notes_of(page)) == page
+    assert not re.search(r"\d", notes_of(page) or "")
     for found in verdict_judge.cells(PAPERS[name], Book(CARDS / "rows"), TASKS).values():
         assert not found.runs or len(found.runs) >= 5
 

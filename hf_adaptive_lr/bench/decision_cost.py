@@ -25,6 +25,7 @@ from ..controller import Controller
 from ..observation import OPTIONAL_FIELDS, Value
 from ..scheduler.config import SchedulerConfig
 from ..scheduler.runtime import ControllerRun
+from . import markdown
 from .runner import Row, append_row
 
 OUTPUT = Path("model_cards/rows/decision_cost.jsonl")
@@ -40,12 +41,7 @@ def fields_of(controller: Controller) -> dict[str, Value]:
 
 
 def seconds_of(call: Callable[[], object], calls: int = CALLS) -> float:
-    """Median seconds of a call, after some that are not counted.
-
-    Args:
-        call: what is timed.
-        calls: how often, at least 1.
-    """
+    """Median seconds of a call, after some that are not counted."""
     spent = []
     for number in range(WARM + calls):
         began = time.perf_counter()
@@ -56,13 +52,7 @@ def seconds_of(call: Callable[[], object], calls: int = CALLS) -> float:
 
 
 def measure(name: str, controller: Controller, calls: int = CALLS) -> Row:
-    """One row: seconds of the net alone (None where it cannot be called alone) and of a whole decision.
-
-    Args:
-        name: for the row.
-        controller: with weights, if it has any.
-        calls: as in [`seconds_of`].
-    """
+    """One row: seconds of the net alone (None where it cannot be called alone) and of a whole decision."""
     controlled = ControllerRun(controller, [1e-3], SchedulerConfig(total_steps=STEPS, every=1))
     fields = fields_of(controller)
     net: float | None = None
@@ -95,13 +85,13 @@ def candidates() -> Mapping[str, Controller]:
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
-    lines = ["| controller | weights | bytes | net | decision |", "|---|---|---|---|---|"]
+    lines = []
     for row in rows:
         net = "-" if row["net_seconds"] is None else f"{1e6 * row['net_seconds']:.0f} us"
         size = "-" if row["bytes"] is None else f"{row['bytes']:,}"
         decision = f"{1e3 * row['decision_seconds']:.2f} ms"
-        lines.append(f"| `{row['controller']}` | {row['weights']:,} | {size} | {net} | {decision} |")
-    return "\n".join(lines)
+        lines.append([f"`{row['controller']}`", f"{row['weights']:,}", size, net, decision])
+    return markdown.table(["controller", "weights", "bytes", "net", "decision"], lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     torch.set_num_threads(1)
     rows = [measure(name, controller, options.calls) for name, controller in candidates().items()]
-    replace_file(options.output, lambda path: path.touch())
+    replace_file(options.output, "")
     for row in rows:
         append_row(options.output, row)
     print(f"{table(rows)}\nwritten to {options.output}")

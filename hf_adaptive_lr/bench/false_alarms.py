@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..demo.data import DemoDataError
+from . import markdown
 from .runner import Row, RowsError, WorkerError, read_rows, run_all
 from .training_run import TrainingRun
 from .verdict_methods import METHODS
@@ -25,23 +26,14 @@ from .verdict_tasks import TASKS
 ROWS = Path("model_cards/rows")
 FILE = "guard_false_alarms.jsonl"
 GUARDED = ("constant", "linear", "cosine", "hypergradient")
-"""Methods whose healthy runs are watched."""
+"""Methods whose healthy runs are repeated with a guard."""
 SEEDS = 3
 SLOW = "newsgroups-minilm3"
 """Left out: its undisturbed runs are `bench.trouble`'s."""
 
 
 def plan(rows: Path, tasks: Sequence[str], seeds: int) -> list[TrainingRun]:
-    """The healthy runs of the verdicts, each with a guard.
-
-    Args:
-        rows: folder with the verdicts' rows, which say what was tuned.
-        tasks: names of tasks.
-        seeds: of each.
-
-    Raises:
-        ValueError: nothing has been tuned on these tasks yet.
-    """
+    """The healthy runs of the verdicts, each with a guard."""
     book, runs = Book(rows), []
     for name in tasks:
         for method in (METHODS[method] for method in GUARDED):
@@ -61,23 +53,18 @@ def plan(rows: Path, tasks: Sequence[str], seeds: int) -> list[TrainingRun]:
 
 
 def counts(rows: Sequence[Row]) -> tuple[int, int, int, int]:
-    """Alarmed updates, updates, runs with an alarm, and runs.
-
-    Args:
-        rows: of guarded runs that did not diverge.
-    """
+    """Alarmed updates, updates, runs with an alarm, and runs."""
     alarms = [sum(row["guard"].values()) for row in rows]
     return sum(alarms), sum(row["setting"]["updates"] for row in rows), sum(a > 0 for a in alarms), len(rows)
 
 
 def table(rows: Sequence[Row]) -> str:
     """One line per task, and all together."""
-    lines = ["| task | alarmed updates | runs with an alarm |", "|---|---|---|"]
-    for task in dict.fromkeys(row["task"] for row in rows):
-        a, n, r, m = counts([row for row in rows if row["task"] == task])
-        lines.append(f"| {task} | {a} of {n:,} | {r} of {m} |")
-    a, n, r, m = counts(rows)
-    return "\n".join([*lines, f"| all | {a} of {n:,} | {r} of {m} |"])
+    lines = []
+    for task in [*dict.fromkeys(row["task"] for row in rows), "all"]:
+        a, n, r, m = counts([row for row in rows if task in (row["task"], "all")])
+        lines.append([task, f"{a} of {n:,}", f"{r} of {m}"])
+    return markdown.table(["task", "alarmed updates", "runs with an alarm"], lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,19 +9,15 @@ to the next, so that each holds one; a second plain trainer shows the noise.
 from __future__ import annotations
 
 import argparse
-import json
-import random
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from ..artifacts import replace_file
-from .overhead import PLAIN, WARM_UP, Method, Times, figures, header, lanes_of
+from . import measured
+from .overhead import PLAIN, Method, Times, figures, header, measure, setting
 from .workload import SIZES, SNAPSHOT_EVERY, TINY, Size
 
 TARGET = 1.02
@@ -32,36 +28,9 @@ METHODS = (
 )
 
 
-def measure(size: Size, pairs: int, seed: int) -> Times:
-    """Run the trainers in turn.
-
-    Args:
-        size: model, batch and length.
-        pairs: blocks of each, at least 1.
-        seed: of data, weights and the order of turns.
-    """
-    methods, rounds, order = [PLAIN, *METHODS], pairs * SNAPSHOT_EVERY, random.Random(seed)
-    times: Times = {method: {} for method in methods}
-    with lanes_of(methods, size, WARM_UP + rounds + 1, seed) as (lanes, own):
-        for index in tqdm(range(rounds), desc=f"{size.name}, {len(methods)} trainers in turn", unit="round"):
-            order.shuffle(methods)
-            for method in methods:
-                own.take()
-                times[method][index] = (lanes[method].advance(), own.take())
-    return times
-
-
 def rows_for(size: Size, times: Times) -> list[dict[str, Any]]:
     """One row per method."""
-    common = {
-        "row": "guard_overhead",
-        "size": size.name,
-        "parameters": sum(p.numel() for p in size.model().parameters()),
-        "batch_size": size.batch,
-        "length": size.length,
-        "snapshot_every": SNAPSHOT_EVERY,
-        "plain_ms": round(1e3 * statistics.median(cpu for cpu, _ in times[PLAIN].values()), 2),
-    }
+    common = {"row": "guard_overhead", **setting(size, times), "snapshot_every": SNAPSHOT_EVERY}
     return [
         {**common, "method": m.name, **figures(m, times[PLAIN], times[m]), "target": TARGET if m.guard else None}
         for m in METHODS
@@ -79,18 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.pairs < 1:
         p.error(f"--pairs {options.pairs}: at least 1")
     torch.set_num_threads(1)
-    options.sizes, size = ["10M"], TINY if options.quick else SIZES["10M"]
-    first = header(options)
-    first["command"] = f"python -m hf_adaptive_lr.bench.guard_overhead --pairs {options.pairs} --seed {options.seed}"
-    rows = rows_for(size, measure(size, 1 if options.quick else options.pairs, options.seed))
+    size, pairs = (TINY, 1) if options.quick else (SIZES["10M"], options.pairs)
+    first = header(f"{p.prog} --pairs {options.pairs} --seed {options.seed}")
+    rows = rows_for(size, measure(size, METHODS, pairs * SNAPSHOT_EVERY, options.seed))
     for row in rows:
         low, high = row["interval"]
         print(f"{row['size']:5} {row['method']:20} {row['ratio']:7.4f}  [{low:.4f}, {high:.4f}]  {row['pairs']} pairs")
     output = options.output or (None if options.quick else ROWS)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row) + "\n" for row in [first, *rows])
-        replace_file(output, lambda path: path.write_text(text, encoding="utf-8"))
+        measured.write_rows(output, [first, *rows])
         print(f"written to {output}")
     return 0
 

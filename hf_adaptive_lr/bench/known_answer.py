@@ -18,14 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..artifacts import library_version, replace_file
 from ..controller import Controller
 from ..meta.driver import DriverConfig
 from ..meta.driver import run as drive
@@ -34,6 +32,7 @@ from ..meta.problem import Problem
 from ..meta.suites import SUITES
 from ..meta.tasks.quadratic import Quadratic
 from ..meta.trainers import make_trainer
+from . import measured
 
 CAP = 100.0
 BAR = 1.3
@@ -48,12 +47,7 @@ def held_out(runs: int) -> Problem:
 
 
 def mean_ratio(log_final: Tensor, log_best: Tensor) -> float:
-    """Geometric mean of final over best loss, each ratio capped at 100.
-
-    Args:
-        log_final: logs of the final losses, of shape (runs,).
-        log_best: logs of the best possible ones.
-    """
+    """Geometric mean of final over best loss, each ratio capped at 100."""
     return float((log_final - log_best).clamp(max=math.log(CAP)).mean().exp())
 
 
@@ -155,18 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = measure(options)
     print(table(rows))
     words = " ".join(argv if argv is not None else sys.argv[1:])
-    header = {
-        "row": "header",
-        "command": f"python -m hf_adaptive_lr.bench.known_answer {words}".strip(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": {"hf_adaptive_lr": library_version(), "torch": torch.__version__},
-        "threads": torch.get_num_threads(),
-        "suite_digest": SUITES["quadratic"].digest(),
-        "cap": CAP,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in [header, *rows])
-    replace_file(options.output, lambda path: path.write_text(text, encoding="utf-8"))
+    command = f"python -m hf_adaptive_lr.bench.known_answer {words}"
+    first = measured.header(command, suite_digest=SUITES["quadratic"].digest(), cap=CAP)
+    measured.write_rows(options.output, [first, *rows])
     print(f"written to {options.output}")
     return 0
 

@@ -55,14 +55,7 @@ class Lane(TrainerCallback):
         self._thread.start()
 
     def advance(self) -> float:
-        """Run one update.
-
-        Returns:
-            CPU seconds of the whole process during it, all threads.
-
-        Raises:
-            BaseException: what `train()` raised.
-        """
+        """Run one update."""
         self._hand_over()
         return self._spent
 

@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..artifacts import library_version, replace_file
 from ..controller import Controller
 from ..meta.driver import DriverConfig
 from ..meta.driver import run as drive
@@ -32,6 +30,7 @@ from ..meta.episode import RISE, Episode, play_through
 from ..meta.problem import Problem
 from ..meta.suites import SUITES
 from ..meta.trainers import make_trainer
+from . import measured
 
 RATES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 _DRAW = 9000
@@ -42,11 +41,6 @@ def compare(controller: Controller, problems: int, runs: int) -> tuple[Tensor, T
     """Logs of the final test losses of linear decay and of a controller, both of shape (rates, problems).
 
     A run that blows up counts as a loss e^3 times its start.
-
-    Args:
-        controller: who decides, twenty times a run.
-        problems: number of held-out problems.
-        runs: runs of each problem and rate, averaged.
     """
     linear, learned = torch.zeros(len(RATES), problems), torch.zeros(len(RATES), problems)
     for index in tqdm(range(problems), desc="held-out problems"):
@@ -104,18 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = p.parse_args(argv)
     rows = measure(options)
     print(table(rows))
-    header = {
-        "row": "header",
-        "command": f"python -m hf_adaptive_lr.bench.mlp_answer --minutes {options.minutes:g} --runs {options.runs} "
-        f"--problems {options.problems} --problem-runs {options.problem_runs} --seed {options.seed}",
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": {"hf_adaptive_lr": library_version(), "torch": torch.__version__},
-        "threads": torch.get_num_threads(),
-        "suite_digest": SUITES["mlp"].digest(),
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in [header, *rows])
-    replace_file(options.output, lambda path: path.write_text(text, encoding="utf-8"))
+    command = (
+        f"python -m hf_adaptive_lr.bench.mlp_answer --minutes {options.minutes:g} --runs {options.runs} "
+        f"--problems {options.problems} --problem-runs {options.problem_runs} --seed {options.seed}"
+    )
+    first = measured.header(command, suite_digest=SUITES["mlp"].digest())
+    measured.write_rows(options.output, [first, *rows])
     return 0
 
 

@@ -16,33 +16,29 @@ runs that measure it twenty times is computed from that.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
-import json
 import math
-import os
-import platform
 import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..artifacts import library_version, replace_file
 from ..controller import Controller
 from ..controllers import CONTROLLERS
+from . import measured
 from .lanes import Lane, OwnTime, share_one_heap
 from .probes import CHEAP, Reader, Recurrent
 from .workload import SIZES, TINY, Size, trainer_for
 
+COMMAND = "python -m hf_adaptive_lr.bench.overhead"
+ROWS = Path("model_cards/rows/overhead.jsonl")
 CADENCE = 10
 """Updates per decision of the methods that do not decide at every update; `--pairs` is the number of their pairs."""
 WARM_UP = 3
@@ -80,42 +76,16 @@ Times = dict[Method, dict[int, tuple[float, float]]]
 """Per method and round: CPU seconds of the update, and those of them spent in our own code."""
 
 
-def measure(size: Size, pairs: int, seed: int) -> Times:
-    """Run all methods in turn.
-
-    Args:
-        size: model, batch and length.
-        pairs: blocks of the methods that decide every ten updates.
-        seed: of data, weights and the order of turns.
-    """
-    rounds, order = pairs * CADENCE, random.Random(seed)
-    methods = (PLAIN, *METHODS, GAIN)
-    times: Times = {method: {} for method in methods}
-    with lanes_of(methods, size, WARM_UP + rounds + 1, seed) as (lanes, own):
-        for index in tqdm(range(rounds), desc=f"{size.name}, {len(methods)} trainers in turn", unit="round"):
-            # A cost of a third of an update needs fewer measurements than one of a thousandth.
-            turn = [m for m in methods if m is not GAIN or index % 4 == 0]
-            order.shuffle(turn)
-            for method in turn:
-                own.take()
-                times[method][index] = (lanes[method].advance(), own.take())
-    return times
-
-
-@contextlib.contextmanager
-def lanes_of(
-    methods: Sequence[Method], size: Size, updates: int, seed: int
-) -> Iterator[tuple[dict[Method, Lane], OwnTime]]:
-    """A warm trainer for each method, and the clock of our own code; all end with the context."""
+def measure(size: Size, methods: Sequence[Method], rounds: int, seed: int) -> Times:
+    """Run the plain trainer and those of all methods in turn."""
+    order, times = random.Random(seed), {method: dict[int, tuple[float, float]]() for method in (PLAIN, *methods)}
     share_one_heap()
     with tempfile.TemporaryDirectory() as folder, OwnTime().measured() as own:
         lanes = {}
-        for index, m in enumerate(methods):
+        for index, m in enumerate(times):
             path = Path(folder, str(index))
-            trainer = trainer_for(
-                m.controller, size, every=m.every, updates=updates, folder=path, seed=seed, guard=m.guard
-            )
-            lanes[m] = Lane(trainer)
+            updates = WARM_UP + rounds + 1
+            lanes[m] = Lane(trainer_for(m.controller, size, m.every, updates, path, seed, guard=m.guard))
         for _ in range(WARM_UP):
             for lane in lanes.values():
                 lane.advance()
@@ -123,11 +93,18 @@ def lanes_of(
         gc.collect()
         gc.freeze()
         try:
-            yield lanes, own
+            for index in tqdm(range(rounds), desc=f"{size.name}, {len(lanes)} trainers in turn", unit="round"):
+                # A cost of a third of an update needs fewer measurements than one of a thousandth.
+                turn = [m for m in lanes if m is not GAIN or index % 4 == 0]
+                order.shuffle(turn)
+                for method in turn:
+                    own.take()
+                    times[method][index] = (lanes[method].advance(), own.take())
         finally:
             gc.unfreeze()
             for lane in lanes.values():
                 lane.close()
+    return times
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -138,17 +115,6 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
 
     The k-th smallest and k-th largest of n values enclose the true median with probability 1 - 2 P(B(n, 1/2) < k),
     whatever the distribution. Below six values even the extremes do not reach 95%, and the confidence says so.
-
-    Args:
-        values: at least one.
-        level: confidence wanted.
-
-    Returns:
-        The median, (low, high), and the confidence.
-
-    Example:
-        >>> median_interval([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
-        (3.5, (1.0, 6.0), 0.96875)
     """
     ordered, n = sorted(values), len(values)
     confidence = [1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n for k in range(1, max(2, n // 2 + 1))]
@@ -156,21 +122,26 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
     return statistics.median(ordered), (ordered[k], ordered[n - 1 - k]), confidence[k]
 
 
-def rows_for(size: Size, times: Times) -> list[dict[str, Any]]:
-    """One row per method; the last one is the gain ratio's."""
-    model = size.model()
-    parameters = sum(p.numel() for p in model.parameters())
-    common = {
+def setting(size: Size, times: Times) -> dict[str, Any]:
+    """The model, and how long a plain update of it takes."""
+    return {
         "size": size.name,
-        "parameters": parameters,
-        "embedding_parameters": sum(p.numel() for p in model.bert.embeddings.parameters()),
+        "parameters": sum(p.numel() for p in size.model().parameters()),
         "batch_size": size.batch,
         "length": size.length,
         "plain_ms": round(1e3 * statistics.median(cpu for cpu, _ in times[PLAIN].values()), 2),
     }
+
+
+def rows_for(size: Size, times: Times) -> list[dict[str, Any]]:
+    """One row per method; the last one is the gain ratio's."""
+    common = {
+        **setting(size, times),
+        "embedding_parameters": sum(p.numel() for p in size.model().bert.embeddings.parameters()),
+    }
     rows = []
     for method in (*METHODS, GAIN):
-        bound = TARGET if parameters >= TARGET_PARAMETERS and method.controller is not None else None
+        bound = TARGET if common["parameters"] >= TARGET_PARAMETERS and method.controller is not None else None
         found = figures(method, times[PLAIN], times[method])
         rows.append({"row": "overhead", **common, "method": method.name, **found, "target": bound})
     share = rows[-1]["ratio"] - 1
@@ -207,33 +178,14 @@ def figures(
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def header(options: argparse.Namespace) -> dict[str, Any]:
+def header(command: str) -> dict[str, Any]:
     """Where and with what the rows below were measured; the folder they go to has no influence and is left out."""
-    packages = ("torch", "transformers", "accelerate")
-    what = ["--quick"] if options.quick else ["--sizes", *options.sizes, "--pairs", str(options.pairs)]
-    return {
-        "row": "header",
-        "command": " ".join(["python -m hf_adaptive_lr.bench.overhead", *what, f"--seed {options.seed}"]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": {
-            "hf_adaptive_lr": library_version(),
-            "python": platform.python_version(),
-            **{p: version(p) for p in packages},
-        },
-        "threads": torch.get_num_threads(),
-        "load_at_start": round(os.getloadavg()[0], 2),
-        "cpu": _cpu(),
-        "clock": "CPU time of the process (time.process_time)",
-        "optimizer": "adamw_torch, clipping 1.0, logging every 10 updates",
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return measured.header(
+        command,
+        ("torch", "transformers", "accelerate"),
+        clock="CPU time of the process (time.process_time)",
+        optimizer="adamw_torch, clipping 1.0, logging every 10 updates",
+    )
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -268,35 +220,28 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    p = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.overhead", description=__doc__.split("\n")[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write the rows; the file appears whole or not at all."""
+    p = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n")[0])
     p.add_argument("--quick", action="store_true", help="a tiny model and two pairs: does it run, not what it costs")
     p.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="models to measure")
     p.add_argument("--pairs", type=int, default=6, help="blocks of ten updates per method; at least 6 for 95%%")
     p.add_argument("--seed", type=int, default=0, help="of data, weights and the order of turns")
-    p.add_argument(
-        "--output", type=Path, help="JSON-lines file (default model_cards/rows/overhead.jsonl; --quick: none)"
-    )
-    return p
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write the rows; the file appears whole or not at all."""
-    options = parser().parse_args(argv)
+    p.add_argument("--output", type=Path, help=f"JSON-lines file (default {ROWS}; --quick: none)")
+    options = p.parse_args(argv)
     if options.pairs < 1:
-        parser().error(f"--pairs {options.pairs}: at least 1")
+        p.error(f"--pairs {options.pairs}: at least 1")
     torch.set_num_threads(1)
     sizes = [TINY] if options.quick else [SIZES[name] for name in options.sizes]
-    pairs = 2 if options.quick else options.pairs
-    first = header(options)
-    rows = [row for size in sizes for row in rows_for(size, measure(size, pairs, options.seed))]
+    rounds = CADENCE * (2 if options.quick else options.pairs)
+    what = f"--sizes {' '.join(options.sizes)} --pairs {options.pairs}"
+    first = header(f"{COMMAND} {'--quick' if options.quick else what} --seed {options.seed}")
+    methods = (*METHODS, GAIN)
+    rows = [row for size in sizes for row in rows_for(size, measure(size, methods, rounds, options.seed))]
     print(table(rows))
-    output = options.output or (None if options.quick else Path("model_cards/rows/overhead.jsonl"))
+    output = options.output or (None if options.quick else ROWS)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row) + "\n" for row in [first, *rows])
-        replace_file(output, lambda path: path.write_text(text, encoding="utf-8"))
+        measured.write_rows(output, [first, *rows])
     return 0
 
 

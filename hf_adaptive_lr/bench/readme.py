@@ -13,11 +13,12 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import replace_file
+from .markdown import table
+from .runner import read_rows
 
 if TYPE_CHECKING:
     from .verdict_judge import Word
@@ -28,132 +29,96 @@ PAGES = (Path("README.md"), Path("model_cards/README.md"))
 Row = Mapping[str, Any]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; none when it is missing."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
 def demo_table(rows: Sequence[Row]) -> str:
-    """Results of the main job, one line per task.
-
-    Args:
-        rows: contents of `results.json` files.
-    """
-    lines = ["| task | data | accuracy | majority class | learning rate first / largest / last | seconds | command |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    """Results of the main job, one line per task."""
+    head = ["task", "data", "accuracy", "majority class", "learning rate first / largest / last", "seconds", "command"]
+    lines = []
     for row in rows:
         lr, data = row["lr"], row["data"]
-        cells = [
-            row["task"],
-            f"{data['name']}, {data['train_rows']} + {data['report_rows']} rows",
-            f"{row['accuracy']:.3f}",
-            f"{row['majority_accuracy']:.3f}",
-            f"{lr['first']:.2g} / {lr['max']:.2g} / {lr['last']:.2g}",
-            f"{row['wall_seconds']:.0f}",
-            f"`hf-adaptive-lr finetune --task {row['task']}`",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(
+            [
+                row["task"],
+                f"{data['name']}, {data['train_rows']} + {data['report_rows']} rows",
+                f"{row['accuracy']:.3f}",
+                f"{row['majority_accuracy']:.3f}",
+                f"{lr['first']:.2g} / {lr['max']:.2g} / {lr['last']:.2g}",
+                f"{row['wall_seconds']:.0f}",
+                f"`hf-adaptive-lr finetune --task {row['task']}`",
+            ]
+        )
+    return table(head, lines)
 
 
 def overhead_table(rows: Sequence[Row]) -> str:
-    """Overhead of each method at each size, and what the gain ratio costs whole runs.
-
-    Args:
-        rows: what `python -m hf_adaptive_lr.bench.overhead` wrote.
-    """
+    """Overhead of each method at each size, and what the gain ratio costs whole runs."""
     from .overhead import verdict
 
-    lines = ["| parameters | method | decides every | ratio (interval) | in our own code | at most 1.01? |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = []
     for row in rows:
-        if row["row"] == "header":
-            continue
-        size, (low, high) = f"{row['parameters'] / 1e6:.1f}M", row["interval"]
+        method, every, ratio, own = (
+            row["method"],
+            str(row["every"]),
+            _interval(row),
+            f"{100 * (row['inside'] - 1):.1f} %",
+        )
         if "computed_ratio" in row:
             runs = ", ".join(f"{ratio:.3f} in {run}" for run, ratio in row["computed_ratio"].items())
-            lines.append(
-                f"| {size} | gain ratio, {row['decisions_per_run']} a run (computed) | - | {runs} updates | - "
-                f"| {verdict(row) or '-'} |"
-            )
-            continue
-        own = f"{100 * (row['inside'] - 1):.1f} %"
-        lines.append(
-            f"| {size} | {row['method']} | {row['every']} | {row['ratio']:.3f} ({low:.3f} ... {high:.3f}) | {own} "
-            f"| {verdict(row) or '-'} |"
-        )
-    return "\n".join(lines)
+            method, every, own = f"gain ratio, {row['decisions_per_run']} a run (computed)", "-", "-"
+            ratio = f"{runs} updates"
+        lines.append([_size(row), method, every, ratio, own, verdict(row) or "-"])
+    head = ["parameters", "method", "decides every", "ratio (interval)", "in our own code", "at most 1.01?"]
+    return table(head, lines)
+
+
+def _size(row: Row) -> str:
+    return f"{row['parameters'] / 1e6:.1f}M"
+
+
+def _interval(row: Row) -> str:
+    low, high = row["interval"]
+    return f"{row['ratio']:.3f} ({low:.3f} ... {high:.3f})"
 
 
 def known_answer_table(rows: Sequence[Row]) -> str:
-    """Ratio to the best schedule, by method.
-
-    Args:
-        rows: what `python -m hf_adaptive_lr.bench.known_answer` wrote.
-    """
-    lines = [
-        "| method | final loss / best | by decade of the initial learning rate | seconds to train |",
-        "|---|---|---|---|",
-    ]
+    """Ratio to the best schedule, by method."""
+    lines = []
     for row in rows:
-        if row["row"] == "header":
-            continue
         decades = ", ".join(f"{decade}: {ratio:.2f}" for decade, ratio in row.get("by_decade", {}).items())
         seconds = f"{row['seconds']:.0f}" if "seconds" in row else "-"
-        lines.append(f"| {row['method']} | {row['ratio']:.2f} | {decades or '-'} | {seconds} |")
-    return "\n".join(lines)
+        lines.append([row["method"], f"{row['ratio']:.2f}", decades or "-", seconds])
+    head = ["method", "final loss / best", "by decade of the initial learning rate", "seconds to train"]
+    return table(head, lines)
 
 
 def mlp_answer_table(rows: Sequence[Row]) -> str:
-    """Log regret by initial learning rate.
-
-    Args:
-        rows: what `python -m hf_adaptive_lr.bench.mlp_answer` wrote.
-    """
-    measured = [row for row in rows if row["row"] != "header"]
-    rates = list(measured[0]["log_regret"])
-    lines = [f"| initial learning rate | {' | '.join(rates)} |", "|---" * (len(rates) + 1) + "|"]
-    for row in measured:
-        values = " | ".join(f"{row['log_regret'][rate]:.2f}" for rate in rates)
-        lines.append(f"| {row['method']} | {values} |")
-    return "\n".join(lines)
+    """Log regret by initial learning rate."""
+    rates = list(rows[0]["log_regret"])
+    lines = [[row["method"], *(f"{row['log_regret'][rate]:.2f}" for rate in rates)] for row in rows]
+    return table(["initial learning rate", *rates], lines)
 
 
 def throughput_table(rows: Sequence[Row]) -> str:
-    """Inner steps per second of every column at the largest number of runs.
-
-    Args:
-        rows: what `python -m hf_adaptive_lr.bench.throughput` wrote.
-    """
-    measured = [row for row in rows if row["row"] != "header"]
-    most = max(row["runs"] for row in measured)
-    lines = ["| column | steps / s | share of the matmul peak |", "|---|---|---|"]
-    for row in measured:
-        if row["runs"] == most and row["steps_per_second"]:
-            lines.append(f"| {row['column']} | {row['steps_per_second']:,.0f} | {100 * row['share_of_peak']:.1f} % |")
-    return "\n".join(lines)
+    """Inner steps per second of every column at the largest number of runs."""
+    most = max(row["runs"] for row in rows)
+    lines = [
+        [row["column"], f"{row['steps_per_second']:,.0f}", f"{100 * row['share_of_peak']:.1f} %"]
+        for row in rows
+        if row["runs"] == most and row["steps_per_second"]
+    ]
+    return table(["column", "steps / s", "share of the matmul peak"], lines)
 
 
 def verdict_table(rows: Path) -> str:
-    """Verdict and controls of every paper, one line each; empty without any rows.
-
-    Args:
-        rows: folder with the rows that `python -m hf_adaptive_lr.bench.verdict` wrote.
-    """
-    lines = ["| paper | its claim | verdict | what a reader should ask beyond it |", "|---|---|---|---|"]
-    found = _verdicts(rows)
-    for paper, word, controls in found:
+    """Verdict and controls of every paper, one line each; empty without any rows."""
+    lines = []
+    for paper, word, controls in _verdicts(rows):
         asked = "; ".join(f"{text.rstrip('.')}: *{answer}*" for text, answer in controls)
-        lines.append(f"| [`{paper.name}`]({paper.name}.md) | {paper.claim} | **{word}** | {asked} |")
-    return "\n".join(lines) if found else ""
+        lines.append([f"[`{paper.name}`]({paper.name}.md)", paper.claim, f"**{word}**", asked])
+    return table(["paper", "its claim", "verdict", "what a reader should ask beyond it"], lines) if lines else ""
 
 
 def verdict_words(rows: Path) -> str:
-    """One line with the verdict of every paper; empty without any rows.
-
-    Args:
-        rows: folder with the rows that `python -m hf_adaptive_lr.bench.verdict` wrote.
-    """
+    """One line with the verdict of every paper; empty without any rows."""
     return ", ".join(f"[`{paper.name}`](model_cards/{paper.name}.md) **{word}**" for paper, word, _ in _verdicts(rows))
 
 
@@ -174,11 +139,7 @@ def _verdicts(rows: Path) -> list[tuple[Paper, Word, list[tuple[str, Word]]]]:
 
 
 def guard_table(rows: Path) -> str:
-    """Shares of disturbed runs that end as well as undisturbed ones, by task and method; empty without any rows.
-
-    Args:
-        rows: folder with the rows that `python -m hf_adaptive_lr.bench.trouble` wrote.
-    """
+    """Shares of disturbed runs that end as well as undisturbed ones, by task and method; empty without any rows."""
     from .trouble_figures import GUARD, Figures
     from .trouble_methods import METHODS
     from .trouble_pages import TROUBLES, rows_file
@@ -186,23 +147,18 @@ def guard_table(rows: Path) -> str:
 
     if not any((rows / rows_file(task)).is_file() for task in TASKS):
         return ""
-    lines = [f"| task | {' | '.join(f'`{name}`' for name in METHODS)} | alarms in healthy runs |"]
-    lines.append("|---" * (len(METHODS) + 2) + "|")
+    lines = []
     for task in TASKS:
         found = Figures(read_rows(rows / rows_file(task)))
         shares = ["{} of {}".format(*found.overall(TROUBLES, method)) for method in METHODS]
         alarms, updates, _ = found.false_alarms()
         shares[list(METHODS).index(GUARD)] = f"**{shares[list(METHODS).index(GUARD)]}**"
-        lines.append(f"| {task} | {' | '.join(shares)} | {alarms} in {updates:,} updates |")
-    return "\n".join(lines)
+        lines.append([task, *shares, f"{alarms} in {updates:,} updates"])
+    return table(["task", *(f"`{name}`" for name in METHODS), "alarms in healthy runs"], lines)
 
 
 def universal_words(rows: Path) -> str:
-    """`universal` beside the tuned linear schedule, wins and losses, in a sentence; empty while it has no rows.
-
-    Args:
-        rows: folder with the rows that `hf-adaptive-lr bench --full` wrote.
-    """
+    """`universal` beside the tuned linear schedule, wins and losses, in a sentence; empty while it has no rows."""
     from .universal_page import in_words
     from .yardstick_plan import PROFILES, Book
 
@@ -210,29 +166,16 @@ def universal_words(rows: Path) -> str:
 
 
 def guard_overhead_table(rows: Sequence[Row]) -> str:
-    """What the guard costs.
-
-    Args:
-        rows: what `python -m hf_adaptive_lr.bench.guard_overhead` wrote.
-    """
-    lines = ["| parameters | method | ratio (interval) | aim |", "|---|---|---|---|"]
-    for row in rows:
-        if row["row"] == "header":
-            continue
-        (low, high), aim = row["interval"], row["target"]
-        ratio = f"{row['ratio']:.3f} ({low:.3f} ... {high:.3f})"
-        lines.append(
-            f"| {row['parameters'] / 1e6:.1f}M | {row['method']} | {ratio} | {f'at most {aim}' if aim else '-'} |"
-        )
-    return "\n".join(lines)
+    """What the guard costs."""
+    lines = [
+        [_size(row), row["method"], _interval(row), f"at most {row['target']}" if row["target"] else "-"]
+        for row in rows
+    ]
+    return table(["parameters", "method", "ratio (interval)", "aim"], lines)
 
 
 def false_alarms_table(rows: Sequence[Row]) -> str:
-    """What the guard did to healthy runs.
-
-    Args:
-        rows: what `python -m hf_adaptive_lr.bench.false_alarms` wrote.
-    """
+    """What the guard did to healthy runs."""
     from .false_alarms import table
 
     return table([dict(row) for row in rows])
@@ -259,24 +202,13 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
 
 
 def render(pages: Sequence[str], rows: Path = ROWS) -> list[str]:
-    """The pages with every table written anew.
-
-    Args:
-        pages: their texts, with `<!-- name: command -->` ... `<!-- /name -->` around each table, on one page each.
-        rows: folder with the rows.
-
-    Returns:
-        The new texts; a table without rows is left as it is.
-
-    Raises:
-        ValueError: a table has rows, and a marker of it is missing.
-    """
+    """The pages with every table written anew."""
     wanted = "".join(pages)
     tables = {name: block(rows) for name, block in BLOCKS.items() if f"<!-- {name}: " in wanted}
-    for name, (file, table) in TABLES.items():
-        found = read_rows(rows / file)
-        tables[name] = table(found) if found else ""
-    for name in [name for name, table in tables.items() if table]:
+    for name, (file, render_table) in TABLES.items():
+        found = [row for row in read_rows(rows / file) if row.get("row") != "header"]
+        tables[name] = render_table(found) if found else ""
+    for name in [name for name, text in tables.items() if text]:
         if not _block(name).search(wanted):
             raise ValueError(f"no page has markers for '{name}'")
         pages = [_replaced(page, name, tables[name]) for page in pages]
@@ -303,9 +235,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.results:
         text = "".join(json.dumps(json.loads(path.read_text(encoding="utf-8"))) + "\n" for path in options.results)
         ROWS.mkdir(parents=True, exist_ok=True)
-        replace_file(ROWS / "finetune.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+        replace_file(ROWS / "finetune.jsonl", text)
     for page, text in zip(PAGES, render([page.read_text(encoding="utf-8") for page in PAGES]), strict=True):
-        replace_file(page, partial(Path.write_text, data=text, encoding="utf-8"))
+        replace_file(page, text)
         print(f"wrote {page} from {ROWS}")
     return 0
 

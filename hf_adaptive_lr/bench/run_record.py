@@ -18,11 +18,7 @@ EVAL_BATCH = 250
 
 
 class Record:
-    """What the updates of a run were: losses, rows, and a checksum of how it began.
-
-    Args:
-        model: with its first weights.
-    """
+    """Losses and rows of a run's updates, and a checksum of its first weights and batches."""
 
     def __init__(self, model: nn.Module) -> None:
         self.losses: list[Tensor] = []
@@ -48,9 +44,6 @@ class Meter:
     """Counts the rows that go through a model, forward and backward, whoever sends them and in whatever mode.
 
     Rows and not calls: a pass over held-out data may be many times as large as a batch of training.
-
-    Args:
-        model: answers with `logits`, one per row.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -77,47 +70,51 @@ class Meter:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, rows: Rows) -> dict[str, float]:
-    """Mean cross-entropy in nats and share of right answers, in evaluation mode.
-
-    Args:
-        model: answers with `logits`.
-        rows: what it is asked.
-    """
+    """Mean cross-entropy in nats and share of right answers, in evaluation mode; an answer with NaN in it is wrong."""
     model.eval()
     loss, right = 0.0, 0
     for first in range(0, len(rows), EVAL_BATCH):
-        batch = rows.part(first, EVAL_BATCH).columns
-        logits = model(**{name: column for name, column in batch.items() if name != "labels"}).logits
-        loss += float(nn.functional.cross_entropy(logits.double(), batch["labels"], reduction="sum"))
-        right += int((logits.argmax(-1) == batch["labels"]).sum())
+        batch = dict(rows.part(first, EVAL_BATCH).columns)
+        labels = batch.pop("labels")
+        logits = model(**batch).logits.double()
+        loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        right += int(((logits.argmax(-1) == labels) & ~logits.isnan().any(-1)).sum())
     return {"loss": loss / len(rows), "accuracy": right / len(rows)}
 
 
+def parameters(model: nn.Module) -> dict[str, int]:
+    """Number of weights, and of those that are trained."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return {"parameters": sum(n for n, _ in sizes), "trained_parameters": sum(n for n, trained in sizes if trained)}
+
+
+def trainer_settings(folder: str, updates: int, batch_size: int, lr: float, seed: int) -> dict[str, Any]:
+    """Arguments of a `Trainer` on the CPU that saves and prints nothing."""
+    return {
+        "output_dir": folder,
+        "max_steps": updates,
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": EVAL_BATCH,
+        "learning_rate": lr,
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+    }
+
+
 def diverged(losses: Sequence[float], final: float) -> bool:
-    """Whether a run came apart: a loss that is not finite, or a final one a tenth above that of the first batch.
-
-    Args:
-        losses: training loss of every update.
-        final: loss on the rows it is judged by.
-
-    Example:
-        >>> diverged([2.3, 1.0], 2.4), diverged([2.3, 1.0], 2.6), diverged([2.3, float("nan")], 0.9)
-        (False, True, True)
-    """
+    """Whether a run came apart: a loss that is not finite, or a final one a tenth above that of the first batch."""
     return not all(map(math.isfinite, [*losses, final])) or final > 1.1 * losses[0]
 
 
 def curve(values: Sequence[float], points: int) -> list[tuple[float, float]]:
-    """Means over equal stretches of a run, each at the mean share of the run that was done before its updates.
-
-    Args:
-        values: one per update.
-        points: stretches, at most; a run of fewer updates has one per update.
-
-    Example:
-        >>> curve([1.0, 2.0, 3.0, 6.0], 2)
-        [(0.125, 1.5), (0.625, 4.5)]
-    """
+    """Means over equal stretches of a run, each at the mean share of the run that was done before its updates."""
     total, bins = len(values), min(points, len(values))
     edges = [k * total // bins for k in range(bins + 1)]
     return [

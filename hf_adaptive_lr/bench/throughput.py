@@ -13,26 +13,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import platform
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from ..artifacts import library_version, replace_file
+from . import measured
 from .throughput_columns import ADAMW, COLUMNS, HORIZON, Column, Eager, Jax, Sensed, Vector, Vmap, Work
 
+COMMAND = "python -m hf_adaptive_lr.bench.throughput"
+OUTPUT = Path("model_cards/rows/throughput.jsonl")
 RUNS = (1, 16, 64, 256)
 BATCHES = 8
 """Mini-batches of every run that come round again."""
@@ -47,17 +45,7 @@ TARGET_RUNS = 256
 
 
 def disagreement(columns: Sequence[Column]) -> float:
-    """Train a few updates and compare with `VectorRun` under the same optimizer.
-
-    Args:
-        columns: at their start; they are `CHECKED` updates further afterwards.
-
-    Returns:
-        The largest difference of a column's updates, relative to the norm of the update of that run.
-
-    Raises:
-        RuntimeError: weights of a column that differ by more than 1e-3 of themselves.
-    """
+    """Train a few updates and compare with `VectorRun` under the same optimizer."""
     start, worst = columns[0].task.init(), 0.0
     own = {c.optimizer: c for c in columns if isinstance(c, Vector)}
     for column in columns:
@@ -84,9 +72,10 @@ def clock(threads: int) -> tuple[str, Callable[[], float]]:
 class Peak:
     """A large matrix product, in blocks like a column."""
 
+    unit = 1
+
     def __init__(self, size: int) -> None:
-        self.left, self.out = torch.randn(size, size), torch.empty(size, size)
-        self.flops = 2 * size**3
+        self.left, self.out, self.flops = torch.randn(size, size), torch.empty(size, size), 2 * size**3
 
     def advance(self, updates: int) -> None:
         """That many products."""
@@ -95,17 +84,7 @@ class Peak:
 
 
 def measure(work: Work, rounds: int, seconds: float, now: Callable[[], float]) -> list[dict[str, Any]]:
-    """Check that all columns agree, then time them in turn.
-
-    Args:
-        work: what is trained.
-        rounds: blocks per column.
-        seconds: about how long a block takes.
-        now: the clock.
-
-    Returns:
-        One row per column; those that cannot run say why.
-    """
+    """Check that all columns agree, then time them in turn."""
     task, order = work.task(BATCHES), random.Random(work.seed)
     columns = [kind(task, work.rates()) for kind in COLUMNS if kind is not Jax or Jax.installed()]
     worst = disagreement(columns)
@@ -114,8 +93,7 @@ def measure(work: Work, rounds: int, seconds: float, now: Callable[[], float]) -
             column.draw()
     peak = Peak(2048 if seconds > 0.05 else 64)
     lanes: dict[str, Column | Peak] = {"peak": peak, **{c.name: c for c in columns}}
-    units = {name: lane.unit if isinstance(lane, Column) else 1 for name, lane in lanes.items()}
-    blocks = {name: _block(lane, units[name], seconds, now) for name, lane in lanes.items()}
+    blocks = {name: _block(lane, seconds, now) for name, lane in lanes.items()}
     times: dict[str, list[float]] = {name: [] for name in lanes}
     for _ in tqdm(range(rounds), desc=f"{work.runs} runs, {len(lanes)} in turn", unit="round"):
         for name in order.sample(list(lanes), len(lanes)):
@@ -128,11 +106,11 @@ def measure(work: Work, rounds: int, seconds: float, now: Callable[[], float]) -
     return rows if Jax.installed() else [*rows, {**common, "column": Jax.name, "note": "not installed"}]
 
 
-def _block(lane: Column | Peak, unit: int, seconds: float, now: Callable[[], float]) -> int:
-    lane.advance(unit)
+def _block(lane: Column | Peak, seconds: float, now: Callable[[], float]) -> int:
+    lane.advance(lane.unit)
     began = now()
-    lane.advance(unit)
-    return unit * max(1, round(seconds / max(now() - began, 1e-6)))
+    lane.advance(lane.unit)
+    return lane.unit * max(1, round(seconds / max(now() - began, 1e-6)))
 
 
 def _figures(
@@ -163,35 +141,17 @@ def _figures(
 
 def header(options: argparse.Namespace, work: Work) -> dict[str, Any]:
     """Where and with what the rows below were measured."""
-    runs = ["--runs", *map(str, options.runs), "--rounds", str(options.rounds), "--seconds", str(options.seconds)]
-    what = ["--quick"] if options.quick else runs
-    packages = ["torch", *(["jax", "jaxlib"] if Jax.installed() else [])]
-    return {
-        "row": "header",
-        "command": " ".join(["python -m hf_adaptive_lr.bench.throughput", *what, f"--threads {options.threads}"]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": {
-            "hf_adaptive_lr": library_version(),
-            "python": platform.python_version(),
-            **{p: version(p) for p in packages},
-        },
-        "threads": options.threads,
-        "cpus": os.cpu_count(),
-        "load_at_start": round(os.getloadavg()[0], 2),
-        "cpu": _cpu(),
-        "clock": clock(options.threads)[0],
-        "net": f"{work.dims}-{work.width}-{work.classes} MLP, ReLU, batch {work.batch}",
-        "flops_per_step": work.flops,
-        "decisions": f"every {Sensed.unit} updates of runs of {HORIZON}, where there are sensors",
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    what = f"--runs {' '.join(map(str, options.runs))} --rounds {options.rounds} --seconds {options.seconds}"
+    return measured.header(
+        f"{COMMAND} {'--quick' if options.quick else what} --threads {options.threads}",
+        ["torch", *(["jax", "jaxlib"] if Jax.installed() else [])],
+        threads=options.threads,
+        cpus=os.cpu_count(),
+        clock=clock(options.threads)[0],
+        net=f"{work.dims}-{work.width}-{work.classes} MLP, ReLU, batch {work.batch}",
+        flops_per_step=work.flops,
+        decisions=f"every {Sensed.unit} updates of runs of {HORIZON}, where there are sensors",
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -233,28 +193,19 @@ def only(threads: int) -> Iterator[None]:
             os.sched_setaffinity(0, allowed)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    p = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.throughput", description=__doc__.split("\n")[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write the rows; the file appears whole or not at all."""
+    p = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n")[0])
     p.add_argument("--quick", action="store_true", help="tiny nets, two rounds: does it run, not how fast")
     p.add_argument("--runs", nargs="+", type=int, default=list(RUNS), help="batches of runs to measure")
     p.add_argument("--rounds", type=int, default=9, help="blocks per column and batch")
     p.add_argument("--seconds", type=float, default=0.4, help="length of a block")
     p.add_argument("--threads", type=int, default=2, help="of torch and JAX; 1: CPU time instead of wall time")
-    p.add_argument(
-        "--output", type=Path, help="JSON-lines file (default model_cards/rows/throughput.jsonl; --quick: none)"
-    )
-    return p
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write the rows; the file appears whole or not at all."""
-    options = parser().parse_args(argv)
-    for name in ("rounds", "threads"):
-        if getattr(options, name) < 1:
-            parser().error(f"--{name} {getattr(options, name)}: at least 1")
-    if min(options.runs) < 1:
-        parser().error(f"--runs {min(options.runs)}: at least 1")
+    p.add_argument("--output", type=Path, help=f"JSON-lines file (default {OUTPUT}; --quick: none)")
+    options = p.parse_args(argv)
+    for name, value in (("rounds", options.rounds), ("threads", options.threads), ("runs", min(options.runs))):
+        if value < 1:
+            p.error(f"--{name} {value}: at least 1")
     work = Work(1)
     if options.quick:
         options.runs, options.rounds, options.seconds, options.threads = [1, 3], 2, 0.001, 1
@@ -271,11 +222,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for row in measure(replace(work, runs=runs), options.rounds, options.seconds, now)
         ]
     print(table(rows))
-    output = options.output or (None if options.quick else Path("model_cards/rows/throughput.jsonl"))
+    output = options.output or (None if options.quick else OUTPUT)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row) + "\n" for row in [first, *rows])
-        replace_file(output, lambda path: path.write_text(text, encoding="utf-8"))
+        measured.write_rows(output, [first, *rows])
     return 0
 
 

@@ -5,9 +5,11 @@ Every column trains perceptrons with one hidden layer by plain SGD, or by AdamW 
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..meta.inner import InnerOptimizer
-from ..meta.tasks import Split, Task, TaskSpec, make_task
+from ..meta.tasks import Split, TaskSpec
 from ..meta.tasks.mlp import MLPTask
 from ..meta.tasks.supervised import Batch
 from ..meta.vector_run import VectorRun
@@ -28,49 +30,24 @@ HORIZON, DECISIONS = 200, 20
 _NAMES = ("layer0.weight", "layer0.bias", "head.weight", "head.bias")
 
 
-class Replay(Task):
-    """A task whose training batches were drawn beforehand and come round again: all columns see the same ones.
+class Replay(MLPTask):
+    """Perceptrons whose training batches were drawn beforehand and come round again: all columns see the same ones."""
 
-    Args:
-        task: where weights, batches and losses are from.
-        batches: its training batches.
-    """
-
-    def __init__(self, task: MLPTask, batches: list[Batch]) -> None:
-        # Not the parent's: this task draws nothing.
-        self.task, self.spec, self.runs, self.generator = task, task.spec, task.runs, task.generator
-        self.batches, self._next = batches, 0
-
-    def init(self) -> Tensor:
-        """The inner task's weights."""
-        return self.task.init()
+    batches: Sequence[Batch] = ()
+    """The batches; without any, fresh ones are drawn."""
+    _next = 0
 
     def batch(self, split: Split) -> Batch:
         """The next batch of the cycle, from the training split whatever `split` is."""
+        if not self.batches:
+            return super().batch(split)
         self._next += 1
         return self.batches[(self._next - 1) % len(self.batches)]
-
-    def loss(self, weights: Tensor, batch: Batch) -> Tensor:
-        """The inner task's loss."""
-        return self.task.loss(weights, batch)
-
-    def evaluate(self, weights: Tensor, split: Split) -> Tensor:
-        """The inner task's loss on a split."""
-        return self.task.evaluate(weights, split)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What all columns train.
-
-    Args:
-        runs: number of runs.
-        dims: size of an input.
-        width: of the hidden layer.
-        classes: outputs.
-        batch: examples of a mini-batch.
-        seed: of weights and data.
-    """
+    """What all columns train; `seed` is of weights and data."""
 
     runs: int
     dims: int = 64
@@ -87,9 +64,9 @@ class Work:
     def task(self, batches: int) -> Replay:
         """Perceptrons on vectors that random networks label, and this many batches."""
         config = {"dims": self.dims, "width": self.width, "classes": self.classes, "depth": 1}
-        made = make_task(TaskSpec("mlp", self.runs, self.seed, {**config, "batch_size": self.batch}))
-        assert isinstance(made, MLPTask)
-        return Replay(made, [made.batch("train") for _ in range(batches)])
+        made = Replay(TaskSpec("mlp", self.runs, self.seed, {**config, "batch_size": self.batch}))
+        made.batches = [made.batch("train") for _ in range(batches)]
+        return made
 
     def rates(self) -> Tensor:
         """Learning rates, log-spaced over two decades; none makes a run diverge."""
@@ -97,12 +74,7 @@ class Work:
 
 
 class Column(ABC):
-    """One way to train the runs, from the same start.
-
-    Args:
-        task: the runs.
-        rates: learning rates, of shape (runs,).
-    """
+    """One way to train the runs from the same start, at learning rates of shape (runs,)."""
 
     name: str
     optimizer: InnerOptimizer = SGD
@@ -121,7 +93,7 @@ class Column(ABC):
         """Weights as they are, in the layout of the task, of shape (runs, size)."""
 
     def _params(self) -> dict[str, Tensor]:
-        return {k: v.clone() for k, v in self.task.task.params(self.task.init()).items()}
+        return {k: v.clone() for k, v in self.task.params(self.task.init()).items()}
 
     def _batches(self, updates: int) -> list[int]:
         first, self.done = self.done, self.done + updates
@@ -135,7 +107,9 @@ class Vector(Column):
 
     def __init__(self, task: Replay, rates: Tensor) -> None:
         super().__init__(task, rates)
-        self.run = VectorRun(Replay(task.task, task.batches), self.optimizer, rates, HORIZON)
+        self.run = VectorRun(
+            copy.copy(task), self.optimizer, rates, HORIZON
+        )  # each column has its own place in the cycle
 
     def advance(self, updates: int) -> None:
         """Without the forward pass of the gain ratio, which belongs to the sensors."""
@@ -154,22 +128,20 @@ class Sensed(Vector):
     name, optimizer, unit = "VectorRun, AdamW + sensors", ADAMW, HORIZON // DECISIONS
     scored = False
 
-    def __init__(self, task: Replay, rates: Tensor) -> None:
-        super().__init__(task, rates)
-        self._fresh = False
-
     def draw(self) -> None:
         """From now on every batch is drawn when it is needed, and a run ends after its horizon."""
-        self._fresh, self.run = True, self._begin()
+        self.task = copy.copy(self.task)
+        self.task.batches = ()
+        self._begin()
 
-    def _begin(self) -> VectorRun:
-        return VectorRun(self.task.task, self.optimizer, self.rates, HORIZON)
+    def _begin(self) -> None:
+        self.run = VectorRun(self.task, self.optimizer, self.rates, HORIZON)
 
     def advance(self, updates: int) -> None:
         """Decision by decision."""
         for _ in range(updates // self.unit):
-            if self._fresh and self.run.step >= HORIZON:
-                self.run = self._begin()
+            if not self.task.batches and self.run.step >= HORIZON:
+                self._begin()
             self.run.observe(self.rates)
             self.run.advance(self.rates, self.unit)
             if self.scored:
@@ -253,7 +225,7 @@ class Vmap(Column):
 
     def weights(self) -> Tensor:
         """Joined."""
-        return self.task.task.net.layout.join(self.params)
+        return self.task.net.layout.join(self.params)
 
 
 class Jax(Column):
@@ -292,7 +264,7 @@ class Jax(Column):
 
     def weights(self) -> Tensor:
         """Joined, copied into torch."""
-        return self.task.task.net.layout.join({k: torch.tensor(v.tolist()) for k, v in self.params.items()})
+        return self.task.net.layout.join({k: torch.tensor(v.tolist()) for k, v in self.params.items()})
 
 
 COLUMNS: tuple[type[Column], ...] = (Vector, Sensed, Scored, Eager, EagerAdamW, Vmap, Jax)

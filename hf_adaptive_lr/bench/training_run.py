@@ -24,7 +24,7 @@ from ..artifacts import library_version
 from ..controller import Controller
 from ..trainer.arguments import AdaptiveLRTrainingArguments
 from ..trainer.mixin import AdaptiveLRTrainer
-from .run_record import EVAL_BATCH, Meter, Record, curve, diverged, evaluate, short
+from .run_record import Meter, Record, curve, diverged, evaluate, parameters, short, trainer_settings
 from .runner import Row, RunKey
 from .verdict_data import Parts, collate, load
 from .verdict_methods import Method
@@ -43,12 +43,8 @@ FACTOR_POINTS, LOSS_POINTS = 50, 25
 class TrainingRun:
     """A run: it trains, then reads the test rows once, or the validation rows if it is there to tune.
 
-    Args:
-        task: what is trained.
-        method: how its learning rate is chosen; one of its variants.
-        seed: of first weights, order of batches, dropout and the controller's draws.
-        lr: base learning rate.
-        tuning: measure on the validation rows, and never touch the test rows.
+    The method is one of its variants; the seed is of first weights, order of batches, dropout and the controller's
+    draws. A tuning run never touches the test rows.
     """
 
     task: Task
@@ -106,31 +102,15 @@ class TrainingRun:
             "setting": {
                 **self.task.spec(),
                 "updates": len(losses),
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                **parameters(model),
             },
             "versions": versions(),
         }
 
     def _trainer(self, model: nn.Module, controller: Controller, data: Parts, folder: str) -> Any:
-        args = AdaptiveLRTrainingArguments(
-            output_dir=folder,
-            max_steps=round(self.task.updates * self.method.budget),
-            per_device_train_batch_size=self.task.batch_size,
-            per_device_eval_batch_size=EVAL_BATCH,
-            learning_rate=self.lr,
-            max_grad_norm=self.task.max_grad_norm,
-            seed=self.seed,
-            data_seed=self.seed,
-            use_cpu=True,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            **self.method.arguments,
-        )
+        updates = round(self.task.updates * self.method.budget)
+        settings = trainer_settings(folder, updates, self.task.batch_size, self.lr, self.seed)
+        args = AdaptiveLRTrainingArguments(**settings, max_grad_norm=self.task.max_grad_norm, **self.method.arguments)
         trainer = type("RecordedTrainer", (_Recorded, _trainer_class(self.method)), {})(
             model=model,
             args=args,

@@ -36,13 +36,7 @@ class _UserError(Exception):
 
 
 def plan(task: TroubleTask, methods: Sequence[str], seeds: int) -> list[TroubleRun]:
-    """The runs of a task.
-
-    Args:
-        task: one of the two.
-        methods: names of methods; clean runs without a guard come along, as all is compared with them.
-        seeds: of the guard and of these clean runs, from 0 on; all others have no more than `OTHER_SEEDS`.
-    """
+    """The runs of a task."""
     cases = [("clean", UNGUARDED, seeds)]
     for injection in INJECTIONS:
         cases += [(injection, m, seeds if m == GUARD else min(seeds, OTHER_SEEDS)) for m in METHODS if m in methods]

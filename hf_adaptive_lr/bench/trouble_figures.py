@@ -54,29 +54,12 @@ class Cell:
 
 
 def within(difference: float, tolerance: float) -> bool:
-    """Whether a run is no further below its clean run than it may be.
-
-    Args:
-        difference: its accuracy minus the clean run's.
-        tolerance: not negative.
-
-    Example:
-        >>> within(0.71 - 0.73, 0.02), within(0.70 - 0.73, 0.02), within(0.1, 0.02)
-        (True, False, True)
-    """
+    """Whether a run is no further below its clean run than it may be."""
     return difference >= -tolerance - 1e-9  # shares of rows are not exact in binary
 
 
 def tolerance(accuracies: Sequence[float]) -> float:
-    """Two points, or twice the standard deviation over the seeds of clean, unguarded runs if that is more.
-
-    Args:
-        accuracies: of these runs.
-
-    Example:
-        >>> tolerance([0.75, 0.75, 0.75]), round(tolerance([0.70, 0.75, 0.80]), 3)
-        (0.02, 0.1)
-    """
+    """Two points, or twice the standard deviation over the seeds of clean, unguarded runs if that is more."""
     return max(MARGIN, SPREADS * spread(accuracies))
 
 
@@ -157,12 +140,7 @@ def _current(rows: Sequence[Row]) -> list[Row]:
 
 
 def mean_actions(runs: Iterable[Row]) -> dict[str, float] | None:
-    """What the guard did per run, by action; None without runs of a guard.
-
-    Example:
-        >>> mean_actions([{"actions": {"skip": 3}}, {"actions": {"skip": 2, "rollback": 1}}, {"actions": {}}, {}])
-        {'rollback': 0.3333333333333333, 'skip': 1.6666666666666667}
-    """
+    """What the guard did per run, by action; None without runs of a guard."""
     found = [row["actions"] for row in runs if "actions" in row]
     names = sorted({name for actions in found for name in actions})
     return {name: statistics.fmean(a.get(name, 0) for a in found) for name in names} if found else None

@@ -151,19 +151,7 @@ INJECTIONS: Mapping[str, Injection] = {injection.name: injection for injection i
 
 
 def strikes(injection: Injection, updates: int, seed: int) -> range:
-    """The updates, counted from 0, at which an injection is at work.
-
-    Args:
-        injection: which.
-        updates: length of the run, at least 1.
-        seed: of the run.
-
-    Example:
-        >>> strikes(INJECTIONS["label_burst"], 200, seed=0)
-        range(95, 115)
-        >>> strikes(INJECTIONS["clean"], 200, seed=0)
-        range(0, 0)
-    """
+    """The updates, counted from 0, at which an injection is at work."""
     if injection.name == "clean":
         return range(0)
     if injection.from_start:

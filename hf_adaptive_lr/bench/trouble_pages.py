@@ -1,4 +1,4 @@
-"""The page of the guard's benchmark, rendered from rows. What a person writes between the notes' markers survives."""
+"""The page of the guard's benchmark, rendered from rows."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import replace_file
+from ..hub.card import NOTES, NOTES_END
+from .markdown import rewrite, table
 from .runner import Row
 from .trouble_figures import GOAL, GUARD, Cell, Figures, first_alarm, mean_actions, spread, within
 from .trouble_injections import INJECTIONS
 from .trouble_methods import METHODS
-from .verdict_pages import NOTES, NOTES_END, notes_of
 
 TROUBLES = tuple(name for name in INJECTIONS if name != "clean")
 _QUICK = "**A quick run on shortened tasks.** It shows that the command works; its figures are worth nothing.\n"
@@ -40,29 +40,12 @@ with their defaults only after more than ten in succession have been better, or 
 
 
 def write_page(rows: Mapping[str, Sequence[Row]], path: Path, *, command: str, quick: bool = False) -> None:
-    """Render the page, with the notes of the one that is there, and put it in place.
-
-    Args:
-        rows: of each task, by its name.
-        path: of the page; its folder is made if missing.
-        command: what makes these rows.
-        quick: whether the rows are of the quick tasks.
-    """
-    notes = notes_of(path.read_text(encoding="utf-8")) if path.is_file() else None
-    text = render(rows, notes or "", command=command, quick=quick)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    """Render the page, with the notes of the one that is there, and put it in place."""
+    rewrite(path, lambda notes: render(rows, notes or "", command=command, quick=quick))
 
 
 def render(rows: Mapping[str, Sequence[Row]], notes: str = "", *, command: str, quick: bool = False) -> str:
-    """The page.
-
-    Args:
-        rows: of each task, by its name.
-        notes: what a person wrote.
-        command: what makes these rows.
-        quick: whether the rows are of the quick tasks.
-    """
+    """The page."""
     figures = {task: Figures(found) for task, found in rows.items()}
     parts = [
         "# Divergence guard: runs that are disturbed on purpose\n",
@@ -183,19 +166,19 @@ def _task(task: str, found: Figures) -> list[str]:
 def _table(found: Figures) -> str:
     head = ["trouble", "method", "within tolerance", "mean difference", "worst", "accuracy", "test loss"]
     head += ["diverged", "actions", "noticed"]
-    lines = [_line(head), "|---" * len(head) + "|"]
+    lines = []
     for injection in ("clean", *TROUBLES):
         first = injection
         for method in METHODS:
             cell = found.cell(injection, method)
             if cell.runs:
-                lines.append(_line([first, method, *_cells(cell, of_itself=(injection, method))]))
+                lines.append([first, method, *_cells(cell, of_itself=(injection, method))])
                 first = ""
     for method in METHODS:
         good, total = found.overall(TROUBLES, method)
         if total:
-            lines.append(_line(["**all troubles**", method, f"**{_share(good, total)}**", *["-"] * (len(head) - 3)]))
-    return "\n".join(lines) + "\n"
+            lines.append(["**all troubles**", method, f"**{_share(good, total)}**", *["-"] * (len(head) - 3)])
+    return table(head, lines) + "\n"
 
 
 def _cells(cell: Cell, of_itself: tuple[str, str]) -> list[str]:
@@ -235,7 +218,3 @@ def _actions(rows: Sequence[Row]) -> str:
     if found is None:
         return "-"
     return ", ".join(f"{count:.3g} {name}" for name, count in found.items()) or "none"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -1,15 +1,7 @@
-"""One troubled training through an unmodified `Trainer` but for the trouble, and what is measured of it.
-
-A case by hand, and what the guard did:
-
-    from hf_adaptive_lr.bench.trouble_run import case
-    trained = case("image", "lr_spike", "guard", seed=100, part="valid").train()
-    trained.scores, trained.events, trained.losses
-"""
+"""One troubled training through a `Trainer` that is unmodified but for the trouble, and what is measured of it."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import tempfile
 import time
@@ -25,39 +17,27 @@ from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..trainer.guard_callback import GuardCallback
-from .run_record import EVAL_BATCH, curve, diverged, short
+from .run_record import curve, diverged, evaluate, parameters, short, trainer_settings
 from .runner import Row, RunKey, digest
 from .training_run import LOSS_POINTS, versions
-from .trouble_injections import INJECTIONS, Injection, Striker
-from .trouble_methods import METHODS, Config, Method
-from .trouble_tasks import EVALUATIONS, QUICK_TASKS, TASKS, Parts, TroubleTask, build_model, load_parts
-from .verdict_data import Rows, collate
+from .trouble_injections import Injection, Striker
+from .trouble_methods import Method
+from .trouble_tasks import EVALUATIONS, Parts, TroubleTask, build_model, load_parts
+from .verdict_data import collate
 
 
 @dataclass
 class Trained:
-    """What came out of a training.
-
-    Args:
-        model: with its last weights.
-        scores: `loss` and `accuracy` at the end.
-        losses: of every update, as the model answered them.
-        grad_norms: of every update, before clipping.
-        lrs: of every update, as written in the optimizer before it; not the spike, which is shorter than that.
-        strikes: updates at which the trouble was at work, counted from 0.
-        events: of the guard; none without one.
-        factor: by which the guard has multiplied the learning rate at the end.
-        seconds: of training.
-    """
+    """A training: the model with its last weights, and the course it took."""
 
     model: nn.Module
     scores: dict[str, float]
     losses: list[float]
-    grad_norms: list[float]
-    lrs: list[float]
-    strikes: range
-    events: list[dict[str, Any]]
-    factor: float
+    grad_norms: list[float]  # before clipping
+    lrs: list[float]  # as written in the optimizer before the update; not the spike, which is shorter than that
+    strikes: range  # updates at which the trouble was at work, counted from 0
+    events: list[dict[str, Any]]  # of the guard
+    factor: float  # by which the guard has multiplied the learning rate at the end
     seconds: float
 
 
@@ -65,12 +45,8 @@ class Trained:
 class TroubleRun:
     """A run: it trains with an injection at work, then reads the test rows once.
 
-    Args:
-        task: what is trained.
-        injection: what goes wrong.
-        method: what keeps it on its way.
-        seed: of first weights, order of batches, dropout, and time and draws of the trouble.
-        part: rows that are read at the end; `valid` for whoever chooses a setting.
+    The seed is of first weights, order of batches, dropout, and time and draws of the trouble. Whoever chooses a
+    setting reads the `valid` part.
     """
 
     task: TroubleTask
@@ -95,11 +71,7 @@ class TroubleRun:
         return digest({"injection": self.injection.spec(), "method": self.method.spec()})
 
     def train(self) -> Trained:
-        """Train and measure; see [`TroubleRun`].
-
-        Raises:
-            DemoDataError: the task's data or model is missing; the message ends with the command to get it.
-        """
+        """Train and measure; see [`TroubleRun`]."""
         data, model = load_parts(self.task), build_model(self.task, self.seed)
         striker = Striker(self.injection, model, self.task.updates, self.seed)
         callback = None if self.method.guard is None else GuardCallback(**self.method.guard)
@@ -120,7 +92,7 @@ class TroubleRun:
         guard = callback.guard if callback else None
         return Trained(
             model=model,
-            scores=scores(model, data.valid if self.part == "valid" else data.test),
+            scores=evaluate(model, data.valid if self.part == "valid" else data.test),
             losses=torch.stack(trainer.losses).double().tolist(),
             grad_norms=torch.stack(trainer.grad_norms).double().tolist(),
             lrs=trainer.lrs,
@@ -152,72 +124,23 @@ class TroubleRun:
         }
 
     def _setting(self, data: Parts, model: nn.Module) -> Row:
-        parameters = list(model.parameters())
-        return {
-            **self.task.spec(),
-            "rows": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
-            "parameters": sum(p.numel() for p in parameters),
-            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        }
+        rows = {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}
+        return {**self.task.spec(), "rows": rows, **parameters(model)}
 
     def _arguments(self, folder: str) -> TrainingArguments:
         often: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": max(1, self.task.updates // EVALUATIONS)}
+        lr = self.task.lr * self.injection.base_lr_factor
         return TrainingArguments(
-            output_dir=folder,
-            max_steps=self.task.updates,
-            per_device_train_batch_size=self.task.batch_size,
-            per_device_eval_batch_size=EVAL_BATCH,
-            learning_rate=self.task.lr * self.injection.base_lr_factor,
+            **trainer_settings(folder, self.task.updates, self.task.batch_size, lr, self.seed),
             lr_scheduler_type=self.method.scheduler,
             max_grad_norm=1.0,
-            seed=self.seed,
-            data_seed=self.seed,
-            use_cpu=True,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
             prediction_loss_only=True,
-            dataloader_pin_memory=False,
             **(often if self.method.evaluates else {}),
         )
 
 
-def case(
-    task: str,
-    injection: str,
-    method: str,
-    seed: int,
-    *,
-    part: Literal["test", "valid"] = "test",
-    guard: Config | None = None,
-    quick: bool = False,
-) -> TroubleRun:
-    """A run by the names of its parts.
-
-    Args:
-        task: `image` or `text`.
-        injection: one of `INJECTIONS`.
-        method: one of `METHODS`.
-        seed: of everything.
-        part: rows that are read at the end.
-        guard: arguments of [`GuardCallback`] to be tried; for a method that has one.
-        quick: the task's short version.
-
-    Raises:
-        KeyError: no such name.
-    """
-    chosen = METHODS[method] if guard is None else dataclasses.replace(METHODS[method], guard=guard)
-    return TroubleRun((QUICK_TASKS if quick else TASKS)[task], INJECTIONS[injection], chosen, seed, part)
-
-
 class TroubledTrainer(Trainer):
-    """A `Trainer` whose updates a [`Striker`] gets to see first, and that notes what they were.
-
-    Args:
-        striker: made for its model.
-    """
+    """A `Trainer` whose updates a [`Striker`] gets to see first, and that notes what they were."""
 
     def __init__(self, *args: Any, striker: Striker, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -250,25 +173,6 @@ class TroubledTrainer(Trainer):
         return norm
 
 
-@torch.no_grad()
-def scores(model: nn.Module, rows: Rows) -> dict[str, float]:
-    """Mean cross-entropy in nats and share of right answers; an answer with NaN in it is wrong.
-
-    Args:
-        model: answers with `logits`.
-        rows: what it is asked.
-    """
-    model.eval()
-    loss, right = 0.0, 0
-    for first in range(0, len(rows), EVAL_BATCH):
-        batch = dict(rows.part(first, EVAL_BATCH).columns)
-        labels = batch.pop("labels")
-        logits = model(**batch).logits.double()
-        loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        right += int(((logits.argmax(-1) == labels) & ~logits.isnan().any(-1)).sum())
-    return {"loss": loss / len(rows), "accuracy": right / len(rows)}
-
-
 def _guarded(done: Trained) -> Row:
     """What the guard did, short enough for a row."""
     keep = ("step", "action", "reason", "loss", "grad_norm", "typical", "limit", "restored_update", "lr_after")
@@ -287,7 +191,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the guard says of each rollback is in the row."""
+    """Keep what the guard reports of each rollback off the screen: it is in the row."""
     logger = logging.getLogger(GuardCallback.__module__)
     level = logger.level
     logger.setLevel(logging.ERROR)

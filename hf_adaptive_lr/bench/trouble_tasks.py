@@ -126,11 +126,7 @@ class Parts:
 
 @cache
 def load_parts(task: TroubleTask) -> Parts:
-    """The data of a task; kept in memory once it was asked for.
-
-    Raises:
-        DemoDataError: the data cannot be had here; the message ends with the command to get it.
-    """
+    """The data of a task; kept in memory once it was asked for."""
     source = Task(
         name=task.name,
         data="20newsgroups" if task.model == "minilm3" else "fashion-mnist",
@@ -160,15 +156,7 @@ def _prepared(rows: Rows, topics: tuple[tuple[int, ...], ...]) -> Rows:
 
 
 def build_model(task: TroubleTask, seed: int) -> nn.Module:
-    """The task's model with its first weights; sets all global seeds on the way.
-
-    Args:
-        task: which model.
-        seed: of the first weights; of the pretrained model, those of the head.
-
-    Raises:
-        DemoDataError: the text model is not installed.
-    """
+    """The task's model with its first weights; sets all global seeds on the way."""
     set_seed(seed)
     if task.model == "vit":
         return _vit(task.classes, task.init_std)

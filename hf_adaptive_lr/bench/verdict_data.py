@@ -59,11 +59,7 @@ class Parts:
 
 
 def load(task: Task) -> Parts:
-    """The data of a task; kept in memory once it was asked for.
-
-    Raises:
-        DemoDataError: the data cannot be had here; the message ends with the command to get it.
-    """
+    """The data of a task; kept in memory once it was asked for."""
     sizes = (task.train_rows, task.valid_rows, task.controller_rows, task.test_rows)
     return _load(task.data, sizes, task.label_noise)
 
@@ -81,18 +77,7 @@ def _load(data: DataName, sizes: tuple[int, int, int, int], label_noise: float) 
 
 
 def corrupt(labels: Tensor, share: float, classes: int) -> Tensor:
-    """Labels of which a share, drawn with a fixed seed, is replaced by uniform draws from all classes.
-
-    Args:
-        labels: of shape (rows,).
-        share: probability of each label to be drawn anew, in [0, 1].
-        classes: number of classes.
-
-    Example:
-        >>> changed = corrupt(torch.zeros(1000, dtype=torch.long), 0.4, 10) != 0
-        >>> 0.3 < float(changed.float().mean()) < 0.42
-        True
-    """
+    """Labels of which a share, drawn with a fixed seed, is replaced by uniform draws from all classes."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(classes, labels.shape, generator=generator)
     return torch.where(torch.rand(labels.shape, generator=generator) < share, drawn, labels)

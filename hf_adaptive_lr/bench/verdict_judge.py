@@ -54,13 +54,7 @@ class Judged:
 
 
 def cells(paper: Paper, book: Book, tasks: Mapping[str, Task]) -> dict[tuple[str, str], Cell]:
-    """All that a paper's page shows.
-
-    Args:
-        paper: the paper.
-        book: the rows.
-        tasks: all tasks by name, full or quick.
-    """
+    """All that a paper's page shows."""
     return {
         (task, name): Cell(
             counted(tasks[task], METHODS[name], book, tasks), tuned(tasks[task], METHODS[name], book, tasks)
@@ -76,11 +70,7 @@ def values(runs: Runs, measure: str) -> dict[int, float]:
 
 
 def paired(mine: Runs, other: Runs, measure: str) -> Interval | None:
-    """Mine minus the other's, over the seeds on which neither failed; None when there are none.
-
-    Raises:
-        RowsError: runs of one seed that did not start from the same weights and see the same batches.
-    """
+    """Mine minus the other's, over the seeds on which neither failed; None when there are none."""
     both = values(mine, measure).keys() & values(other, measure).keys()
     for seed in both:
         if mine[seed]["pairing"] != other[seed]["pairing"]:
@@ -94,11 +84,6 @@ def judged(comparison: Comparison, cells: Cells, required: int = REQUIRED_SEEDS)
 
     A run that failed where the other did not decides it: what comes apart is not better. Where the other failed, the
     pair is left out.
-
-    Args:
-        comparison: the comparison.
-        cells: the rows.
-        required: pairs below which nothing is said.
     """
     mine, other = (cells[comparison.task, name].runs for name in (comparison.method, comparison.against))
     seeds = mine.keys() & other.keys()
@@ -115,15 +100,7 @@ def judged(comparison: Comparison, cells: Cells, required: int = REQUIRED_SEEDS)
 
 
 def claim_word(met: Sequence[bool | None]) -> Word:
-    """The word of a claim. A comparison that was not run counts as not met, unless none was.
-
-    Args:
-        met: by comparison.
-
-    Example:
-        >>> claim_word([True, True]), claim_word([True, None]), claim_word([False, None]), claim_word([None])
-        ('holds', 'partly', 'fails', 'untestable')
-    """
+    """The word of a claim. A comparison that was not run counts as not met, unless none was."""
     if all(m is None for m in met):
         return "untestable"
     if all(met):
@@ -132,12 +109,7 @@ def claim_word(met: Sequence[bool | None]) -> Word:
 
 
 def paper_word(words: Sequence[Word]) -> Word:
-    """The verdict on a paper, from the words of its claims; untestable ones are left out.
-
-    Example:
-        >>> paper_word(["holds", "untestable"]), paper_word(["holds", "fails"]), paper_word(["fails", "fails"])
-        ('holds', 'partly', 'fails')
-    """
+    """The verdict on a paper, from the words of its claims; untestable ones are left out."""
     tested = {word for word in words if word != "untestable"}
     if not tested:
         return "untestable"

@@ -93,11 +93,7 @@ class Method:
         ]
 
     def make_controller(self) -> Controller:
-        """The controller of a run.
-
-        Raises:
-            ValueError: no such controller or config field, or no bundled weights.
-        """
+        """The controller of a run."""
         if self.weights == "bundled":
             return configure(AutoController.from_pretrained(self.controller), self.config)
         if self.controller not in CONTROLLERS:

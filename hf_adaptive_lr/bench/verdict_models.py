@@ -51,29 +51,14 @@ class Classifier(nn.Module):
 
 
 def build_model(task: Task, seed: int) -> nn.Module:
-    """The task's model with its first weights; sets all global seeds on the way.
-
-    Args:
-        task: which model, and for which data.
-        seed: of the first weights; of a pretrained model, those of the head.
-
-    Raises:
-        DemoDataError: the text model is not installed.
-    """
+    """The task's model with its first weights; sets all global seeds on the way."""
     set_seed(seed)
     makers = {"mlp": _mlp, "cnn": _cnn, "papercnn": _paper_cnn, "resnet": _resnet, "minilm3": _minilm3}
     return makers[task.model](CLASSES[task.data])
 
 
 def build_optimizer(task: Task, method: Method, model: nn.Module, lr: float) -> Optimizer:
-    """The task's optimizer over the weights that are trained.
-
-    Args:
-        task: which optimizer.
-        method: how many parameter groups, and whether [`DSA`] wraps it.
-        model: whose weights.
-        lr: learning rate of all groups.
-    """
+    """The task's optimizer over the weights that are trained."""
     weights = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p]} for p in weights] if method.groups == "tensor" else [{"params": weights}]
     makers: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}

@@ -1,7 +1,4 @@
-"""The page of a paper, rendered from rows: verdict, claims, setting, results. Every number comes out of a row.
-
-What a person writes stands between the notes' markers and survives.
-"""
+"""The page of a paper, rendered from rows: verdict, claims, setting, results. Every number comes out of a row."""
 
 from __future__ import annotations
 
@@ -10,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import replace_file
+from ..hub.card import NOTES, NOTES_END
+from .markdown import rewrite, table
 from .verdict_judge import Cell, Cells, Judged, Word, cells, judged, paired, paper_word, values, word_of
 from .verdict_methods import BASELINES, METHODS
 from .verdict_papers import REQUIRED_SEEDS, Claim, Paper
@@ -18,7 +16,6 @@ from .verdict_plan import Book, failed
 from .verdict_stats import Interval, mean_interval
 from .verdict_tasks import QUICK_TASKS, TASKS, Task
 
-NOTES, NOTES_END = "<!-- notes -->", "<!-- /notes -->"
 _MEASURES = {"test_loss": "test loss", "test_accuracy": "test accuracy", "train_loss": "training loss"}
 _ORDER: tuple[Word, ...] = ("holds", "partly", "fails", "untestable")
 _QUICK = (
@@ -43,41 +40,14 @@ are processor time of the training on one thread."""
 
 
 def write_page(paper: Paper, book: Book, folder: Path, *, quick: bool = False) -> Path:
-    """Render a paper's page, with the notes of the one that is there, and put it in place.
-
-    Args:
-        paper: the paper.
-        book: the rows.
-        folder: of the pages; made if missing.
-        quick: whether the rows are of the quick tasks.
-
-    Returns:
-        The page.
-    """
+    """Render a paper's page, with the notes of the one that is there, and put it in place."""
     path = folder / f"{paper.name}.md"
-    notes = notes_of(path.read_text(encoding="utf-8")) if path.is_file() else None
-    text = render(paper, book, notes, quick=quick)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    rewrite(path, lambda notes: render(paper, book, notes, quick=quick))
     return path
 
 
-def notes_of(page: str) -> str | None:
-    """What stands between the notes' markers, without blank lines around; None when there are no markers."""
-    _, start, rest = page.partition(NOTES)
-    text, end, _ = rest.partition(NOTES_END)
-    return text.strip() if start and end else None
-
-
 def render(paper: Paper, book: Book, notes: str | None = None, *, quick: bool = False) -> str:
-    """The page.
-
-    Args:
-        paper: the paper.
-        book: the rows.
-        notes: what a person wrote; None for the paper's own first notes.
-        quick: whether the rows are of the quick tasks.
-    """
+    """The page."""
     tasks = QUICK_TASKS if quick else TASKS
     found = cells(paper, book, tasks)
     required = 2 if quick else REQUIRED_SEEDS
@@ -139,15 +109,16 @@ def _verdict(paper: Paper, found: Cells, required: int) -> str:
 
 
 def _claims(claims: Sequence[Claim], found: Cells, required: int) -> str:
-    lines = ["| claim | word | task | comparison | measure | difference | pairs | met |", "|---" * 8 + "|"]
+    lines = []
     for claim in claims:
         first = [claim.text, f"**{word_of(claim, found, required)}**"]
         if not claim.comparisons:
-            lines.append(_line([*first, "-", claim.why or "-", "-", "-", "-", "-"]))
+            lines.append([*first, "-", claim.why or "-", "-", "-", "-", "-"])
         for comparison in claim.comparisons:
-            lines.append(_line([*first, *_comparison(judged(comparison, found, required))]))
+            lines.append([*first, *_comparison(judged(comparison, found, required))])
             first = ["", ""]
-    return "\n".join(lines) + "\n"
+    head = ["claim", "word", "task", "comparison", "measure", "difference", "pairs", "met"]
+    return table(head, lines) + "\n"
 
 
 def _comparison(found: Judged) -> list[str]:
@@ -169,60 +140,53 @@ def _comparison(found: Judged) -> list[str]:
 def _setting(paper: Paper, found: Cells) -> str:
     head = ["task", "data", "rows: train / valid / controller / test", "model", "parameters, trained"]
     head += ["optimizer", "batch", "updates", "wrong labels", "seeds"]
-    lines = [_line(head), "|---" * len(head) + "|"]
+    lines = []
     for task in paper.tasks:
         runs = next((cell.runs for name in BASELINES if (cell := found[task, name]).runs), {})
         setting: Mapping[str, Any] | None = next((row["setting"] for row in runs.values() if "setting" in row), None)
         if setting is None:
-            lines.append(_line([task, "not run", *["-"] * (len(head) - 2)]))
+            lines.append([task, "not run", *["-"] * (len(head) - 2)])
             continue
         rows = " / ".join(f"{setting[f'{part}_rows']:,}" for part in ("train", "valid", "controller", "test"))
         lines.append(
-            _line(
-                [
-                    task,
-                    setting["data"],
-                    rows,
-                    setting["model"],
-                    f"{setting['parameters']:,}, {setting['trained_parameters']:,}",
-                    setting["optimizer"],
-                    str(setting["batch_size"]),
-                    str(setting["updates"]),
-                    f"{100 * setting['label_noise']:.0f} %" if setting["label_noise"] else "-",
-                    str(len(runs)),
-                ]
-            )
+            [
+                task,
+                setting["data"],
+                rows,
+                setting["model"],
+                f"{setting['parameters']:,}, {setting['trained_parameters']:,}",
+                setting["optimizer"],
+                str(setting["batch_size"]),
+                str(setting["updates"]),
+                f"{100 * setting['label_noise']:.0f} %" if setting["label_noise"] else "-",
+                str(len(runs)),
+            ]
         )
-    return "\n".join(lines) + "\n"
+    return table(head, lines) + "\n"
 
 
 def _results(paper: Paper, task: str, found: Cells) -> str:
     head = ["method", "learning rate", "tuning runs", "accuracy", "test loss", "training loss"]
     head += ["minus constant", "minus linear", "failed", "seconds", "passes forward / backward"]
-    lines = [_line(head), "|---" * len(head) + "|"]
+    lines = []
     for name in (*BASELINES, *paper.methods):
         cell = found[task, name]
         if not cell.runs:
-            lines.append(_line([name, "not run", *["-"] * (len(head) - 2)]))
+            lines.append([name, "not run", *["-"] * (len(head) - 2)])
             continue
         lines.append(
-            _line(
-                [
-                    name,
-                    _lr(cell),
-                    str(cell.tuning.runs) if cell.tuning.runs else f"as {METHODS[name].lr}",
-                    *(_plain(_mean(cell, m)) for m in ("test_accuracy", "test_loss", "train_loss")),
-                    *(
-                        "-" if name == other else _against(cell, found[task, other])
-                        for other in ("constant", "linear")
-                    ),
-                    f"{sum(map(failed, cell.runs.values()))} of {len(cell.runs)}",
-                    _average(cell, "cpu_seconds", ".1f"),
-                    f"{_average(cell, 'forward', '.2f')} / {_average(cell, 'backward', '.2f')}",
-                ]
-            )
+            [
+                name,
+                _lr(cell),
+                str(cell.tuning.runs) if cell.tuning.runs else f"as {METHODS[name].lr}",
+                *(_plain(_mean(cell, m)) for m in ("test_accuracy", "test_loss", "train_loss")),
+                *("-" if name == other else _against(cell, found[task, other]) for other in ("constant", "linear")),
+                f"{sum(map(failed, cell.runs.values()))} of {len(cell.runs)}",
+                _average(cell, "cpu_seconds", ".1f"),
+                f"{_average(cell, 'forward', '.2f')} / {_average(cell, 'backward', '.2f')}",
+            ]
         )
-    return "\n".join(lines) + "\n"
+    return table(head, lines) + "\n"
 
 
 def _extra_passes(paper: Paper) -> str:
@@ -261,7 +225,3 @@ def _signed(interval: Interval | None) -> str:
 
 def _half(interval: Interval) -> str:
     return "" if math.isnan(interval.half) else f" ± {interval.half:.4f}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -84,14 +84,7 @@ class Tuning:
 
 
 def tuned(task: Task, method: Method, book: Book, tasks: Mapping[str, Task]) -> Tuning:
-    """The choice of variant and learning rate with the lowest validation loss.
-
-    Args:
-        task: the task, or one that takes over what was tuned on another.
-        method: the method, or one that takes over another's learning rate.
-        book: the rows.
-        tasks: all tasks by name.
-    """
+    """The choice of variant and learning rate with the lowest validation loss."""
     if task.tuned_on is not None:
         return tuned(tasks[task.tuned_on], method, book, tasks)
     if method.lr != TUNED:
@@ -151,15 +144,7 @@ def failed(row: Row) -> bool:
 
 
 def counting_run(task: Task, method: Method, seed: int, book: Book, tasks: Mapping[str, Task]) -> TrainingRun | None:
-    """The run of one seed at the tuned settings; None while the rows that decide them are missing.
-
-    Args:
-        task: the task.
-        method: the method.
-        seed: one that counts.
-        book: the rows.
-        tasks: all tasks by name.
-    """
+    """The run of one seed at the tuned settings; None while the rows that decide them are missing."""
     from .training_run import TrainingRun
 
     choice = tuned(task, method, book, tasks)
@@ -179,18 +164,7 @@ def counting_run(task: Task, method: Method, seed: int, book: Book, tasks: Mappi
 
 
 def mean_schedule(curves: Sequence[Sequence[Sequence[float]]]) -> dict[str, tuple[float, ...]]:
-    """Config of the replay of the mean of several runs' factors.
-
-    Args:
-        curves: of each run the points (share of the run, factor), at the same shares in all.
-
-    Raises:
-        ValueError: the shares differ.
-
-    Example:
-        >>> mean_schedule([[(0.0, 1.0), (0.5, 0.5)], [(0.0, 2.0), (0.5, 0.7)]])
-        {'progress': (0.0, 0.5), 'factors': (1.5, 0.6)}
-    """
+    """Config of the replay of the mean of several runs' factors."""
     shares = [tuple(point[0] for point in points) for points in curves]
     if any(other != shares[0] for other in shares):
         raise ValueError("these runs were of different length; their schedules have no common mean")
@@ -212,15 +186,7 @@ def counted(task: Task, method: Method, book: Book, tasks: Mapping[str, Task]) -
 def missing(
     tasks: Iterable[Task], methods: Sequence[Method], seeds: Sequence[int], book: Book, known: Mapping[str, Task]
 ) -> Iterator[TrainingRun]:
-    """Runs that can be done now and have not been; empty when the comparison is complete.
-
-    Args:
-        tasks: what is compared on.
-        methods: what is compared; a replay waits for its source's seeds.
-        seeds: those that count.
-        book: the rows.
-        known: all tasks by name, for what is tuned elsewhere.
-    """
+    """Runs that can be done now and have not been; empty when the comparison is complete."""
     for task in tasks:
         for method in methods:
             choice = tuned(task, method, book, known)

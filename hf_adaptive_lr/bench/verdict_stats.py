@@ -40,20 +40,7 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Student's t interval of the mean of independent values.
-
-    Args:
-        values: at least one, finite.
-        level: confidence, in (0, 1).
-
-    Raises:
-        ValueError: no values.
-
-    Example:
-        >>> interval = mean_interval([1.0, 2.0, 3.0])
-        >>> interval.mean, round(interval.half, 3)  # t = 4.303 at 2 degrees of freedom
-        (2.0, 2.484)
-    """
+    """Student's t interval of the mean of independent values."""
     if not values:
         raise ValueError("an interval needs at least one value")
     mean, n = statistics.fmean(values), len(values)
@@ -66,20 +53,7 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def paired_difference(mine: Mapping[int, float], other: Mapping[int, float], level: float = LEVEL) -> Interval:
-    """Interval of mine minus the other's, over the seeds that both have.
-
-    Args:
-        mine: value by seed.
-        other: value by seed.
-        level: confidence, in (0, 1).
-
-    Raises:
-        ValueError: no seed in common.
-
-    Example:
-        >>> round(paired_difference({0: 1.0, 1: 2.0, 2: 5.0}, {0: 0.5, 1: 1.5}).mean, 3)
-        0.5
-    """
+    """Interval of mine minus the other's, over the seeds that both have."""
     seeds = sorted(mine.keys() & other.keys())
     if not seeds:
         raise ValueError(f"no seed in common: {sorted(mine)} and {sorted(other)}")
@@ -87,16 +61,7 @@ def paired_difference(mine: Mapping[int, float], other: Mapping[int, float], lev
 
 
 def judge(difference: Interval, *, lower_is_better: bool) -> Word:
-    """What a difference says; "no difference" when its interval holds 0, or there is none.
-
-    Args:
-        difference: mine minus the other's.
-        lower_is_better: of the measure.
-
-    Example:
-        >>> judge(Interval(-0.2, 0.1, 5), lower_is_better=True)
-        'better'
-    """
+    """What a difference says; "no difference" when its interval holds 0, or there is none."""
     gain_low, gain_high = gain(difference, lower_is_better=lower_is_better)
     if gain_low > 0:
         return "better"

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
 from ..controller import Controller
 from ..trainer.arguments import AdaptiveLRTrainingArguments
 from ..trainer.guard_callback import GuardCallback
 from ..trainer.mixin import AdaptiveLRTrainer
+from .verdict_data import Rows
 
 SNAPSHOT_EVERY = 50
 """Updates between the guard's snapshots."""
@@ -49,41 +48,24 @@ SIZES = {"1M": Size("1M", 128, 4, 16, 128), "10M": Size("10M", 384, 6, 16, 128)}
 TINY = Size("tiny", 16, 1, 4, 8, vocabulary=50)
 
 
-class _Tokens(Dataset[dict[str, Tensor]]):
-    def __init__(self, size: Size, rows: int, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.ids = torch.randint(0, size.vocabulary, (rows, size.length), generator=generator)
-        self.labels = torch.randint(0, 2, (rows,), generator=generator)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids = self.ids[index]
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": self.labels[index]}
+def _tokens(size: Size, rows: int, seed: int) -> Rows:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, size.vocabulary, (rows, size.length), generator=generator)
+    labels = torch.randint(0, 2, (rows,), generator=generator)
+    return Rows({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
 
 
 def trainer_for(
     controller: Controller | None,
     size: Size,
-    *,
     every: int,
     updates: int,
     folder: Path,
     seed: int,
+    *,
     guard: bool = False,
 ) -> Trainer:
-    """A trainer with the Trainer's defaults (AdamW, clipping at 1.0) but for what the measurement needs.
-
-    Args:
-        controller: with one an [`AdaptiveLRTrainer`], without one a plain `Trainer` with the linear schedule.
-        size: model, batch and length.
-        every: updates from one decision to the next.
-        updates: length of the run.
-        folder: output folder.
-        seed: of data, weights and dropout.
-        guard: whether a divergence guard watches, with snapshots every 50 updates.
-    """
+    """A trainer with the Trainer's defaults (AdamW, clipping at 1.0) but for what the measurement needs."""
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": updates,
@@ -99,8 +81,7 @@ def trainer_for(
     }
     torch.manual_seed(seed)
     watched = {"callbacks": [GuardCallback(snapshot_every=SNAPSHOT_EVERY)]} if guard else {}
-    inputs: dict[str, Any] = {**watched, "model": size.model(), "train_dataset": _Tokens(size, 64 * size.batch, seed)}
-    trainer: Trainer
+    inputs: dict[str, Any] = {**watched, "model": size.model(), "train_dataset": _tokens(size, 64 * size.batch, seed)}
     if controller is None:
         trainer = Trainer(args=TrainingArguments(**settings), **inputs)
     else:

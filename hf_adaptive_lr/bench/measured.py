@@ -1,0 +1,49 @@
+"""The file of one measurement: a header that says where and with what, and the rows; it appears whole or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..artifacts import library_version, replace_file
+
+
+def header(command: str, packages: Iterable[str] = ("torch",), **more: Any) -> dict[str, Any]:
+    """The first row: the command, the date, the machine, and the versions of the packages."""
+    return {
+        "row": "header",
+        "command": command.strip(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {
+            "hf_adaptive_lr": library_version(),
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+        "threads": torch.get_num_threads(),
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "cpu": _cpu(),
+        **more,
+    }
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a file by these rows, one JSON object a line; the folder is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    replace_file(path, text)
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
