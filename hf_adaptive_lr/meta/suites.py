@@ -33,27 +33,16 @@ _BODY_SEEDS = 4  # sets of pretrained bodies of each shape and split; pretrainin
 
 @dataclass(frozen=True)
 class Suite:
-    """A named mixture of families.
-
-    Args:
-        name: as on the command line.
-        draws: one function per family.
-    """
+    """A named mixture of families, each a function that draws a problem."""
 
     name: str
     draws: tuple[Draw, ...]
 
     def problems(self, split: TaskSplit, index: int, runs: int, seed: int = 0) -> list[Problem]:
-        """One problem of every family, `runs` runs each.
+        """One problem of every family, `runs` runs each, as values that rebuild the same problems anywhere.
 
-        Args:
-            split: which problems; those of two splits never share a seed, nor pretrained bodies.
-            index: which draw (an iteration of training, an item of a benchmark).
-            runs: runs per family.
-            seed: of the whole sequence.
-
-        Returns:
-            Values that rebuild the same problems anywhere.
+        Problems of two splits never share a seed, nor pretrained bodies. `index` counts draws (an iteration of
+        training, an item of a benchmark); `seed` is of the whole sequence.
         """
         out = []
         for number, draw in enumerate(self.draws):
