@@ -157,7 +157,6 @@ class BilevelTrainer(WeightTrainer):
         Every process has as many windows, whatever the horizons. The figures also have `meta_loss`, the mean log
         held-out loss over all windows; `iteration` and `progress` are not used.
         """
-        del iteration, progress
         plays = [Windows(problem, self.start, self.config, self.seed) for problem in problems]
         starts = [_log_loss(play.run, self.config.split) for play in plays]
         objectives = []

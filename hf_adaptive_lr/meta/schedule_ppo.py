@@ -167,7 +167,6 @@ class SchedulePPOTrainer:
         not used, as the learning rates are constant. The figures also have `reward` and `action` (means), `lr_ratio`
         (mean of the last learning rate over the first), `policy_loss` and `value_loss`.
         """
-        del progress
         noise = generator(self._seed, "schedule_ppo", iteration)
         played = [play(self._start, self.actor, problem.start(), noise) for problem in problems]
         figures = self.improve(played)

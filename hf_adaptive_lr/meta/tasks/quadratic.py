@@ -39,7 +39,6 @@ class Quadratic(Task):
 
     def batch(self, split: Split) -> Tensor:
         """Minima of one mini-batch, of shape (runs, dims); all splits have the same distribution."""
-        del split
         return self.noise * torch.randn(self.runs, self.dims, generator=self.generator)
 
     def loss(self, weights: Tensor, batch: Tensor) -> Tensor:
@@ -48,7 +47,6 @@ class Quadratic(Task):
 
     def evaluate(self, weights: Tensor, split: Split) -> Tensor:
         """Expected loss above its floor, which no learning rate can change."""
-        del split
         return 0.5 * (self.curvature * weights.square()).sum(-1)
 
     def expected_final_loss(self, rates: Tensor) -> Tensor:
