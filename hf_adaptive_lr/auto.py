@@ -86,10 +86,8 @@ def known_names() -> list[str]:
 def resolve_controller(controller: Controller | str | os.PathLike[str]) -> Controller:
     """A controller given as itself, by name, by folder or by repository; every integration calls this.
 
-    Raises:
-        TypeError: anything else, a class for instance.
-        OSError: a folder or repository that cannot be read.
-        ValueError: an unknown name, or files that are not a controller's.
+    TypeError for anything else, a class for instance; OSError for what cannot be read; ValueError for an unknown name,
+    or files that are not a controller's.
     """
     if isinstance(controller, str | os.PathLike):
         controller = AutoController.from_pretrained(controller)
@@ -112,12 +110,7 @@ def _caution() -> None:
 
 
 def is_own(text: str) -> bool:
-    """Whether this names a class in a Python file.
-
-    Example:
-        >>> is_own("rules/my_controller.py:MyController"), is_own("user/repo")
-        (True, False)
-    """
+    """Whether this names a class in a Python file, as `rules/my_controller.py:MyController` does."""
     return re.fullmatch(r".+\.py:[A-Za-z_]\w*", text) is not None
 
 
@@ -163,12 +156,8 @@ def load_own(text: str) -> Controller:
 def try_out(controller: Controller, batch_shape: tuple[int, ...]) -> None:
     """Call a controller once with made-up signals, so that a mistake in it fails before a run starts.
 
-    Args:
-        controller: it is not changed.
-        batch_shape: () as in a run, (n,) as in meta-training and the benchmark's vectorised tasks.
-
-    Raises:
-        ValueError: it fails, or answers with something else than it should; one line.
+    `batch_shape` is () as in a run, or (n,) as in meta-training and the benchmark's vectorised tasks. A one-line
+    ValueError where it fails, or answers with something else than it should.
     """
     name = type(controller).__name__
     where = "" if not batch_shape else ", with tensors of many runs at once (torch.where instead of if)"
@@ -216,8 +205,7 @@ def _made_up(controller: Controller, batch_shape: tuple[int, ...]) -> Observatio
 def _check_class(text: str, found: type[Controller]) -> None:
     """Fail fast on a class that would run, but not as it was meant.
 
-    Raises:
-        ValueError: no name of its own, or settings that a missing decorator leaves unread.
+    ValueError: no name of its own, or settings that a missing decorator leaves unread.
     """
     if "controller_type" not in vars(found):
         raise ValueError(f"'{text}' has no controller_type of its own; add controller_type = \"my_name\" to the class")

@@ -25,18 +25,9 @@ def rank(group: dist.ProcessGroup | None = None) -> int:
 def average_over_ranks(values: Tensor, agreed: Tensor, group: dist.ProcessGroup | None) -> list[float]:
     """Mean of every value over all ranks, after a check that the ranks still agree; one collective, one host read.
 
-    All ranks gather all values and add them up in rank order, so every rank gets the same bits.
-
-    Args:
-        values: 1-d tensor, measured on this rank.
-        agreed: 1-d tensor of numbers that must be equal on all ranks (update count, learning rates in force).
-        group: process group, None for the default one.
-
-    Returns:
-        The means, as Python floats.
-
-    Raises:
-        RuntimeError: `agreed` differs between ranks, that is, they have drifted apart.
+    All ranks gather all values and add them up in rank order, so every rank gets the same bits. Both tensors are 1-d;
+    `agreed` are numbers that must be equal on all ranks (update count, learning rates in force), or a RuntimeError
+    says that they have drifted apart.
     """
     if world_size(group) == 1:
         return [float(v) for v in values.tolist()]
@@ -53,11 +44,8 @@ def average_values(
 ) -> list[float]:
     """Mean of every value over all ranks, as [`average_over_ranks`]; NaN or infinity on any rank is seen by all.
 
-    Args:
-        values: numbers and tensors of any shape, which are flattened.
-        agreed: numbers that must be equal on all ranks.
-        device: where ranks exchange values; one process alone moves them to that of a value instead.
-        group: process group, None for the default one.
+    Values are numbers and tensors of any shape, which are flattened. Ranks exchange them on `device`; one process
+    alone moves them to that of a value instead.
     """
     if not values:
         return []
@@ -73,9 +61,7 @@ def average_values(
 def average_tensors(tensors: list[Tensor], group: dist.ProcessGroup | None = None) -> None:
     """Replace every tensor by its mean over all ranks, in place; one collective for all of them.
 
-    Args:
-        tensors: the same shapes in the same order on all ranks.
-        group: process group, None for the default one.
+    All ranks have the same shapes in the same order.
     """
     if world_size(group) == 1 or not tensors:
         return
@@ -92,11 +78,7 @@ def mean_of_rows(rows: list[list[float]]) -> list[float]:
 
 
 def check_agreement(rows: list[list[float]]) -> None:
-    """Fails fast when ranks have different update counts or learning rates.
-
-    Raises:
-        RuntimeError: names both ranks and their values.
-    """
+    """Fails fast when ranks differ in update counts or learning rates; the RuntimeError names both."""
     for rank, row in enumerate(rows):
         if row != rows[0]:
             raise RuntimeError(
@@ -109,8 +91,7 @@ def check_agreement(rows: list[list[float]]) -> None:
 def check_unsharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
     """Fails fast when fields are to be read from gradients, or state, of which this rank has only a part.
 
-    Raises:
-        ValueError: parameters are sharded by FSDP, `fully_shard` or DeepSpeed and `fields` is not empty.
+    ValueError: parameters are sharded by FSDP, `fully_shard` or DeepSpeed and `fields` is not empty.
     """
     names = sorted(fields)
     if not names:
@@ -138,17 +119,9 @@ def sharder(optimizer: Optimizer) -> str | None:
 
 
 def generator(*key: int | str) -> torch.Generator:
-    """A random generator of this process for one purpose, from nothing but its key and the rank.
+    """A random generator of this process for one purpose, from nothing but its key (seed, purpose, ...) and the rank.
 
     Nothing has to be checkpointed: whoever resumes at an iteration draws what the first run would have drawn there.
-
-    Args:
-        key: seed, purpose, iteration, ...
-
-    Example:
-        >>> first, second = (torch.rand(2, generator=generator(0, "noise", 7)) for _ in range(2))
-        >>> torch.equal(first, second)
-        True
     """
     text = "/".join(map(str, (*key, rank())))
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big"))

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from ..controller import Controller
-from .actor_critic import ActorCritic
-from .constant import Constant
-from .cosine import Cosine
-from .gru import GRUController
-from .hypergradient import Hypergradient
-from .linear import Linear
-from .mlr_snet import MLRSNet
-from .plateau import Plateau
-from .plrs import PLRS
-from .ppo_schedule import PPOSchedule
-from .random_walk import RandomWalk
-from .relative import Relative
-from .replay import Replay
-from .universal import Universal
-from .wsd import WarmupStableDecay
+from .actor_critic import ActorCritic as ActorCritic
+from .constant import Constant as Constant
+from .cosine import Cosine as Cosine
+from .gru import GRUController as GRUController
+from .hypergradient import Hypergradient as Hypergradient
+from .linear import Linear as Linear
+from .mlr_snet import MLRSNet as MLRSNet
+from .plateau import Plateau as Plateau
+from .plrs import PLRS as PLRS
+from .ppo_schedule import PPOSchedule as PPOSchedule
+from .random_walk import RandomWalk as RandomWalk
+from .relative import Relative as Relative
+from .replay import Replay as Replay
+from .universal import Universal as Universal
+from .wsd import WarmupStableDecay as WarmupStableDecay
 
 _CLASSES: tuple[type[Controller], ...] = (
     Constant,
@@ -39,22 +39,3 @@ _CLASSES: tuple[type[Controller], ...] = (
 
 CONTROLLERS: dict[str, type[Controller]] = {cls.controller_type: cls for cls in _CLASSES}
 """Every controller class by its `controller_type`."""
-
-__all__ = [
-    "CONTROLLERS",
-    "ActorCritic",
-    "Constant",
-    "Cosine",
-    "GRUController",
-    "Hypergradient",
-    "Linear",
-    "MLRSNet",
-    "PLRS",
-    "PPOSchedule",
-    "Plateau",
-    "RandomWalk",
-    "Relative",
-    "Replay",
-    "Universal",
-    "WarmupStableDecay",
-]

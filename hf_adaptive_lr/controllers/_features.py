@@ -49,27 +49,17 @@ _VISIBLE = 1e-5  # relative update below which the gain ratio is rounding of the
 
 
 def init_history(batch_shape: tuple[int, ...], device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """State of the encoder before the first decision: `seen` counts decisions, the rest are logarithms.
-
-    Args:
-        batch_shape: `()` for one run, `(runs,)` for many.
-        device: where the tensors live.
-    """
+    """State of the encoder before the first decision: `seen` counts decisions, the others are logarithms."""
     names = ("first_loss", "fast", "slow", "best", "first_norm", "norm", "move")
     zeros = {name: torch.zeros(batch_shape, dtype=torch.float32, device=device) for name in names}
     return {**zeros, "seen": torch.zeros(batch_shape, dtype=torch.int64, device=device)}
 
 
 def encode(obs: Observation, history: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Features of one decision and the history with it; pure.
+    """Features of one decision, batch_shape + (12,) in float32 within [-4, 4], and the history with it; pure.
 
-    Args:
-        obs: has every field of [`NEEDS`], but perhaps the gain ratio, which is then 0; without `total_steps`, progress
-            is 0 and remaining 1.
-        history: from `init_history` or the last `encode`.
-
-    Returns:
-        Features of `batch_shape + (12,)` in float32, within [-4, 4], and the next history.
+    `obs` has every field of [`NEEDS`], but perhaps the gain ratio, which is then 0; without `total_steps`, progress is
+    0 and remaining 1. `history` is from `init_history` or the last call.
     """
     loss, norm = _log(obs.require("loss")), _log(obs.require("grad_norm"))
     start = history["seen"] == 0
@@ -121,16 +111,10 @@ def _gain(obs: Observation, like: Tensor) -> Tensor:
 def encode_steering(
     obs: Observation, state: Mapping[str, Tensor], *, rho: float, max_shift: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """[`STEERING_FEATURES`] of one decision and the history with it; pure.
+    """[`STEERING_FEATURES`] of one decision, batch_shape + (17,) within [-4, 4], and the history with it; pure.
 
-    Args:
-        obs: as for [`encode`].
-        state: history, and `unit`, `first_unit` (see `relative_update`) and `shift`.
-        rho: relative update that counts as 1.
-        max_shift: scale of `shift`.
-
-    Returns:
-        Features of `batch_shape + (17,)` in float32, within [-4, 4], and the next history.
+    `obs` as for [`encode`]; `state` has the history, `unit`, `first_unit` (see `_relative_update`) and `shift`, of
+    which `max_shift` is the scale. `rho` is the relative update that counts as 1.
     """
     features, after = encode(obs, state)
     noise, more_after = _signal_over_noise(obs, state, after)

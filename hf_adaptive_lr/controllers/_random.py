@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,29 +17,16 @@ def seeded(seed: int) -> Tensor:
 
 
 def uniform(state: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Numbers from [0, 1) in float64, and the next state; the given state does not change.
-
-    Args:
-        state: from [`seeded`] or an earlier draw.
-        shape: of the draw, () for one number.
-
-    Example:
-        >>> first, state = uniform(seeded(0), ())
-        >>> bool(first == uniform(seeded(0), ())[0]), bool(first == uniform(state, ())[0])
-        (True, False)
-    """
-    generator = torch.Generator()
-    generator.set_state(state)
-    return torch.rand(shape, generator=generator, dtype=torch.float64), generator.get_state()
+    """Numbers from [0, 1) in float64, and the next state; the given one does not change. () is one number."""
+    return _drawn(torch.rand, state, shape)
 
 
 def normal(state: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Standard normal numbers in float64, and the next state; the given state does not change.
+    """Standard normal numbers in float64, and the next state; the given one does not change."""
+    return _drawn(torch.randn, state, shape)
 
-    Args:
-        state: from [`seeded`] or an earlier draw.
-        shape: of the draw, () for one number.
-    """
+
+def _drawn(draw: Callable[..., Tensor], state: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     generator = torch.Generator()
     generator.set_state(state)
-    return torch.randn(shape, generator=generator, dtype=torch.float64), generator.get_state()
+    return draw(shape, generator=generator, dtype=torch.float64), generator.get_state()

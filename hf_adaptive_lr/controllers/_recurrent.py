@@ -24,10 +24,7 @@ class RecurrentController(Controller):
     """A controller whose net maps features and a hidden vector to a move of the learning rate.
 
     A subclass has `n_features`, `max_move`, `lr_range`, `encode`, `act`, and an `init` with the encoder's history and
-    `hidden`, of batch_shape + (hidden_size,).
-
-    Args:
-        hidden_size: width of the GRU, 1 ... 1024.
+    `hidden`, of batch_shape + (hidden_size,), where `hidden_size`, 1 ... 1024, is the width of the GRU.
     """
 
     answers = "lr"
@@ -77,38 +74,29 @@ class RecurrentController(Controller):
         raise NotImplementedError
 
     def policy(self, features: Tensor, hidden: Tensor, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """One step of the net.
+        """One step of the net: the move before squashing, of batch_shape, and the next hidden vector.
 
-        Args:
-            features: batch_shape + (n_features,).
-            hidden: batch_shape + (hidden_size,).
-            params: as in `param_shapes`, perhaps with a leading run dimension.
-
-        Returns:
-            Move before squashing, of batch_shape, and the next hidden vector.
+        Features are batch_shape + (n_features,), `hidden` is batch_shape + (hidden_size,); `params` as in
+        `param_shapes`, perhaps with a leading run dimension.
         """
-        gates_x = _affine(features, params["weight_ih"], params["bias_ih"])
-        gates_h = _affine(hidden, params["weight_hh"], params["bias_hh"])
+        gates_x = affine(features, params["weight_ih"], params["bias_ih"])
+        gates_h = affine(hidden, params["weight_hh"], params["bias_hh"])
         reset_x, update_x, new_x = gates_x.chunk(3, -1)
         reset_h, update_h, new_h = gates_h.chunk(3, -1)
         reset, update = torch.sigmoid(reset_x + reset_h), torch.sigmoid(update_x + update_h)
         new = torch.tanh(new_x + reset * new_h)
         hidden = new + update * (hidden - new)
-        return _affine(hidden, params["head_weight"], params["head_bias"]).squeeze(-1), hidden
+        return affine(hidden, params["head_weight"], params["head_bias"]).squeeze(-1), hidden
 
     def act(self, raw: Tensor, obs: Observation, state: State) -> tuple[Tensor, State]:
         """Learning rate after the move `max_move * tanh(raw)`, and the state that remembers the move."""
         raise NotImplementedError
 
     def scattered(self, state: State, generator: torch.Generator, spread: float) -> State:
-        """For training: the state with varied starts, of controllers that choose their first update themselves.
+        """For training: the `init` state with varied starts, of controllers that choose their first update themselves.
 
-        Args:
-            state: from `init`.
-            generator: source of the draws.
-            spread: half the width of the even distribution of the starts, in logs.
+        `spread` is half the width of the even distribution of the starts, in logs.
         """
-        del generator, spread
         return state
 
 
@@ -123,7 +111,8 @@ def _shapes(inputs: int, width: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Affine map of x, (..., inputs); weights may have a leading run dimension, one set per run."""
     if weight.ndim == 2:
         return torch.nn.functional.linear(x, weight, bias)
-    return torch.einsum("...i,...oi->...o", x, weight) + bias  # one set of weights per run
+    return torch.einsum("...i,...oi->...o", x, weight) + bias

@@ -31,13 +31,8 @@ _EARLY, _PER_DOUBLING = 8, 8  # of runs whose length is unknown
 def due(update: int, total_steps: int | None, decisions: int) -> bool:
     """Whether there is a decision: at updates 0, 1, 2, 4, 8 and so on up to an even rhythm, then in that.
 
-    The first update measures, the next ones correct the measurement, so that a first mistake is found early.
-
-    Args:
-        update: 0-based index of the update about to be applied.
-        total_steps: length of the run; where it is None there are eight decisions while the run doubles its length,
-            at least four updates apart.
-        decisions: in the even rhythm, at least 1.
+    The first update measures, the next ones correct the measurement, so that a first mistake is found early. Where
+    `total_steps` is None there are eight decisions while the run doubles its length, at least four updates apart.
 
     Example:
         >>> [t for t in range(100) if due(t, 100, 5)]
@@ -59,14 +54,11 @@ def init_units(batch_shape: tuple[int, ...], device: torch.device | str | None =
 
 
 def measure(obs: Observation, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with the newest unit in it.
+    """The state, from `init_units` or the last call, with the newest unit in it.
 
-    Rises count at once and falls by three quarters, as a rate that is too small for a while costs less than one too
-    large. Adam's first update is several times as large as those after it, so more memory than that would cost time.
-
-    Args:
-        obs: has `update_ratio`, and `last_lr` where that is not the rate in force.
-        state: from `init_units` or the last call.
+    `obs` has `update_ratio`, and `last_lr` where that is not the rate in force. Rises count at once and falls by three
+    quarters, as a rate that is too small for a while costs less than one too large. Adam's first update is several
+    times as large as those after it, so more memory than that would cost time.
     """
     ratio = obs.require("update_ratio").double()
     rate = (obs.lr if obs.last_lr is None else obs.last_lr).double()
@@ -82,15 +74,10 @@ def measure(obs: Observation, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rate_for(wanted: Tensor, state: Mapping[str, Tensor], obs: Observation) -> Tensor:
-    """Learning rate, of batch_shape, under which the next update is expected to have the size `wanted`.
+    """Learning rate, of batch_shape, under which the next relative update is expected to be `wanted`, above 0.
 
     While nothing was measured: [`FIRST_LR`] at the first update, and ten times the rate in force after it, as an
     update that does not show is too small.
-
-    Args:
-        wanted: relative update, batch_shape, above 0.
-        state: from [`measure`].
-        obs: gives the rate in force and the update.
     """
     start = torch.full_like(obs.lr, FIRST_LR)
     first = torch.as_tensor(obs.step, device=obs.lr.device) == 0

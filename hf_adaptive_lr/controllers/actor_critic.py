@@ -139,7 +139,6 @@ class ActorCritic(Controller):
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """Weights theta and phi, Adam's moments, the LSTM's state and the window; the runs of a batch start equal."""
-        del n_groups
         h, k, past = self.hidden_size, self.critic_size, self.window - 1
         theta_bounds, phi_bounds = [h**-0.5] * 8 + [0.0, 0.0], [2**-0.5, 2**-0.5, k**-0.5, k**-0.5]
         generator = seeded(seed)
@@ -156,7 +155,6 @@ class ActorCritic(Controller):
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor a_t / a_0 of `batch_shape`, within [1 / max_ratio, max_ratio]."""
-        del params
         offset = torch.ones_like(obs.base_lr) if self.unit is None else obs.base_lr / self.unit
         with torch.no_grad():
             state = _each(self._decide, {**state, "offset": offset.float(), "loss": obs.require("loss").float()})

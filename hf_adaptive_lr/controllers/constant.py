@@ -38,5 +38,4 @@ class Constant(Controller):
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """`factor`, of `batch_shape`."""
-        del params
         return torch.full_like(obs.lr, self.factor), state

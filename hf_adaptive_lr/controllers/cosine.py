@@ -47,6 +47,5 @@ class Cosine(Controller):
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor of `batch_shape` for update `obs.step` of `obs.total_steps`."""
-        del params
         wave = 0.5 * (1 + (math.pi * obs.progress.clamp(0, 1)).cos())
         return self.final_factor + (1 - self.final_factor) * wave, state

@@ -55,7 +55,6 @@ class GRUController(RecurrentController):
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """The encoder's history and `hidden`, of batch_shape + (hidden_size,)."""
-        del n_groups, seed
         hidden = torch.zeros(*batch_shape, self.hidden_size, device=device)
         return {**init_history(batch_shape, device), "hidden": hidden}
 

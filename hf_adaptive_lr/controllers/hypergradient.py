@@ -89,7 +89,6 @@ class Hypergradient(Controller):
 
         It starts from the learning rate in force, so bounds leave no memory.
         """
-        del params
         (field,) = self.needs
         agreement = obs.require(field)
         lr, base = _group_lrs(obs) if self.per_group else (obs.lr, obs.base_lr)

@@ -47,5 +47,4 @@ class Linear(Controller):
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor of `batch_shape` for update `obs.step` of `obs.total_steps`."""
-        del params
         return self.final_factor + (1 - self.final_factor) * obs.remaining, state

@@ -33,13 +33,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from torch.optim.adam import adam
 
 from .._checks import check_range
 from ..controller import Citation, Controller, Device, Params, Shape, State
 from ..observation import Observation, Outcome
 from ._random import seeded, uniform
+from ._recurrent import affine
 
 _DECAY = 0.9  # of the average loss, per decision
 _SAVED = (1 / 200, 1 / 2)  # shares of the run after which the authors save theta: epochs 1 and 100 of 200
@@ -153,7 +153,6 @@ class MLRSNet(Controller):
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """`hidden` and `cell` of batch_shape + (hidden_size,), and with `meta_learn` weights `theta` for every run."""
-        del n_groups
         hidden = torch.zeros(*batch_shape, self.hidden_size, device=device)
         number = torch.zeros(batch_shape, dtype=torch.float64, device=device)
         initial = torch.full_like(number, self.initial_loss or 0.0)  # 0: not known
@@ -244,7 +243,6 @@ class MLRSNet(Controller):
 
     def wants_outcome(self, update: int, total_steps: int | None) -> bool:
         """At every `meta_every`-th update of a run that learns."""
-        del total_steps
         return self.meta_learn and (update + 1) % self.meta_every == 0
 
     def learn(self, outcome: Outcome, state: State) -> State:
@@ -290,8 +288,5 @@ def _named(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Ten
 
 
 def _affine(x: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
-    weight, bias = w[f"{name}.weight"], w[f"{name}.bias"]
-    x = x.to(weight.dtype)
-    if weight.ndim == 2:
-        return linear(x, weight, bias)
-    return torch.einsum("...i,...oi->...o", x, weight) + bias  # one set of weights per run
+    weight = w[f"{name}.weight"]
+    return affine(x.to(weight.dtype), weight, w[f"{name}.bias"])

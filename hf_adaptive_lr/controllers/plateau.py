@@ -62,7 +62,6 @@ class Plateau(Controller):
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """`losses`: batch_shape + (2 * window,), newest last; `seen`: losses since the last cut; `factor`."""
-        del n_groups, seed
         return {
             "losses": torch.zeros(*batch_shape, 2 * self.window, dtype=torch.float64, device=device),
             "seen": torch.zeros(batch_shape, dtype=torch.int64, device=device),
@@ -71,7 +70,6 @@ class Plateau(Controller):
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor of `batch_shape`; unchanged while there is no new loss or the windows are not full."""
-        del params
         value = obs.require(self.metric)
         new = ~torch.isnan(value)
         shifted = torch.cat((state["losses"][..., 1:], value.to(torch.float64).unsqueeze(-1)), dim=-1)

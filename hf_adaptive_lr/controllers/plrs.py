@@ -122,11 +122,9 @@ class PLRS(Controller):
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """`generator`, one for all runs of a batch."""
-        del batch_shape, n_groups, device
         return {_random.GENERATOR: _random.seeded(seed)}
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor of `batch_shape`, in [low, high): one draw per run, for all groups."""
-        del params
         share, generator = _random.uniform(state[_random.GENERATOR], tuple(obs.lr.shape))
         return self.low + (self.high - self.low) * share.to(obs.lr), {**state, _random.GENERATOR: generator}

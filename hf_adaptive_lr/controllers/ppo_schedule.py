@@ -28,6 +28,7 @@ from .._checks import check_range
 from ..controller import Citation, Controller, Device, Params, Shape, State
 from ..observation import Observation
 from . import _random
+from ._recurrent import affine
 
 FEATURES = (
     "validation loss",
@@ -145,7 +146,6 @@ class PPOSchedule(Controller):
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """Averages and last validation loss of `batch_shape`; with `sample` the generator's state as well."""
-        del n_groups
         zeros = torch.zeros(batch_shape, dtype=torch.float64, device=device)
         state: State = {"decided": 0, "eval_loss": zeros + 1, "log_variance": zeros, "log_change": zeros}
         if self.recurrent and self.memory:
@@ -187,17 +187,17 @@ class PPOSchedule(Controller):
     def policy(self, features: Tensor, state: State, params: Mapping[str, Tensor]) -> tuple[Tensor, State]:
         """Mean action of batch_shape, and the state with the LSTM's memory; `params` may have a run dimension."""
         if not self.recurrent:
-            hidden = torch.relu(_affine(features, params["hidden_weight"], params["hidden_bias"]))
+            hidden = torch.relu(affine(features, params["hidden_weight"], params["hidden_bias"]))
         else:
             blank = features.new_zeros(*features.shape[:-1], self.hidden_size)
             before, cell = (state["hidden"], state["cell"]) if self.memory else (blank, blank)
-            gates = _affine(features, params["weight_ih"], params["bias_ih"])
-            gates = gates + _affine(before, params["weight_hh"], params["bias_hh"])
+            gates = affine(features, params["weight_ih"], params["bias_ih"])
+            gates = gates + affine(before, params["weight_hh"], params["bias_hh"])
             enter, forget, new, leave = gates.chunk(4, -1)
             cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(new)
             hidden = torch.sigmoid(leave) * torch.tanh(cell)
             state = {**state, "hidden": hidden, "cell": cell} if self.memory else state
-        return _affine(hidden, params["output_weight"], params["output_bias"]).squeeze(-1), state
+        return affine(hidden, params["output_weight"], params["output_bias"]).squeeze(-1), state
 
     def multiplier(self, action: Tensor) -> Tensor:
         """Factor in [0.965, 1.035] of the learning rate for an action."""
@@ -215,9 +215,3 @@ def _shapes(width: int, *, recurrent: bool) -> dict[str, tuple[int, ...]]:
         hidden = {"weight_ih": (4 * width, inputs), "weight_hh": (4 * width, width)}
         hidden |= {"bias_ih": (4 * width,), "bias_hh": (4 * width,)}
     return {**hidden, "output_weight": (1, width), "output_bias": (1,)}
-
-
-def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    if weight.ndim == 2:
-        return torch.nn.functional.linear(x, weight, bias)
-    return torch.einsum("...i,...oi->...o", x, weight) + bias  # one set of weights per run

@@ -63,12 +63,10 @@ class RandomWalk(Controller):
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """`generator`, one for all runs of a batch."""
-        del batch_shape, n_groups, device
         return {_random.GENERATOR: _random.seeded(seed)}
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor of the base LR, of `batch_shape`: one move from where the learning rate stands."""
-        del params
         z, generator = _random.normal(state[_random.GENERATOR], tuple(obs.lr.shape))
         factor, move = obs.lr / obs.base_lr, self.step * z.to(obs.lr)
         moved = factor * move.exp() if self.span is None else _reflect(factor.log() + move, self.span).exp()

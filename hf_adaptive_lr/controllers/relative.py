@@ -62,7 +62,6 @@ class Relative(Controller):
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """The size of a unit update; of a walk also its place, and the generator of all runs."""
-        del n_groups
         state: State = dict(_relative_update.init_units(batch_shape, device))
         if self.walk:
             start = torch.zeros(batch_shape, dtype=torch.float64, device=device)
@@ -75,7 +74,6 @@ class Relative(Controller):
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Learning rate of `batch_shape`."""
-        del params
         state = {**state, **_relative_update.measure(obs, state)}
         wanted = self.rho * (torch.ones_like(obs.lr) if obs.total_steps is None else obs.remaining)
         if self.walk:

@@ -61,7 +61,6 @@ class Replay(Controller):
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Interpolated factor of `batch_shape`."""
-        del params
         xs = obs.lr.new_tensor(self.progress)
         ys = obs.lr.new_tensor(self.factors)
         at = obs.progress.clamp(xs[0], xs[-1]).contiguous()

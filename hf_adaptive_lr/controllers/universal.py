@@ -74,7 +74,6 @@ class Universal(RecurrentController):
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """The encoder's history, the size of a unit update, `shift`, and `hidden` of batch_shape + (hidden_size,)."""
-        del n_groups, seed
         history = init_steering(batch_shape, device) | _relative_update.init_units(batch_shape, device)
         shift = torch.full(batch_shape, self.start, dtype=torch.float32, device=device)
         return {**history, "shift": shift, "hidden": torch.zeros(*batch_shape, self.hidden_size, device=device)}
@@ -101,12 +100,9 @@ class Universal(RecurrentController):
         return _relative_update.rate_for(wanted, state, obs), {**state, "move": move, "shift": shift}
 
     def scattered(self, state: State, generator: torch.Generator, spread: float) -> State:
-        """For training: the state with the first update anywhere within `spread` of its log, and not always the same.
+        """For training: the `init` state with the first update within `spread` of its log, and not always the same.
 
-        Args:
-            state: from `init`.
-            generator: source of the draws.
-            spread: half the width of the even distribution around `start`; a quarter of the runs keep `start`.
+        `spread` is half the width of the even distribution around `start`; a quarter of the runs keep `start`.
         """
         draws = torch.rand(2, *state["shift"].shape, generator=generator)
         moved = state["shift"] + spread * (2 * draws[0] - 1)

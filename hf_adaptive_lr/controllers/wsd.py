@@ -53,6 +53,5 @@ class WarmupStableDecay(Controller):
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Factor of `batch_shape` for update `obs.step` of `obs.total_steps`."""
-        del params
         line = (obs.remaining / self.decay_fraction).clamp(0, 1)
         return self.final_factor + (1 - self.final_factor) * line, state

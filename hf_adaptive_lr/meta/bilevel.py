@@ -63,14 +63,7 @@ class BilevelConfig:
 
 
 class Windows:
-    """One episode in every run of a problem, played window by window.
-
-    Args:
-        problem: the runs.
-        controller: the one that is trained.
-        config: settings.
-        seed: of the controller's own random draws.
-    """
+    """One episode in every run of a problem, played window by window; `seed` is of the controller's own draws."""
 
     def __init__(self, problem: Problem, controller: Controller, config: BilevelConfig, seed: int = 0) -> None:
         fresh = problem.start()
@@ -82,14 +75,7 @@ class Windows:
         self.left = [spread[i : i + config.window] for i in range(0, len(spread), config.window)]
 
     def gradients(self, params: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Play the next window and differentiate the mean log held-out loss after it.
-
-        Args:
-            params: weights of the controller, leaves that require gradients.
-
-        Returns:
-            The objective, a number, and its gradients by name.
-        """
+        """Play the next window; the mean log held-out loss after it and its gradients by `params`, leaves, by name."""
         window = self.left.pop(0)
         if not any(window):
             return torch.zeros(()), {name: torch.zeros_like(value) for name, value in params.items()}
@@ -153,14 +139,10 @@ def _gradients(output: Tensor, params: Mapping[str, Tensor], slope: Tensor | Non
 
 
 class BilevelTrainer(WeightTrainer):
-    """Meta-gradients for any controller whose `decide` is differentiable in its weights.
+    """Meta-gradients for any controller with weights whose `decide` is differentiable in them.
 
-    Nothing is drawn but the problems, so the same problems give the same weights, bit for bit.
-
-    Args:
-        controller: where to start; its `params` must not be empty.
-        config: settings.
-        seed: of the controller's own random draws.
+    Nothing is drawn but the problems, and `seed` is of the controller's own draws: the same problems give the same
+    weights, bit for bit.
     """
 
     method = "bilevel"
@@ -175,7 +157,6 @@ class BilevelTrainer(WeightTrainer):
         Every process has as many windows, whatever the horizons. The figures also have `meta_loss`, the mean log
         held-out loss over all windows; `iteration` and `progress` are not used.
         """
-        del iteration, progress
         plays = [Windows(problem, self.start, self.config, self.seed) for problem in problems]
         starts = [_log_loss(play.run, self.config.split) for play in plays]
         objectives = []

@@ -83,11 +83,7 @@ class DriverConfig:
     report_to: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Fails fast for settings out of range.
-
-        Raises:
-            ValueError: names the value, the range and the way out.
-        """
+        """Fails fast for settings out of range; the ValueError names the value, the range and the way out."""
         if self.suite not in SUITES:
             raise ValueError(f"no suite '{self.suite}'{did_you_mean(self.suite, SUITES)}")
         if self.minutes is None and self.iterations is None:
@@ -105,11 +101,9 @@ class DriverConfig:
 
 
 def check_folder(config: DriverConfig, method: str, *, resume: bool) -> None:
-    """Fails fast for an output folder that holds something else, before anything is written.
+    """Fails fast, before anything is written, for an output folder that holds something else.
 
-    Raises:
-        ValueError: another method's or suite's checkpoint, an unfinished training without `resume`, a finished
-            controller.
+    ValueErrors: another method's or suite's checkpoint, an unfinished training without `resume`, other files.
     """
     path = config.output_dir / CHECKPOINT_NAME
     if not path.is_file():

@@ -155,11 +155,7 @@ class LREnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         return _draw(random, self.suite, self.config.split, self.runs)
 
     def step(self, actions: Floats) -> tuple[Floats, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """One decision in every run.
-
-        Args:
-            actions: shape (num_envs, 1), clipped to [-1, 1].
-        """
+        """One decision in every run; `actions` of shape (num_envs, 1) are clipped to [-1, 1]."""
         if not self._plays:
             raise RuntimeError("call reset() before step()")
         counts = [play.episode.run.task.runs for play in self._plays]
@@ -184,14 +180,10 @@ class LREnv(VectorEnv[Floats, Floats, NDArray[Any]]):
 
 
 class SingleLREnv(gym.Env[Floats, Floats]):
-    """One training run; the same code as [`LREnv`] with one run.
+    """One training run; the same code as [`LREnv`] with one run, and the same `suite` and `config`.
 
     Of a suite with several families each episode draws one. `reset(options={"problem": problem})` plays that one,
     which must have one run.
-
-    Args:
-        suite: a suite or its name.
-        config: settings.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}
@@ -217,11 +209,7 @@ class SingleLREnv(gym.Env[Floats, Floats]):
         return play.features()[0], self._info(play)
 
     def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """One decision.
-
-        Args:
-            action: shape (1,), clipped to [-1, 1].
-        """
+        """One decision; `action` of shape (1,) is clipped to [-1, 1]."""
         play = self._play
         if play is None or play.episode.done:
             raise RuntimeError("the episode is over or none was started; call reset()")

@@ -21,15 +21,9 @@ RISE, FALL = 3.0, 20.0
 
 
 def stretches(total_steps: int, decisions: int) -> list[int]:
-    """Number of updates after each decision: `decisions` whole numbers, as equal as possible, that add up to the run.
+    """Number of updates after each decision: `decisions` numbers, as equal as possible, that add up to the run.
 
-    Args:
-        total_steps: length of the run, in updates, at least 1.
-        decisions: moves of the episode, at least 1; where there are fewer updates, some stretches are 0.
-
-    Example:
-        >>> stretches(10, 4)
-        [2, 3, 2, 3]
+    Both arguments are at least 1. With fewer updates than decisions some stretches are 0; (10, 4) gives [2, 3, 2, 3].
     """
     if total_steps < 1 or decisions < 1:
         raise ValueError(f"total_steps={total_steps} and decisions={decisions} must be at least 1")
@@ -40,11 +34,7 @@ def stretches(total_steps: int, decisions: int) -> list[int]:
 def stretches_of(controller: Controller, total_steps: int, decisions: int, *, hidden: bool = False) -> list[int]:
     """Number of updates after each decision in the controller's own rhythm, or else as in [`stretches`].
 
-    Args:
-        controller: one with a rhythm of its own decides at update 0, too.
-        total_steps: length of the run, in updates.
-        decisions: for controllers without one.
-        hidden: whether the controller does not know the length.
+    A rhythm of its own starts at update 0. `hidden`: the controller does not know the length.
     """
     known = None if hidden else total_steps
     if controller.due(0, known) is None:
@@ -54,13 +44,10 @@ def stretches_of(controller: Controller, total_steps: int, decisions: int, *, hi
 
 
 class Episode:
-    """One episode in every run of a batch.
+    """One episode in every run of a batch, whose runs are before their first update.
 
-    Args:
-        run: the runs, before their first update.
-        decisions: moves per episode, the same for every horizon, so that episodes of different tasks can be stacked.
-        split: data that scores the run.
-        controller: the moves follow its rhythm, if it has one.
+    There are as many `decisions` for every horizon, so that episodes of different tasks can be stacked; a `controller`
+    with a rhythm of its own is followed instead. The loss on `split` scores the run.
     """
 
     def __init__(
@@ -91,13 +78,9 @@ class Episode:
         return self.run.observe(self.lr, needs)
 
     def play(self, lr: Tensor) -> Tensor:
-        """Train up to the next decision.
+        """Train up to the next decision at learning rates of shape (runs,), clamped to [MIN_LR, MAX_LR].
 
-        Args:
-            lr: learning rates of shape (runs,), clamped to [MIN_LR, MAX_LR].
-
-        Returns:
-            Improvement of the log held-out loss, of shape (runs,); over an episode these add up to `start - value`.
+        Returns the fall of the log held-out loss, (runs,); over an episode these add up to `start - value`.
         """
         self.lr = lr.clamp(MIN_LR, MAX_LR)
         self.run.advance(self.lr, self.stretches[self.taken])
@@ -117,16 +100,10 @@ def as_lr(controller: Controller, answer: Tensor, base_lr: Tensor) -> Tensor:
 def play_through(
     controller: Controller, episode: Episode, params: dict[str, Tensor] | None = None, *, seed: int = 0
 ) -> Tensor:
-    """Play a whole episode with a controller.
+    """Play a whole episode, before its first decision, with a controller; the log final held-out losses, (runs,).
 
-    Args:
-        controller: decides.
-        episode: before its first decision; used up.
-        params: weights instead of the controller's, with a leading run dimension where each run has its own.
-        seed: of the controller's own random draws.
-
-    Returns:
-        Log of the final held-out loss, of shape (runs,).
+    `params` are weights instead of the controller's, with a leading run dimension where each run has its own; `seed`
+    is of the controller's own random draws.
     """
     state: State = controller.init((episode.run.task.runs,), seed=seed)
     while not episode.done:

@@ -61,11 +61,7 @@ class EvolutionConfig:
 
 
 class Paired(Task):
-    """A task whose runs are played twice: run i and run i + n have the same weights, data and mini-batches.
-
-    Args:
-        task: the n runs.
-    """
+    """A task whose n runs are played twice: run i and run i + n have the same weights, data and mini-batches."""
 
     def __init__(self, task: Task) -> None:
         # Not the parent's: this task draws nothing, all randomness is the inner task's.
@@ -95,19 +91,7 @@ class Paired(Task):
 
 
 def shaped(differences: Tensor, shape: Literal["rank", "scale"]) -> Tensor:
-    """Differences of pairs made comparable; odd, so that swapping the members of a pair swaps the sign.
-
-    Args:
-        differences: shape (pairs,), finite.
-        shape: see [`EvolutionConfig`].
-
-    Returns:
-        Shape (pairs,), float32.
-
-    Example:
-        >>> shaped(torch.tensor([-5.0, 0.1, 0.0, 2.0]), "rank").tolist()
-        [-1.0, 0.5, 0.0, 0.75]
-    """
+    """Differences, (pairs,), made comparable as in [`EvolutionConfig`]; odd: swapping a pair swaps the sign."""
     if shape == "scale":
         return (differences / differences.square().mean().sqrt().clamp_min(1e-12)).float()
     ranks = differences.abs().argsort(stable=True).argsort(stable=True) + 1
@@ -119,11 +103,6 @@ class EvolutionTrainer(WeightTrainer):
 
     Same seed and same problems give the same weights, bit for bit. Perturbations are drawn from (seed, iteration,
     rank), so a checkpoint is the weights and Adam's moments, the same on every process.
-
-    Args:
-        controller: where to start; its `params` must not be empty.
-        config: settings.
-        seed: of the perturbations.
     """
 
     method = "evolution"
@@ -134,10 +113,9 @@ class EvolutionTrainer(WeightTrainer):
 
     @torch.no_grad()
     def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
-        """One step of the mean; see `driver.Trainer`.
+        """One step of the mean; see `driver.Trainer`. Figures also have `sigma`, `lr` and `gradient_norm`.
 
-        `runs` of a problem are its number of pairs; every pair has a perturbation of its own. The figures also have
-        `sigma`, `lr` and `gradient_norm`.
+        `runs` of a problem are its number of pairs; every pair has a perturbation of its own.
         """
         sigma, lr = self.config.at(iteration, progress)
         draws = generator("evolution", self.seed, iteration)

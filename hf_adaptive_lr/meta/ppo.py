@@ -93,17 +93,7 @@ def _padded(values: Tensor, missing: int) -> Tensor:
 
 
 def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) for episodes that end at the last step.
-
-    Args:
-        rewards: (steps, runs).
-        values: (steps, runs), estimates before each step; the value after the end is 0.
-        gamma: discount.
-        lam: lambda.
-
-    Returns:
-        Advantages and returns, both (steps, runs).
-    """
+    """Advantages and returns, both (steps, runs), by GAE (Schulman et al. 2016, eq. 16); 0 follows the end."""
     advantages, running = torch.zeros_like(rewards), torch.zeros_like(rewards[0])
     following = torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
@@ -158,14 +148,7 @@ class Agent(nn.Module):
 
 @torch.no_grad()
 def rollout(agent: Agent, episode: Episode, noise: torch.Generator, scatter: float = 0.0) -> Rollout:
-    """Play one episode in every run, with noise on the moves.
-
-    Args:
-        agent: the policy.
-        episode: before its first decision; used up.
-        noise: source of the exploration.
-        scatter: see [`PPOConfig`].
-    """
+    """Play an episode, before its first decision, in every run, with noise on the moves; `scatter`: [`PPOConfig`]."""
     controller, weights = agent.controller, dict(agent.policy.items())
     state, rows = controller.init((episode.run.task.runs,)), []
     if scatter:
@@ -190,18 +173,7 @@ def _evened(played: Rollout) -> Rollout:
 class PPOTrainer:
     """Trains a recurrent controller, one batch of episodes per iteration; seeded, and resumes bit for bit.
 
-    Args:
-        controller: where to start; its `params` must be set.
-        config: settings.
-        seed: of the value net and the exploration noise; ranks share it and draw noise of their own.
-
-    Example:
-        >>> from hf_adaptive_lr import GRUController
-        >>> from hf_adaptive_lr.meta.suites import SUITES
-        >>> start = GRUController(hidden_size=4, params=GRUController.random_params(hidden_size=4))
-        >>> trainer = PPOTrainer(start, PPOConfig(decisions=2), seed=0)
-        >>> sorted(trainer.iterate(SUITES["quadratic"].problems("train", 0, 4), 0))
-        ['diverged', 'inner_steps', 'policy_loss', 'return', 'value_loss']
+    `seed` is of the value net and the exploration noise; ranks share it and draw noise of their own.
     """
 
     method = "ppo"
@@ -219,8 +191,8 @@ class PPOTrainer:
     def iterate(self, problems: Sequence[Problem], iteration: int, progress: float = 0.0) -> dict[str, float]:
         """Play and learn from one batch of problems; see `driver.Trainer`.
 
-        The exploration noise follows from `iteration`, and the learning rate falls linearly with `progress`. The
-        figures also have `policy_loss` and `value_loss`.
+        Exploration follows from `iteration`; the learning rate falls linearly with `progress`. Figures also have
+        `policy_loss` and `value_loss`.
         """
         noise = generator(self._seed, "ppo", iteration)
         for group in self._optimizer.param_groups:
@@ -279,11 +251,7 @@ class PPOTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`.
-
-        Raises:
-            ValueError: it is of a trainer with other settings.
-        """
+        """Restore a `state_dict`; ValueError for one of a trainer with other settings."""
         check_settings(state["settings"], settings_of(self.agent.controller, self.config))
         self.agent.load_state_dict(state["agent"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -108,14 +108,7 @@ class Played:
 
 @torch.no_grad()
 def play(controller: PPOSchedule, weights: Mapping[str, Tensor], run: VectorRun, noise: torch.Generator) -> Played:
-    """Play one episode in every run with the stochastic policy.
-
-    Args:
-        controller: says when it decides and how an action moves the learning rate.
-        weights: of the policy.
-        run: before its first update; used up.
-        noise: source of the actions' noise.
-    """
+    """Play an episode in every run, before its first update, with the stochastic policy of these weights."""
     state, lr, rows = controller.init((run.task.runs,)), run.base_lr, []
     grid = [t for t in range(run.total_steps) if controller.due(t, run.total_steps)]
     for now, following in zip(grid, [*grid[1:], run.total_steps], strict=True):
@@ -139,33 +132,15 @@ def play(controller: PPOSchedule, weights: Mapping[str, Tensor], run: VectorRun,
 
 
 def density(at: Tensor, mean: Tensor, std: float) -> Tensor:
-    """Density of normal distributions with these means and one standard deviation above 0, elementwise.
-
-    Example:
-        >>> f"{float(density(torch.tensor(1.0), torch.tensor(0.0), 0.1)):.2g}"
-        '7.7e-22'
-    """
+    """Density of normal distributions with these means and one standard deviation above 0, elementwise."""
     return (-0.5 * ((at - mean) / std).square()).exp() / (std * math.sqrt(2 * math.pi))
 
 
 class SchedulePPOTrainer:
     """Trains a `PPOSchedule`, one batch of episodes per iteration; seeded, and resumes bit for bit.
 
-    Args:
-        controller: where to start; its `params` must be set. It explores with its own `std`, whatever `sample` says.
-        config: settings.
-        seed: of the critic and the exploration noise; ranks share it and draw noise of their own.
-
-    Raises:
-        ValueError: a controller without weights.
-
-    Example:
-        >>> from hf_adaptive_lr.meta.suites import SUITES
-        >>> start = PPOSchedule(every_steps=50, params=PPOSchedule.random_params())
-        >>> trainer = SchedulePPOTrainer(start, seed=0)
-        >>> figures = trainer.iterate(SUITES["mlp"].problems("train", 0, 2), 0)
-        >>> sorted(figures)  # doctest: +NORMALIZE_WHITESPACE
-        ['action', 'diverged', 'inner_steps', 'lr_ratio', 'policy_loss', 'return', 'reward', 'value_loss']
+    The controller explores with its own `std`, whatever `sample` says. `seed` is of the critic and the exploration
+    noise; ranks share it and draw noise of their own.
     """
 
     method = "schedule_ppo"
@@ -192,7 +167,6 @@ class SchedulePPOTrainer:
         not used, as the learning rates are constant. The figures also have `reward` and `action` (means), `lr_ratio`
         (mean of the last learning rate over the first), `policy_loss` and `value_loss`.
         """
-        del progress
         noise = generator(self._seed, "schedule_ppo", iteration)
         played = [play(self._start, self.actor, problem.start(), noise) for problem in problems]
         figures = self.improve(played)
@@ -206,14 +180,7 @@ class SchedulePPOTrainer:
         return figures
 
     def improve(self, played: Sequence[Played]) -> dict[str, float]:
-        """One iteration's update from played episodes.
-
-        Args:
-            played: at least one batch of episodes.
-
-        Returns:
-            `reward`, and `policy_loss` and `value_loss` of the last pass.
-        """
+        """One update from at least one batch of episodes: `reward`, and both losses of the last pass."""
         config, std = self.config, self._start.std
         rewards = [2.0 - p.losses[1:].clamp(max=config.worst_loss).float() for p in played]
         with torch.no_grad():
@@ -277,11 +244,7 @@ class SchedulePPOTrainer:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`.
-
-        Raises:
-            ValueError: it is of a trainer with other settings.
-        """
+        """Restore a `state_dict`; ValueError for one of a trainer with other settings."""
         check_settings(state["settings"], settings_of(self._start, self.config))
         for name, value in self.actor.items():
             value.copy_(state["actor"][name])

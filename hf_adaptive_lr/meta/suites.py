@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -28,32 +28,20 @@ T = TypeVar("T")
 
 _TASK_SPLITS: tuple[TaskSplit, ...] = ("train", "valid", "test")
 _DIGEST_DRAWS = 8
-_BODY_SEEDS = 4  # sets of pretrained bodies of each shape and split; pretraining costs seconds, so they are shared
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A named mixture of families.
-
-    Args:
-        name: as on the command line.
-        draws: one function per family.
-    """
+    """A named mixture of families, each a function that draws a problem."""
 
     name: str
     draws: tuple[Draw, ...]
 
     def problems(self, split: TaskSplit, index: int, runs: int, seed: int = 0) -> list[Problem]:
-        """One problem of every family, `runs` runs each.
+        """One problem of every family, `runs` runs each, as values that rebuild the same problems anywhere.
 
-        Args:
-            split: which problems; those of two splits never share a seed, nor pretrained bodies.
-            index: which draw (an iteration of training, an item of a benchmark).
-            runs: runs per family.
-            seed: of the whole sequence.
-
-        Returns:
-            Values that rebuild the same problems anywhere.
+        Problems of two splits never share a seed, nor pretrained bodies. `index` counts draws (an iteration of
+        training, an item of a benchmark); `seed` is of the whole sequence.
         """
         out = []
         for number, draw in enumerate(self.draws):
@@ -89,98 +77,79 @@ def _horizon(generator: torch.Generator) -> int:
     return round(math.exp(math.log(30) + float(torch.rand((), generator=generator)) * math.log(2000 / 30)))
 
 
-def _data(generator: torch.Generator, generated: Sequence[str]) -> str:
-    """A kind of data; the draw takes the same random numbers with and without the digits."""
-    kind = _choice(generator, [*generated, "digits"])
-    return generated[0] if kind == "digits" and not has_digits() else kind
+_COMMON: dict[str, Sequence[Any]] = {"batch_size": (8, 16, 32, 64), "rescale": (1.0, 4.0), "loss_scale": (1.0, 10.0)}
+"""Batch size and augmentations, which every family has."""
 
+_BODY_SEEDS = range(4)  # sets of pretrained bodies of each shape and split; pretraining costs seconds: they are shared
 
-def _common(generator: torch.Generator) -> dict[str, Any]:
-    """Batch size and augmentations, which every family has."""
-    return {
-        "batch_size": _choice(generator, (8, 16, 32, 64)),
-        "rescale": _choice(generator, (1.0, 4.0)),
-        "loss_scale": _choice(generator, (1.0, 10.0)),
-    }
-
-
-def _mlp_config(generator: torch.Generator) -> dict[str, Any]:
-    return {
-        **_common(generator),
-        "data": _data(generator, ("teacher", "correlated")),
-        "dims": _choice(generator, (8, 16, 32)),
-        "classes": _choice(generator, (2, 4, 8)),
-        "width": _choice(generator, (16, 32, 64)),
-        "depth": _choice(generator, (1, 2, 3, 4, 5)),
-        "activation": _choice(generator, ("relu", "tanh", "gelu")),
-        "norm": _choice(generator, (False, True)),
-        "n_train": _choice(generator, (256, 512, 1024)),
-    }
-
-
-def _conv_config(generator: torch.Generator) -> dict[str, Any]:
-    return {
-        **_common(generator),
-        "data": _data(generator, ("gratings",)),
-        "classes": _choice(generator, (2, 4, 8)),
-        "channels": _choice(generator, (4, 8)),
-        "depth": _choice(generator, (1, 2, 3)),
-        "activation": _choice(generator, ("relu", "gelu")),
-        "norm": _choice(generator, (False, True)),
-        "n_train": _choice(generator, (256, 512, 1024)),
-    }
-
-
-def _transformer_config(generator: torch.Generator) -> dict[str, Any]:
-    return {
-        **_common(generator),
-        "data": _data(generator, ("majority", "position", "motif", "gratings")),
-        "classes": _choice(generator, (2, 4, 6)),
-        "length": _choice(generator, (6, 8, 12)),
-        "width": _choice(generator, (16, 32)),
-        "depth": _choice(generator, (1, 2, 3)),
-        "norm": _choice(generator, ("post", "pre")),
-        "n_train": _choice(generator, (256, 512, 1024)),
-    }
-
-
-def _body_seed(generator: torch.Generator, split: TaskSplit) -> int:
-    return 1000 * _TASK_SPLITS.index(split) + _choice(generator, range(_BODY_SEEDS))
-
-
-def _finetune_config(generator: torch.Generator, split: TaskSplit) -> dict[str, Any]:
+_SETTINGS: dict[str, dict[str, Sequence[Any]]] = {
+    "mlp": {
+        **_COMMON,
+        "data": ("teacher", "correlated", "digits"),
+        "dims": (8, 16, 32),
+        "classes": (2, 4, 8),
+        "width": (16, 32, 64),
+        "depth": (1, 2, 3, 4, 5),
+        "activation": ("relu", "tanh", "gelu"),
+        "norm": (False, True),
+        "n_train": (256, 512, 1024),
+    },
+    "conv": {
+        **_COMMON,
+        "data": ("gratings", "digits"),
+        "classes": (2, 4, 8),
+        "channels": (4, 8),
+        "depth": (1, 2, 3),
+        "activation": ("relu", "gelu"),
+        "norm": (False, True),
+        "n_train": (256, 512, 1024),
+    },
+    "transformer": {
+        **_COMMON,
+        "data": ("majority", "position", "motif", "gratings", "digits"),
+        "classes": (2, 4, 6),
+        "length": (6, 8, 12),
+        "width": (16, 32),
+        "depth": (1, 2, 3),
+        "norm": ("post", "pre"),
+        "n_train": (256, 512, 1024),
+    },
     # The shape of a body takes few values: every other one is another pretraining.
-    return {
-        **_common(generator),
-        "body": _choice(generator, ("transformer", "transformer", "mlp")),
-        "norm": _choice(generator, ("post", "pre")),
-        "depth": _choice(generator, (2, 3)),
-        "body_seed": _body_seed(generator, split),
-        "rank": _choice(generator, (0, 0, 2)),
-        "rule": _choice(generator, ("majority", "position", "motif")),
-        "classes": _choice(generator, (2, 3, 5)),
-        "n_train": _choice(generator, (64, 128, 256)),
-        "shift": _choice(generator, (0.0, 0.25)),
-    }
-
-
-def _trouble_config(generator: torch.Generator, steps: int) -> dict[str, Any]:
-    return {
-        **_mlp_config(generator),
-        "batch_size": _choice(generator, (4, 8, 16)),
-        "label_noise": _choice(generator, (0.0, 0.2, 0.4)),
-        "imbalance": _choice(generator, (1.0, 10.0)),
-        "spikes": _choice(generator, (0.0, 0.02)),
-        "change_after": _choice(generator, (0, 0, steps)),
-    }
+    "finetune": {
+        **_COMMON,
+        "body": ("transformer", "transformer", "mlp"),
+        "norm": ("post", "pre"),
+        "depth": (2, 3),
+        "body_seed": _BODY_SEEDS,
+        "rank": (0, 0, 2),
+        "rule": ("majority", "position", "motif"),
+        "classes": (2, 3, 5),
+        "n_train": (64, 128, 256),
+        "shift": (0.0, 0.25),
+    },
+}
+"""Values that each setting of a family is drawn from, in the order of the draws."""
 
 
 def _config(family: str, generator: torch.Generator, split: TaskSplit, steps: int) -> dict[str, Any]:
-    if family == "finetune":
-        return _finetune_config(generator, split)
     if family == "trouble":
-        return _trouble_config(generator, steps)
-    return {"mlp": _mlp_config, "conv": _conv_config, "transformer": _transformer_config}[family](generator)
+        trouble = {"batch_size": (4, 8, 16), "label_noise": (0.0, 0.2, 0.4), "imbalance": (1.0, 10.0)}
+        trouble |= {"spikes": (0.0, 0.02), "change_after": (0, 0, steps)}
+        return _config("mlp", generator, split, steps) | _each(generator, trouble)
+    config = _each(generator, _SETTINGS[family])
+    if config.get("data") == "digits" and not has_digits():  # the random numbers drawn are the same with and without
+        config["data"] = _SETTINGS[family]["data"][0]
+    if family == "finetune":
+        config["body_seed"] += _first_body(split)
+    return config
+
+
+def _each(generator: torch.Generator, settings: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    return {name: _choice(generator, options) for name, options in settings.items()}
+
+
+def _first_body(split: TaskSplit) -> int:
+    return 1000 * _TASK_SPLITS.index(split)
 
 
 def _adamw(task: TaskSpec, steps: int) -> Problem:
@@ -193,7 +162,6 @@ def _sgd(task: TaskSpec, steps: int) -> Problem:
 
 
 def _quadratic(generator: torch.Generator, seed: int, runs: int, split: TaskSplit) -> Problem:
-    del generator, split
     task = TaskSpec("quadratic", runs, seed)
     return Problem(task, InnerOptimizer("sgd"), total_steps=200, low_lr=1e-4, high_lr=1.0)
 
@@ -205,8 +173,7 @@ def _any(family: str, generator: torch.Generator, seed: int, runs: int, split: T
 
 
 def _only_mlp(generator: torch.Generator, seed: int, runs: int, split: TaskSplit) -> Problem:
-    del split
-    return _adamw(TaskSpec("mlp", runs, seed, _mlp_config(generator)), 200)
+    return _adamw(TaskSpec("mlp", runs, seed, _config("mlp", generator, split, 200)), 200)
 
 
 def _coffee(
@@ -216,7 +183,11 @@ def _coffee(
     optimizer = _adamw
     drawn: dict[str, Any] = {"batch_size": 8, "eval_size": 128, "loss_scale": 10.0}
     if family == "finetune":
-        drawn |= {"body_seed": _body_seed(generator, split), "bodies": 4, "pretrain_steps": 200}
+        drawn |= {
+            "body_seed": _first_body(split) + _choice(generator, _BODY_SEEDS),
+            "bodies": 4,
+            "pretrain_steps": 200,
+        }
     if "mlp" in (family, config.get("body")):
         optimizer = _choice(generator, (_adamw, _sgd))
         drawn["batch_size"] = 16
@@ -243,7 +214,6 @@ def _diverse(
 
 def _photos(data: str, n_train: int, generator: torch.Generator, seed: int, runs: int, split: TaskSplit) -> Problem:
     """The trainee of Xu et al. 2019, its run shortened tenfold; draws differ in rows, weights and mini-batches."""
-    del generator, split
     task = TaskSpec("lenet", runs, seed, {"data": data, "n_train": n_train, "batch_size": 100})
     return Problem(task, InnerOptimizer("adamw"), total_steps=100, low_lr=1e-3, high_lr=1e-3)
 

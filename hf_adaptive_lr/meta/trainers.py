@@ -36,33 +36,32 @@ def make_trainer(
     Raises:
         ValueError: `controller_kwargs` is no JSON object, or has a field or value that the controller does not take.
     """
-    if method == "schedule_ppo":
-        return _schedule_trainer(hidden_size, seed, preset, every_steps, recurrent=recurrent)
-    if method == "universal":
-        return _universal_trainer(hidden_size, seed, controller_kwargs)
-    from ..controllers import GRUController
-
-    params = GRUController.random_params(hidden_size=hidden_size, seed=seed)
-    start = GRUController(hidden_size=hidden_size, params=params)
-    if method == "ppo":
-        from .ppo import PPOTrainer
-
-        return PPOTrainer(start, seed=seed)
-    if method == "evolution":
-        from .evolution import EvolutionTrainer
-
-        return EvolutionTrainer(start, seed=seed)
-    from .bilevel import BilevelTrainer
-
-    return BilevelTrainer(start, seed=seed)
-
-
-def _universal_trainer(hidden_size: int, seed: int, controller_kwargs: str) -> Any:
-    from ..controllers import Universal
+    from ..controllers import GRUController, PPOSchedule, Universal
     from ..hub.config import configure
+    from .bilevel import BilevelTrainer
+    from .evolution import EvolutionTrainer
     from .ppo import PPOConfig, PPOTrainer
+    from .schedule_ppo import ScheduleConfig, SchedulePPOTrainer
 
-    start = Universal(hidden_size=hidden_size, params=Universal.random_params(hidden_size=hidden_size, seed=seed))
+    width: dict[str, Any] = {"hidden_size": hidden_size}
+    if method == "schedule_ppo":
+        if every_steps is None and preset == "paper":
+            every_steps = 5
+        shape = {**width, "recurrent": recurrent}
+        rhythm = {} if every_steps is None else {"every_steps": every_steps}
+        params = PPOSchedule.random_params(**shape, seed=seed)
+        start = PPOSchedule.from_preset(preset, **shape, **rhythm, params=params)
+        return SchedulePPOTrainer(start, ScheduleConfig.from_preset(preset), seed=seed)
+    if method == "universal":
+        universal = Universal(**width, params=Universal.random_params(**width, seed=seed))
+        trainer = PPOTrainer(configure(universal, _changes(controller_kwargs)), PPOConfig.for_universal(), seed=seed)
+        trainer.method = "universal"
+        return trainer
+    trainers = {"ppo": PPOTrainer, "evolution": EvolutionTrainer, "bilevel": BilevelTrainer}
+    return trainers[method](GRUController(**width, params=GRUController.random_params(**width, seed=seed)), seed=seed)
+
+
+def _changes(controller_kwargs: str) -> dict[str, Any]:
     try:
         changes = json.loads(controller_kwargs)
     except json.JSONDecodeError as error:
@@ -71,20 +70,4 @@ def _universal_trainer(hidden_size: int, seed: int, controller_kwargs: str) -> A
         raise ValueError(
             f"controller_kwargs={controller_kwargs!r} must be a JSON object; --hidden-size is for the width"
         )
-    start = configure(start, changes)
-    trainer = PPOTrainer(start, PPOConfig.for_universal(), seed=seed)
-    trainer.method = "universal"
-    return trainer
-
-
-def _schedule_trainer(hidden_size: int, seed: int, preset: str, every_steps: int | None, *, recurrent: bool) -> Any:
-    from ..controllers.ppo_schedule import PPOSchedule
-    from .schedule_ppo import ScheduleConfig, SchedulePPOTrainer
-
-    shape: dict[str, Any] = {"hidden_size": hidden_size, "recurrent": recurrent}
-    if every_steps is None and preset == "paper":
-        every_steps = 5
-    rhythm = {} if every_steps is None else {"every_steps": every_steps}
-    params = PPOSchedule.random_params(**shape, seed=seed)
-    start = PPOSchedule.from_preset(preset, **shape, **rhythm, params=params)
-    return SchedulePPOTrainer(start, ScheduleConfig.from_preset(preset), seed=seed)
+    return changes

@@ -13,14 +13,7 @@ from .vector_run import VectorRun
 
 
 class UnrolledRun(VectorRun):
-    """Runs whose updates stay in the autograd graph between `begin` and `cut`.
-
-    Args:
-        task: the problems.
-        optimizer: inner optimizer.
-        base_lr: shape (runs,).
-        total_steps: length of the runs.
-    """
+    """Runs whose updates stay in the autograd graph while `tracking`, up to `cut`."""
 
     def __init__(self, task: Task, optimizer: InnerOptimizer, base_lr: Tensor, total_steps: int) -> None:
         self.tracking = False
@@ -39,12 +32,7 @@ class UnrolledRun(VectorRun):
         self.alive = torch.isfinite(self.loss.detach()) & torch.isfinite(self.grad_norm.detach())
 
     def move(self, lr: Tensor, *, gain: bool) -> None:
-        """One update; while tracking it is recorded. The next gradient is `look`'s.
-
-        Args:
-            lr: learning rates of shape (runs,).
-            gain: whether to measure the gain ratio.
-        """
+        """One update at learning rates (runs,), recorded while tracking; the next gradient is `look`'s."""
         if not self.tracking:
             self._update(lr.detach(), gain=gain)
             return
@@ -59,9 +47,7 @@ class UnrolledRun(VectorRun):
     def sensitivity(self, gradient: Tensor, before: Tensor) -> Tensor:
         """Derivative of a loss after one update in the update's learning rate, -<gradient, d>, of shape (runs,).
 
-        Args:
-            gradient: of the loss, at the weights after the update, of shape (runs, size).
-            before: weights before the update.
+        `gradient` is the loss's at the weights after the update, (runs, size); `before` are the weights before it.
         """
         decay = self.optimizer.weight_decay if self.optimizer.kind == "adamw" else 0.0  # SGD's is in the direction
         return -inner([gradient], [self._direction + decay * before], 1)

@@ -56,9 +56,8 @@ class VectorRun:
     def disturb(self, weights: Tensor | None = None, loss_factor: float = 1.0) -> None:
         """Inject a fault before the next update: the same batch, at other weights or with another loss.
 
-        Args:
-            weights: new weights, of shape (runs, size); None keeps them.
-            loss_factor: of this batch's loss and gradient, before clipping.
+        `weights` are of shape (runs, size), None keeps them; `loss_factor` is of this batch's loss and gradient,
+        before clipping.
         """
         if weights is not None:
             self.weights = weights
@@ -77,16 +76,11 @@ class VectorRun:
         self.alive = torch.isfinite(self.loss) & torch.isfinite(self.grad_norm)
 
     def observe(self, lr: Tensor, needs: frozenset[str] | None = None) -> Observation:
-        """The observation of a controller before the next update.
+        """The observation of a controller before the next update, at learning rates in force of shape (runs,).
 
-        Args:
-            lr: learning rates in force, of shape (runs,).
-            needs: the fields to measure, as in `Controller.needs`; by default loss, gradient norm, alignment, update
-                ratio and gain ratio. `eval_loss` is measured now, on `inner_valid`. There is one parameter group.
-                An observation of a prediction field is "the decision before" for the next such one.
-
-        Raises:
-            ValueError: predictions or weight matrices of a task that has no classes.
+        `needs` are the fields to measure, as in `Controller.needs`; by default loss, gradient norm, alignment, update
+        ratio and gain ratio. `eval_loss` is measured now, on `inner_valid`. There is one parameter group. Observing a
+        prediction field is "the decision before" for the next such one; a task without classes has none: ValueError.
         """
         wanted = _USUAL if needs is None else needs
         fields = {"loss": self.loss.double(), "grad_norm": self.grad_norm.double(), "gain_ratio": self.gain_ratio}
@@ -147,12 +141,9 @@ class VectorRun:
         self.step += 1
 
     def advance(self, lr: Tensor, updates: int, *, gain: bool = True) -> None:
-        """Apply `updates` updates at these learning rates.
+        """Apply at least one update at learning rates of shape (runs,).
 
-        Args:
-            lr: learning rates of shape (runs,).
-            updates: at least 1.
-            gain: measure the gain ratio of the last one, which costs a forward pass.
+        `gain` measures the gain ratio of the last one, which costs a forward pass.
         """
         for i in range(updates):
             self._update(lr, gain=gain and i == updates - 1)

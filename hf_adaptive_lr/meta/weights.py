@@ -18,14 +18,7 @@ from ..distributed import average_tensors
 class WeightTrainer:
     """Base of the trainers that move a controller's weights along a gradient with Adam.
 
-    Args:
-        controller: where to start; its `params` must not be empty.
-        lr: Adam's learning rate.
-        betas: Adam's decay rates.
-        seed: of all random draws of the trainer.
-
-    Raises:
-        ValueError: a controller without weights.
+    `seed` is of all random draws of the trainer; ValueError for a controller without weights.
     """
 
     def __init__(self, controller: Controller, lr: float, betas: tuple[float, float], seed: int) -> None:
@@ -46,11 +39,7 @@ class WeightTrainer:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`.
-
-        Raises:
-            ValueError: the state is of a controller with other weights.
-        """
+        """Restore a `state_dict`; ValueError for one of a controller with other weights."""
         shapes = {name: tuple(value.shape) for name, value in self.weights.items()}
         found = {name: tuple(value.shape) for name, value in state["weights"].items()}
         if found != shapes:
@@ -61,14 +50,9 @@ class WeightTrainer:
 
     @torch.no_grad()
     def descend(self, gradients: Mapping[str, Tensor], lr: float | None = None) -> float:
-        """Average the gradients over all processes and take one step of Adam.
+        """Average the gradients, by name, over all processes and take one step of Adam; the norm of the average.
 
-        Args:
-            gradients: by name, in the shapes of the weights.
-            lr: learning rate of this step; None keeps the one before.
-
-        Returns:
-            Norm of the averaged gradient.
+        `lr` is the learning rate of this step; None keeps the one before.
         """
         averaged = [gradients[name].clone() for name in self.weights]
         average_tensors(averaged)
@@ -82,20 +66,11 @@ class WeightTrainer:
 
 
 def settings_of(controller: Controller, config: Any) -> str:
-    """The settings of a training, as JSON with sorted keys.
-
-    Args:
-        controller: the one that is trained.
-        config: the trainer's, a dataclass.
-    """
+    """The settings of a training, controller's and trainer's, as JSON with sorted keys."""
     return json.dumps({**controller.config(), **asdict(config)}, sort_keys=True)
 
 
 def check_settings(saved: str, mine: str) -> None:
-    """Fails fast for a checkpoint of a training with other settings.
-
-    Raises:
-        ValueError: names both.
-    """
+    """Fails fast for a checkpoint of a training with other settings; the ValueError names both."""
     if saved != mine:
         raise ValueError(f"the checkpoint is of a training with {saved}, not {mine}; resume with the same options")

@@ -24,18 +24,7 @@ FAMILIES: dict[str, type[Task]] = {
 
 
 def make_task(spec: TaskSpec) -> Task:
-    """Build the task of a spec.
-
-    Args:
-        spec: its `family` is one of [`FAMILIES`].
-
-    Raises:
-        ValueError: an unknown family.
-
-    Example:
-        >>> make_task(TaskSpec("quadratic", runs=3, seed=0)).init().shape
-        torch.Size([3, 64])
-    """
+    """Build the task of a spec; ValueError for a family that is not in [`FAMILIES`]."""
     if spec.family not in FAMILIES:
         raise ValueError(f"no task family '{spec.family}'; known: {', '.join(FAMILIES)}")
     return FAMILIES[spec.family](spec)

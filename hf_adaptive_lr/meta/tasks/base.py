@@ -21,18 +21,9 @@ rewards it, `test` is for the benchmark alone."""
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One batch of problems, as a value.
+    """One batch of `runs` independent problems of a family, as a value.
 
-    Args:
-        family: name of the family.
-        runs: number of independent runs.
-        seed: seed of weights, data and mini-batches.
-        config: the family's own settings, plain JSON values.
-
-    Example:
-        >>> spec = TaskSpec("quadratic", runs=2, seed=0, config={"dims": 3})
-        >>> TaskSpec.from_json(spec.to_json()) == spec
-        True
+    `seed` is of weights, data and mini-batches; `config` holds the family's own settings, plain JSON values.
     """
 
     family: str
@@ -46,19 +37,14 @@ class TaskSpec:
 
     @classmethod
     def from_json(cls, text: str) -> TaskSpec:
-        """The spec that `to_json` wrote.
-
-        Raises:
-            TypeError: a key that a spec does not have.
-        """
+        """The spec that `to_json` wrote; TypeError for a key that a spec does not have."""
         return cls(**json.loads(text))
 
 
 class Task(ABC):
-    """A batch of `runs` problems. Weights are one tensor of shape (runs, size), so that an update is one operation.
+    """A batch of `runs` problems; the same spec builds the same task, bit for bit.
 
-    Args:
-        spec: what to build; the same spec builds the same task, bit for bit.
+    Weights are one tensor of shape (runs, size), so that an update is one operation.
     """
 
     def __init__(self, spec: TaskSpec) -> None:
@@ -84,41 +70,22 @@ class Task(ABC):
         """Loss of every run on all of a split, of shape (runs,), without gradients."""
 
     def class_count(self) -> int:
-        """Number of classes.
-
-        Raises:
-            ValueError: the task has none.
-        """
+        """Number of classes; ValueError for a task without."""
         raise self._lacks("classes")
 
     def probabilities(self, weights: Tensor, batch: Any) -> Tensor:
-        """Class probabilities of every run on its mini-batch, (runs, batch, classes), without gradients.
-
-        Raises:
-            ValueError: the task has no classes.
-        """
+        """Class probabilities of every run, (runs, batch, classes), without gradients; ValueError without classes."""
         raise self._lacks("class probabilities")
 
     def sizes(self, weights: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared norms of a direction and of the weights, each (runs,) in float64, as the `update_ratio` has them.
-
-        Args:
-            weights: (runs, size).
-            direction: (runs, size).
-        """
+        """Squared norms of a direction and the weights, (runs, size) to (runs,) in float64, for the `update_ratio`."""
         return inner([direction], [direction], 1), inner([weights], [weights], 1)
 
     def last_matrices(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The last two trained weight matrices of every run, the head's second; where there is one, it and its bias.
 
-        Args:
-            weights: of shape (runs, size).
-
-        Returns:
-            Two tensors of shape (runs, ...), without gradients.
-
-        Raises:
-            ValueError: the task has no matrices.
+        Weights of shape (runs, size) give two tensors of shape (runs, ...), without gradients; ValueError without
+        matrices.
         """
         raise self._lacks("weight matrices")
 

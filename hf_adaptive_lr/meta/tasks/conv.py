@@ -17,12 +17,8 @@ from .supervised import Supervised
 class Conv(Net):
     """3x3 convolutions, every one but the first with stride 2, the mean over the pixels, a linear head.
 
-    Args:
-        channels: of the first layer; each later layer has twice as many.
-        depth: layers, at least 1.
-        classes: outputs.
-        activation: one of [`ACTIVATIONS`].
-        norm: normalise every image over channels and pixels before the activation (group norm with one group).
+    Of `depth` layers the first has `channels`, each later one twice as many. `norm` normalises every image over
+    channels and pixels before the activation (group norm with one group).
     """
 
     def __init__(self, channels: int, depth: int, classes: int, activation: str, *, norm: bool) -> None:
@@ -51,10 +47,9 @@ class Conv(Net):
 
 
 class ConvTask(Supervised):
-    """Convolutional nets; all runs share the shape.
+    """Convolutional nets of one shape; `config` may hold the keys of `defaults`.
 
-    Args:
-        spec: `config` may hold the keys of `defaults`; `data` is `gratings` or `digits` (then `classes` is ten).
+    `data` is `gratings` or `digits` (then `classes` is ten).
     """
 
     defaults = {

@@ -23,12 +23,9 @@ EVAL = 256
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples of one split.
+    """The examples of one split: `index`, (runs, count), are rows of `pool` and `labels` their classes, integers.
 
-    Args:
-        pool: inputs, (examples, ...); shared by all runs or holding every run's own.
-        index: rows of `pool` that belong to each run, (runs, count).
-        labels: classes, (runs, count), integers.
+    `pool`, the inputs (examples, ...), is shared by all runs or holds every run's own.
     """
 
     pool: Tensor
@@ -81,12 +78,9 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 
 def digits(generator: torch.Generator, runs: int, n_train: int) -> dict[Split, Examples]:
-    """The 1,797 images of 8x8 grey pixels as (1, 8, 8), ten classes; every run trains on its own random subset.
+    """The 1,797 images of 8x8 grey pixels as (1, 8, 8), ten classes.
 
-    Args:
-        generator: draws the subsets.
-        runs: number of runs.
-        n_train: training examples of a run, at most 1,029.
+    Every run trains on its own random subset of `n_train` images, at most 1,029.
     """
     images, labels = _digits()
     pool, first = images.unsqueeze(1), len(labels) - 3 * EVAL
@@ -103,13 +97,7 @@ def digits(generator: torch.Generator, runs: int, n_train: int) -> dict[Split, E
 
 @dataclass(frozen=True)
 class Vectors:
-    """A random two-layer network that labels gaussian vectors.
-
-    Args:
-        mix: (runs, dims, dims), correlates the inputs.
-        hidden: (runs, dims, dims).
-        readout: (runs, dims, classes).
-    """
+    """A random two-layer network that labels gaussian vectors; `mix`, (runs, dims, dims), correlates the inputs."""
 
     mix: Tensor
     hidden: Tensor
@@ -144,11 +132,7 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Gratings:
-    """Images of waves: a class is a direction and a wavelength, the phase is random.
-
-    Args:
-        waves: (runs, classes, 2), radians per pixel.
-    """
+    """Images of waves: a class is a direction and a wavelength, (runs, classes, 2) radians per pixel; random phase."""
 
     waves: Tensor
 
@@ -172,14 +156,11 @@ class Gratings:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token sequences with a hidden rule.
+    """Token sequences with a hidden rule for the class.
 
-    Args:
-        rule: of the class: `majority` (the group that most tokens belong to), `position` (the group of the
-            token at one place), `motif` (which of the pairs of neighbouring tokens occurs).
-        groups: (runs, vocab), group of every token, as many groups as classes.
-        place: (runs,), for `position`.
-        motifs: (runs, classes, 2), for `motif`.
+    `majority`: the group, of `groups` (runs, vocab), that most tokens belong to; `position`: the group of the token at
+    `place` (runs,); `motif`: which pair of neighbouring tokens, of `motifs` (runs, classes, 2), occurs. There are as
+    many groups as classes.
     """
 
     rule: str
@@ -191,11 +172,7 @@ class Sequences:
     def draw(
         cls, generator: torch.Generator, rule: str, runs: int, vocab: int, classes: int, length: int
     ) -> Sequences:
-        """Draw the rule of every run.
-
-        Raises:
-            ValueError: an unknown rule.
-        """
+        """Draw the rule of every run; ValueError for an unknown one."""
         if rule not in ("majority", "position", "motif"):
             raise ValueError(f"no rule '{rule}'; known: majority, position, motif")
         order = torch.rand(runs, vocab, generator=generator).argsort(-1)
@@ -236,11 +213,7 @@ class Sequences:
 def draw_images(
     generator: torch.Generator, runs: int, data: str, classes: int, n_train: int
 ) -> tuple[dict[Split, Examples], int]:
-    """Images (1, 8, 8) of every run, and their number of classes.
-
-    Raises:
-        ValueError: unknown data.
-    """
+    """Images (1, 8, 8) of every run, and their number of classes; ValueError for unknown data."""
     if data == "digits":
         return digits(generator, runs, n_train), 10
     if data != "gratings":

@@ -32,12 +32,9 @@ _HEAD = ("head.weight", "head.bias")
 
 @dataclass(frozen=True)
 class Bodies:
-    """Pretrained weights and the teacher that labelled their data.
+    """Pretrained weights by name, (bodies, ...), without the head; the teacher that labelled their data.
 
-    Args:
-        weights: by name, (bodies, ...), without the head.
-        teacher: of the source task.
-        losses: validation loss before and after pretraining, each (bodies,).
+    `losses` are on validation data before and after pretraining, each (bodies,).
     """
 
     weights: Mapping[str, Tensor]
@@ -49,9 +46,7 @@ class Bodies:
 def pretrain(source: str, steps: int) -> Bodies:
     """Train the bodies of a source task by Adam at 3e-3, decaying linearly; the same arguments give the same bits.
 
-    Args:
-        source: JSON of the spec of an `MLPTask` or a `TransformerTask`.
-        steps: updates.
+    `source` is the JSON of the spec of an `MLPTask` or a `TransformerTask`, `steps` the number of updates.
     """
     spec = TaskSpec.from_json(source)
     task = MLPTask(spec) if spec.family == "mlp" else TransformerTask(spec)

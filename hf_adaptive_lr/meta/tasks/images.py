@@ -56,18 +56,10 @@ def _read(data: str, folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def images(generator: torch.Generator, runs: int, data: str, n_train: int, n_eval: int) -> dict[Split, Examples]:
-    """Every run's own random rows, without repetition.
+    """Every run's own random rows, without repetition: `n_train` training images, `n_eval` of each other split.
 
-    Args:
-        generator: draws the rows.
-        runs: number of runs.
-        data: one of [`SIZES`].
-        n_train: training images of a run.
-        n_eval: images of each other split.
-
-    Raises:
-        DemoDataError: the set is not installed; the message ends with the command to get it.
-        ValueError: unknown data, or more images than there are.
+    `data` is one of [`SIZES`], or a ValueError, as for more images than there are; a DemoDataError where the set is
+    not installed ends with the command to get it.
     """
     if data not in SIZES:
         raise ValueError(f"no data '{data}'; known: {', '.join(SIZES)}")

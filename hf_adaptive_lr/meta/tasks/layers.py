@@ -25,16 +25,7 @@ _SHORT = 16  # entries of a row from which torch's softmax over the last dimensi
 
 
 class Layout:
-    """Names and places of the tensors inside one (runs, size) tensor.
-
-    Args:
-        shapes: shape of every tensor without the leading run dimension, in order.
-
-    Example:
-        >>> layout = Layout({"weight": (2, 3), "bias": (3,)})
-        >>> layout.size, layout.views(torch.zeros(5, 9))["weight"].shape
-        (9, torch.Size([5, 2, 3]))
-    """
+    """Names, shapes without the run dimension, and places, in order, of the tensors inside one (runs, size) tensor."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.shapes = dict(shapes)

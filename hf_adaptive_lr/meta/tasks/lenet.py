@@ -23,12 +23,7 @@ _SIDE, _KERNEL, _CLASSES = 28, 5, 10
 
 
 class LeNet(Net):
-    """Two convolutions and two dense layers, for images of 28x28 grey pixels.
-
-    Args:
-        channels: of the first convolution; the second has twice as many.
-        width: of the hidden dense layer.
-    """
+    """Two convolutions, to `channels` and twice as many, and two dense layers, for images of 28x28 grey pixels."""
 
     def __init__(self, channels: int, width: int) -> None:
         flat = (_SIDE // 4) ** 2 * 2 * channels
@@ -74,12 +69,10 @@ class LeNet(Net):
 
 
 class LeNetTask(Supervised):
-    """Convolutional nets on real images; all runs share the shape, each has its own rows.
+    """Convolutional nets of one shape on real images, each on its own rows; `config` may hold the keys of `defaults`.
 
-    Args:
-        spec: `config` may hold the keys of `defaults`: `data` is `fashion-mnist` or `mnist-5000` (at most 2,000
-            training images), `channels` and `width` are those of the net, `eval_size` images are in each split that
-            is not `train`.
+    `data` is `fashion-mnist` or `mnist-5000` (at most 2,000 training images), `channels` and `width` (of the dense
+    layer) are the net's, `eval_size` images are in each split that is not `train`.
     """
 
     defaults = {"data": "fashion-mnist", "n_train": 4000, "eval_size": 1000, "channels": 32, "width": 512}

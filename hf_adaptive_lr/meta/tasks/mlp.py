@@ -10,16 +10,7 @@ from .supervised import Supervised
 
 
 class MLP(Net):
-    """`depth` hidden layers and a linear head.
-
-    Args:
-        inputs: size of an input.
-        width: of every hidden layer.
-        depth: hidden layers, at least 1.
-        classes: outputs.
-        activation: one of [`ACTIVATIONS`].
-        norm: layer norm before every activation.
-    """
+    """`depth` hidden layers of `width`, at least 1, and a linear head; `norm`: layer norm before every activation."""
 
     def __init__(self, inputs: int, width: int, depth: int, classes: int, activation: str, *, norm: bool) -> None:
         shapes: dict[str, tuple[int, ...]] = {}
@@ -40,11 +31,10 @@ class MLP(Net):
 
 
 class MLPTask(Supervised):
-    """Multi-layer perceptrons; all runs share the shape, each has its own weights, data and mini-batches.
+    """Multi-layer perceptrons of one shape, each with its own weights, data and mini-batches.
 
-    Args:
-        spec: `config` may hold the keys of `defaults`; `data` is `teacher`, `correlated` or `digits` (then `dims` and
-            `classes` are those of the digits).
+    `config` may hold the keys of `defaults`; `data` is `teacher`, `correlated` or `digits` (then `dims` and `classes`
+    are those of the digits).
     """
 
     defaults = {

@@ -16,11 +16,7 @@ from .base import Split, Task, TaskSpec
 
 
 class Quadratic(Task):
-    """Noisy quadratics, one per run; curvatures, noise and start are drawn per run.
-
-    Args:
-        spec: `config` may hold `dims` (default 64).
-    """
+    """Noisy quadratics; curvatures, noise and start are drawn per run. `config` may hold `dims` (default 64)."""
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__(spec)
@@ -43,7 +39,6 @@ class Quadratic(Task):
 
     def batch(self, split: Split) -> Tensor:
         """Minima of one mini-batch, of shape (runs, dims); all splits have the same distribution."""
-        del split
         return self.noise * torch.randn(self.runs, self.dims, generator=self.generator)
 
     def loss(self, weights: Tensor, batch: Tensor) -> Tensor:
@@ -52,17 +47,12 @@ class Quadratic(Task):
 
     def evaluate(self, weights: Tensor, split: Split) -> Tensor:
         """Expected loss above its floor, which no learning rate can change."""
-        del split
         return 0.5 * (self.curvature * weights.square()).sum(-1)
 
     def expected_final_loss(self, rates: Tensor) -> Tensor:
-        """Exact expected loss above the floor after plain SGD with an open-loop schedule.
+        """Exact expected loss above the floor, (runs,), after plain SGD with an open-loop schedule.
 
-        Args:
-            rates: learning rates of shape (runs, steps); differentiable.
-
-        Returns:
-            Shape (runs,).
+        Learning rates of shape (runs, steps); differentiable.
         """
         second = self.start.square()
         for rate in rates.unbind(-1):
@@ -71,14 +61,9 @@ class Quadratic(Task):
         return 0.5 * (self.curvature * second).sum(-1)
 
     def best_schedule(self, steps: int, *, iterations: int = 300) -> tuple[Tensor, Tensor]:
-        """The open-loop schedule with the lowest expected final loss, found by Adam on the log learning rates.
+        """The open-loop schedule with the lowest expected final loss: rates (runs, steps) and that loss, (runs,).
 
-        Args:
-            steps: length of the run.
-            iterations: Adam steps; 300 agree with 1,000 to about one percent.
-
-        Returns:
-            Rates of shape (runs, steps) and their expected final loss, of shape (runs,).
+        Found by Adam on the log learning rates; 300 iterations agree with 1,000 to about one percent.
         """
         ramp = torch.linspace(1, 1 / steps, steps)
         peaks = torch.logspace(-3, 1, 25)

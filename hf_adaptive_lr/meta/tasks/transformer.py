@@ -16,17 +16,10 @@ _PATCH = 2  # side of an image patch: 8x8 pixels are 16 patches of 4
 
 
 class Transformer(Net):
-    """An encoder and a linear head on the mean over the places.
+    """An encoder of `depth` blocks and a linear head on the mean over the places; `heads` divides `width`.
 
-    Args:
-        inputs: tokens in the vocabulary, or numbers in a patch.
-        length: places.
-        width: of the residual stream.
-        heads: attention heads; divides `width`.
-        depth: blocks.
-        classes: outputs.
-        norm: `post` (as BERT) or `pre` (as ViT).
-        tokens: whether inputs are tokens (runs, batch, length) or patches (runs, batch, length, inputs).
+    Inputs are tokens (runs, batch, length) from a vocabulary of `inputs`, or patches (runs, batch, length, inputs).
+    `norm` is `post` (as BERT) or `pre` (as ViT).
     """
 
     def __init__(
@@ -97,11 +90,10 @@ def patches(images: Tensor) -> Tensor:
 
 
 class TransformerTask(Supervised):
-    """Transformer encoders; all runs share the shape.
+    """Transformer encoders of one shape; `config` may hold the keys of `defaults`.
 
-    Args:
-        spec: `config` may hold the keys of `defaults`; `data` is `majority`, `position` or `motif` (token sequences),
-            or `gratings` or `digits` (2x2 patches of 8x8 images; then `length` is 16).
+    `data` is `majority`, `position` or `motif` (token sequences), or `gratings` or `digits` (2x2 patches of 8x8
+    images; then `length` is 16).
     """
 
     defaults = {
