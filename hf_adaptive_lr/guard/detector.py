@@ -31,9 +31,6 @@ class Detector:
     Only healthy updates enter the windows, so that a series of bad ones cannot make itself normal. It costs about
     10 us per update.
 
-    Args:
-        thresholds: limits of loss and gradient norm.
-
     Example:
         >>> detector = Detector()
         >>> [detector.see(1.0 + 0.01 * (i % 3), 0.5) for i in range(20)].count(None)
@@ -83,15 +80,7 @@ class Detector:
         return self.opening >= 3 and last[1] > self.thresholds.opening_rise * self._opening[0] > 0.0
 
     def see(self, loss: float, grad_norm: float) -> str | None:
-        """Judge one update.
-
-        Args:
-            loss: its mean loss.
-            grad_norm: L2 norm of its gradient before clipping.
-
-        Returns:
-            None for a healthy update, else one of `REASONS`.
-        """
+        """Judge an update by its mean loss and its gradient norm before clipping: None if healthy, or a reason."""
         loss, grad_norm = float(loss), float(grad_norm)
         self.seen, self.lasted, self.unseen = {}, 0, 0
         if not math.isfinite(loss):
@@ -133,11 +122,7 @@ class Detector:
         return True
 
     def be_strict(self, loss: float) -> None:
-        """After a rollback: until the weights have proved good, a single loss like this one is a shift.
-
-        Args:
-            loss: of the update that was in trouble.
-        """
+        """After a rollback: until the weights have proved good, a single loss like this one is a shift."""
         self._strict, self._pending = _STRICT_WINDOW, []
         self._trouble = loss if math.isfinite(loss) else math.inf
 

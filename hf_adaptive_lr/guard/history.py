@@ -13,11 +13,9 @@ _SPAN = 16  # updates that snapshots reach back, at least: a slow rise of the lo
 
 
 class SnapshotHistory:
-    """Snapshots with the number of healthy updates since each; `every` applied updates one is due.
+    """Snapshots with the number of healthy updates since each; one is due every `every` applied updates.
 
-    Args:
-        every: None takes no snapshots.
-        model: as for [`Snapshot`], and so the others.
+    `every=None` takes none; the other arguments are those of [`Snapshot`].
     """
 
     def __init__(self, every: int | None, model: Any, optimizer: Any, schedulers: Any, scaler: Any) -> None:

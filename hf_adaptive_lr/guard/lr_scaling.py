@@ -44,12 +44,8 @@ class GuardedScheduler(ScalesLR, Protocol):
 class LRScaling:
     """The factor on all learning rates: `lr_cut` to the number of cuts in force.
 
-    Args:
-        optimizer: the raw optimizer.
-        scheduler: its scheduler, in Accelerate's wrapper or not, or None.
-        lr_cut: factor of a cut.
-        safe_drift: share of their norm by which an update may move the weights after an early cut.
-        recover: whether a cut for sudden trouble is taken back.
+    `optimizer` is the raw one, `scheduler` perhaps in Accelerate's wrapper, or None; the others are as in
+    [`DivergenceGuard`].
     """
 
     def __init__(self, optimizer: Optimizer, scheduler: Any, lr_cut: float, safe_drift: float, recover: bool) -> None:
@@ -81,15 +77,12 @@ class LRScaling:
         return min(self._lr_cut, max(_LARGEST_CUT, self._safe_drift / drift))
 
     def cut(self, ratio: float, *, lost: int | None, factor_then: float | None) -> None:
-        """Multiply all rates by `ratio`.
+        """Multiply all rates by `ratio`, in (0, 1].
 
         A sudden accident may come from anywhere. So its first cut lasts until it did not happen again when it would
-        have; if the learning rate was the cause, it happens later, and then the cut is for good.
-
-        Args:
-            ratio: in (0, 1].
-            lost: updates between the state restored and the trouble, for a run's first sudden accident; else None.
-            factor_then: factor in force when the rates in place were written, where they have been restored.
+        have; if the learning rate was the cause, it happens later, and then the cut is for good. `lost` are the
+        updates between the state restored and the trouble, for a run's first sudden accident, else None.
+        `factor_then` was in force when the rates in place were written, where they have been restored.
         """
         then = self.factor if factor_then is None else factor_then
         self.factor *= ratio

@@ -42,27 +42,8 @@ class Snapshot:
     written with the optimizer's state complete, `take` allocates no buffer. On CUDA the copies go to pinned memory
     without waiting; only the check for finite values syncs, once.
 
-    Args:
-        modules: the module to train, or several; wrappers (DDP, compiled) are fine, sharded ones are not.
-        optimizers: its optimizer, raw or prepared by Accelerate, or several.
-        schedulers: anything with `state_dict` and `load_state_dict`, one or several.
-        scaler: a `torch.amp.GradScaler`, or None.
-        slots: how many states are kept; host memory is that many times `nbytes`.
-
-    Raises:
-        ValueError: parameters are sharded over ranks, or `slots` is below 1.
-
-    Example:
-        >>> model = torch.nn.Linear(2, 1)
-        >>> snapshot = Snapshot(model, torch.optim.SGD(model.parameters(), lr=0.1))
-        >>> weight = model.weight.detach().clone()
-        >>> snapshot.take({"update": 7})
-        True
-        >>> _ = model.weight.data.add_(1.0)
-        >>> snapshot.restore()
-        {'update': 7}
-        >>> bool((model.weight == weight).all())
-        True
+    Modules, optimizers and schedulers are one or several; wrappers (DDP, compiled, Accelerate's) are fine, parameters
+    sharded over ranks are not (ValueError). Host memory is `slots` times `nbytes`.
     """
 
     def __init__(
@@ -113,12 +94,8 @@ class Snapshot:
     def take(self, meta: Any = None, *, check: bool = True) -> bool:
         """Copy the training as it is now; between two updates, with no step under way.
 
-        Args:
-            meta: plain values to keep with it.
-            check: False when the caller has just called `finite`.
-
-        Returns:
-            False when something was not finite: nothing was copied and the earlier states are as they were.
+        False when something was not finite: nothing was copied and the earlier states are as they were. `meta` are
+        plain values to keep with it; `check=False` is for callers that have just called `finite`.
         """
         if check and not self.finite():
             return False
@@ -169,17 +146,10 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self, index: int = 0, *, schedule: bool = True) -> Any:
-        """Go back to a state; it stays available.
+        """Go back to a state, 0 for the newest, which stays available; returns the `meta` that `take` was given.
 
-        Args:
-            index: 0 for the newest.
-            schedule: False leaves the schedulers, and the optimizers' hyper-parameters that they write, as they are.
-
-        Returns:
-            The `meta` that `take` was given.
-
-        Raises:
-            ValueError: there is no such state, or the model or optimizer has another shape now (nothing was changed).
+        `schedule=False` leaves the schedulers, and the optimizers' hyper-parameters that they write, as they are.
+        ValueError, with nothing changed: there is no such state, or the model or optimizer has another shape now.
         """
         if not index < len(self._states):
             raise ValueError(f"there is no state {index} to go back to, only {len(self._states)}")
@@ -216,10 +186,9 @@ class Snapshot:
 
     @torch.no_grad()
     def repair_buffers(self, index: int = 0) -> bool:
-        """Put the buffers back if one is not finite: a NaN batch spoils batch statistics even when no step follows.
+        """Put the buffers back if one is not finite, and whether it was needed; one host sync per device.
 
-        Returns:
-            Whether it was needed; one host sync per device.
+        A NaN batch spoils batch statistics even when no step follows.
         """
         live = self._buffers()
         if not self._states or all_finite(list(live.values())):
@@ -234,31 +203,17 @@ class Snapshot:
     def to_disk(self, folder: str | os.PathLike[str], *, rank: int = 0) -> Path:
         """Write all states to `folder/snapshot.pt`; a crash at any moment leaves the old file or the new one, whole.
 
-        `torch.load(..., weights_only=True)` reads the file.
-
-        Args:
-            folder: made if missing.
-            rank: under torch.distributed, every process's own. Only generators differ between them, so those other
-                than 0 write only these, to a file beside it.
-
-        Returns:
-            The file that was written.
-
-        Raises:
-            TypeError: a scheduler's state is not only plain values and tensors.
+        `torch.load(..., weights_only=True)` reads it. Under torch.distributed only generators differ between
+        processes, so ranks other than 0 write only these, to a file beside it. TypeError for a scheduler's state that
+        is not only plain values and tensors.
         """
         wait(self._cuda_devices())
         return write_states(Path(folder), self._states, rank)
 
     def from_disk(self, folder: str | os.PathLike[str], *, rank: int = 0) -> None:
-        """Take the states of a file that `to_disk` wrote in place of those in memory; `restore` goes back to one.
+        """Take the states that `to_disk` wrote in place of those in memory; `restore` goes back to one.
 
-        Args:
-            folder: where `to_disk` wrote.
-            rank: this process's; where its generators were not written, it takes those of rank 0.
-
-        Raises:
-            ValueError: a newer version of this library wrote it.
+        A rank whose generators were not written takes those of rank 0. ValueError: a newer version wrote the file.
         """
         self._states, self._spare = read_states(Path(folder), rank)[: self.slots], []
 

@@ -61,11 +61,7 @@ def license_of(card: str) -> str | None:
 
 
 def check_license(stated: str) -> str:
-    """A licence as the Hub names it.
-
-    Raises:
-        ValueError: it cannot be one.
-    """
+    """A licence as the Hub names it; ValueError where it cannot be one."""
     if not re.fullmatch(r"[\w.+-]{1,50}", stated, re.ASCII):
         raise ValueError(f"license={stated!r} is no licence that the Hub knows; say 'mit', 'apache-2.0' or 'other'")
     return stated
@@ -97,27 +93,12 @@ def render(
     picture: str | None = None,
     license: str | None = None,
 ) -> str:
-    """The card of a controller.
+    """The card of a controller: Markdown with front matter, valid for `huggingface_hub.ModelCard`.
 
-    Args:
-        controller: the controller.
-        repo_id: its name for `AutoController.from_pretrained`; None for "path/to/folder".
-        training: its `training.json`, None when there is none.
-        eval_results: its `eval_results.json`; without results the card says so in a box.
-        notes: a person's, Markdown; HTML in them is shown as text.
-        picture: file name of the picture by [`draw_schedules`], None when there is none.
-        license: of the weights; by default this library's for what comes with it, and none for others.
-
-    Returns:
-        Markdown with front matter, valid for `huggingface_hub.ModelCard`.
-
-    Raises:
-        ValueError: `eval_results` is not of its format.
-
-    Example:
-        >>> from hf_adaptive_lr import Linear
-        >>> "without held-out results" in render(Linear(), repo_id="user/repo", training=None, eval_results=None)
-        True
+    `repo_id` is its name for `AutoController.from_pretrained`, None for "path/to/folder". Without `eval_results`
+    (ValueError for another format) the card says so in a box. HTML in a person's `notes` is shown as text. `picture` is
+    the file name of the one by [`draw_schedules`]. The license of the weights is by default this library's for what
+    comes with it, and none for others.
     """
     results = [] if eval_results is None else held_out.check_results(eval_results)
     name, license = escaped(repo_id or controller.controller_type), license or _own_license(controller)
@@ -233,10 +214,8 @@ def _citation(controller: ControllerLike) -> str:
 def mention(card: str, controller: ControllerLike, settings: Mapping[str, Any]) -> str:
     """A trained model's card with a section about the controller that chose its learning rates.
 
-    Args:
-        card: the card as it is; a section of an earlier call is replaced.
-        controller: who decided; linked when it came from the Hub.
-        settings: names and values that were in force beside its config, the base learning rate for instance.
+    A section of an earlier call is replaced; a controller from the Hub is linked. `settings` are names and values that
+    were in force beside its config, the base learning rate for instance.
     """
     without = re.sub(
         rf"\n*{re.escape(MENTION)}.*?{re.escape(MENTION_END)}\n*", "\n", card, flags=re.DOTALL

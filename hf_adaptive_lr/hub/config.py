@@ -22,19 +22,9 @@ CONTRACT = "contract"
 
 
 def configure(controller: C, changes: Mapping[str, Any]) -> C:
-    """A copy of `controller` with some config fields changed, as strictly as from a file.
+    """A copy of a controller with some fields changed to JSON values (lists for tuples), as strictly as from a file.
 
-    Args:
-        controller: the controller to start from.
-        changes: config fields and their new values, as JSON has them (lists for tuples).
-
-    Raises:
-        ValueError: an unknown field, a value of the wrong type or out of range; the message names it.
-
-    Example:
-        >>> from hf_adaptive_lr import Hypergradient
-        >>> configure(Hypergradient(), {"beta": 0.01}).beta
-        0.01
+    ValueError names the unknown field, or the value of the wrong type or out of range.
     """
     cls = type(controller)
     hints, names = type_hints(cls), list(controller.config())
@@ -59,11 +49,7 @@ def type_hints(cls: type) -> Mapping[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], cls: type[ControllerLike], path: Path) -> None:
-    """Fail unless `config` has exactly the fields of `cls`, each of its type.
-
-    Raises:
-        ValueError: names `path` and the key.
-    """
+    """ValueError (with `path` and the key) unless `config` has exactly the fields of `cls`, each of its type."""
     hints, names = type_hints(cls), config_names(cls)
     for key in names:
         if key not in config:
@@ -110,11 +96,7 @@ def as_tuple(value: Any) -> Any:
 
 
 def check_contract(found: Any, controller: ControllerLike, path: Path) -> None:
-    """Fail if a file describes another contract than its controller has; None, in old files, passes.
-
-    Raises:
-        ValueError: names `path` and the key.
-    """
+    """ValueError where a file describes another contract than its controller has; None, in old files, passes."""
     if found is None:
         return
     expected = contract(controller)

@@ -14,13 +14,7 @@ class HubError(OSError):
 
 @contextlib.contextmanager
 def clear_errors(repo_id: str, revision: str | None, doing: str = "read") -> Iterator[None]:
-    """Turns errors of huggingface_hub and the network into HubError; those of the disk and of arguments stay.
-
-    Args:
-        repo_id: "user/name".
-        revision: asked revision.
-        doing: the attempt, for the message.
-    """
+    """Turns errors of huggingface_hub and the network into HubError; those of the disk and of arguments stay."""
     from httpx2 import HTTPError
     from huggingface_hub import errors
 

@@ -13,12 +13,7 @@ _HUGE = 1e15  # from here on numbers are shown in short
 
 
 def escaped(value: object) -> str:
-    """An untrusted value as one line of bounded length without `<` or `>`.
-
-    Example:
-        >>> escaped(" a  <b>")
-        'a &lt;b&gt;'
-    """
+    """An untrusted value as one line of bounded length without `<` or `>`."""
     return printable(value, _LONGEST).replace("<", "&lt;").replace(">", "&gt;")
 
 

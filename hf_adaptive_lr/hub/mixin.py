@@ -153,18 +153,9 @@ class HubMixin:
 
 
 def sidecar(controller: ControllerLike, name: str) -> dict[str, Any] | None:
-    """A JSON file beside those a controller was loaded from.
+    """A JSON file beside those a controller was loaded from; None without one, or if the controller has changed since.
 
-    Args:
-        controller: the controller.
-        name: `training.json` or `eval_results.json`.
-
-    Returns:
-        Its content; None if there is none, or the controller has changed since it was loaded.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON object.
+    OSError: it cannot be read; ValueError: it is no JSON object.
     """
     folder = controller.provenance.get("folder")
     if not folder or controller.provenance.get("changed") or not (Path(folder) / name).is_file():

@@ -28,13 +28,8 @@ class _NotFiniteError(Exception):
 def draw_schedules(controller: ControllerLike, path: Path, training: Mapping[str, Any] | None = None) -> bool:
     """Draw the controller's factor over a run into a PNG file; the same input gives the same bytes.
 
-    Args:
-        controller: the controller.
-        path: file to write.
-        training: its `training.json`; a recorded `factor_curve` in it is drawn instead of a simulated run.
-
-    Returns:
-        Whether it was drawn: not without matplotlib, and not for controllers that need signals of a real run.
+    A `factor_curve` recorded in its `training.json` is drawn instead of a simulated run. Returns whether it was drawn:
+    not without matplotlib, and not for controllers that need signals of a real run.
     """
     found = schedule(controller, training)
     if found is None:

@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Citation:
-    """The paper that a controller follows.
-
-    Args:
-        arxiv: its number there, "1608.03983".
-        title: of the paper.
-        author: authors as BibTeX has them, "Last, First and Last, First".
-        year: of publication.
-    """
+    """The paper that a controller follows: number on arXiv ("1608.03983"), title, authors as BibTeX has them, year."""
 
     arxiv: str
     title: str

@@ -163,13 +163,8 @@ def _hint(wanted: str, classes: Mapping[str, type[ControllerLike]]) -> str:
 def pull(repo_id: str, **options: Unpack[HubOptions]) -> tuple[Path, str]:
     """Fetch a controller's files, all of one commit, into the Hub's cache; files that are there are not asked for.
 
-    Args:
-        repo_id: "user/name".
-        **options: see [`HubOptions`].
-
-    Returns:
-        The folder of that commit, with config.json, and, if the repository has them, model.safetensors, training.json,
-        eval_results.json and README.md (the last three up to 20 MB), all unread; and the commit's hash.
+    Returns the folder of that commit, with config.json, and, if the repository has them, model.safetensors,
+    training.json, eval_results.json and README.md (the last three up to 20 MB), all unread; and the commit's hash.
 
     Raises:
         HubError: no such repository, revision or config.json, no access, or neither cached nor reachable.
@@ -260,19 +255,10 @@ def push(
 ) -> CommitInfo:
     """Publish a controller's folder in one commit; controller files that it lacks are deleted from the repository.
 
-    Args:
-        folder: with config.json and whatever else of a controller's files there is; others are not published.
-        repo_id: "user/name"; made if it does not exist.
-        make_card: README.md from the one that is in the repository, or from None.
-        commit_message: first line of the commit.
-        private: whether a new repository is private; None is the account's default.
-        token: a write token; by default that of `hf auth login`.
-        branch: where to, made if missing; None is "main".
-        create_pr: open a pull request against "main" instead.
-
-    Returns:
-        The commit. Its parent is the state from which the card was made: if somebody else commits meanwhile, the Hub
-        does not take this one.
+    `make_card` makes README.md from the one that is in the repository, or from None. The other arguments are those of
+    [`Controller.push_to_hub`], `branch` its `revision`. Files in the folder that are not a controller's are not
+    published. The commit's parent is the state from which the card was made: if somebody else commits meanwhile, the
+    Hub does not take this one.
 
     Raises:
         HubError: the Hub does not take it, or cannot be reached; nothing is published.
@@ -316,17 +302,10 @@ def _read_card(api: HfApi, repo_id: str, commit: str | None) -> str:
 
 
 def search(limit: int = 20, token: bool | str | None = None) -> list[dict[str, Any]]:
-    """Controllers on the Hub, those downloaded most first.
+    """At most `limit` controllers on the Hub, those downloaded most first; a token shows one's own private ones, too.
 
-    Args:
-        limit: how many at most.
-        token: to see one's own private ones; by default that of `hf auth login`.
-
-    Returns:
-        For each `id`, `commit`, `tags`, `downloads` and `likes`; all but `id` are None where the Hub does not tell.
-
-    Raises:
-        HubError: the Hub cannot be reached, or does not answer.
+    For each `id`, `commit`, `tags`, `downloads` and `likes`; all but `id` are None where the Hub does not tell.
+    HubError: the Hub cannot be reached, or does not answer.
     """
     with clear_errors("models", None, "list the Hub's"):
         found = _api(token).list_models(filter=CONTROLLER_TAGS, sort="downloads", limit=limit, full=True)

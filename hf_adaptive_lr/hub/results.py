@@ -21,17 +21,7 @@ _NAMES, _COUNTS = ("task", "data", "model", "optimizer"), ("parameters", "update
 
 
 def check_results(eval_results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The results in an `eval_results.json`, checked.
-
-    Args:
-        eval_results: the parsed file: `format_version`, `command`, `results` and `not_tested`.
-
-    Returns:
-        Its results.
-
-    Raises:
-        ValueError: a missing key or a value of the wrong type; the message names it.
-    """
+    """The results in a parsed `eval_results.json`; ValueError names a missing key or a value of the wrong type."""
     _need(isinstance(eval_results, Mapping), "it must be an object")
     version = eval_results.get("format_version")
     _need(isinstance(version, int) and not isinstance(version, bool), "'format_version' must be a whole number")

@@ -51,11 +51,7 @@ _RELEASE = re.compile(r"(\d{1,6}(?:\.\d{1,6}){0,3})(?:(?:a|b|rc|\.dev|\.post)\d{
 
 
 def save(controller: ControllerLike, folder: Path) -> Path:
-    """Write a controller's files into `folder`; see [`Controller.save_pretrained`].
-
-    Raises:
-        ValueError: a config value that JSON does not have (NaN), or weights that are not floating-point numbers.
-    """
+    """Write a controller's files into `folder`; see [`Controller.save_pretrained`], also for its errors."""
     head = {
         "controller_type": controller.controller_type,
         "format_version": FORMAT_VERSION,
@@ -80,11 +76,7 @@ def save(controller: ControllerLike, folder: Path) -> Path:
 
 
 def to_json(value: Any, where: str) -> str:
-    """The text of a JSON file, as others can read it: no NaN, no infinity.
-
-    Raises:
-        ValueError: a value that is not JSON.
-    """
+    """The text of a JSON file, as others can read it: no NaN, no infinity (ValueError for what is not JSON)."""
     try:
         return json.dumps(value, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -95,16 +87,10 @@ def to_json(value: Any, where: str) -> str:
 
 
 def load(folder: Path, classes: Mapping[str, type[C]], provenance: Mapping[str, str] | None = None) -> C:
-    """Load the controller in `folder`, whose `controller_type` must be one of `classes`.
+    """Load the controller in `folder`, its weights in float32; its `controller_type` must be one of `classes`.
 
-    Args:
-        folder: where `config.json` and, for learned weights, `model.safetensors` are. Links are followed: the cache
-            of the Hub is made of them.
-        classes: the classes that may come out, by `controller_type`; the file cannot name any other.
-        provenance: the controller's origin; by default this folder.
-
-    Returns:
-        The controller, its weights in float32.
+    Links in the folder are followed: the cache of the Hub is made of them. The file can name no other class.
+    `provenance` is the controller's origin; by default this folder.
 
     Raises:
         FileNotFoundError: no such folder, or no config.json in it.
@@ -149,10 +135,8 @@ def load(folder: Path, classes: Mapping[str, type[C]], provenance: Mapping[str, 
 def read_config(folder: Path) -> dict[str, Any]:
     """`controller_type` and config fields of a controller folder, unchecked but for their being safe JSON.
 
-    Raises:
-        FileNotFoundError: no folder, or no config.json.
-        OSError: it cannot be read.
-        ValueError: too large, not JSON, no `controller_type`, or a newer format.
+    FileNotFoundError: no folder, or no config.json; OSError: it cannot be read; ValueError: too large, not JSON, no
+    `controller_type`, or a newer format.
     """
     return _read_config(folder)[0]
 
@@ -198,8 +182,8 @@ def _numbers(release: re.Match[str]) -> list[int]:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file in float32.
 
-    The format is checked by safetensors itself: its header must describe the bytes of the file exactly, so that no
-    tensor is larger than the file, which is bounded.
+    safetensors itself checks that the header describes the bytes of the file exactly, so that no tensor is larger than
+    the file, which is bounded.
     """
     data = read_bytes(path, MAX_WEIGHTS_BYTES)
     length = int.from_bytes(data[:8], "little")

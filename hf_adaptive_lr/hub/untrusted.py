@@ -17,24 +17,12 @@ MAX_DEPTH = 32
 
 
 def read_json(path: Path, limit: int = MAX_SIDECAR_BYTES) -> Any:
-    """Read a JSON file: bounded in size and depth, finite numbers, every key once.
-
-    Raises:
-        FileNotFoundError: no such file.
-        OSError: it cannot be read.
-        ValueError: it is too large, or not such JSON.
-    """
+    """Read a JSON file: bounded in size and depth, finite numbers, every key once; see [`read_bytes`] for errors."""
     return _parse(read_bytes(path, limit), path)
 
 
 def read_text(path: Path, limit: int = MAX_SIDECAR_BYTES) -> str:
-    """Read a text file: UTF-8 and bounded in size.
-
-    Raises:
-        FileNotFoundError: no such file.
-        OSError: it cannot be read.
-        ValueError: it is too large, or not UTF-8.
-    """
+    """Read a text file: bounded in size, and UTF-8 (else ValueError); see [`read_bytes`] for other errors."""
     try:
         return read_bytes(path, limit).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -42,7 +30,7 @@ def read_text(path: Path, limit: int = MAX_SIDECAR_BYTES) -> str:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The bytes of a file of at most `limit` bytes; see [`read_text`]."""
+    """The bytes of a file: FileNotFoundError without one, other OSError, ValueError for more than `limit` bytes."""
     if not path.is_file():  # a pipe or a device would never end
         raise FileNotFoundError(f"no file '{path}'")
     with path.open("rb") as file:

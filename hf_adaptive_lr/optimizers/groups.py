@@ -14,11 +14,7 @@ _FREE_OF_LR = ("Prodigy", "DAdapt", "ScheduleFree")
 
 
 def raw(optimizer: Optimizer) -> Optimizer:
-    """The optimizer inside Accelerate's wrapper, or the optimizer itself.
-
-    Raises:
-        TypeError: not a torch optimizer.
-    """
+    """The optimizer inside Accelerate's wrapper, or the optimizer itself; TypeError where it is no torch optimizer."""
     # Accelerate's wrapper has no step hooks and replaces step; the optimizer inside has both.
     inner = getattr(optimizer, "optimizer", None)
     while isinstance(inner, Optimizer):

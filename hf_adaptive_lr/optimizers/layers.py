@@ -25,11 +25,9 @@ _RANGE = (1e-6, 1e6)
 
 
 def part_of(name: str, model: nn.Module) -> str:
-    """Part that a parameter belongs to, one of [`PARTS`].
+    """Part that a parameter belongs to, one of [`PARTS`], by its name in `model.named_parameters()`.
 
-    Args:
-        name: as in `model.named_parameters()`.
-        model: a transformers model, perhaps with PEFT adapters; in any other all but adapters is body.
+    In any but a transformers model, perhaps with PEFT adapters, all but adapters is body.
     """
     for adapter in ("lora_A", "lora_B"):
         if f"{adapter}." in name or name.endswith(adapter):
@@ -122,11 +120,7 @@ def _split(
 
 
 def check_factors(factors: Mapping[str, float], layer_decay: float | None) -> None:
-    """Fails fast on factors that [`split_groups`] cannot use.
-
-    Raises:
-        ValueError: an unknown part, or a factor out of range.
-    """
+    """ValueError for an unknown part, or for factors that are out of range."""
     low, high = _RANGE
     for part, factor in factors.items():
         if part not in PARTS:

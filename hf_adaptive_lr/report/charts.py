@@ -20,15 +20,10 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart.
+    """One line of a chart: points (update, value), updates ascending; a value that is not finite is left out.
 
-    Args:
-        label: for the legend.
-        points: (update, value), updates ascending; a value that is not finite is left out.
-        style: CSS classes of the line, which set colour, width and dashes.
-        step: True for a value that holds until the next point, False for points that are joined.
-        dots: True for single points that nothing joins.
-        sets_axis: False for a curve that must not decide the axis, such as proposals far out of bounds.
+    `style` are the CSS classes of the line, for colour, width and dashes. A `step` holds until the next point, else
+    points are joined, or with `dots` single. `sets_axis=False` is for proposals far out of bounds.
     """
 
     label: str
@@ -42,12 +37,7 @@ class Curve:
 def decimate(points: Sequence[Point], bins: int = BINS) -> list[Point]:
     """The smallest and largest value of every bin, so that no spike is lost, plus the first and the last point.
 
-    Args:
-        points: ascending in the first coordinate.
-        bins: number of bins; at most 2 * bins points are left as they are.
-
-    Returns:
-        At most 2 * bins + 2 of the points.
+    Points ascend in the first coordinate; at most 2 * bins stay as they are, of more at most 2 * bins + 2 are left.
     """
     if len(points) <= 2 * bins:
         return list(points)
@@ -85,13 +75,7 @@ def split(points: Iterable[Point]) -> list[list[Point]]:
 
 @dataclass(frozen=True)
 class Axis:
-    """The vertical axis.
-
-    Args:
-        low: value at the bottom.
-        high: value at the top.
-        log: whether it is logarithmic.
-    """
+    """The vertical axis from `low` at the bottom to `high` at the top, linear or logarithmic."""
 
     low: float
     high: float
@@ -166,17 +150,9 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def chart(title: str, unit: str, curves: Sequence[Curve], axis: Axis, last: int) -> str:
-    """Curves over updates 0 ... last.
+    """An `<svg>` of curves over updates 0 ... last, later ones on top, with the vertical axis's name in `unit`.
 
-    Args:
-        title: read aloud instead of the picture.
-        unit: name of the vertical axis.
-        curves: later ones lie on top.
-        axis: vertical axis.
-        last: right end of the horizontal axis.
-
-    Returns:
-        An `<svg>` element.
+    The title is read aloud instead of the picture.
     """
     drawn = [_curve(curve, axis, last) for curve in curves]
     spoken = f"{title}. " + " ".join(_spoken(curve) for curve in curves)
@@ -192,15 +168,9 @@ def chart(title: str, unit: str, curves: Sequence[Curve], axis: Axis, last: int)
 
 
 def timeline(title: str, lanes: Sequence[tuple[str, Sequence[int]]], last: int) -> str:
-    """One lane per kind of event, with the number of events; neighbours that would touch become one mark.
+    """An `<svg>` with one lane per kind of event, with the number of events; neighbours that would touch become one mark.
 
-    Args:
-        title: read aloud instead of the picture.
-        lanes: (name, updates in ascending order).
-        last: right end of the horizontal axis.
-
-    Returns:
-        An `<svg>` element.
+    Lanes are (name, updates in ascending order); the title is read aloud instead of the picture.
     """
     left = _LEFT
     parts = []

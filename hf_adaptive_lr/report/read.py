@@ -40,16 +40,9 @@ _LEFT_OUT = ("lr", "updates", "controller_kwargs")  # the trace and the controll
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder.
+    """Read a run folder; the run's `notes` name the files and lines that were missing or damaged.
 
-    Args:
-        folder: with `lr_trace.jsonl`; the other files are optional.
-
-    Returns:
-        The run; its `notes` name the files and lines that were missing or damaged.
-
-    Raises:
-        ReportError: no such folder, or no line of a trace in it.
+    All files but `lr_trace.jsonl` are optional; ReportError: no such folder, or no line of a trace in it.
     """
     path = folder / TRACE_NAME
     if not path.is_file():

@@ -34,15 +34,10 @@ def legend(runs: Sequence[Run]) -> str:
 
 
 def table(run: Run, index: int, limit: int) -> str:
-    """The table of one run, with a note where it has not every update.
+    """The table of one run, with a note where it has not every update, of which the page has room for `limit`.
 
-    The line of update 812 of the first run has the address `#run=0&step=812`; of an update that was run again, the
-    last one has it.
-
-    Args:
-        run: the run.
-        index: its place on the page.
-        limit: number of updates that the page has room for.
+    The line of update 812 of the first run (`index` 0) has the address `#run=0&step=812`; of an update that was run
+    again, the last one has it.
     """
     kept = kept_rows(run.rows, run.events, limit)
     events: dict[int, list[Event]] = {}
@@ -72,15 +67,10 @@ def table(run: Run, index: int, limit: int) -> str:
 
 
 def kept_rows(rows: Sequence[Row], events: Sequence[Event], limit: int) -> list[int]:
-    """Indices of the rows that a page keeps: all, or as many as it has room for.
+    """Indices of the rows that a page keeps: all, or `limit` of them.
 
     Updates without a decision are left out first, then plain decisions, then held or bounded ones, each evenly. The
     first, the last and those with an event stay longest.
-
-    Args:
-        rows: all rows.
-        events: with the rows that they belong to.
-        limit: how many may stay.
     """
     if len(rows) <= limit:
         return list(range(len(rows)))

@@ -15,11 +15,7 @@ from ..observation import OPTIONAL_FIELDS, Observation, Value
 
 
 def ask(controller: Controller, obs: Observation, state: State, measured: Mapping[str, Value]) -> tuple[Tensor, State]:
-    """The controller's answer and next state; `measured` are the optional fields in `obs`.
-
-    Raises:
-        ControllerError: its code failed, or answered with something else than a tensor and a dict.
-    """
+    """The controller's answer and next state, given the optional fields `measured`; ControllerError where it fails."""
     name = controller.controller_type
     try:
         with torch.no_grad():

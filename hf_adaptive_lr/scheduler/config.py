@@ -56,12 +56,7 @@ class SchedulerConfig:
     envelope: Envelope | None = None
 
     def check(self, controller: Controller) -> None:
-        """Fails fast on values out of range, before any state is touched.
-
-        Raises:
-            TypeError: a value that is not a number, or an `envelope` of another type.
-            ValueError: names the value, the allowed range and the way out.
-        """
+        """Fails fast, before any state is touched: TypeError for another type, ValueError for a value out of range."""
         for name, low in (("total_steps", 1), ("every", 1), ("decisions", 1), ("warmup_steps", 0)):
             value = getattr(self, name)
             if value is not None:

@@ -101,13 +101,6 @@ class BestRate:
 
     Windows of neighbouring losses are compared by medians of their logarithms, so that a single batch counts little
     and the end of a run as much as its beginning. A fall that only repairs an earlier rise does not count.
-
-    Example:
-        >>> best = BestRate()
-        >>> for update in range(40):
-        ...     best.note(0.1 if update < 20 else 0.3, 0.99**update if update < 20 else 0.9**update)
-        >>> round(best.rate, 3)
-        0.3
     """
 
     def __init__(self) -> None:
@@ -118,13 +111,7 @@ class BestRate:
         self._window: list[tuple[float, float]] = []  # log of the LR, level of the loss
 
     def note(self, lr: float, loss: float, size: int = _PER_UPDATE) -> None:
-        """Take in one loss.
-
-        Args:
-            lr: learning rate, as applied, that led to it.
-            loss: any number; one that is not finite discards the window it falls into, as does an LR of 0.
-            size: losses in a window, at least 1.
-        """
+        """Take in the loss after an update at `lr`; a loss that is not finite, or an LR of 0, discards the window."""
         level = math.asinh(loss / _SMALL_LOSS)
         if not (math.isfinite(level) and math.isfinite(lr) and lr > 0):
             self._window = []
@@ -153,9 +140,7 @@ class BestRate:
 class EnvelopeMonitor:
     """Watches one run inside an envelope: counts mistakes, finds the best learning rate, and keeps the fallback.
 
-    Args:
-        envelope: the envelope, or None, where nothing ever happens.
-        free: whether the controller ignores the base LR, so that nothing may fall back to it.
+    With None as the envelope nothing ever happens; `free` controllers ignore the base LR and cannot fall back to it.
     """
 
     def __init__(self, envelope: Envelope | None, *, free: bool = False) -> None:
@@ -188,22 +173,14 @@ class EnvelopeMonitor:
     def note(self, loss: float, *, every_update: bool) -> None:
         """Pair a loss with the learning rate that led to it, for `fallback="auto"`.
 
-        Args:
-            loss: any number.
-            every_update: whether the caller notes every update; then losses seen at decisions are no longer needed.
+        Once a caller notes every update, losses seen at decisions are no longer needed.
         """
         self.told |= every_update
         if self.envelope is not None and self.reason is None and self.rate is not None and self.told == every_update:
             self.best.note(self.rate, loss, _PER_UPDATE if every_update else _PER_DECISION)
 
     def fall_back(self, reason: str, update: int, base_lr: float) -> None:
-        """Dismiss the controller.
-
-        Args:
-            reason: why.
-            update: the first without it.
-            base_lr: base learning rate of the reference group.
-        """
+        """Dismiss the controller from `update` on; `base_lr` is that of the reference group."""
         self.reason, self.since = reason, update
         if self.envelope is None:
             return

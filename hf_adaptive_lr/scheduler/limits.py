@@ -13,12 +13,9 @@ _SAME = 1e-9  # relative: a schedule that halves exactly is not to be blamed for
 
 
 class Bounded(NamedTuple):
-    """An answer after all bounds.
+    """An answer after all bounds: rates of all groups, the bounds it was outside of ("" for none), and the verdict.
 
-    Args:
-        lrs: learning rate of every group.
-        detail: which bounds it was outside of, empty for none.
-        mistaken: whether an envelope counts it as a mistake of the controller.
+    `mistaken` is whether an envelope counts it as a mistake of the controller.
     """
 
     lrs: list[float]
@@ -27,12 +24,7 @@ class Bounded(NamedTuple):
 
 
 class Bounds:
-    """Turns answers into learning rates within bounds.
-
-    Args:
-        config: the bounds, checked.
-        controller: its answers are factors or learning rates.
-    """
+    """Turns answers (factors or learning rates) into learning rates within the bounds of a checked config."""
 
     def __init__(self, config: SchedulerConfig, controller: Controller) -> None:
         self._config, self._answers = config, controller.answers
@@ -40,11 +32,7 @@ class Bounds:
         self._low, self._high = config.lr_bounds(controller)
 
     def check(self, base_lrs: Sequence[float]) -> None:
-        """Fails fast on base learning rates that no controller can work with.
-
-        Raises:
-            ValueError: no positive one, one below 0 or not finite, or the reference group's outside the config's.
-        """
+        """ValueError unless base LRs are finite, >= 0, one above 0, and the reference group's within the bounds."""
         low, high = self._config.min_lr, self._config.max_lr
         if not any(lr > 0 for lr in base_lrs) or min(base_lrs) < 0 or not all(math.isfinite(lr) for lr in base_lrs):
             raise ValueError(f"base learning rates {base_lrs}: all must be finite and >= 0, and one above 0; set lr=")
@@ -57,13 +45,9 @@ class Bounds:
             )
 
     def apply(self, values: list[float], base_lrs: list[float], before: Sequence[float], reference: float) -> Bounded:
-        """Learning rates for an answer of one number, or one for each group.
+        """Learning rates for an answer of one finite number, or one for each group.
 
-        Args:
-            values: finite.
-            base_lrs: learning rate of every group as the user set it.
-            before: learning rate of every group that the move is measured against.
-            reference: factor of the reference schedule at this update, for an envelope.
+        `before` are the LRs that the move is measured against, `reference` is the envelope's schedule's factor now.
         """
         envelope = self._config.envelope
         if envelope is None:

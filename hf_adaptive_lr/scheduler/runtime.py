@@ -31,13 +31,7 @@ from .limits import Bounds, reference_group
 class ControllerRun:
     """One run of a controller: asks it when a decision is due, and turns its answer into learning rates.
 
-    Args:
-        controller: decides.
-        base_lrs: learning rate of each parameter group as the user set it; at least one must be positive.
-        config: cadence, bounds and warm-up.
-
-    Raises:
-        ValueError: settings out of range, no positive base LR, or a base LR outside `[min_lr, max_lr]`.
+    ValueError for settings out of range, no positive base LR, or a base LR outside `[min_lr, max_lr]`.
 
     Example:
         >>> from hf_adaptive_lr.controllers import CONTROLLERS
@@ -86,10 +80,9 @@ class ControllerRun:
         return self._plan
 
     def advance(self, fields: Mapping[str, Value]) -> Decision:
-        """Learning rates of the update about to be applied; afterwards that update counts as done.
+        """Learning rates of the update about to be applied, which then counts as done.
 
-        Args:
-            fields: the measured optional fields, all that the controller needs if a decision is due, else ignored.
+        `fields` are the measured optional fields, all that the controller needs if a decision is due, else ignored.
         """
         decision = self.decide(fields)
         self.applied(decision)

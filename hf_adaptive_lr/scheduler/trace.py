@@ -14,14 +14,11 @@ from .decision import Decision
 
 
 class TraceWriter:
-    """Appends every applied [`Decision`] to a JSON-lines file.
+    """Appends every applied [`Decision`] to a JSON-lines file, usually `lr_trace.jsonl` in the output folder.
 
     At the first decision of a run it keeps the lines of earlier updates and drops the rest, so that a run resumed from
-    a checkpoint continues exactly there, and a new run starts a new file.
-
-    Args:
-        path: file, usually `lr_trace.jsonl` in the output folder.
-        controller: goes into `controller.json` beside it.
+    a checkpoint continues exactly there, and a new run starts a new file. `controller` goes into `controller.json`
+    beside it.
     """
 
     def __init__(self, path: Path, controller: Controller | None = None) -> None:
@@ -47,21 +44,13 @@ class TraceWriter:
 
 
 class EventWriter:
-    """Appends the events of a guard to a JSON-lines file, `events.jsonl` in the output folder.
-
-    Args:
-        path: the file; `start` makes it fit the run.
-    """
+    """Appends the events of a guard to a JSON-lines file, `events.jsonl` in the output folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def start(self, updates: int) -> None:
-        """Drop the lines of updates from this one on: the run begins there, perhaps again.
-
-        Args:
-            updates: how many updates the guard has seen.
-        """
+        """Drop the lines of this and later updates (as the guard counts them): the run begins there, perhaps again."""
         if self.path.is_file():
             _rewrite(self.path, "update", updates)
 
@@ -80,13 +69,6 @@ def _rewrite(path: Path, key: str, end: int) -> None:
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a trace file; a line cut short by a crash is left out, a missing file is empty.
-
-    Args:
-        path: file written by [`TraceWriter`].
-
-    Returns:
-        One dict per update: `step`, `lr`, `reason` and, at decisions, `proposed`, `bounded`, `observation`.
-    """
+    """All whole lines of a [`TraceWriter`]'s file as dicts; a line cut short is left out, a missing file is empty."""
     rows = (row for _, row in json_lines(path)) if path.is_file() else iter(())
     return list(itertools.takewhile(lambda row: row is not None, rows))

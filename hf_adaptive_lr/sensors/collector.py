@@ -39,10 +39,8 @@ _NEUTRAL_GAIN = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
 class SignalCollector:
     """Collects and measures the signals that a controller needs; see [`ControlledLR`] for most arguments.
 
-    Args:
-        plan: gives the needs of the update about to be applied, see [`Plan`].
-        extra: losses of other batches, by the name of their argument (`other_loss`, `meta_loss`); None where not
-            given.
+    `plan` gives the needs of the update about to be applied, `extra` the losses of other batches by the name of their
+    argument (`other_loss`, `meta_loss`), None where not given.
     """
 
     def __init__(
@@ -190,12 +188,9 @@ class SignalCollector:
     # --- the decision -------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Fails fast, before an update is applied, when a needed signal cannot be measured exactly here.
+        """ValueError, before an update is applied, when a needed signal cannot be measured exactly here.
 
         Looks at the first update of this process, whether or not a decision is due, and at every decision.
-
-        Raises:
-            ValueError: names the signal, why it cannot be measured, and the integration that can.
         """
         due = self._plan().decides
         if self._checked and not due:
@@ -260,10 +255,7 @@ class SignalCollector:
     # --- around the update --------------------------------------------------------------------------------------
 
     def before_step(self, update: int, lr: float, *, outcome: bool) -> None:
-        """Before an update is applied, keep the weights and directions that are compared with afterwards.
-
-        `lr` is that of group 0, `outcome` whether the controller learns from the update.
-        """
+        """Before an update at `lr` (group 0's), keep the weights and directions that are compared with afterwards."""
         if outcome:
             self._outcomes.before(lr)
         if not self._plan().next_decides:

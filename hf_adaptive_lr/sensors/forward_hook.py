@@ -30,13 +30,9 @@ class ForwardListener(Protocol):
 class ForwardHook:
     """Reports the training passes of a model to a listener; evaluation and no-grad passes are ignored.
 
-    Both ends are weak references: the hook keeps neither the model nor the listener alive. A copy of the model, or a
-    model saved whole, carries an inert stand-in from the standard library, so it neither reports nor needs this
-    library.
-
-    Args:
-        model: the module whose outputs carry `loss`, not its DDP or compiled wrapper.
-        listener: receives each pass, for instance a [`LossWindow`].
+    `model` is the module whose outputs carry `loss`, not its DDP or compiled wrapper. Both ends are weak references:
+    the hook keeps neither alive. A copy of the model, or a model saved whole, carries an inert stand-in from the
+    standard library, so it neither reports nor needs this library.
     """
 
     def __init__(self, model: nn.Module, listener: ForwardListener) -> None:
@@ -98,19 +94,9 @@ def _loss_of(output: Any) -> Tensor:
 def after_backward(tensors: Iterable[Tensor], call: Callable[[Tensor | None], None]) -> None:
     """Call a function when a backward pass through any of the tensors is over: `param.grad` is there, unclipped.
 
-    Args:
-        tensors: with a graph, for instance all that a model returned, as a trainer may compute its own loss from any
-            of them. Nothing happens where no backward pass reaches one.
-        call: called once for each pass, with the gradient that reached the first tensor if that is 0-d (of a loss it
-            is 1, or 1 / n under accumulation of n micro-batches, times the factor of a gradient scaler), else None.
-
-    Example:
-        >>> import torch
-        >>> w = torch.ones(2, requires_grad=True)
-        >>> loss = (3 * w).sum()
-        >>> after_backward([loss], lambda root: print(float(root), w.grad.tolist()))
-        >>> (loss / 2).backward()
-        0.5 [1.5, 1.5]
+    `tensors` have a graph, for instance all that a model returned, as a trainer may compute its own loss from any of
+    them. `call` is called once for each pass, with the gradient that reached the first tensor if that is 0-d (of a
+    loss it is 1, or 1 / n under accumulation of n micro-batches, times a gradient scaler's factor), else None.
     """
     reached: list[Tensor | None] = []
 

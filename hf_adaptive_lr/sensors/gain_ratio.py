@@ -15,9 +15,6 @@ class GainProbe:
 
     The copies cost twice the memory of the trained weights and exist only from the pre-step to the post-step hook of
     the update before a decision. The gradients are copied too because some steps change them in place.
-
-    Args:
-        optimizer: its parameters are copied.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -27,11 +24,7 @@ class GainProbe:
 
     @torch.no_grad()
     def promised(self, clip_factor: Tensor | float) -> Tensor:
-        """-g . (w[t] - w[t-1]) with the gradient as it was before clipping; 0-d float64 tensor, no host sync.
-
-        Args:
-            clip_factor: factor in (0, 1] that clipping applied to the gradients.
-        """
+        """-g . (w[t] - w[t-1]), with g before clipping by a factor in (0, 1]; 0-d float64, no host sync."""
         sums: list[Tensor] = []
         for p, before, grad in self._kept:
             for now, then, g in chunks([p, before, grad]):

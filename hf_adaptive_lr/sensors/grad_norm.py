@@ -22,9 +22,7 @@ _LARGEST_ROOT = 1.001  # gradient of the loss itself: 1, or 1 / n under accumula
 def measure_grad_norm(optimizer: Optimizer, model: nn.Module | None = None) -> Tensor:
     """L2 norm of the gradients now in `param.grad`, over all groups; 0-d tensor on their device, no host sync.
 
-    Args:
-        optimizer: its parameters are measured.
-        model: add up in the order of its parameters, as `clip_grad_norm_(model.parameters())` does, to the same bits.
+    With a model it adds up in its order, as `clip_grad_norm_(model.parameters())` does, to the same bits.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if model is not None:
@@ -81,11 +79,7 @@ class GradNorm:
             self.unclipped, self._root = measure_grad_norm(self._optimizer, self._model), root
 
     def check_clipping(self) -> None:
-        """At the first update, fail fast if `max_grad_norm=0` was given and something clips after all.
-
-        Raises:
-            ValueError: the gradient became smaller between the backward pass and the step.
-        """
+        """At the first update, ValueError if `max_grad_norm=0` was given and something clips after all."""
         if self.max_grad_norm == 0 and self.unclipped is not None and not self._checked_clipping:
             if self._root is not None and float(self._root) <= _LARGEST_ROOT:  # else it is a gradient scaler's
                 before, now = float(self.unclipped), float(measure_grad_norm(self._optimizer, self._model))

@@ -36,22 +36,10 @@ _CHUNK = 1 << 16
 def adam_direction(
     exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor | float, *, betas: tuple[float, float], eps: float
 ) -> Tensor:
-    """Descent direction of Adam and AdamW (Kingma & Ba 2015, Algorithm 1), without decoupled weight decay.
+    """Descent direction d of Adam and AdamW (Kingma & Ba 2015, Algorithm 1): without weight decay, `w -= lr * d`.
 
-    Args:
-        exp_avg: first moment m, any shape.
-        exp_avg_sq: second moment v, same shape.
-        step: number of updates that went into the moments, at least 1; scalar, or broadcastable to `exp_avg`.
-        betas: decay rates of the moments.
-        eps: added to the root of the corrected second moment.
-
-    Returns:
-        d such that the update was `w -= lr * d`, same shape as `exp_avg`.
-
-    Example:
-        >>> g = torch.tensor([0.3, -2.0])  # after one update from zero moments the direction is the sign of g
-        >>> adam_direction(0.1 * g, 0.001 * g * g, 1, betas=(0.9, 0.999), eps=0.0).tolist()
-        [1.0, -1.0]
+    `exp_avg` (m) and `exp_avg_sq` (v) have one shape, also d's; `step`, broadcastable to it, counts the updates in
+    them, at least 1.
     """
     corrected = (exp_avg_sq / (1 - betas[1] ** step)).sqrt() + eps
     return exp_avg / (1 - betas[0] ** step) / corrected
@@ -60,16 +48,9 @@ def adam_direction(
 def sgd_direction(
     grad: Tensor, momentum_buffer: Tensor | None, *, momentum: float = 0.0, nesterov: bool = False
 ) -> Tensor:
-    """Descent direction of SGD as torch defines it: the gradient, the buffer, or gradient + momentum * buffer.
+    """Descent direction d of torch's SGD, `w -= lr * d`: the gradient, the buffer, or gradient + momentum * buffer.
 
-    Args:
-        grad: gradient including coupled weight decay.
-        momentum_buffer: buffer *after* this update, or None when momentum is 0.
-        momentum: momentum factor.
-        nesterov: Nesterov momentum.
-
-    Returns:
-        d such that the update was `w -= lr * d`.
+    `grad` includes coupled weight decay, the buffer is that *after* this update, or None when momentum is 0.
     """
     if momentum_buffer is None or momentum == 0.0:
         return grad
@@ -77,15 +58,9 @@ def sgd_direction(
 
 
 def inner(left: Iterable[Tensor], right: Iterable[Tensor], batch_ndim: int = 0) -> Tensor:
-    """Inner product over all tensors of two lists, in float64, one value per run.
+    """Inner product over all tensors of two lists, in float64, one value per run: a tensor of the batch shape.
 
-    Args:
-        left: tensors of shape `batch_shape + parameter shape`.
-        right: tensors of the same shapes.
-        batch_ndim: number of leading batch dimensions that are kept.
-
-    Returns:
-        Tensor of `batch_shape`.
+    All have `batch_ndim` leading batch dimensions, which are kept. ValueError for empty lists.
     """
     parts = [(a * b).flatten(batch_ndim).sum(-1, dtype=torch.float64) for a, b in zip(left, right, strict=True)]
     if not parts:
@@ -104,11 +79,7 @@ def cosine(dot: Tensor, left_sq: Tensor, right_sq: Tensor) -> Tensor:
 
 
 def check_readable(optimizer: Optimizer, needs: frozenset[str]) -> None:
-    """Fails fast when the controller needs the optimizer's state and this optimizer's cannot be read.
-
-    Raises:
-        ValueError: `alignment` or `update_ratio` is needed and the optimizer is not SGD, Adam or AdamW.
-    """
+    """ValueError when the controller needs the optimizer's state and the optimizer is not SGD, Adam or AdamW."""
     wanted = sorted(needs & DIRECTION_FIELDS)
     if wanted and not isinstance(optimizer, SGD | Adam):
         raise ValueError(
@@ -164,10 +135,8 @@ def needs_copy(group: dict[str, Any]) -> bool:
 def remember_direction(optimizer: Optimizer) -> None:
     """Keep the direction of the update that is about to be made, where SGD's own state will not contain it.
 
-    Before and not after, because some steps (foreach with Nesterov momentum) change the gradients in place.
-
-    Raises:
-        ValueError: a sparse gradient.
+    Before and not after, because some steps (foreach with Nesterov momentum) change the gradients in place. ValueError
+    for a sparse gradient.
     """
     if not isinstance(optimizer, SGD):
         return
@@ -244,19 +213,14 @@ def _adam_chunk(numerator: Tensor, square: Tensor, shift: Any, scratch: Tensor) 
 def measure_previous_update(
     optimizer: Optimizer, lrs: Sequence[float], needs: frozenset[str], adapters: Sequence[Adapter] = ()
 ) -> dict[str, Tensor]:
-    """The [`DIRECTION_FIELDS`] of the gradients now in `param.grad` and the previous update, in one pass.
+    """The [`DIRECTION_FIELDS`] in `needs`, of the gradients now in `param.grad` and the previous update, in one pass.
 
-    Args:
-        optimizer: SGD, Adam or AdamW (see [`check_readable`]); foreach and fused keep the same state.
-        lrs: learning rate that the previous update used, one per parameter group.
-        needs: which of them to measure.
-        adapters: LoRA's, whose `update_ratio` is that of the weights they are added to.
+    The optimizer is SGD, Adam or AdamW (foreach and fused keep the same state); `lrs` are those of the previous
+    update, one per group; the `update_ratio` of LoRA's adapters is that of the weights they are added to. Returns
+    float64 tensors, 0-d or (n_groups,), neutral before the first update. No host sync.
 
-    Returns:
-        float64 tensors in a dict, 0-d or of shape (n_groups,); neutral values before the first update. No host sync.
-
-        Clipping, loss scaling and accumulation multiply the whole gradient, so the alignment does not see them; the
-        slope is that of the gradient as the optimizer uses it, clipped where it was clipped.
+    Clipping, loss scaling and accumulation multiply the whole gradient, so the alignment does not see them; the slope
+    is that of the gradient as the optimizer uses it, clipped where it was clipped.
     """
     terms = list(_terms(optimizer))
     out: dict[str, Tensor] = {}

@@ -19,13 +19,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Adapter:
-    """The two factors of one adapted layer.
+    """One adapted layer: A (rank, inputs), B (outputs, rank), and the factor of their product.
 
-    Args:
-        a: (rank, inputs).
-        b: (outputs, rank).
-        scale: factor of their product.
-        base_sq: squared norm of the weight that they are added to, 0-d float64.
+    `base_sq` is the squared norm of the weight that they are added to, 0-d float64.
     """
 
     a: Tensor
@@ -75,9 +71,6 @@ def find_adapters(model: nn.Module | None) -> tuple[Adapter, ...]:
 
     Left out, so that they count by their own norm: adapters of convolutions and embeddings, of layers whose weight is
     no floating-point matrix (quantised), and those that are not trained.
-
-    Args:
-        model: any module.
     """
     return () if model is None else tuple(_adapters(model))
 

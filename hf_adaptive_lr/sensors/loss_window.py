@@ -20,15 +20,6 @@ class LossWindow:
     hook: it is complete from the last micro-batch on and is emptied when the optimizer has stepped, or when a new
     update begins after a skipped one. In any other run `ForwardHook(model, window)` feeds a window of one's own, whose
     owner calls `clear` once per update.
-
-    Example:
-        >>> window = LossWindow()
-        >>> for loss in (1.0, 2.0):
-        ...     window.pass_ended(torch.tensor(loss), {}, output=None)
-        >>> window.observe(torch.tensor(4.0))  # the second micro-batch's
-        True
-        >>> len(window), float(window.mean())
-        (2, 2.5)
     """
 
     def __init__(self) -> None:
@@ -56,11 +47,7 @@ class LossWindow:
             self._from_hook = True
 
     def observe(self, loss: Tensor) -> bool:
-        """Take the mean loss of a micro-batch, 0-d, from a caller who knows it.
-
-        Returns:
-            Whether it replaced a loss that the forward hook had reported.
-        """
+        """Take the mean loss of a micro-batch, 0-d; whether it replaced a loss that the forward hook had reported."""
         replaced = self._from_hook
         if replaced:
             self.losses.pop()
@@ -70,11 +57,7 @@ class LossWindow:
         return replaced
 
     def mean(self) -> Tensor:
-        """Mean loss of the update on this rank, with equal weights; 0-d float64, no host sync.
-
-        Raises:
-            ValueError: the window is empty.
-        """
+        """Mean loss of the update on this rank, with equal weights; 0-d float64, no host sync. ValueError if empty."""
         if not self.losses:
             raise ValueError("no loss was reported for this update; call observe(loss=...) once per micro-batch")
         losses = torch.stack([loss.double().reshape(()) for loss in self.losses])

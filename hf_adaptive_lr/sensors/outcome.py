@@ -25,10 +25,7 @@ class OutcomeSensor:
     """Measures the fields of an [`Outcome`] that are about batches beside training's own.
 
     For `meta_inner` the weights are copied, from the pre-step to the post-step hook. `extra` are the functions that
-    compute the losses, by the name of `ControlledLR`'s argument; None where not given.
-
-    Raises:
-        ValueError: a field is needed for which there is no loss, or no model.
+    compute the losses, by the name of `ControlledLR`'s argument; ValueError where a needed one, or the model, is None.
     """
 
     def __init__(
@@ -76,8 +73,8 @@ class OutcomeSensor:
     def _inner(self, loss: ExtraLoss, update: int, model: nn.Module) -> Tensor:
         """<g, w[t] - w[t+1]> / lr with g the gradient of `loss(update)` now; 0-d float64.
 
-        One forward and one backward pass. Under DDP the gradient is this rank's; the average over ranks of the inner
-        products is the inner product with the average.
+        One forward and one backward pass. Under DDP g is this rank's; the average over ranks of the inner products is the
+        inner product with the average.
         """
         params = [p for p, _ in self._before]
         with undisturbed(params[0].device, model), torch.enable_grad():

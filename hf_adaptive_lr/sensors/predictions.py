@@ -37,11 +37,7 @@ def class_count(model: nn.Module | None, logits: Tensor | None) -> int | None:
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Class probabilities (batch, classes) in float32, out of the graph.
-
-    Raises:
-        ValueError: logits of another shape than (batch, classes) with at least two classes.
-    """
+    """Class probabilities (batch, classes) in float32, out of the graph; ValueError for logits of another shape."""
     if logits.ndim != 2 or logits.shape[-1] < 2:
         raise ValueError(
             f"the controller looks at the predictions of a classifier, and the logits have shape "
@@ -51,11 +47,9 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def prediction_change(now: Tensor, before: Tensor | None) -> Tensor:
-    """Variance of the difference of two batches of probabilities, row by row as far as both go.
+    """Variance of the difference of two (batch, classes) probabilities, row by row as far as both go.
 
-    Args:
-        now: (batch, classes).
-        before: (batch, classes) of the decision before, or None at the first: then as if it had been uniform noise.
+    At the first decision there is none before: then as if it had been uniform noise.
     """
     if before is None:
         return now.var(correction=0) + _UNIFORM_VARIANCE
@@ -66,11 +60,7 @@ def prediction_change(now: Tensor, before: Tensor | None) -> Tensor:
 def last_matrices(params: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """The last two trained weight matrices, the head's second; where there is one, that and its bias.
 
-    Args:
-        params: the trained parameters, in the order of the model.
-
-    Raises:
-        ValueError: there is no weight matrix.
+    `params` are in the model's order; ValueError where there is no matrix among them.
     """
     trained = [p for p in params if p.requires_grad]
     places = [i for i, p in enumerate(trained) if p.ndim == 2]
@@ -84,12 +74,7 @@ def last_matrices(params: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def measure_weights(optimizer: Optimizer, model: nn.Module | None) -> dict[str, Tensor]:
-    """Mean and variance of the last two weight matrices; 0-d tensors, no host sync.
-
-    Args:
-        optimizer: its parameters are looked at.
-        model: gives their order; without it they are taken in the optimizer's.
-    """
+    """Mean and variance of the last two weight matrices in the model's (else optimizer's) order; 0-d, no host sync."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if model is not None:
         mine = {id(p) for p in params}
@@ -99,10 +84,7 @@ def measure_weights(optimizer: Optimizer, model: nn.Module | None) -> dict[str, 
 
 
 class ModelSensors:
-    """Measures the fields of one live run that look into its model.
-
-    Keeps the logits of the last micro-batch and the class probabilities of the decision before.
-    """
+    """Measures the fields of one live run that look into its model."""
 
     def __init__(self, optimizer: Optimizer, model: nn.Module | None) -> None:
         self._optimizer, self._model = optimizer, model
@@ -110,12 +92,9 @@ class ModelSensors:
         self.before: Tensor | None = None
 
     def measure(self, wanted: frozenset[str], *, first_rank: bool) -> dict[str, Tensor]:
-        """The wanted fields among those of this module, 0-d tensors; no host sync.
+        """The wanted fields, 0-d, no host sync; ValueError where model and outputs do not have what a field takes.
 
         Predictions are rank 0's alone, and 0 on the others, because a checkpoint keeps rank 0's for the next decision.
-
-        Raises:
-            ValueError: neither the model nor its outputs have what a field takes.
         """
         values: dict[str, Tensor] = {}
         if "classes" in wanted:

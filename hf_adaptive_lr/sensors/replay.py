@@ -14,10 +14,7 @@ from torch import Tensor, nn
 
 
 class ReplayPoint:
-    """The moment before a forward pass: generators and autocast, to run that pass again on the updated weights.
-
-    Args:
-        device: its generators are kept besides the CPU's.
+    """The moment before a forward pass: generators (CPU, `device`) and autocast, to run it again on updated weights.
 
     Taking one copies about 5 kB per generator and syncs nothing.
     """
@@ -30,15 +27,7 @@ class ReplayPoint:
 
     @torch.no_grad()
     def run(self, closure: Callable[[], Tensor], model: nn.Module) -> Tensor:
-        """The loss of `closure()` at the weights as they are now, with the generators as they were then.
-
-        Args:
-            closure: recomputes the micro-batch's loss; 0-d tensor.
-            model: the unwrapped module; its buffers (batch statistics) are put back.
-
-        Returns:
-            0-d tensor on the model's device; no host sync.
-        """
+        """`closure()`, a 0-d loss, at the weights as they are now, with the generators as they were; no host sync."""
         with self.again(model):
             return closure().detach()
 
@@ -111,7 +100,7 @@ class RecordedPasses:
         return self._announced and self._repeatable
 
     def begin(self, replay: Callable[[], Tensor] | None, device: torch.device | None) -> None:
-        """A forward pass is about to begin, whose loss `replay` computes again (or what `set_replay` gets later).
+        """A forward pass begins, whose loss `replay` (or what `set_replay` gets later) computes again.
 
         `device` is where the weights are; None keeps nothing, as the pass will not be repeated.
         """
@@ -126,11 +115,7 @@ class RecordedPasses:
             self._passes[-1] = (replay, self._passes[-1][1])
 
     def loss_again(self, micro_batch: int = -1) -> Tensor:
-        """Loss of a micro-batch at the weights as they are now; 0-d, no host sync.
-
-        Raises:
-            RuntimeError: its pass was not recorded.
-        """
+        """Loss of a micro-batch at the weights as they are now; 0-d, no host sync. RuntimeError if not recorded."""
         replay, point = self._passes[micro_batch] if self._passes else (None, None)
         if replay is None or point is None or self._model is None:
             raise RuntimeError(

@@ -20,11 +20,7 @@ def check_measurable(
     ranks: int,
     lacks_evaluation: bool,
 ) -> None:
-    """Fails fast when the controller needs a signal that this integration did not deliver for the present update.
-
-    Raises:
-        ValueError: names the signal, why it cannot be measured, and the integration that can.
-    """
+    """ValueError for a needed signal that was not delivered for this update: why, and the integration that can."""
     if lacks_evaluation:
         raise ValueError(
             "the controller needs an evaluation at every decision and none was observed. Use AdaptiveLRTrainer, or "

@@ -8,15 +8,9 @@ from ..scheduler.controlled_lr import ControlledLR
 
 
 def shorten(scheduler: Any, state: Any, steps: int) -> None:
-    """Cool down within `steps` updates, and let Trainer stop there.
+    """Cool down within `steps` updates, and let Trainer stop there; its state's `max_steps` becomes that.
 
-    Args:
-        scheduler: of the run.
-        state: Trainer's state, whose `max_steps` is where it stops.
-        steps: at least 1, and at most those left.
-
-    Raises:
-        ValueError: a number out of range, or no run under way; nothing is changed then.
+    ValueError, with nothing changed, unless `steps` is a whole number from 1 to those left and a run is under way.
     """
     if not isinstance(scheduler, ControlledLR) or state is None:
         raise ValueError(f"cooldown({steps}): no run is under way; call it from a callback while train() runs")

@@ -25,21 +25,10 @@ else:
 
 
 class ExtraBatches:
-    """Random batches of a map-style data set, each a pure function of its number.
+    """Random batches of a map-style data set, each a pure function of its number, on the CPU.
 
-    Args:
-        dataset: has a length and gives rows by index.
-        collate: makes a batch from a list of rows.
-        batch_size: rows per batch, drawn with replacement; at least 1.
-        seed: of the draws; give each use and each rank its own.
-
-    Raises:
-        ValueError: the data set has no length (a stream), or is empty.
-
-    Example:
-        >>> batches = ExtraBatches(range(100), torch.tensor, batch_size=4, seed=0)
-        >>> bool((batches(7) == batches(7)).all()), bool((batches(7) == batches(8)).all())
-        (True, False)
+    `batch_size` rows, at least 1, are drawn with replacement and collated. Give each use and each rank a seed of its
+    own. ValueError: the data set has no length (a stream), or is empty.
     """
 
     def __init__(
@@ -62,18 +51,10 @@ class ExtraBatches:
 
 
 def hold_out(dataset: Any, share: float, seed: int) -> tuple[Any, Any]:
-    """Split a map-style data set in two, at random but always alike for one seed.
+    """Split a map-style data set in two, at random but always alike for one seed: for training, for the controller.
 
-    Args:
-        dataset: `datasets.Dataset` or any data set with a length.
-        share: part for the controller, in (0, 0.5]; at least one example.
-        seed: seed of the permutation.
-
-    Returns:
-        The rest, for training, and the controller's part, of the same type where the data set has `select`.
-
-    Raises:
-        ValueError: the data set has no length (a stream), or fewer than two examples.
+    The controller gets `share`, in (0, 0.5], at least one example; the type stays where the data set has `select`.
+    ValueError: the data set has no length (a stream), or fewer than two examples.
     """
     if dataset is None or not hasattr(dataset, "__len__"):
         raise ValueError(

@@ -123,9 +123,7 @@ class GuardCallback(TrainerCallback, ExportableState):
     def observe(self, *, losses: LossWindow, grad_norm: Tensor | float) -> None:
         """Report what the trainer knows better than a forward hook; `AdaptiveLRTrainer` does, once per update.
 
-        Args:
-            losses: of the update's micro-batches on this rank.
-            grad_norm: L2 norm of the update's gradient before clipping.
+        `losses` are those of the update's micro-batches on this rank, `grad_norm` is before clipping.
         """
         self._observed, self._grad_norm = losses, grad_norm
 

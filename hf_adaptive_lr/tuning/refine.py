@@ -58,11 +58,7 @@ class PastRun:
 def read_past_run(folder: Path) -> PastRun:
     """Read the trace of this library, or else Trainer's `trainer_state.json`, also from the newest checkpoint.
 
-    Args:
-        folder: output folder of a run, or a checkpoint.
-
-    Raises:
-        RefineError: no such folder or file, or too few gradient norms in it.
+    The folder is the output folder of a run, or a checkpoint; RefineError: no such folder or file, or too few norms.
     """
     if not folder.is_dir():
         raise RefineError(f"'{folder}' is no folder; give the output_dir of a run")
@@ -117,12 +113,7 @@ def _run(path: Path, points: list[tuple[float, Any]], rates: list[Any]) -> PastR
 
 
 def running_median(values: Array, width: int) -> Array:
-    """Median over a window of `width` values; before the start the first is repeated, past the end they are mirrored.
-
-    Args:
-        values: at least two.
-        width: odd, at least 1.
-    """
+    """Median over an odd `width` of at least two values; the first is repeated before the start, the end mirrored."""
     half = width // 2
     padded = np.pad(np.pad(values, (0, half), mode="reflect"), (half, 0), mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, width)
@@ -133,17 +124,8 @@ def running_median(values: Array, width: int) -> Array:
 def refined_schedule(norms: Sequence[float] | Array, smoothing: float = 0.1, power: float = 2.0) -> Array:
     """Factors in [0, 1], the largest of them 1 and the last 0, for a run that is as evenly divided as `norms` are.
 
-    Args:
-        norms: gradient norms in order, positive; at least two.
-        smoothing: width of the running median as a share of the run, in [0, 1].
-        power: the norm's, in (0, 4]; the paper's is 2.
-
-    Raises:
-        RefineError: a value out of range.
-
-    Example:
-        >>> refined_schedule([3.0] * 5).round(2).tolist()
-        [1.0, 0.75, 0.5, 0.25, 0.0]
+    `norms` are at least two, positive, in order; `smoothing`, in [0, 1], is the width of the running median as a share
+    of the run; `power`, in (0, 4], is the norm's (the paper's is 2). RefineError for a value out of range.
     """
     values = np.asarray(norms, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2 or not (np.isfinite(values) & (values > 0)).all():
