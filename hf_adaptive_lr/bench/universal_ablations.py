@@ -139,5 +139,5 @@ def trainings(book: Book) -> str:
 
 def _tuned_loss(task: Task, profile: Profile, book: Book) -> float | None:
     """Geometric mean of the tuned linear schedule's final test loss; None without its rows."""
-    losses = [row.get("test_loss") for row in book.all(reference_runs(task, profile, book)) or ()]
+    losses = [float(row.get("test_loss") or 0.0) for row in book.all(reference_runs(task, profile, book)) or ()]
     return math.exp(np.mean(np.log(losses))) if losses and all(losses) else None

@@ -127,7 +127,9 @@ def prepare(
     }
     arguments = AdaptiveLRTrainingArguments if method.controller else TrainingArguments
     held = _tokens(size, HELD_ROWS, 1)
-    own = {"controller": method.make_controller(), "controller_dataset": held} if method.controller else {}
+    own: dict[str, Any] = {}
+    if method.controller:
+        own = {"controller": method.make_controller(), "controller_dataset": held}
     optimizer = build_optimizer(method, list(model.parameters()), base_lr(method))
     watch = _Watch(stop)
     trainer = trainer_class(method)(

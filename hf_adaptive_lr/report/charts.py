@@ -168,7 +168,7 @@ def chart(title: str, unit: str, curves: Sequence[Curve], axis: Axis, last: int)
 
 
 def timeline(title: str, lanes: Sequence[tuple[str, Sequence[int]]], last: int) -> str:
-    """An `<svg>` with one lane per kind of event, with the number of events; neighbours that would touch become one mark.
+    """An `<svg>` with one lane per kind of event, and how many there are; neighbours that would touch become one mark.
 
     Lanes are (name, updates in ascending order); the title is read aloud instead of the picture.
     """
