@@ -74,9 +74,10 @@ def _mnist(pool: int, test: int, seed: int) -> tuple[Rows, Rows]:
 
 
 def _three_layers(classes: int) -> nn.Module:
-    model: Any = _minilm3(classes)
+    model = _minilm3(classes)
+    head: Any = model.classifier
     # The head's usual 0.02 leaves the encoder where it is for a third of so short a run.
-    nn.init.normal_(model.classifier.weight, std=0.2)
+    nn.init.normal_(head.weight, std=0.2)
     return model
 
 
