@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..artifacts import TRAINING_NAME
 from ..controller import Controller
 from ..meta.driver import DriverConfig
 from ..meta.driver import run as drive
@@ -80,16 +81,15 @@ def linear_rows(task: Quadratic, steps: int, log_best: Tensor) -> list[dict[str,
 
 
 def train(
-    method: str, minutes: float | None, iterations: int | None, runs: int, seed: int
+    suite: str, method: str, options: argparse.Namespace, iterations: int | None = None
 ) -> tuple[Controller, Mapping[str, Any]]:
-    """Train one method on the quadratic suite; the controller and its training record."""
+    """Train one method on a suite for `options.minutes`; the controller and its training record."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / method
-        config = DriverConfig(
-            suite="quadratic", output_dir=output, runs=runs, minutes=minutes, iterations=iterations, seed=seed
-        )
-        controller = drive(make_trainer(method, hidden_size=32, seed=seed), config)
-        record = json.loads((output / "training.json").read_text(encoding="utf-8"))
+        settings = {"runs": options.runs, "minutes": options.minutes, "iterations": iterations, "seed": options.seed}
+        config = DriverConfig(suite=suite, output_dir=output, **settings)
+        controller = drive(make_trainer(method, hidden_size=32, seed=options.seed), config)
+        record = json.loads((output / TRAINING_NAME).read_text(encoding="utf-8"))
     return controller, record
 
 
@@ -102,7 +102,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = linear_rows(task, problem.total_steps, log_best)
     for method in options.methods:
         started = time.perf_counter()
-        controller, record = train(method, options.minutes, options.iterations, options.runs, options.seed)
+        controller, record = train("quadratic", method, options, options.iterations)
         rows.append(
             {
                 "row": "known_answer",
@@ -128,8 +128,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, judge, print the table, write the rows."""
     p = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.known_answer", description=__doc__.split("\n")[0])
     p.add_argument("--methods", nargs="+", choices=("ppo", "evolution", "bilevel"), default=["ppo", "evolution"])
     p.add_argument("--minutes", type=float, help="time to train each method (default: 4, unless --iterations)")
@@ -138,19 +138,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--problems", type=int, default=200, help="held-out problems")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output", type=Path, default=Path("model_cards/rows/known_answer.jsonl"), help="JSON-lines file")
-    return p
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train, judge, print the table, write the rows."""
-    options = parser().parse_args(argv)
+    options = p.parse_args(argv)
     if options.minutes is None and options.iterations is None:
         options.minutes = 4.0
     rows = measure(options)
     print(table(rows))
     words = " ".join(argv if argv is not None else sys.argv[1:])
-    command = f"python -m hf_adaptive_lr.bench.known_answer {words}"
-    first = measured.header(command, suite_digest=SUITES["quadratic"].digest(), cap=CAP)
+    first = measured.header(f"{p.prog} {words}", suite_digest=SUITES["quadratic"].digest(), cap=CAP)
     measured.write_rows(options.output, [first, *rows])
     print(f"written to {options.output}")
     return 0

@@ -30,17 +30,8 @@ class Lane(TrainerCallback):
     """One trainer that stops at the end of every update until it is told to go on.
 
     Its span of an update reaches from one `on_step_end` to the next: fetching the batch, forward, backward, clipping,
-    the optimizer's step, the scheduler and logging are all inside.
-
-    Args:
-        trainer: a trainer whose `train()` was not called yet; the lane becomes one of its callbacks.
-
-    Example:
-        ```python
-        lane = Lane(trainer)
-        seconds = [lane.advance() for _ in range(10)]  # the first is the start of the run as well
-        lane.close()
-        ```
+    the optimizer's step, the scheduler and logging are all inside; the first one holds the start of the run as well.
+    Make a lane before `train()` is called: it becomes one of the trainer's callbacks.
     """
 
     def __init__(self, trainer: Trainer) -> None:

@@ -11,9 +11,7 @@ problem's best rate of the grid*, averaged over problems: 0 is as good as a line
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..controller import Controller
-from ..meta.driver import DriverConfig
-from ..meta.driver import run as drive
 from ..meta.episode import RISE, Episode, play_through
 from ..meta.problem import Problem
 from ..meta.suites import SUITES
-from ..meta.trainers import make_trainer
 from . import measured
+from .known_answer import train
 
 RATES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 _DRAW = 9000
@@ -62,12 +58,7 @@ def _linear(problem: Problem) -> Tensor:
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per method."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = DriverConfig(
-            suite="mlp", output_dir=Path(folder) / "ppo", runs=options.runs, minutes=options.minutes, seed=options.seed
-        )
-        trained = drive(make_trainer("ppo", hidden_size=32, seed=options.seed), config)
-        record = json.loads((Path(folder) / "ppo" / "training.json").read_text(encoding="utf-8"))
+    trained, record = train("mlp", "ppo", options)
     linear, learned = compare(trained, options.problems, options.problem_runs)
     best = linear.amin(0)
     rows: list[dict[str, Any]] = []
@@ -99,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = measure(options)
     print(table(rows))
     command = (
-        f"python -m hf_adaptive_lr.bench.mlp_answer --minutes {options.minutes:g} --runs {options.runs} "
+        f"{p.prog} --minutes {options.minutes:g} --runs {options.runs} "
         f"--problems {options.problems} --problem-runs {options.problem_runs} --seed {options.seed}"
     )
     first = measured.header(command, suite_digest=SUITES["mlp"].digest())

@@ -21,11 +21,7 @@ _FEATURES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Reader(Controller):
-    """Has fields measured and answers with the learning rate in force.
-
-    Args:
-        fields: names of optional fields of [`Observation`].
-    """
+    """Has fields of [`Observation`] measured and answers with the learning rate in force."""
 
     controller_type = "bench_reader"
 
@@ -63,11 +59,7 @@ def _stateless(hidden_size: int) -> _Net:
 
 @dataclass(frozen=True, kw_only=True)
 class Recurrent(Controller):
-    """A recurrent net on all cheap sensors and their changes since the last decision.
-
-    Args:
-        hidden_size: units of the GRU cell.
-    """
+    """A recurrent net on all cheap sensors and their changes since the last decision."""
 
     controller_type = "bench_recurrent"
     needs = frozenset(CHEAP)

@@ -20,17 +20,11 @@ GUARD, UNGUARDED = "guard", "none"
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one injection and method.
-
-    Args:
-        runs: rows by seed.
-        differences: accuracy minus that of the clean run, of the seeds that have both.
-        tolerance: how far below zero a difference may be.
-    """
+    """The runs of one injection and method, by seed."""
 
     runs: Mapping[int, Row]
-    differences: Mapping[int, float]
-    tolerance: float
+    differences: Mapping[int, float]  # accuracy minus that of the clean run, of the seeds that have both
+    tolerance: float  # how far below zero a difference may be
 
     @property
     def judged(self) -> int:
@@ -69,13 +63,10 @@ def spread(accuracies: Sequence[float]) -> float:
 
 
 class Figures:
-    """What the rows of one task say.
+    """The figures of one task, from its rows in the order they were written.
 
     Rows of an older version of the task, or of older settings of a method, are left out: of each case those count
     that are of the same version as the newest.
-
-    Args:
-        rows: in the order they were written.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:

@@ -25,23 +25,14 @@ Inputs = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Injection:
-    """A kind of trouble; this one is none, the others override what they disturb.
-
-    Args:
-        name: in keys and tables.
-        text: what happens, for the page.
-        share: how long it lasts, as a share of the run; 0 is one update.
-        from_start: whether it lasts for the whole run instead.
-        base_lr_factor: of the learning rate that the run is given.
-        step_lr_factor: of the learning rate of one applied update.
-    """
+    """A kind of trouble; this one is none, the others override what they disturb."""
 
     name: str
-    text: str
-    share: float = 0.0
-    from_start: bool = False
-    base_lr_factor: float = 1.0
-    step_lr_factor: float = 1.0
+    text: str  # for the page
+    share: float = 0.0  # how long it lasts, as a share of the run; 0 is one update
+    from_start: bool = False  # it lasts for the whole run instead
+    base_lr_factor: float = 1.0  # of the learning rate that the run is given
+    step_lr_factor: float = 1.0  # of the learning rate of one applied update
 
     def spec(self) -> dict[str, Any]:
         """All that a run depends on, as JSON values; not its name or text."""
@@ -90,11 +81,7 @@ class InfGradient(Injection):
 
 @dataclass(frozen=True, kw_only=True)
 class LossSpike(Injection):
-    """The loss, and with it every gradient, is multiplied.
-
-    Args:
-        factor: by this.
-    """
+    """The loss, and with it every gradient, is multiplied."""
 
     factor: float = 100.0
 
@@ -115,13 +102,9 @@ class LabelBurst(Injection):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightNoise(Injection):
-    """Normal noise is added to every trained tensor.
+    """Normal noise is added to every trained tensor."""
 
-    Args:
-        scale: its standard deviation over the tensor's root mean square.
-    """
-
-    scale: float = 1.0
+    scale: float = 1.0  # standard deviation of the noise over the tensor's root mean square
 
     @torch.no_grad()
     def disturb_weights(self, weights: list[nn.Parameter], draw: Generator) -> None:
@@ -169,12 +152,6 @@ class Striker:
     """Lets an injection loose on a model at the right updates; whoever trains it calls the three methods.
 
     Make it before training begins: its hook on the loss then comes before those of whoever watches the loss.
-
-    Args:
-        injection: what happens.
-        model: whom it happens to; answers with `loss`, and its config knows `num_labels`.
-        updates: length of the run.
-        seed: of the run.
     """
 
     def __init__(self, injection: Injection, model: nn.Module, updates: int, seed: int) -> None:

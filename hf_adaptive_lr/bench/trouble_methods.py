@@ -16,21 +16,13 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What keeps a run on its way, or not.
-
-    Args:
-        name: in keys and tables.
-        text: what it is, for the page.
-        scheduler: `lr_scheduler_type` of `TrainingArguments`, with its defaults.
-        evaluates: whether the scheduler moves at evaluations, of which there are then `EVALUATIONS` in a run.
-        guard: arguments of [`GuardCallback`] that differ from its defaults; None for no guard.
-    """
+    """What keeps a run on its way: a guard, a schedule, or nothing."""
 
     name: str
-    text: str
-    scheduler: str = "linear"
-    evaluates: bool = False
-    guard: Config | None = None
+    text: str  # for the page
+    scheduler: str = "linear"  # `lr_scheduler_type` of `TrainingArguments`, with its defaults
+    evaluates: bool = False  # the scheduler moves at evaluations, of which there are then `EVALUATIONS` in a run
+    guard: Config | None = None  # arguments of `GuardCallback` that differ from its defaults
 
     def spec(self) -> dict[str, Any]:
         """All that a run depends on, as JSON values; with the guard's settings, defaults included."""

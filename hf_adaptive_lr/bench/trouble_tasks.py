@@ -27,31 +27,18 @@ EVALUATIONS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class TroubleTask:
-    """What is trained, on what, and for how long; AdamW with clipping at 1.
-
-    Args:
-        name: in keys and tables.
-        model: which model.
-        lr: learning rate of a healthy run.
-        init_std: standard deviation of the first weights that are random: all of the ViT, the head of the text model.
-        batch_size: rows per update.
-        updates: length of the run.
-        train_rows: rows read from the training set, before groups are chosen.
-        valid_rows: the same for the rows held out of it.
-        test_rows: rows read from the test set, before groups are chosen.
-        topics: for each class the labels that belong to it, rows of other labels are left out; none keeps all.
-    """
+    """A model, its data and the length of its training; AdamW with clipping at 1."""
 
     name: str
     model: Literal["vit", "minilm3"]
-    lr: float
-    init_std: float
+    lr: float  # of a healthy run
+    init_std: float  # of the first weights that are random: all of the ViT, the head of the text model
     batch_size: int
     updates: int
-    train_rows: int
+    train_rows: int  # these are read, before topics are chosen
     valid_rows: int
     test_rows: int
-    topics: tuple[tuple[int, ...], ...] = ()
+    topics: tuple[tuple[int, ...], ...] = ()  # for each class its labels; rows of others are left out; none keeps all
 
     def spec(self) -> dict[str, Any]:
         """All that a run depends on, as JSON values."""
@@ -127,17 +114,14 @@ class Parts:
 @cache
 def load_parts(task: TroubleTask) -> Parts:
     """The data of a task; kept in memory once it was asked for."""
+    text = task.model == "minilm3"
     source = Task(
         name=task.name,
-        data="20newsgroups" if task.model == "minilm3" else "fashion-mnist",
-        model="minilm3" if task.model == "minilm3" else "cnn",
+        data="20newsgroups" if text else "fashion-mnist",
+        model="minilm3" if text else "cnn",
         optimizer="adamw",
-        batch_size=task.batch_size,
-        updates=task.updates,
-        train_rows=task.train_rows,
-        valid_rows=task.valid_rows,
         controller_rows=1,
-        test_rows=task.test_rows,
+        **{name: getattr(task, name) for name in ("batch_size", "updates", "train_rows", "valid_rows", "test_rows")},
     )
     found = load(source)
     return Parts(*(_prepared(rows, task.topics) for rows in (found.train, found.valid, found.test)))

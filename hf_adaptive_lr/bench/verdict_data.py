@@ -23,11 +23,7 @@ Batch = dict[str, Tensor]
 
 
 class Rows(Dataset[Batch]):
-    """Rows of tensors.
-
-    Args:
-        columns: tensors with one entry per row; `labels` is one of them, the others are arguments of the model.
-    """
+    """Rows of tensors: `labels`, and arguments of the model."""
 
     def __init__(self, columns: Batch) -> None:
         self.columns = columns

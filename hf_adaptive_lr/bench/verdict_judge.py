@@ -21,12 +21,7 @@ Runs = Mapping[int, Row]
 
 @dataclass(frozen=True)
 class Cell:
-    """A method on a task.
-
-    Args:
-        runs: rows that count.
-        tuning: how its learning rate was found.
-    """
+    """A method on a task: the rows that count, and how its learning rate was found."""
 
     runs: Runs
     tuning: Tuning
@@ -38,19 +33,12 @@ Cells = Mapping[tuple[str, str], Cell]
 
 @dataclass(frozen=True)
 class Judged:
-    """A comparison and what became of it.
-
-    Args:
-        comparison: the comparison.
-        difference: of the measure, paired by seed, over the pairs in which neither run failed; None without any.
-        met: None when there are not enough runs to say.
-        reason: why not, where `difference` does not say it.
-    """
+    """A comparison, and whether it is met."""
 
     comparison: Comparison
-    difference: Interval | None
-    met: bool | None
-    reason: str = ""
+    difference: Interval | None  # paired by seed, over the pairs in which neither run failed
+    met: bool | None  # None: not enough runs to say
+    reason: str = ""  # why not, where the difference does not show it
 
 
 def cells(paper: Paper, book: Book, tasks: Mapping[str, Task]) -> dict[tuple[str, str], Cell]:

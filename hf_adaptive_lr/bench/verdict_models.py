@@ -26,17 +26,7 @@ from .verdict_tasks import Task
 
 
 class Classifier(nn.Module):
-    """A plain net that answers as the models of transformers do: `loss` and `logits`.
-
-    Args:
-        layers: from `pixel_values` to logits.
-        classes: number of classes.
-
-    Example:
-        >>> net = Classifier(nn.Sequential(nn.Linear(4, 3)), 3)
-        >>> net(torch.zeros(2, 4), torch.tensor([0, 1])).logits.shape
-        torch.Size([2, 3])
-    """
+    """A plain net, from `pixel_values` to logits, that answers as the models of transformers do."""
 
     def __init__(self, layers: nn.Sequential, classes: int) -> None:
         super().__init__()
@@ -116,9 +106,7 @@ def _pretrained(classes: int, layers: int = 3) -> BertForSequenceClassification:
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(
-        logging.ERROR
-    )  # it would report the layers left out and the head that is not in the file
+    transformers_logging.set_verbosity(logging.ERROR)  # no report of layers left out and a head not in the file
     try:
         with no_bars(), torch.random.fork_rng(devices=[]):
             return BertForSequenceClassification.from_pretrained(

@@ -17,7 +17,7 @@ Relation = Literal["better", "not worse"]
 LOWER_IS_BETTER: Mapping[Measure, bool] = {"test_loss": True, "test_accuracy": False, "train_loss": True}
 
 MARGINS: Mapping[Measure, float] = {"test_loss": 0.02, "test_accuracy": 0.01, "train_loss": 0.02}
-"""What "not worse" allows: hundredths of a nat, one point of accuracy."""
+"""How much worse "not worse" may be: hundredths of a nat, one point of accuracy."""
 
 REQUIRED_SEEDS = 5
 """Paired seeds below which nothing is called met, but in a quick run."""
@@ -27,13 +27,7 @@ REQUIRED_SEEDS = 5
 class Comparison:
     """Whether a method is better than another, or not worse, on one task.
 
-    Args:
-        task: name of the task.
-        method: the method that is judged.
-        against: the one it is compared with.
-        measure: of the run.
-        relation: "better": the interval of the paired difference lies on the good side of 0. "not worse": it lies on
-            the good side of the margin.
+    "better": the interval of the paired difference lies on the good side of 0; "not worse": of the margin.
     """
 
     task: str
@@ -45,12 +39,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Claim:
-    """A line of text and what decides it.
+    """A line of text, without digits, and the comparisons that decide it.
 
-    Args:
-        text: in one line, without digits.
-        comparisons: all of them met: holds; some: partly; none: fails. Without any the claim is untestable here.
-        why: for an untestable claim, the reason in half a sentence.
+    It holds when all are met, partly when some are, and fails when none is; without any it is untestable here, and
+    `why` says the reason in half a sentence.
     """
 
     text: str
@@ -60,29 +52,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class Paper:
-    """What is judged, and how.
-
-    Args:
-        name: of the method, of the command's argument and of the page.
-        title: of the paper, with authors and year.
-        link: to the paper.
-        claim: what it promises, in one line.
-        tasks: on which it is tried.
-        methods: beside the baselines.
-        claims: the paper's.
-        controls: beyond the paper.
-        notes: first text of the page's notes, which people may then change.
-    """
+    """A paper's claims, and how they are judged; its name is the method's, the command's argument and the page's."""
 
     name: str
     title: str
     link: str
     claim: str
     tasks: tuple[str, ...]
-    methods: tuple[str, ...]
+    methods: tuple[str, ...]  # beside the baselines
     claims: tuple[Claim, ...]
     controls: tuple[Claim, ...] = ()
-    notes: str = ""
+    notes: str = ""  # the page's first ones, which people may then change
 
     def comparisons(self) -> list[Comparison]:
         """All comparisons of claims and controls."""

@@ -27,11 +27,7 @@ _LOWEST, _HIGHEST = 1e-7, 10.0  # the second is the scheduler's own bound
 
 
 class Book:
-    """The rows of all tasks, by run.
-
-    Args:
-        folder: where the files are, one per task.
-    """
+    """The rows of all tasks, by run; the folder has one file per task."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,21 +62,13 @@ class Book:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Where the tuning of a method stands.
+    """Where the tuning of a method stands."""
 
-    Args:
-        wanted: runs without which there is no choice yet.
-        runs: number of runs that were compared.
-        variant: the chosen variant, None while runs are wanted or when every run failed.
-        lr: the chosen learning rate.
-        at_edge: whether it is the smallest or largest one tried.
-    """
-
-    wanted: tuple[TrainingRun, ...] = ()
-    runs: int = 0
-    variant: Method | None = None
-    lr: float = math.nan
-    at_edge: bool = False
+    wanted: tuple[TrainingRun, ...] = ()  # runs without which there is no choice yet
+    runs: int = 0  # that were compared
+    variant: Method | None = None  # the chosen one; None while runs are wanted or when every run failed
+    lr: float = math.nan  # the chosen one
+    at_edge: bool = False  # it is the smallest or largest one tried
 
 
 def tuned(task: Task, method: Method, book: Book, tasks: Mapping[str, Task]) -> Tuning:

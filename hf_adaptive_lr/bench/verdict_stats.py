@@ -16,13 +16,7 @@ Word = Literal["better", "worse", "no difference"]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and half the width of its interval.
-
-    Args:
-        mean: of the values.
-        half: half width; NaN for a single value.
-        n: number of values.
-    """
+    """The mean of `n` values and half the width of its interval, NaN for a single value."""
 
     mean: float
     half: float
@@ -61,7 +55,7 @@ def paired_difference(mine: Mapping[int, float], other: Mapping[int, float], lev
 
 
 def judge(difference: Interval, *, lower_is_better: bool) -> Word:
-    """What a difference says; "no difference" when its interval holds 0, or there is none."""
+    """Which of the two is better; "no difference" when the interval holds 0, or there is none."""
     gain_low, gain_high = gain(difference, lower_is_better=lower_is_better)
     if gain_low > 0:
         return "better"

@@ -25,41 +25,27 @@ _PRETRAINED = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained, on what, and for how long.
+    """A model, its data and the length of its training; torch's defaults otherwise.
 
-    Args:
-        name: in keys and tables.
-        data: which data set.
-        model: which model.
-        optimizer: plain SGD, Adam, or AdamW with a weight decay of 0.01; otherwise torch's defaults.
-        batch_size: rows per update.
-        updates: length of the run.
-        train_rows: rows trained on.
-        valid_rows: rows on which learning rates are tuned.
-        controller_rows: rows for controllers that look at or learn from held-out data.
-        test_rows: rows that are reported on.
-        label_noise: share of the training labels that are drawn anew from all classes; the other parts stay clean.
-        max_grad_norm: clipping threshold, 0 for none.
-        lrs: learning rates that are tried first, ascending, a factor of about 3 apart.
-        extensions: learning rates tried beyond these, at most, while the best one is the smallest or largest.
-        tuned_on: name of the task whose tuned settings are taken over, for transfer; None to tune on this one.
+    Learning rates are tuned on the `valid` rows; `controller` rows are for controllers that see held-out data; results
+    are those on the `test` rows.
     """
 
     name: str
     data: DataName
     model: ModelName
     optimizer: OptimizerName
-    batch_size: int
+    batch_size: int  # rows per update
     updates: int
     train_rows: int
     valid_rows: int = 500
     controller_rows: int = 500
     test_rows: int = 1000
-    label_noise: float = 0.0
-    max_grad_norm: float = 0.0
-    lrs: tuple[float, ...] = _SGD
-    extensions: int = 3
-    tuned_on: str | None = None
+    label_noise: float = 0.0  # share of the training labels that are drawn anew from all classes
+    max_grad_norm: float = 0.0  # 0: no clipping
+    lrs: tuple[float, ...] = _SGD  # tried first; ascending, a factor of about 3 apart
+    extensions: int = 3  # learning rates tried beyond these, at most, while the best is the smallest or largest
+    tuned_on: str | None = None  # the task whose tuned settings are taken over, for transfer
 
     def spec(self) -> dict[str, Any]:
         """All that a run depends on, as JSON values; not which learning rates are tried."""
@@ -80,65 +66,27 @@ class Task:
         return dataclasses.replace(self, **changes)
 
 
-_FASHION_CNN = Task(
-    name="fashion-cnn",
-    data="fashion-mnist",
-    model="cnn",
-    optimizer="sgd",
-    batch_size=64,
-    updates=300,
-    train_rows=4000,
-)
+_FASHION: dict[str, Any] = {"data": "fashion-mnist", "batch_size": 64, "train_rows": 4000}
+_CNN = Task(name="fashion-cnn", model="cnn", optimizer="sgd", updates=300, **_FASHION)
 _PAPER_CNN = Task(
     name="fashion-papercnn",
-    data="fashion-mnist",
     model="papercnn",
     optimizer="adam",
-    batch_size=100,
     updates=100,
-    train_rows=4000,
     lrs=_ADAM,
+    **{**_FASHION, "batch_size": 100},
 )
+_DIGITS = {"train_rows": 1000, "valid_rows": 200, "controller_rows": 200, "test_rows": 397}
+_MNIST: dict[str, Any] = {"data": "mnist-5000", "train_rows": 3000, "tuned_on": "fashion-papercnn"}
+_TEXTS: dict[str, Any] = {"data": "20newsgroups", "batch_size": 16, "train_rows": 2400, "max_grad_norm": 1.0}
 _ALL = (
-    Task(
-        name="digits-mlp",
-        data="digits",
-        model="mlp",
-        optimizer="sgd",
-        batch_size=64,
-        updates=400,
-        train_rows=1000,
-        valid_rows=200,
-        controller_rows=200,
-        test_rows=397,
-    ),
-    _FASHION_CNN,
-    dataclasses.replace(_FASHION_CNN, name="fashion-cnn-noisy", label_noise=0.4),
-    Task(
-        name="fashion-resnet",
-        data="fashion-mnist",
-        model="resnet",
-        optimizer="adamw",
-        batch_size=64,
-        updates=200,
-        train_rows=4000,
-        lrs=_ADAM,
-    ),
+    Task(name="digits-mlp", data="digits", model="mlp", optimizer="sgd", batch_size=64, updates=400, **_DIGITS),
+    _CNN,
+    dataclasses.replace(_CNN, name="fashion-cnn-noisy", label_noise=0.4),
+    Task(name="fashion-resnet", model="resnet", optimizer="adamw", updates=200, lrs=_ADAM, **_FASHION),
     _PAPER_CNN,
-    dataclasses.replace(
-        _PAPER_CNN, name="mnist-papercnn", data="mnist-5000", train_rows=3000, tuned_on="fashion-papercnn"
-    ),
-    Task(
-        name="newsgroups-minilm3",
-        data="20newsgroups",
-        model="minilm3",
-        optimizer="adamw",
-        batch_size=16,
-        updates=100,
-        train_rows=2400,
-        max_grad_norm=1.0,
-        lrs=_PRETRAINED,
-    ),
+    dataclasses.replace(_PAPER_CNN, name="mnist-papercnn", **_MNIST),
+    Task(name="newsgroups-minilm3", model="minilm3", optimizer="adamw", updates=100, lrs=_PRETRAINED, **_TEXTS),
 )
 
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}

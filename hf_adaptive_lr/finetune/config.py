@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import CURVES_NAME, MODEL_NAME, RESULTS_NAME, SETTINGS_NAME, STATE_NAME
+from ..artifacts import CURVES_NAME, MODEL_NAME, RESULTS_NAME, SETTINGS_NAME, STATE_NAME, replace_file
 from .data import FinetuneError, check_source, need_package
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ GIVEN = "given"
 AUTO = "auto"
 """The learning rate is the controller's to find."""
 OPTIMIZERS = ("adamw", "sgd", "dsa")
-"""What the main job can train with."""
+"""Optimizers of the main job."""
 _NOT_COMPARED = ("output_dir", "resume", "overwrite")  # of a resumed run with its first part
 
 
@@ -204,11 +204,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def can_resume(config: FinetuneConfig) -> bool:
-    """Whether this run, having been interrupted, can go on from a checkpoint of its own.
-
-    Args:
-        config: the settings it was started with.
-    """
+    """Whether this run, having been interrupted, can go on from a checkpoint of its own."""
     try:
         _check_folder(replace(config.resolved(), resume=True, overwrite=False))
     except FinetuneError:
@@ -217,13 +213,7 @@ def can_resume(config: FinetuneConfig) -> bool:
 
 
 def check(config: FinetuneConfig) -> Controller:
-    """Check all that can be checked without data and model.
-
-    Args:
-        config: a resolved config.
-
-    Returns:
-        The controller that it names.
+    """Check all of a resolved config that can be checked without data and model; the controller that it names.
 
     Raises:
         FinetuneError: the first thing that is wrong.
@@ -330,7 +320,7 @@ def _check_folder(config: FinetuneConfig) -> None:
 
 
 def _outputs(folder: Path) -> list[Path]:
-    """What an earlier run left that a new one would replace."""
+    """Files and folders of an earlier run that a new one would replace."""
     named = [folder / name for name in (RESULTS_NAME, MODEL_NAME, CURVES_NAME)]
     return [path for path in named if path.exists()] + [path for _, path in _checkpoints(folder)]
 
@@ -342,13 +332,7 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def prepare_folder(config: FinetuneConfig) -> None:
-    """Make room for a new run and write down its settings; from here on the folder changes.
-
-    Args:
-        config: a config that `check` has passed.
-    """
-    from ..artifacts import replace_file
-
+    """Make room for a new run that `check` has passed and write down its settings: the folder changes from here on."""
     grown = config.resume and load_config(config.folder).get("max_steps") != config.max_steps
     if not config.resume:
         for path in _outputs(config.folder):
@@ -356,4 +340,4 @@ def prepare_folder(config: FinetuneConfig) -> None:
     elif grown:  # the results are those of the shorter run
         (config.folder / RESULTS_NAME).unlink(missing_ok=True)
     settings = {name: value for name, value in asdict(config).items() if name not in _NOT_COMPARED}
-    replace_file(config.folder / SETTINGS_NAME, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+    replace_file(config.folder / SETTINGS_NAME, json.dumps(settings, indent=2) + "\n")

@@ -1,7 +1,7 @@
-"""What the main job reads: a data set with a text or image column and a label column, wherever it is kept.
+"""The data of the main job: a data set with a text or image column and a label column, wherever it is kept.
 
 Whatever the source, the job sees a training and a report set with two columns, `input` and `label` (whole numbers from
-0), and the labels' names. What cannot be is said in one sentence that names the file, column or row: `FinetuneError`.
+0), and the labels' names. Whatever is wrong is one sentence that names the file, column or row: `FinetuneError`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from ..artifacts import printable
 from ..demo.data import demo_image, demo_text
@@ -38,23 +38,14 @@ class FinetuneError(ValueError):
 
 @dataclass(frozen=True)
 class JobData:
-    """The data of one job; both sets have the columns `input` (text, or an image's file or bytes) and `label`.
+    """The data of one job; both sets have the columns `input` (text, or an image's file or bytes) and `label`."""
 
-    Args:
-        name: which data it is, for the results.
-        train: rows to train on.
-        report: rows to report on, read once, after training.
-        report_split: where the report rows come from.
-        labels: name of label 0, 1, ...
-        left_out: rows without an input or a label, which are not used.
-    """
-
-    name: str
+    name: str  # for the results
     train: Dataset
-    report: Dataset
-    report_split: str
+    report: Dataset  # read once, after training
+    report_split: str  # where the report rows come from
     labels: list[str]
-    left_out: int = 0
+    left_out: int = 0  # rows without an input or a label
 
     def majority_accuracy(self) -> float:
         """Share of the most frequent label among the report rows, in (0, 1]: what no constant answer can beat."""
@@ -81,7 +72,7 @@ def load_data(
     train_size: int | None = None,
     eval_size: int = 1000,
 ) -> JobData:
-    """Load, check and split the data of a job.
+    """Load, check and split the data of a job; rows are picked by `SPLIT_SEED`, of those with an input and a label.
 
     Args:
         task: "text" or "image".
@@ -93,17 +84,9 @@ def load_data(
         train_size: at most this many training rows, None for all (the demo's data: 2,400 texts or 4,000 images).
         eval_size: at most this many report rows.
 
-    Returns:
-        The data; rows are picked by `SPLIT_SEED`, of those that have an input and a label.
-
     Raises:
         FinetuneError: no such data, unreadable, no such column, or less than two labels or rows that have one.
         DemoDataError: a part of the demo's data is missing; the message ends with the command to get it.
-
-    Example:
-        >>> job = load_data("image", None, input_column="image", label_column="label")  # doctest: +SKIP
-        >>> len(job.labels)  # doctest: +SKIP
-        10
     """
     with _quiet(local=data is None or Path(data).expanduser().exists()):
         if data is None:
@@ -141,15 +124,7 @@ def load_data(
 
 
 def check_source(what: str, source: str) -> None:
-    """Refuse a data or model source that is meant as a path and is not there.
-
-    Args:
-        what: "data" or "model", for the message.
-        source: a path, or an id on the Hub (which is not looked up here).
-
-    Raises:
-        FinetuneError: it can only be a path, and there is nothing.
-    """
+    """Fail fast where a data or model source can only be a path, and nothing is there; the Hub is not asked."""
     path = Path(source).expanduser()
     looks_so = source.startswith((".", "~")) or source.endswith("/") or path.suffix in _BUILDERS
     is_path = looks_so or path.is_absolute() or len(path.parts) > 2
@@ -162,43 +137,33 @@ def check_source(what: str, source: str) -> None:
 
 
 def need_package(module: str, why: str) -> None:
-    """Refuse, with the command to get it, what an optional package is missing for.
-
-    Raises:
-        FinetuneError: the module is not installed.
-    """
+    """Fail fast, with the command to get it, where an optional package is missing."""
     if importlib.util.find_spec(module) is None:
         raise FinetuneError(f"{why} needs the package that has '{module}'; pip install 'hf_adaptive_lr[demo]'")
 
 
 def open_image(stored: Mapping[str, Any]) -> Image:
-    """An image as `datasets` stores it (bytes or path) as RGB; what is transparent becomes white.
-
-    Raises:
-        FinetuneError: the file is missing or broken; the message names it.
-    """
+    """An image as `datasets` stores it (bytes or path) as RGB; what is transparent becomes white."""
     from PIL import Image
 
+    with _opened(stored) as image:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+
+
+@contextlib.contextmanager
+def _opened(stored: Mapping[str, Any]) -> Iterator[Image]:
+    """The image, not decoded; an error in it, also while it is used, names the file."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        with _open(stored) as file:
-            image: Image.Image = Image.open(file)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
+        with open(stored["path"], "rb") if stored["bytes"] is None else BytesIO(stored["bytes"]) as file:
+            yield Image.open(file)
     except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for broken PNG chunks
-        raise _bad_image(stored, error) from error
-
-
-def _open(stored: Mapping[str, Any]) -> IO[bytes]:
-    return open(stored["path"], "rb") if stored["bytes"] is None else BytesIO(stored["bytes"])
-
-
-def _bad_image(stored: Mapping[str, Any], error: Exception) -> FinetuneError:
-    from PIL import UnidentifiedImageError
-
-    reason = "not an image" if isinstance(error, UnidentifiedImageError) else one_line(error)
-    return FinetuneError(f"image {stored['path'] or '(embedded)'} cannot be read: {reason}")
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else one_line(error)
+        raise FinetuneError(f"image {stored['path'] or '(embedded)'} cannot be read: {reason}") from error
 
 
 def one_line(error: BaseException) -> str:
@@ -306,7 +271,7 @@ def _complete(rows: Dataset, input_column: str, label_column: str) -> Dataset:
 
 
 def _instead(role: str, column: str, rows: Dataset) -> str:
-    """What there is where a column is missing."""
+    """The columns that are there where one is missing."""
     if role == "label" and rows.column_names == ["image"]:
         return "a folder of images has one folder for each class in it, such as photos/cat/1.png"
     columns = ", ".join(rows.column_names) or "none"
@@ -347,17 +312,13 @@ def _checked_texts(name: str, column: str, rows: Dataset) -> Dataset:
 def _checked_images(name: str, column: str, rows: Dataset) -> Dataset:
     """The rows undecoded, so that a broken file can be named; each file's header is read once here."""
     from datasets import Image as ImageFeature
-    from PIL import Image
 
     if not isinstance(rows.features["input"], ImageFeature):
         raise FinetuneError(f"{name}: image column '{column}' holds {_dtype(rows.features['input'])}, not images")
     rows = rows.cast_column("input", ImageFeature(decode=False))
     for stored in rows["input"]:
-        try:
-            with _open(stored) as file:
-                Image.open(file)
-        except OSError as error:
-            raise _bad_image(stored, error) from error
+        with _opened(stored):
+            pass
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What the main job trains: a classification model, the processor that feeds it, and how rows become a batch."""
+"""The model of the main job: a classification model, the processor that feeds it, and how rows become a batch."""
 
 from __future__ import annotations
 
@@ -42,17 +42,11 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Parts:
-    """A model with all that belongs to it.
-
-    Args:
-        model: with a classification head for the job's labels, in float32.
-        processor: tokenizer or image processor, saved beside the model.
-        collate: makes a batch from rows with `input` and `label`.
-    """
+    """A model with a classification head for the job's labels, in float32, and all that belongs to it."""
 
     model: PreTrainedModel
-    processor: Any
-    collate: Callable[[list[dict[str, Any]]], Batch]
+    processor: Any  # tokenizer or image processor, saved beside the model
+    collate: Callable[[list[dict[str, Any]]], Batch]  # of rows with `input` and `label`
 
 
 def load_parts(task: str, model: str | None, labels: list[str], max_length: int) -> Parts:
@@ -64,16 +58,9 @@ def load_parts(task: str, model: str | None, labels: list[str], max_length: int)
         labels: name of label 0, 1, ...
         max_length: texts are cut to this many tokens, or to what the model can read.
 
-    Returns:
-        The model, its processor and its collator.
-
     Raises:
         FinetuneError: the model or its processor cannot be loaded for this task.
         DemoDataError: the demo's text model is not installed.
-
-    Example:
-        >>> load_parts("image", None, ["cat", "dog"], max_length=64).model.config.num_labels
-        2
     """
     if task == "text":
         return _text_parts(model, labels, max_length)
@@ -81,7 +68,7 @@ def load_parts(task: str, model: str | None, labels: list[str], max_length: int)
 
 
 def most_likely(logits: Any, labels: Tensor) -> Tensor:
-    """What evaluation keeps of the logits, a batch at a time: the most likely label."""
+    """The most likely label, which is all that evaluation keeps of a batch's logits."""
     del labels
     kept: Tensor = (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
     return kept

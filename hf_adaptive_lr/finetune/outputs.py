@@ -1,4 +1,4 @@
-"""What the main job leaves behind: results, curves and the model, each written whole or not at all."""
+"""Outputs of the main job: results, curves and the model, each written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import CURVES_NAME, EVENTS_NAME, MODEL_NAME, RESULTS_NAME, TRACE_NAME
+from ..artifacts import (
+    CURVES_NAME,
+    EVENTS_NAME,
+    MODEL_NAME,
+    RESULTS_NAME,
+    TRACE_NAME,
+    library_version,
+    replace_file,
+)
 
 if TYPE_CHECKING:
     from ..controller import Controller
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("hf_adaptive_lr", "torch", "transformers", "accelerate", "datasets")
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 
 
 def collect(
@@ -35,18 +43,10 @@ def collect(
     trainer: AdaptiveLRTrainer,
     scores: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The results of a finished run; all but the wall time are the same for a run that was killed and resumed.
+    """The results of a finished run as JSON values; a number that is not finite is a string.
 
-    Args:
-        config: resolved settings.
-        controller: who decided.
-        data: what was trained and reported on.
-        parts: the trained model.
-        trainer: after `train()`.
-        scores: what `trainer.evaluate` returned for the report rows, with the prefix `report`.
-
-    Returns:
-        JSON values; a number that is not finite is a string.
+    All but the wall time are the same for a run that was killed and resumed. `scores` are those of the report rows,
+    with the prefix `report`.
     """
     from ..scheduler.trace import read_trace
     from .config import AUTO
@@ -91,7 +91,7 @@ def collect(
         "updates": len(rates),
         "batch_size": config.batch_size,
         "seed": config.seed,
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {"hf_adaptive_lr": library_version(), **{name: version(name) for name in _PACKAGES}},
         "command": config.command(),
     }
 
@@ -99,15 +99,7 @@ def collect(
 def write_outputs(
     folder: Path, results: Mapping[str, Any], parts: Parts, log_history: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write `model/`, `curves.png` and, when they are there, `results.json`.
-
-    Args:
-        folder: output folder; `lr_trace.jsonl` is in it already.
-        results: what `collect` returned.
-        parts: model and processor to save.
-        log_history: Trainer's log, for the loss.
-    """
-    from ..artifacts import replace_file
+    """Write `model/`, `curves.png` and, when they are there, `results.json`."""
     from ..scheduler.trace import read_trace
 
     _save_model(folder / MODEL_NAME, parts)
@@ -121,19 +113,13 @@ def write_outputs(
             raise
         logger.warning("curves.png is left out: matplotlib is missing; pip install 'hf_adaptive_lr[demo]'")
     text = json.dumps(results, indent=2, allow_nan=False) + "\n"
-    replace_file(folder / RESULTS_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(folder / RESULTS_NAME, text)
 
 
 def draw_curves(
     path: Path, title: str, losses: Sequence[tuple[int, float]], rates: Sequence[tuple[int, float]]
 ) -> None:
-    """Draw training loss and learning rate (logarithmic) over updates into a PNG file.
-
-    Args:
-        path: file to write, whatever its suffix.
-        title: line above the curves.
-        losses: (update, mean training loss since the one before).
-        rates: (update, learning rate of group 0).
+    """Draw training loss and learning rate (logarithmic) of group 0 over updates into a PNG file.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -152,15 +138,7 @@ def draw_curves(
 
 
 def table(results: Mapping[str, Any], folder: Path) -> str:
-    """The short table that stands at the end of a run.
-
-    Args:
-        results: what `collect` returned, with `wall_seconds`.
-        folder: where the outputs are.
-
-    Returns:
-        Lines of name and value.
-    """
+    """The short table that stands at the end of a run: lines of name and value."""
     data, lr = results["data"], results["lr"]
     written = [name for name in (RESULTS_NAME, TRACE_NAME, CURVES_NAME, MODEL_NAME) if (folder / name).exists()]
     left_out = f" ({data['left_out']} without input or label left out)" if data.get("left_out") else ""
@@ -222,10 +200,3 @@ def _number(value: float) -> float | str:
 
 def _shown(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.3f}"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a tree that was never installed
-        return "unknown"
