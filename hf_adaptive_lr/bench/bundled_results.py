@@ -9,7 +9,6 @@ seeds counts as not tested.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..hub.mixin import sidecar
 from ..hub.picture import draw_schedules, schedule
 from ..hub.results import RESULTS_VERSION
 from . import yardstick_results
-from .runner import RowsError
+from .runner import RowsError, command_parser
 from .verdict_judge import Runs
 from .verdict_methods import BASELINES, METHODS
 from .verdict_papers import PAPERS, REQUIRED_SEEDS
@@ -116,9 +115,7 @@ def write(name: str, rows: Path, cards: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write what the rows say; 0 when done, 2 when they cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hf_adaptive_lr.bench.bundled_results", description=__doc__.split("\n")[0]
-    )
+    parser = command_parser("bundled_results", __doc__)
     parser.add_argument("--rows-dir", type=Path, default=ROWS, metavar="DIR", help=f"rows (default: {ROWS})")
     parser.add_argument("--cards-dir", type=Path, default=CARDS, metavar="DIR", help=f"cards (default: {CARDS})")
     options = parser.parse_args(argv)

@@ -8,7 +8,6 @@ loss. No test row is read. Rows of controllers that have been given up stay as t
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import sys
@@ -20,11 +19,11 @@ import torch
 from tqdm import tqdm
 
 from ..demo.data import DemoDataError
-from .runner import Row, append_row, read_rows
+from .runner import Row, append_row, command_parser, read_rows
 from .yardstick_methods import METHODS, Method, third_party
 from .yardstick_run import commit
 from .yardstick_tables import table
-from .yardstick_tasks import COUNTED, REAL, RealTask
+from .yardstick_tasks import COUNTED, REAL
 
 OUTPUT = Path("model_cards/rows/development.jsonl")
 SPLIT, FIRST_SEED = 777, 120
@@ -52,6 +51,8 @@ def entries(
 
 def measure(methods: Mapping[str, tuple[Method, float | None]], seeds: int, output: Path) -> None:
     """Train what is not in the rows yet; `methods` are of [`entries`]."""
+    from .yardstick_real import train
+
     done = {(row["task"], row["method"], row["seed"]) for row in read_rows(output)}
     runs = [
         (task, name, seed)
@@ -62,16 +63,10 @@ def measure(methods: Mapping[str, tuple[Method, float | None]], seeds: int, outp
     ]
     for task, name, seed in tqdm(runs, unit="run"):
         method, lr = methods[name]
-        append_row(output, _row(task, name, method, lr, seed))
-
-
-def _row(task: RealTask, name: str, method: Method, lr: float | None, seed: int) -> Row:
-    from .yardstick_real import train
-
-    assert seed >= COUNTED  # or the test rows would be read
-    run = train(dataclasses.replace(task, split_seed=SPLIT), method, seed, lr or method.default_lr(task))
-    kept = {key: run[key] for key in ("valid_loss", "valid_curve")}
-    return {"task": task.name, "method": name, "seed": seed, **kept, "commit": commit()}
+        assert seed >= COUNTED  # or the test rows would be read
+        found = train(dataclasses.replace(task, split_seed=SPLIT), method, seed, lr or method.default_lr(task))
+        kept = {key: found[key] for key in ("valid_loss", "valid_curve")}
+        append_row(output, {"task": task.name, "method": name, "seed": seed, **kept, "commit": commit()})
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -94,8 +89,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing and print the table; 0 when done, 2 when something cannot be had."""
-    description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.development", description=description)
+    parser = command_parser("development", __doc__)
     parser.add_argument(
         "--controller", action="append", default=[], metavar="[NAME=]X", help="name, folder, user/repo"
     )

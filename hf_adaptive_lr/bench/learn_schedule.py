@@ -9,7 +9,6 @@ meta-steps at 1e-3 as in the paper's runs of 200 epochs with one meta-step each.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from ..demo.data import DemoDataError
 from ..trainer.arguments import AdaptiveLRTrainingArguments
 from ..trainer.meta_trainer import MetaLRTrainer
 from .run_record import curve
+from .runner import command_parser
 from .verdict_data import collate, load
 from .verdict_methods import METHODS
 from .verdict_models import build_model, build_optimizer
@@ -80,15 +80,12 @@ def learn(lesson: Lesson) -> tuple[MLRSNet, list[float]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Learn and save."""
-    about = __doc__.split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.learn_schedule", description=about)
+    parser = command_parser("learn_schedule", __doc__)
     parser.add_argument("--output-dir", type=Path, required=True, help="folder of the controller; must not exist")
     parser.add_argument("--task", default=Lesson.task, choices=sorted(TASKS), help=f"default: {Lesson.task}")
-    parser.add_argument("--updates", type=int, default=Lesson.updates)
-    parser.add_argument("--meta-every", type=int, default=Lesson.meta_every)
-    parser.add_argument("--meta-lr", type=float, default=Lesson.meta_lr)
-    parser.add_argument("--learning-rate", type=float, default=Lesson.learning_rate)
-    parser.add_argument("--seed", type=int, default=Lesson.seed)
+    for name in ("updates", "meta_every", "meta_lr", "learning_rate", "seed"):
+        default = getattr(Lesson, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--quick", action="store_true", help="a few updates on a few rows")
     options = parser.parse_args(argv)
     if options.output_dir.exists():

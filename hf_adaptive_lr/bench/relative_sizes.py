@@ -8,11 +8,11 @@ training sets; no test row is read. Runs that are already among the rows are not
 
 from __future__ import annotations
 
-import argparse
 import bz2
 import csv
 import io
 import json
+import math
 import random
 import re
 import sys
@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from ..demo import data as demo_data
 from ..demo.data import DemoDataError
-from .runner import Row, append_row, read_rows
+from .runner import Row, append_row, command_parser, read_rows
 from .yardstick_tables import table
 
 OUTPUT = Path("model_cards/rows/relative_sizes.jsonl")
@@ -217,21 +217,19 @@ def summary(rows: Sequence[Row]) -> str:
         for method, value in sorted({(row["method"], row["value"]) for row in mine}):
             runs = [row for row in mine if (row["method"], row["value"]) == (method, value)]
             found = [_mean([row["accuracy"] for row in runs if row["task"] == task]) for task in tasks]
-            cells = [*found, None if None in found else _mean([mean for mean in found if mean is not None])]
-            lines.append([f"`{method}` {value:g}", *("-" if cell is None else f"{cell:.3f}" for cell in cells)])
+            cells = [*found, _mean(found)]  # of a task without rows it is NaN, and so is the mean over tasks
+            lines.append([f"`{method}` {value:g}", *("-" if math.isnan(cell) else f"{cell:.3f}" for cell in cells)])
         parts.append(table([kind, *tasks, "mean"], lines))
     return "\n".join(parts)
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing and print the tables; 0 when done, 2 when something cannot be had."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hf_adaptive_lr.bench.relative_sizes", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command_parser("relative_sizes", __doc__)
     parser.add_argument("--seeds", type=int, default=2, help="how many (default: 2)")
     parser.add_argument("--tasks", nargs="+", default=None, metavar="NAME", help=", ".join(t.name for t in TASKS))
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON-lines file; rows add up")

@@ -7,6 +7,7 @@ there is computed again, and nothing that has changed since is taken for it.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import hashlib
 import json
@@ -81,6 +82,19 @@ def digest(spec: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class Specified:
+    """A part of a run that is known by all that the run depends on."""
+
+    def spec(self) -> Any:
+        """All that a run depends on, as JSON values."""
+        raise NotImplementedError
+
+    @property
+    def digest(self) -> str:
+        """[`digest`] of the spec."""
+        return digest(self.spec())
+
+
 def identity(run: Run) -> Identity:
     """What tells a run from all others."""
     return run.key, run.task_digest, run.method_digest
@@ -92,20 +106,23 @@ def row_identity(row: Mapping[str, Any]) -> Identity:
     return key, row["task_digest"], row["method_digest"]
 
 
+def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """Parser of a study's command, described by the first line of its module."""
+    return argparse.ArgumentParser(
+        prog=f"python -m hf_adaptive_lr.bench.{module}", description=(doc or "").split("\n")[0]
+    )
+
+
 # --- the file -----------------------------------------------------------------------------------------------------
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All whole rows of a file, in the order they were written; none when there is no file.
-
-    Raises:
-        RowsError: a line that is not the last one is not JSON; a kill cannot have done that.
-    """
+    """All whole rows of a file, in the order they were written; none when there is no file."""
     rows = []
     for number, line in enumerate(_whole(path).decode("utf-8").splitlines(), 1):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except ValueError as error:  # not the last line, so a kill cannot have done that
             raise RowsError(f"{path}, line {number} is not JSON ({error}); repair it or delete the line") from error
     return rows
 

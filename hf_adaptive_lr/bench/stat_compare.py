@@ -59,9 +59,6 @@ def resampled(shape: tuple[int, int], *, reps: int, seed: int, new_tasks: bool) 
     """Draws with replacement: `scores[resampled(...)]` has the shape (reps, tasks, seeds).
 
     One result indexes all methods, so that paired runs stay pairs.
-
-    Raises:
-        ValueError: a single task, which says nothing of others; a single seed, without draws of tasks; no draws.
     """
     tasks, seeds = shape
     if new_tasks and tasks < 2:
@@ -82,9 +79,6 @@ def ends(draws: Array, confidence: float, *, widened_for: int | None = None) -> 
     `widened_for`, the number n of units that were drawn, Hesterberg's expanded percentiles (arXiv 1411.5279): a
     bootstrap's spread is too small by sqrt((n - 1) / n) and its tails are the normal's instead of Student's, which for
     eight tasks makes a 95 % interval one of 90 %.
-
-    Raises:
-        ValueError: confidence out of range.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")

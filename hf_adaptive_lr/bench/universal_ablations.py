@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -54,9 +55,8 @@ hf-adaptive-lr bench --full --output-dir model_cards --render-only
 def ablations(profile: Profile, book: Book) -> str:
     """Table of the ablations that there are rows of, on the real tasks; empty without any."""
     lines = [_line(name, "", None, profile, book) for name in (MINE, WHOLE)]
-    lines += [_line(name, text, MINE, profile, book) for name, text in AS_THEY_ARE.items()]
-    lines += [_line(name, text, MINE, profile, book) for name, text in AGAIN.items()]
-    lines += [_line(name, text, WHOLE, profile, book) for name, text in RETRAINED.items()]
+    for whole, lacking in ((MINE, AS_THEY_ARE), (MINE, AGAIN), (WHOLE, RETRAINED)):
+        lines += [_line(name, text, whole, profile, book) for name, text in lacking.items()]
     found = [line for line in lines if line]
     head = ["", "beside", "tasks", "accuracy", "minus the whole one's", "loss over the whole one's"]
     return table(head, found) if len(found) > 1 else ""

@@ -36,8 +36,7 @@ class Curve:
 
 def curve(task: RealTask, method: str, profile: Profile, book: Book) -> Curve | None:
     """The curve, None while rows are missing."""
-    runs = sweep_runs(task, METHODS[method], profile) if method in METHODS else []
-    rows = book.all(runs)
+    rows = book.all(sweep_runs(task, METHODS[method], profile)) if method in METHODS else None
     if rows is None:
         return None
     lrs = sweep_lrs(task, METHODS[method])
@@ -124,9 +123,6 @@ def harm(tasks: Sequence[Task], profile: Profile, book: Book) -> tuple[float, in
 
 def summary(curves: Mapping[str, Curve]) -> tuple[float, float, float]:
     """Mean over all learning rates, of the best and of the worst, each a mean over tasks."""
-    values = [np.array(each.accuracy) for each in curves.values()]
-    return (
-        float(np.mean([v.mean() for v in values])),
-        float(np.mean([v.max() for v in values])),
-        float(np.mean([v.min() for v in values])),
-    )
+    values = [each.accuracy for each in curves.values()]
+    average, best, worst = (float(np.mean([of(v) for v in values])) for of in (np.mean, np.max, np.min))
+    return average, best, worst

@@ -8,7 +8,6 @@ between the notes markers stays.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from ..artifacts import replace_file
 from ..hub.card import NOTES, NOTES_END, notes_of
-from .runner import read_rows
+from .runner import command_parser, read_rows
 from .universal_ablations import COMMANDS, TRAINING_COMMANDS, ablations, trainings
 from .universal_figures import (
     MINE,
@@ -39,6 +38,7 @@ from .yardstick_plots import png
 from .yardstick_tables import table
 from .yardstick_tasks import TASKS
 
+MEASURES = ("test_accuracy", "test_loss")
 PAGE, PICTURE, ROWS = "universal.md", "universal_lr.png", Path("model_cards/rows")
 RIVALS = (
     "cosine",
@@ -96,10 +96,7 @@ def curves_of(profile: Profile, book: Book) -> dict[str, dict[str, Curve]]:
 
 def sensitivity(curves: Mapping[str, Mapping[str, Curve]]) -> str:
     """The table of initial learning rates."""
-    rows = []
-    for name, tasks in curves.items():
-        average, best, worst = summary(tasks)
-        rows.append([f"`{name}`", str(len(tasks)), f"{average:.3f}", f"{best:.3f}", f"{worst:.3f}"])
+    rows = [[f"`{name}`", str(len(tasks)), *(f"{v:.3f}" for v in summary(tasks))] for name, tasks in curves.items()]
     return table(["method", "tasks", "mean over eight decades", "at its best one", "at its worst one"], rows)
 
 
@@ -114,8 +111,7 @@ def against(profile: Profile, book: Book) -> str:
     """Beside each rival with published defaults, and beside the tuned linear schedule, on the real tasks."""
     rows, tasks = [], real_tasks(profile)
     for name in (None, *RIVALS):
-        accuracy = pairs(tasks, name, "test_accuracy", profile, book)
-        loss = pairs(tasks, name, "test_loss", profile, book)
+        accuracy, loss = (pairs(tasks, name, what, profile, book) for what in MEASURES)
         if not accuracy.tasks:
             continue
         rows.append(
@@ -137,8 +133,7 @@ def by_task(profile: Profile, book: Book) -> str:
     """Accuracy and loss on each real task, beside the tuned linear schedule."""
     rows = []
     for task in real_tasks(profile):
-        accuracy = pairs([task], None, "test_accuracy", profile, book)
-        loss = pairs([task], None, "test_loss", profile, book)
+        accuracy, loss = (pairs([task], None, what, profile, book) for what in MEASURES)
         if accuracy.tasks:
             cells = [accuracy.mine, accuracy.other, accuracy.mine - accuracy.other, loss.mine, loss.other]
             rows.append([task.name, str(task.updates), *(f"{values.mean():.3f}" for values in cells)])
@@ -149,8 +144,7 @@ def by_task(profile: Profile, book: Book) -> str:
 def targets(profile: Profile, book: Book) -> str:
     """What was aimed at, and what was reached."""
     tasks = real_tasks(profile)
-    accuracy = pairs(tasks, None, "test_accuracy", profile, book)
-    loss = pairs(tasks, None, "test_loss", profile, book)
+    accuracy, loss = (pairs(tasks, None, what, profile, book) for what in MEASURES)
     if not accuracy.tasks:
         return "No rows yet.\n"
     gaps = (accuracy.mine - accuracy.other).mean(1)
@@ -259,8 +253,7 @@ def write(folder: Path, rows: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page; 0 when done, 2 when there are no rows."""
-    description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.universal_page", description=description)
+    parser = command_parser("universal_page", __doc__)
     parser.add_argument("--rows-dir", type=Path, default=ROWS, metavar="DIR", help=f"rows (default: {ROWS})")
     options = parser.parse_args(argv)
     if not options.rows_dir.is_dir():

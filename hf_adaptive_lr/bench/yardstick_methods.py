@@ -28,7 +28,7 @@ from ..controller import Controller
 from ..controllers import CONTROLLERS
 from ..observation import OUTCOME_FIELDS
 from ..sensors.predictions import LOGIT_FIELDS, WEIGHT_FIELDS
-from .runner import digest
+from .runner import Specified
 
 REPLAY = "replay:"
 TRAINER_LR, TORCH_LR = 5e-5, 1e-3
@@ -40,7 +40,7 @@ Trouble = Literal["", "loss_spike", "weight_noise"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(Specified):
     """One way to choose the learning rate; exactly one of `controller`, `scheduler` and `optimizer` is given."""
 
     name: str  # in keys and tables
@@ -70,11 +70,6 @@ class Method:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         return {**values, "weights": _fingerprint(self.make_controller()) if self.weights else ""}
 
-    @property
-    def digest(self) -> str:
-        """[`digest`] of the spec."""
-        return digest(self.spec())
-
     def fits(self, task: Any) -> bool:
         """Whether a task can run it."""
         vector = task.family != "real"
@@ -87,15 +82,12 @@ class Method:
     @property
     def finds_lr(self) -> bool:
         """Whether the base learning rate changes nothing, so that runs from several are one run."""
-        if not self.controller:
-            return False
-        return (_loaded(self.controller) if self.weights else CONTROLLERS[self.controller]).ignores_base_lr
+        made = _loaded(self.controller) if self.weights else CONTROLLERS.get(self.controller)
+        return made is not None and made.ignores_base_lr
 
     def make_controller(self) -> Controller:
         """The controller of a run."""
-        if self.weights:
-            return _loaded(self.controller)
-        return CONTROLLERS[self.controller](**self.config)
+        return _loaded(self.controller) if self.weights else CONTROLLERS[self.controller](**self.config)
 
 
 @cache

@@ -11,8 +11,7 @@ import numpy as np
 from ..artifacts import replace_file
 from .runner import Row
 from .stat_compare import hierarchical_bootstrap, probability_of_improvement
-from .stat_runs import failure_rate, harm_rate, iqm, lr_sensitivity, mean
-from .yardstick_methods import Method
+from .stat_runs import Array, failure_rate, harm_rate, iqm, lr_sensitivity, mean
 from .yardstick_plan import DEFAULT, PRIMARY, PRIMARY_ENDPOINT, Book
 from .yardstick_plots import PLOTS, write_plots
 from .yardstick_scores import TARGET, Results, Scores
@@ -94,7 +93,12 @@ def render(results: Results, *, command: str) -> str:
         "## The reference\n",
         _references(results),
         "## Methods\n",
-        "\n".join(f"- `{m.name}`: {m.text}. {_lr(m)}" for m in results.methods if m.name in results.scores) + "\n",
+        *(
+            f"- `{m.name}`: {m.text}. Learning rate {m.lr:g}, vectorised {m.vector_lr:g} ({m.lr_source})."
+            for m in results.methods
+            if m.name in results.scores
+        ),
+        "",
         "## Reproduce\n",
         f"```bash\n{command}\n```\n",
         _versions(results),
@@ -162,6 +166,7 @@ def _headline_row(results: Results, name: str) -> list[str]:
             beats = f"{chance.value:.2f} [{chance.low:.2f}, {chance.high:.2f}]"
     worst = int(scores.regret.mean(1).argmax())
     met = np.isfinite(scores.steps)
+    base_seconds = np.array([[results.references[task].seconds] for task in scores.tasks])
     return [
         f"`{name}`",
         str(len(scores.tasks)),
@@ -173,18 +178,13 @@ def _headline_row(results: Results, name: str) -> list[str]:
         beats,
         f"{met.mean():.0%}",
         f"{_speed_up(scores.steps):.2f}",
-        f"{_speed_up(_relative_seconds(results, scores)):.2f}",
+        f"{_speed_up(scores.seconds / base_seconds):.2f}",
         f"{np.minimum(scores.envelope, 1.0).mean():.2f}",
         f"{np.nanmedian(scores.cost):.2f}" if np.isfinite(scores.cost).any() else "-",
     ]
 
 
-def _relative_seconds(results: Results, scores: Scores) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    base = np.array([[results.references[task].seconds] for task in scores.tasks])
-    return np.asarray(scores.seconds / base)
-
-
-def _speed_up(shares: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+def _speed_up(shares: Array) -> float:
     middle = float(np.median(shares))
     return 1 / middle if math.isfinite(middle) and middle > 0 else 0.0
 
@@ -246,10 +246,6 @@ def _references(results: Results) -> str:
     ]
     text = "\\* at the edge of what was tried, so the reference may be worse than it could be.\n"
     return table(["task", "learning rate", "test loss", "runs to tune"], rows) + "\n" + text
-
-
-def _lr(method: Method) -> str:
-    return f"Learning rate {method.lr:g}, vectorised {method.vector_lr:g} ({method.lr_source})."
 
 
 def _versions(results: Results) -> str:

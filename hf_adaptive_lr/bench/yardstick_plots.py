@@ -70,21 +70,20 @@ def _sensitivity(figure: Any, results: Results) -> None:
 
 
 def _profile(figure: Any, results: Results) -> None:
-    regrets = {name: scores.regret.ravel() for name, scores in results.scores.items()}
-    _shares(figure, regrets, np.linspace(-1.0, 3.0, 401), "log-regret to the tuned linear schedule")
+    _shares(figure, results, "regret", np.linspace(-1.0, 3.0, 401), "log-regret to the tuned linear schedule")
 
 
 def _steps(figure: Any, results: Results) -> None:
-    steps = {name: scores.steps.ravel() for name, scores in results.scores.items()}
-    _shares(figure, steps, np.linspace(0.0, 1.0, 201), "share of the run")
+    _shares(figure, results, "steps", np.linspace(0.0, 1.0, 201), "share of the run")
 
 
-def _shares(figure: Any, values: Mapping[str, Any], levels: Any, label: str) -> None:
+def _shares(figure: Any, results: Results, figure_of: str, levels: Any, label: str) -> None:
     axes = figure.subplots()
     axes.set(xlabel=label, ylabel="share of runs", xlim=(levels[0], levels[-1]))
-    for number, (name, runs) in enumerate(values.items()):
+    for number, (name, scores) in enumerate(results.scores.items()):
+        runs = getattr(scores, figure_of)
         axes.plot(levels, [float((runs <= level).mean()) for level in levels], label=name, **_style(number))
-    if values:
+    if results.scores:
         figure.legend(loc="outside right upper", fontsize=8)
 
 

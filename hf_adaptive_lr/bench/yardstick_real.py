@@ -37,12 +37,7 @@ FINDER_UPDATES = 100
 
 
 def train(task: RealTask, method: Method, seed: int, lr: float) -> Row:
-    """Train, then read the test rows once, unless the seed is there to tune; the finder brings its own LR.
-
-    Raises:
-        DemoDataError: data or model are missing.
-        ValueError: the finder found nothing.
-    """
+    """Train, then read the test rows once, unless the seed is there to tune; the finder has its own LR, or raises."""
     data, model = load(task), build_model(task, seed)
     record, start = Record(model), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -148,7 +143,7 @@ def chosen_arguments(method: Method, evaluate_every: int) -> dict[str, Any]:
     }
 
 
-def trainer_class(method: Method) -> type[Trainer]:
+def trainer_class(method: Method) -> Any:
     """The trainer that a method asks for."""
     from ..trainer.meta_trainer import MetaLRTrainer
     from ..trainer.mixin import AdaptiveLRTrainer

@@ -48,13 +48,12 @@ class YardstickRun:
 
     def execute(self) -> Row:
         """Train and measure."""
-        if isinstance(self.task, RealTask):
-            from .yardstick_real import train
+        from .yardstick_real import train
+        from .yardstick_vector import train_lane
 
+        if isinstance(self.task, RealTask):
             measured = train(self.task, self.method, self.seed, self.lr)
         else:
-            from .yardstick_vector import train_lane
-
             measured = train_lane(self.task, self.method, self.seed, self.lr)
         package = {self.method.optimizer: _version(self.method.optimizer)} if self.method.optimizer else {}
         return {
@@ -79,16 +78,15 @@ def commit() -> str:
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return ""
+
+    def git(*words: str) -> str:
+        # Only reading, and without taking the lock that `status` would like to have.
+        line = ["git", "--no-optional-locks", *words]
+        done = subprocess.run(line, cwd=here, capture_output=True, text=True, check=True, timeout=20)
+        return done.stdout.strip()
+
     try:
-        head = _git(here, "rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+        head = git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def _git(folder: Path, *words: str) -> str:
-    # Only reading, and without taking the lock that `status` would like to have.
-    done = subprocess.run(
-        ["git", "--no-optional-locks", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=20
-    )
-    return done.stdout.strip()

@@ -105,9 +105,7 @@ class Results:
 
     def own_rows(self, task: Task, method: Method) -> list[Row] | None:
         """The self-tuning track's rows, None when there are none or one is missing."""
-        if not method.fits(task):
-            return None
-        return self.book.all(own_lr_runs(task, method, self.profile, self.book))
+        return self.book.all(own_lr_runs(task, method, self.profile, self.book)) if method.fits(task) else None
 
     def _scores(self, method: Method, tasks: Sequence[Task]) -> Scores | None:
         found = {task.name: rows for task in tasks if (rows := self.own_rows(task, method)) is not None}
@@ -163,9 +161,7 @@ class Results:
 
     def sweep(self, task: Task, method: Method) -> tuple[tuple[float, ...], Array, float] | None:
         """Learning rates, test losses of shape (learning rates, seeds), and the mean loss before the first update."""
-        if not method.fits(task):
-            return None
-        rows = self.book.all(sweep_runs(task, method, self.profile))
+        rows = self.book.all(sweep_runs(task, method, self.profile)) if method.fits(task) else None
         if rows is None:
             return None
         lrs = sweep_lrs(task, method)

@@ -27,8 +27,6 @@ NAMES = tuple(name for name, method in METHODS.items() if method.replay_of is No
 """Names of the methods: all but replays."""
 
 _SHOWN = 160
-_NO_ROWS = f"No rows yet; they come from `{COMMAND}`."
-_HEAD = ("method", "step overhead", "state bytes", "checkpoint bytes")
 _CHECKED = {"resume": "resume bit for bit", "ranks": "two ranks equal", "accumulation": "accumulation"}
 _TEXT = """\
 Real `Trainer` runs of a tiny BERT on random tokens, on one CPU. *Step overhead* is CPU time per update over a plain
@@ -54,10 +52,10 @@ def section(rows: list[Row]) -> str:
     for row in rows:
         found.setdefault(row["method"], {})[row["task"]] = row
     if not found:
-        return f"{_NO_ROWS}\n"
+        return f"No rows yet; they come from `{COMMAND}`.\n"
     known = [PLAIN.name, *METHODS]
     order = sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
-    head = [*_HEAD, *_CHECKED.values()]
+    head = ["method", "step overhead", "state bytes", "checkpoint bytes", *_CHECKED.values()]
     failures = [f"- `{name}`, {check}: {text}" for name in order for check, text in _failures(found[name])]
     numbers = sorted({f"{k} {v}" for row in rows for k, v in row.get("versions", {}).items()})
     return "\n".join(
@@ -72,30 +70,26 @@ def section(rows: list[Row]) -> str:
 
 
 def _cells(checks: dict[str, Row]) -> list[str]:
-    return [_overhead(checks.get("overhead")), *(_bytes(checks.get(name)) for name in ("memory", "checkpoint"))] + [
-        _verdict(checks.get(name)) for name in _CHECKED
+    kinds = {"overhead": _overhead, "memory": _bytes, "checkpoint": _bytes, **dict.fromkeys(_CHECKED, _verdict)}
+    return [
+        "-" if (row := checks.get(name)) is None else "failed" if "error" in row else cell(row)
+        for name, cell in kinds.items()
     ]
 
 
-def _overhead(row: Row | None) -> str:
-    if row is None or "error" in row:
-        return "-" if row is None else "failed"
+def _overhead(row: Row) -> str:
     low, high = row["quartiles"]
     return f"{row['ratio']:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _bytes(row: Row | None) -> str:
-    if row is None or "error" in row:
-        return "-" if row is None else "failed"
+def _bytes(row: Row) -> str:
     slope, fixed = row["bytes_per_parameter"], row["fixed_bytes"]
     if not slope:
         return f"{fixed:,}"
     return f"{slope:g} per weight" + (f" {'+' if fixed > 0 else '-'} {abs(fixed):,}" if fixed else "")
 
 
-def _verdict(row: Row | None) -> str:
-    if row is None or "error" in row:
-        return "-" if row is None else "failed"
+def _verdict(row: Row) -> str:
     changes = row["lr_changes"]
     moved = any(changes) if isinstance(changes, list) else changes
     said = ("yes" if row["passed"] else "**no**") + ("" if moved else "\\*")
@@ -131,12 +125,9 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     p.add_argument("--rows", type=Path, metavar="FILE", default=ROWS, help=f"JSON-lines file (default: {ROWS})")
-    p.add_argument(
-        "--methods", nargs="+", metavar="METHOD", default=list(NAMES), help=f"{', '.join(NAMES)} (default: all)"
-    )
-    p.add_argument(
-        "--checks", nargs="+", metavar="CHECK", default=list(CHECKS), help=f"{', '.join(CHECKS)} (default: all)"
-    )
+    for what, names in (("method", NAMES), ("check", CHECKS)):
+        text = f"{', '.join(names)} (default: all)"
+        p.add_argument(f"--{what}s", nargs="+", metavar=what.upper(), default=list(names), help=text)
     p.add_argument("--jobs", type=int, default=1, help="worker processes; overhead is always timed alone (default: 1)")
     p.add_argument("--render-only", action="store_true", help="run nothing, print the table from the rows")
     p.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..meta.problem import Problem
-from .runner import digest
+from .runner import Specified
 
 FROZEN = Path(__file__).with_name("frozen.json")
 """Digest of every task; of the vectorised ones the whole problem."""
@@ -31,7 +31,7 @@ _VECTOR_LRS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 0.3, 1.0, 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealTask:
+class RealTask(Specified):
     """A classification task trained by `Trainer` with AdamW and clipping at 1."""
 
     name: str  # in keys and tables
@@ -59,18 +59,13 @@ class RealTask:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
 
     @property
-    def digest(self) -> str:
-        """[`digest`] of the spec."""
-        return digest(self.spec())
-
-    @property
     def classes(self) -> int:
         """Number of classes."""
         return len(self.topics) or (20 if self.data == "20newsgroups" else 10)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VectorTask:
+class VectorTask(Specified):
     """A problem of the suites; its lanes are the seeds.
 
     All lanes always train together, whichever of them are asked for: a lane's numbers do not depend on the plan.
@@ -103,11 +98,6 @@ class VectorTask:
         """All that a run depends on, as JSON values."""
         spec: dict[str, Any] = json.loads(self.problem.to_json())
         return spec | ({"optimizer_instead": self.optimizer} if self.optimizer else {})
-
-    @property
-    def digest(self) -> str:
-        """[`digest`] of the spec."""
-        return digest(self.spec())
 
 
 Task = RealTask | VectorTask

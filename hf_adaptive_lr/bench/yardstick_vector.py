@@ -115,10 +115,9 @@ def _evaluate(run: VectorRun, optimizer: Any, split: Any) -> Tensor:
         return run.evaluate(split)
     weights = run.weights
     run.weights = optimizer.averaged(weights)
-    try:
-        return run.evaluate(split)
-    finally:
-        run.weights = weights
+    loss = run.evaluate(split)
+    run.weights = weights
+    return loss
 
 
 # --- who chooses --------------------------------------------------------------------------------------------------

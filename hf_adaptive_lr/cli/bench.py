@@ -103,10 +103,8 @@ def _print_failures(args: argparse.Namespace, book: Book, methods: list[Method],
     for name in asked:
         mine = [row for row in found if row["method"] == name]
         if mine:
-            print(
-                f"{PROGRAM}: {name}: {len(mine)} runs ended in an error, the first: {mine[0]['error']}",
-                file=sys.stderr,
-            )
+            text = f"{len(mine)} runs ended in an error, the first: {mine[0]['error']}"
+            print(f"{PROGRAM}: {name}: {text}", file=sys.stderr)
     return any(row["method"] in asked for row in found)
 
 
