@@ -35,7 +35,6 @@ class Reader(Controller):
         self, obs: Observation, state: State, params: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, State]:
         """The factor in force, of `batch_shape`."""
-        del params
         for name in self.fields:
             obs.require(name)
         return obs.lr / obs.base_lr, state
@@ -90,7 +89,6 @@ class Recurrent(Controller):
         device: torch.device | str | None = None,
     ) -> State:
         """Hidden vector and last features, both zero."""
-        del n_groups, seed
         return {
             "hidden": torch.zeros(*batch_shape, self.hidden_size, device=device),
             "previous": torch.zeros(*batch_shape, _FEATURES, device=device),

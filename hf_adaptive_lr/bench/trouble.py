@@ -24,15 +24,12 @@ from .trouble_methods import METHODS
 from .trouble_pages import rows_file, summary, write_page
 from .trouble_run import TroubleRun
 from .trouble_tasks import QUICK_TASKS, TASKS, TroubleTask, load_parts
+from .verdict import RequestError
 
 SEEDS, OTHER_SEEDS = 10, 3
 """Seeds of the guard and of the clean runs it is compared with, and of everything else."""
 COMMAND = "python -m hf_adaptive_lr.bench.trouble"
 CARDS, QUICK = Path("model_cards"), Path("runs/trouble-quick")
-
-
-class _UserError(Exception):
-    """A request that cannot be carried out; its message is one line."""
 
 
 def plan(task: TroubleTask, methods: Sequence[str], seeds: int) -> list[TroubleRun]:
@@ -58,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_page(rows, page, command=_command(options), quick=options.quick)
         print(summary(rows))
         print(f"written to {page}, from the rows in {folder}")
-    except (_UserError, RowsError, WorkerError, DemoDataError, OSError) as error:
+    except (RequestError, RowsError, WorkerError, DemoDataError, OSError) as error:
         print(f"trouble: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -94,9 +91,9 @@ def _run_missing(options: argparse.Namespace, tasks: Sequence[TroubleTask], fold
     seeds = options.seeds if options.seeds is not None else (1 if options.quick else SEEDS)
     for what, value in (("--jobs", options.jobs), ("--seeds", seeds)):
         if value < 1:
-            raise _UserError(f"{what} {value}: at least 1")
+            raise RequestError(f"{what} {value}: at least 1")
     for task in tasks:
-        load_parts(task)  # that data is missing is said before anything has run
+        load_parts(task)  # missing data is reported before anything has run
     with Workers(options.jobs) as workers:
         for task in tasks:
             path = folder / rows_file(task.name)
@@ -109,7 +106,7 @@ def _places(options: argparse.Namespace) -> tuple[Path, Path]:
     folder = options.rows_dir or (QUICK if options.quick else CARDS) / "rows"
     page = options.page or (QUICK if options.quick else CARDS) / "GUARD.md"
     if options.quick and CARDS.resolve() in {folder.resolve().parent, page.resolve().parent}:
-        raise _UserError(f"--quick would mix its rows or page with the real ones in '{CARDS}'; name another folder")
+        raise RequestError(f"--quick would mix its rows or page with the real ones in '{CARDS}'; name another folder")
     return folder, page
 
 
@@ -118,7 +115,7 @@ def _chosen(options: argparse.Namespace) -> list[TroubleTask]:
     for what, names, known in (("task", options.tasks, TASKS), ("method", options.methods, METHODS)):
         for name in names:
             if name not in known:
-                raise _UserError(f"no {what} '{name}'; known: {', '.join(known)}")
+                raise RequestError(f"no {what} '{name}'; known: {', '.join(known)}")
     tasks = QUICK_TASKS if options.quick else TASKS
     return [tasks[name] for name in TASKS if name in options.tasks]
 

@@ -22,8 +22,8 @@ from .runner import Row, RunKey, digest
 from .training_run import LOSS_POINTS, versions
 from .trouble_injections import Injection, Striker
 from .trouble_methods import Method
-from .trouble_tasks import EVALUATIONS, Parts, TroubleTask, build_model, load_parts
-from .verdict_data import collate
+from .trouble_tasks import EVALUATIONS, TroubleTask, build_model, load_parts
+from .verdict_data import Parts, collate
 
 
 @dataclass
@@ -176,17 +176,16 @@ class TroubledTrainer(Trainer):
 def _guarded(done: Trained) -> Row:
     """What the guard did, short enough for a row."""
     keep = ("step", "action", "reason", "loss", "grad_norm", "typical", "limit", "restored_update", "lr_after")
-    events = [{name: _plain(event[name]) for name in keep if name in event} for event in done.events]
+    events = [
+        {name: v if type(v := event[name]) is not float else short(v) for name in keep if name in event}
+        for event in done.events
+    ]
     return {
         "actions": dict(Counter(event["action"] for event in events)),
         "reasons": dict(Counter(event["reason"] for event in events if event.get("reason") is not None)),
         "factor": done.factor,
         "events": events,
     }
-
-
-def _plain(value: Any) -> Any:
-    return short(value) if isinstance(value, float) else value
 
 
 @contextmanager

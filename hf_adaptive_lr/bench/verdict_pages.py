@@ -94,9 +94,6 @@ def _files(paper: Paper, tasks: Mapping[str, Task]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-# --- verdict and claims -------------------------------------------------------------------------------------------
-
-
 def _verdict(paper: Paper, found: Cells, required: int) -> str:
     words = {claim: word_of(claim, found, required) for claim in paper.claims}
     reasons = [
@@ -128,13 +125,10 @@ def _comparison(found: Judged) -> list[str]:
         asked.task,
         f"{asked.method} {asked.relation} than {asked.against}",
         _MEASURES[asked.measure],
-        _signed(found.difference),
+        _shown(found.difference, "+"),
         "-" if found.difference is None else str(found.difference.n),
         f"{met} ({found.reason})" if found.reason else met,
     ]
-
-
-# --- tables -------------------------------------------------------------------------------------------------------
 
 
 def _setting(paper: Paper, found: Cells) -> str:
@@ -179,7 +173,7 @@ def _results(paper: Paper, task: str, found: Cells) -> str:
                 name,
                 _lr(cell),
                 str(cell.tuning.runs) if cell.tuning.runs else f"as {METHODS[name].lr}",
-                *(_plain(_mean(cell, m)) for m in ("test_accuracy", "test_loss", "train_loss")),
+                *(_shown(_mean(cell, m)) for m in ("test_accuracy", "test_loss", "train_loss")),
                 *("-" if name == other else _against(cell, found[task, other]) for other in ("constant", "linear")),
                 f"{sum(map(failed, cell.runs.values()))} of {len(cell.runs)}",
                 _average(cell, "cpu_seconds", ".1f"),
@@ -206,7 +200,7 @@ def _mean(cell: Cell, measure: str) -> Interval | None:
 
 
 def _against(cell: Cell, other: Cell) -> str:
-    return _signed(paired(cell.runs, other.runs, "test_loss"))
+    return _shown(paired(cell.runs, other.runs, "test_loss"), "+")
 
 
 def _average(cell: Cell, what: str, form: str) -> str:
@@ -215,12 +209,8 @@ def _average(cell: Cell, what: str, form: str) -> str:
     return format(sum(found) / len(found), form) if found else "-"
 
 
-def _plain(interval: Interval | None) -> str:
-    return "-" if interval is None else f"{interval.mean:.4f}{_half(interval)}"
-
-
-def _signed(interval: Interval | None) -> str:
-    return "-" if interval is None else f"{interval.mean:+.4f}{_half(interval)}"
+def _shown(interval: Interval | None, sign: str = "") -> str:
+    return "-" if interval is None else f"{interval.mean:{sign}.4f}{_half(interval)}"
 
 
 def _half(interval: Interval) -> str:

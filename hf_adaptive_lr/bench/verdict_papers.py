@@ -64,10 +64,6 @@ class Paper:
     controls: tuple[Claim, ...] = ()
     notes: str = ""  # the page's first ones, which people may then change
 
-    def comparisons(self) -> list[Comparison]:
-        """All comparisons of claims and controls."""
-        return [c for claim in (*self.claims, *self.controls) for c in claim.comparisons]
-
 
 def _against(
     tasks: tuple[str, ...],

@@ -57,9 +57,6 @@ class Book:
         self._rows.pop(task.name, None)
 
 
-# --- tuning -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Tuning:
     """Where the tuning of a method stands."""
@@ -121,9 +118,6 @@ def _round(lr: float) -> float:
     exponent = math.floor(math.log10(lr) + 1e-9)
     near = [float(f"{mantissa}e{exponent}") for mantissa in (1, 3, 10)]
     return min(near, key=lambda candidate: abs(math.log(candidate / lr)))
-
-
-# --- runs that count ----------------------------------------------------------------------------------------------
 
 
 def failed(row: Row) -> bool:

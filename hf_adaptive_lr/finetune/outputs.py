@@ -13,15 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import (
-    CURVES_NAME,
-    EVENTS_NAME,
-    MODEL_NAME,
-    RESULTS_NAME,
-    TRACE_NAME,
-    library_version,
-    replace_file,
-)
+from ..artifacts import CURVES_NAME, EVENTS_NAME, MODEL_NAME, RESULTS_NAME, TRACE_NAME, library_version, replace_file
 
 if TYPE_CHECKING:
     from ..controller import Controller
