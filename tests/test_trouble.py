@@ -449,7 +449,7 @@ def test_settings_that_are_mixed_are_said() -> None:
 def test_the_committed_page_is_what_its_rows_say() -> None:
     page = (CARDS / "GUARD.md").read_text()
     rows = {task: read_rows(CARDS / "rows" / trouble_pages.rows_file(task)) for task in TASKS}
-    again = trouble_pages.render(rows, notes_of(page) or "", command=trouble._command(trouble.parser().parse_args([])))
+    again = trouble_pages.render(rows, notes_of(page) or "", command=trouble.command(quick=False))
     assert again == page
     settings = [
         r["method_spec"]["guard"] for task in rows for r in Figures(rows[task]).runs("clean", "guard").values()

@@ -45,35 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing and write the page; 0 when done, 2 when it cannot be, 130 when interrupted."""
     # Threads that wait by spinning starve the other workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    options = parser().parse_args(argv)
-    try:
-        folder, page = _places(options)
-        tasks = _chosen(options)
-        if not options.render_only:
-            _run_missing(options, tasks, folder)
-        rows = {name: read_rows(folder / rows_file(name)) for name in TASKS}
-        write_page(rows, page, command=_command(options), quick=options.quick)
-        print(summary(rows))
-        print(f"written to {page}, from the rows in {folder}")
-    except (RequestError, RowsError, WorkerError, DemoDataError, OSError) as error:
-        print(f"trouble: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ntrouble: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
-        return 130
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
     p = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     p.add_argument("--jobs", type=int, default=1, help="worker processes (default: 1)")
-    p.add_argument(
-        "--tasks", nargs="+", metavar="TASK", default=list(TASKS), help=f"{', '.join(TASKS)} (default: all)"
-    )
-    p.add_argument(
-        "--methods", nargs="+", metavar="METHOD", default=list(METHODS), help=f"{', '.join(METHODS)} (default: all)"
-    )
+    for what, known in (("task", list(TASKS)), ("method", list(METHODS))):
+        shown = f"{', '.join(known)} (default: all)"
+        p.add_argument(f"--{what}s", nargs="+", metavar=what.upper(), default=known, help=shown)
     p.add_argument(
         "--seeds",
         type=int,
@@ -84,7 +60,23 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
     p.add_argument("--rows-dir", type=Path, metavar="DIR", help=f"rows (default: {CARDS / 'rows'})")
     p.add_argument("--page", type=Path, metavar="FILE", help=f"page (default: {CARDS / 'GUARD.md'})")
-    return p
+    options = p.parse_args(argv)
+    try:
+        folder, page = _places(options)
+        tasks = _chosen(options)
+        if not options.render_only:
+            _run_missing(options, tasks, folder)
+        rows = {name: read_rows(folder / rows_file(name)) for name in TASKS}
+        write_page(rows, page, command=command(options.quick), quick=options.quick)
+        print(summary(rows))
+        print(f"written to {page}, from the rows in {folder}")
+    except (RequestError, RowsError, WorkerError, DemoDataError, OSError) as error:
+        print(f"trouble: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ntrouble: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _run_missing(options: argparse.Namespace, tasks: Sequence[TroubleTask], folder: Path) -> None:
@@ -120,9 +112,9 @@ def _chosen(options: argparse.Namespace) -> list[TroubleTask]:
     return [tasks[name] for name in TASKS if name in options.tasks]
 
 
-def _command(options: argparse.Namespace) -> str:
+def command(quick: bool) -> str:
     """The page is the same whoever renders it, so it names the command for all rows, not the one that was given."""
-    return f"{COMMAND} --quick" if options.quick else f"{COMMAND} --jobs 2"
+    return f"{COMMAND} --quick" if quick else f"{COMMAND} --jobs 2"
 
 
 if __name__ == "__main__":

@@ -176,10 +176,8 @@ class TroubledTrainer(Trainer):
 def _guarded(done: Trained) -> Row:
     """What the guard did, short enough for a row."""
     keep = ("step", "action", "reason", "loss", "grad_norm", "typical", "limit", "restored_update", "lr_after")
-    events = [
-        {name: v if type(v := event[name]) is not float else short(v) for name in keep if name in event}
-        for event in done.events
-    ]
+    events: list[dict[str, Any]] = [{name: event[name] for name in keep if name in event} for event in done.events]
+    events = [{n: short(v) if isinstance(v, float) else v for n, v in event.items()} for event in events]
     return {
         "actions": dict(Counter(event["action"] for event in events)),
         "reasons": dict(Counter(event["reason"] for event in events if event.get("reason") is not None)),
