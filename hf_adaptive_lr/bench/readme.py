@@ -163,18 +163,13 @@ def guard_overhead_table(rows: Sequence[Row]) -> str:
     return table(["parameters", "method", "ratio (interval)", "aim"], lines)
 
 
-def false_alarms_table(rows: Sequence[Row]) -> str:
-    """What the guard did to healthy runs."""
-    return false_alarms.table([dict(row) for row in rows])
-
-
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "demo": ("finetune.jsonl", demo_table),
     "known_answer": ("known_answer.jsonl", known_answer_table),
     "mlp_answer": ("mlp_answer.jsonl", mlp_answer_table),
     "throughput": ("throughput.jsonl", throughput_table),
     "overhead": ("overhead.jsonl", overhead_table),
-    "false_alarms": ("guard_false_alarms.jsonl", false_alarms_table),
+    "false_alarms": ("guard_false_alarms.jsonl", false_alarms.table),
     "guard_overhead": ("guard_overhead.jsonl", guard_overhead_table),
 }
 """Tables of one file of rows."""

@@ -23,7 +23,7 @@ from .training_run import LOSS_POINTS, versions
 from .trouble_injections import Injection, Striker
 from .trouble_methods import Method
 from .trouble_tasks import EVALUATIONS, TroubleTask, build_model, load_parts
-from .verdict_data import Parts, collate
+from .verdict_data import collate
 
 
 @dataclass
@@ -104,7 +104,8 @@ class TroubleRun:
 
     def execute(self) -> Row:
         """Train, and what was measured as a row."""
-        done = self.train()
+        done, data = self.train(), load_parts(self.task)
+        rows = {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}
         return {
             "injection": self.injection.name,
             "part": self.part,
@@ -118,14 +119,10 @@ class TroubleRun:
             "final_lr": short(done.lrs[-1]),
             "seconds": short(done.seconds),
             **(_guarded(done) if self.method.guard is not None else {}),
-            "setting": self._setting(load_parts(self.task), done.model),
+            "setting": {**self.task.spec(), "rows": rows, **parameters(done.model)},
             "method_spec": self.method.spec(),
             "versions": versions(),
         }
-
-    def _setting(self, data: Parts, model: nn.Module) -> Row:
-        rows = {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}
-        return {**self.task.spec(), "rows": rows, **parameters(model)}
 
     def _arguments(self, folder: str) -> TrainingArguments:
         often: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": max(1, self.task.updates // EVALUATIONS)}

@@ -129,22 +129,18 @@ def build_model(task: TroubleTask, seed: int) -> nn.Module:
     """The task's model with its first weights; sets all global seeds on the way."""
     set_seed(seed)
     if task.model == "vit":
-        return _vit(task.classes, task.init_std)
+        config = ViTConfig(
+            image_size=28,
+            patch_size=7,
+            num_channels=1,
+            hidden_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=256,
+            initializer_range=task.init_std,
+            num_labels=task.classes,  # type: ignore[call-arg]
+        )
+        return ViTForImageClassification(config)
     model: Any = _minilm3(task.classes)
     nn.init.normal_(model.classifier.weight, std=task.init_std)
     return cast(nn.Module, model)
-
-
-def _vit(classes: int, init_std: float) -> nn.Module:
-    config = ViTConfig(
-        image_size=28,
-        patch_size=7,
-        num_channels=1,
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=256,
-        initializer_range=init_std,
-        num_labels=classes,  # type: ignore[call-arg]
-    )
-    return ViTForImageClassification(config)

@@ -14,7 +14,7 @@ from .verdict_methods import BASELINES, METHODS
 from .verdict_papers import REQUIRED_SEEDS, Claim, Paper
 from .verdict_plan import Book, failed
 from .verdict_stats import Interval, mean_interval
-from .verdict_tasks import QUICK_TASKS, TASKS, Task
+from .verdict_tasks import QUICK_TASKS, TASKS
 
 _MEASURES = {"test_loss": "test loss", "test_accuracy": "test accuracy", "train_loss": "training loss"}
 _ORDER: tuple[Word, ...] = ("holds", "partly", "fails", "untestable")
@@ -51,6 +51,8 @@ def render(paper: Paper, book: Book, notes: str | None = None, *, quick: bool = 
     tasks = QUICK_TASKS if quick else TASKS
     found = cells(paper, book, tasks)
     required = 2 if quick else REQUIRED_SEEDS
+    named = [name for task in paper.tasks for name in (tasks[task].tuned_on, task) if name is not None]
+    files = list(dict.fromkeys(named))
     parts = [
         f"# {paper.name}: verdict\n",
         f"[{paper.title}]({paper.link})\n",
@@ -72,9 +74,7 @@ def render(paper: Paper, book: Book, notes: str | None = None, *, quick: bool = 
         f"{NOTES}\n{paper.notes if notes is None else notes}\n{NOTES_END}\n",
         "## Reproduce\n",
         f"```bash\npython -m hf_adaptive_lr.bench.verdict {paper.name}{' --quick' if quick else ''}\n```\n",
-        "Rows: "
-        + ", ".join(f"`{book.folder.name}/{book.path(tasks[task]).name}`" for task in _files(paper, tasks))
-        + ".\n",
+        "Rows: " + ", ".join(f"`{book.folder.name}/{book.path(tasks[task]).name}`" for task in files) + ".\n",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -87,11 +87,6 @@ def summary(paper: Paper, book: Book, *, quick: bool = False) -> str:
     for kind, claims in (("claim", paper.claims), ("control", paper.controls)):
         lines += [f"  {kind:8} {word_of(claim, found, required):11} {claim.text}" for claim in claims]
     return "\n".join(lines)
-
-
-def _files(paper: Paper, tasks: Mapping[str, Task]) -> list[str]:
-    names = [name for task in paper.tasks for name in (tasks[task].tuned_on, task) if name is not None]
-    return list(dict.fromkeys(names))
 
 
 def _verdict(paper: Paper, found: Cells, required: int) -> str:
@@ -174,7 +169,10 @@ def _results(paper: Paper, task: str, found: Cells) -> str:
                 _lr(cell),
                 str(cell.tuning.runs) if cell.tuning.runs else f"as {METHODS[name].lr}",
                 *(_shown(_mean(cell, m)) for m in ("test_accuracy", "test_loss", "train_loss")),
-                *("-" if name == other else _against(cell, found[task, other]) for other in ("constant", "linear")),
+                *(
+                    "-" if name == other else _shown(paired(cell.runs, found[task, other].runs, "test_loss"), "+")
+                    for other in ("constant", "linear")
+                ),
                 f"{sum(map(failed, cell.runs.values()))} of {len(cell.runs)}",
                 _average(cell, "cpu_seconds", ".1f"),
                 f"{_average(cell, 'forward', '.2f')} / {_average(cell, 'backward', '.2f')}",
@@ -197,10 +195,6 @@ def _lr(cell: Cell) -> str:
 def _mean(cell: Cell, measure: str) -> Interval | None:
     found = list(values(cell.runs, measure).values())
     return mean_interval(found) if found else None
-
-
-def _against(cell: Cell, other: Cell) -> str:
-    return _shown(paired(cell.runs, other.runs, "test_loss"), "+")
 
 
 def _average(cell: Cell, what: str, form: str) -> str:

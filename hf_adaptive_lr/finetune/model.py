@@ -51,11 +51,7 @@ class Parts:
 def load_parts(task: str, model: str | None, labels: list[str], max_length: int) -> Parts:
     """Load the model of a job; a head that does not fit the labels starts at random, so seed before.
 
-    Args:
-        task: "text" or "image".
-        model: None for the demo's model, a local folder, or an id on the Hub.
-        labels: name of label 0, 1, ...
-        max_length: texts are cut to this many tokens, or to what the model can read.
+    None is the demo's model; texts are cut to `max_length` tokens, or to what the model can read.
 
     Raises:
         FinetuneError: the model or its processor cannot be loaded for this task.
