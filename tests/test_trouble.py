@@ -27,12 +27,11 @@ from hf_adaptive_lr.bench.trouble_tasks import (
     EVALUATIONS,
     QUICK_TASKS,
     TASKS,
-    Parts,
-    _prepared,
     build_model,
     load_parts,
+    prepared,
 )
-from hf_adaptive_lr.bench.verdict_data import Rows, collate
+from hf_adaptive_lr.bench.verdict_data import Parts, Rows, collate
 from hf_adaptive_lr.guard import guard
 from hf_adaptive_lr.hub.card import notes_of
 from tests.tiny import bert
@@ -52,7 +51,7 @@ def images(size: int, seed: int) -> Rows:
 
 @pytest.fixture(autouse=True)
 def parts(monkeypatch) -> Parts:
-    found = Parts(images(200, 1), images(40, 2), images(60, 3))
+    found = Parts(images(200, 1), images(40, 2), images(1, 4), images(60, 3))
     for module in (trouble, trouble_run):
         monkeypatch.setattr(module, "load_parts", lambda task: found)
     return found
@@ -133,7 +132,7 @@ def test_a_short_run_is_struck_within_it() -> None:
 @pytest.fixture(scope="module")
 def clean() -> Iterator[Any]:
     """A clean run, which all others are compared with."""
-    found = Parts(images(200, 1), images(40, 2), images(60, 3))
+    found = Parts(images(200, 1), images(40, 2), images(1, 4), images(60, 3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trouble_run, "load_parts", lambda task: found)
         yield quick("clean").train()
@@ -335,9 +334,9 @@ def test_answers_that_are_nan_are_wrong() -> None:
 
 def test_texts_are_labelled_by_topic_and_pixels_lie_around_zero() -> None:
     rows = Rows({"input_ids": torch.arange(6), "labels": torch.tensor([0, 1, 2, 3, 4, 3])})
-    chosen = _prepared(rows, ((1, 9), (3,))).columns
+    chosen = prepared(rows, ((1, 9), (3,))).columns
     assert chosen["input_ids"].tolist() == [1, 3, 5] and chosen["labels"].tolist() == [0, 1, 1]
-    pixels = _prepared(Rows({"pixel_values": torch.tensor([0.0, 1.0]), "labels": torch.tensor([0, 1])}), ())
+    pixels = prepared(Rows({"pixel_values": torch.tensor([0.0, 1.0]), "labels": torch.tensor([0, 1])}), ())
     assert pixels.columns["pixel_values"].tolist() == [-1.0, 1.0]
     assert TASKS["text"].classes == 4 and TASKS["image"].classes == 10
     assert load_parts.__wrapped__ is not None  # read once per process
@@ -450,7 +449,7 @@ def test_settings_that_are_mixed_are_said() -> None:
 def test_the_committed_page_is_what_its_rows_say() -> None:
     page = (CARDS / "GUARD.md").read_text()
     rows = {task: read_rows(CARDS / "rows" / trouble_pages.rows_file(task)) for task in TASKS}
-    again = trouble_pages.render(rows, notes_of(page) or "", command=trouble._command(trouble.parser().parse_args([])))
+    again = trouble_pages.render(rows, notes_of(page) or "", command=trouble.command(quick=False))
     assert again == page
     settings = [
         r["method_spec"]["guard"] for task in rows for r in Figures(rows[task]).runs("clean", "guard").values()

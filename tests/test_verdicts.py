@@ -209,7 +209,7 @@ def test_papers_ask_for_what_is_run_and_name_no_numbers(paper) -> None:
     methods = {*BASELINES, *paper.methods}
     assert methods <= METHODS.keys()
     assert set(paper.tasks) <= TASKS.keys()
-    for comparison in paper.comparisons():
+    for comparison in (c for claim in (*paper.claims, *paper.controls) for c in claim.comparisons):
         assert comparison.task in paper.tasks
         assert {comparison.method, comparison.against} <= methods
     for name in paper.methods:

@@ -54,7 +54,7 @@ def seconds_of(call: Callable[[], object], calls: int = CALLS) -> float:
 def measure(name: str, controller: Controller, calls: int = CALLS) -> Row:
     """One row: seconds of the net alone (None where it cannot be called alone) and of a whole decision."""
     controlled = ControllerRun(controller, [1e-3], SchedulerConfig(total_steps=STEPS, every=1))
-    fields = fields_of(controller)
+    fields, path = fields_of(controller), PRETRAINED / name / WEIGHTS_NAME
     net: float | None = None
     if hasattr(controller, "n_features"):
         made: Any = controller
@@ -67,14 +67,9 @@ def measure(name: str, controller: Controller, calls: int = CALLS) -> Row:
         "decision_seconds": seconds_of(lambda: controlled.advance(fields), calls),
         "calls": calls,
         "weights": sum(p.numel() for p in controller.params.values()),
-        "bytes": _bytes(name),
+        "bytes": path.stat().st_size if path.is_file() else None,
         "versions": {"hf_adaptive_lr": library_version(), "torch": torch.__version__},
     }
-
-
-def _bytes(name: str) -> int | None:
-    path = PRETRAINED / name / WEIGHTS_NAME
-    return path.stat().st_size if path.is_file() else None
 
 
 def candidates() -> Mapping[str, Controller]:

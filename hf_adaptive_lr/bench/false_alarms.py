@@ -12,12 +12,13 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..demo.data import DemoDataError
 from . import markdown
-from .runner import Row, RowsError, WorkerError, read_rows, run_all
+from .runner import RowsError, WorkerError, read_rows, run_all
 from .training_run import TrainingRun
 from .verdict_methods import METHODS
 from .verdict_plan import Book, tuned
@@ -52,13 +53,13 @@ def plan(rows: Path, tasks: Sequence[str], seeds: int) -> list[TrainingRun]:
     return runs
 
 
-def counts(rows: Sequence[Row]) -> tuple[int, int, int, int]:
+def counts(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int, int, int]:
     """Alarmed updates, updates, runs with an alarm, and runs."""
     alarms = [sum(row["guard"].values()) for row in rows]
     return sum(alarms), sum(row["setting"]["updates"] for row in rows), sum(a > 0 for a in alarms), len(rows)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line per task, and all together."""
     lines = []
     for task in [*dict.fromkeys(row["task"] for row in rows), "all"]:

@@ -58,7 +58,6 @@ class Lane(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Take the time, wait for the next turn."""
-        del args, state, kwargs
         self._spent = time.process_time() - self._began
         self._back.release()
         self._go.acquire()

@@ -3,11 +3,10 @@
     python -m hf_adaptive_lr.bench.overhead
 
 All trainers live in one process and take turns update by update, in an order that is drawn anew each round (see
-`lanes.py`). A block is as many updates as the method makes per decision. A pair is a block of a method and the block
-that the plain trainer made in the same rounds; the figure is the median of the ratios of all pairs, with an interval
-from their order statistics. A second plain trainer goes through the same: its ratio is 1 but for the noise. `inside`
-counts only the time spent in our own code, over the rest of the same updates; what the plain schedule costs is not
-taken off.
+`lanes.py`). A pair is a block of a method, as many updates as it makes per decision, and the block of the plain
+trainer in the same rounds; the figure is the median of the ratios of all pairs, with an interval from their order
+statistics. A second plain trainer shows the noise. `inside` counts only the time in our own code, over the rest of the
+same updates; what the plain schedule costs is not taken off.
 
 The forward pass that `gain_ratio` repeats is counted apart: its cost is measured at every update, and the ratio of
 runs that measure it twenty times is computed from that.
@@ -107,9 +106,6 @@ def measure(size: Size, methods: Sequence[Method], rounds: int, seed: int) -> Ti
     return times
 
 
-# --- figures ------------------------------------------------------------------------------------------------------
-
-
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, tuple[float, float], float]:
     """Median, an interval from order statistics, and the confidence that this interval really has.
 
@@ -173,9 +169,6 @@ def figures(
         "confidence": round(confidence, 4),
         "inside": round(1 + statistics.median(own), 5),
     }
-
-
-# --- the command --------------------------------------------------------------------------------------------------
 
 
 def header(command: str) -> dict[str, Any]:

@@ -33,7 +33,6 @@ class Reader(Controller):
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """The factor in force, of `batch_shape`."""
-        del params
         for name in self.fields:
             obs.require(name)
         return obs.lr / obs.base_lr, state
@@ -81,7 +80,6 @@ class Recurrent(Controller):
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """Hidden vector and last features, both zero."""
-        del n_groups, seed
         return {
             "hidden": torch.zeros(*batch_shape, self.hidden_size, device=device),
             "previous": torch.zeros(*batch_shape, _FEATURES, device=device),

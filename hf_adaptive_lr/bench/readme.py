@@ -14,15 +14,19 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..artifacts import replace_file
+from . import false_alarms, trouble_tasks, verdict_plan, verdict_tasks, yardstick_plan
 from .markdown import table
+from .overhead import verdict
 from .runner import read_rows
-
-if TYPE_CHECKING:
-    from .verdict_judge import Word
-    from .verdict_papers import Paper
+from .trouble_figures import GUARD, Figures
+from .trouble_methods import METHODS
+from .trouble_pages import TROUBLES, rows_file
+from .universal_page import in_words
+from .verdict_judge import Word, cells, paper_word, word_of
+from .verdict_papers import PAPERS, Paper
 
 ROWS = Path("model_cards/rows")
 PAGES = (Path("README.md"), Path("model_cards/README.md"))
@@ -51,8 +55,6 @@ def demo_table(rows: Sequence[Row]) -> str:
 
 def overhead_table(rows: Sequence[Row]) -> str:
     """Overhead of each method at each size, and what the gain ratio costs whole runs."""
-    from .overhead import verdict
-
     lines = []
     for row in rows:
         method, every, ratio, own = (
@@ -123,16 +125,11 @@ def verdict_words(rows: Path) -> str:
 
 
 def _verdicts(rows: Path) -> list[tuple[Paper, Word, list[tuple[str, Word]]]]:
-    from .verdict_judge import cells, paper_word, word_of
-    from .verdict_papers import PAPERS
-    from .verdict_plan import Book
-    from .verdict_tasks import TASKS
-
     if not any(rows.glob("verdict_*.jsonl")):
         return []
-    book, judged = Book(rows), []
+    book, judged = verdict_plan.Book(rows), []
     for paper in PAPERS.values():
-        found = cells(paper, book, TASKS)
+        found = cells(paper, book, verdict_tasks.TASKS)
         word = paper_word([word_of(claim, found) for claim in paper.claims])
         judged.append((paper, word, [(control.text, word_of(control, found)) for control in paper.controls]))
     return judged
@@ -140,15 +137,10 @@ def _verdicts(rows: Path) -> list[tuple[Paper, Word, list[tuple[str, Word]]]]:
 
 def guard_table(rows: Path) -> str:
     """Shares of disturbed runs that end as well as undisturbed ones, by task and method; empty without any rows."""
-    from .trouble_figures import GUARD, Figures
-    from .trouble_methods import METHODS
-    from .trouble_pages import TROUBLES, rows_file
-    from .trouble_tasks import TASKS
-
-    if not any((rows / rows_file(task)).is_file() for task in TASKS):
+    if not any((rows / rows_file(task)).is_file() for task in trouble_tasks.TASKS):
         return ""
     lines = []
-    for task in TASKS:
+    for task in trouble_tasks.TASKS:
         found = Figures(read_rows(rows / rows_file(task)))
         shares = ["{} of {}".format(*found.overall(TROUBLES, method)) for method in METHODS]
         alarms, updates, _ = found.false_alarms()
@@ -159,10 +151,7 @@ def guard_table(rows: Path) -> str:
 
 def universal_words(rows: Path) -> str:
     """`universal` beside the tuned linear schedule, wins and losses, in a sentence; empty while it has no rows."""
-    from .universal_page import in_words
-    from .yardstick_plan import PROFILES, Book
-
-    return in_words(PROFILES["full"], Book(rows)).rstrip()
+    return in_words(yardstick_plan.PROFILES["full"], yardstick_plan.Book(rows)).rstrip()
 
 
 def guard_overhead_table(rows: Sequence[Row]) -> str:
@@ -174,20 +163,13 @@ def guard_overhead_table(rows: Sequence[Row]) -> str:
     return table(["parameters", "method", "ratio (interval)", "aim"], lines)
 
 
-def false_alarms_table(rows: Sequence[Row]) -> str:
-    """What the guard did to healthy runs."""
-    from .false_alarms import table
-
-    return table([dict(row) for row in rows])
-
-
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "demo": ("finetune.jsonl", demo_table),
     "known_answer": ("known_answer.jsonl", known_answer_table),
     "mlp_answer": ("mlp_answer.jsonl", mlp_answer_table),
     "throughput": ("throughput.jsonl", throughput_table),
     "overhead": ("overhead.jsonl", overhead_table),
-    "false_alarms": ("guard_false_alarms.jsonl", false_alarms_table),
+    "false_alarms": ("guard_false_alarms.jsonl", false_alarms.table),
     "guard_overhead": ("guard_overhead.jsonl", guard_overhead_table),
 }
 """Tables of one file of rows."""

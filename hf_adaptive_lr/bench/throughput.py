@@ -41,9 +41,6 @@ TARGET_RUNS = 256
 """The targets are for this many runs: `VectorRun` over the column, both plain SGD."""
 
 
-# --- agreement ----------------------------------------------------------------------------------------------------
-
-
 def disagreement(columns: Sequence[Column]) -> float:
     """Train a few updates and compare with `VectorRun` under the same optimizer."""
     start, worst = columns[0].task.init(), 0.0
@@ -57,9 +54,6 @@ def disagreement(columns: Sequence[Column]) -> float:
         moved = (mine - start[: column.runs]).norm(dim=-1)
         worst = max(worst, float(((mine - theirs).norm(dim=-1) / moved).max()))
     return worst
-
-
-# --- measuring ----------------------------------------------------------------------------------------------------
 
 
 def clock(threads: int) -> tuple[str, Callable[[], float]]:
@@ -134,9 +128,6 @@ def _figures(
         "updates_per_block": block,
         "timed_runs": column.runs,
     }
-
-
-# --- the command --------------------------------------------------------------------------------------------------
 
 
 def header(options: argparse.Namespace, work: Work) -> dict[str, Any]:

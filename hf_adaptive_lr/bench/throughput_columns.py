@@ -9,8 +9,9 @@ import copy
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,6 @@ SGD = InnerOptimizer("sgd")
 ADAMW = InnerOptimizer("adamw", weight_decay=0.01, max_grad_norm=1.0)
 HORIZON, DECISIONS = 200, 20
 """Length of a meta-training run, in updates, and its decisions."""
-_NAMES = ("layer0.weight", "layer0.bias", "head.weight", "head.bias")
 
 
 class Replay(MLPTask):
@@ -107,9 +107,8 @@ class Vector(Column):
 
     def __init__(self, task: Replay, rates: Tensor) -> None:
         super().__init__(task, rates)
-        self.run = VectorRun(
-            copy.copy(task), self.optimizer, rates, HORIZON
-        )  # each column has its own place in the cycle
+        # Each column has its own place in the cycle of batches.
+        self.run = VectorRun(copy.copy(task), self.optimizer, rates, HORIZON)
 
     def advance(self, updates: int) -> None:
         """Without the forward pass of the gain ratio, which belongs to the sensors."""
@@ -159,6 +158,7 @@ class Eager(Column):
 
     name = "eager loop"
     few = 4
+    kind: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
 
     def __init__(self, task: Replay, rates: Tensor) -> None:
         super().__init__(task, rates)
@@ -167,13 +167,10 @@ class Eager(Column):
         self.nets = [nn.Sequential(nn.Linear(*sizes[0]), nn.ReLU(), nn.Linear(*sizes[1])) for _ in range(self.runs)]
         with torch.no_grad():
             for run, net in enumerate(self.nets):
-                for p, name in zip(net.parameters(), _NAMES, strict=True):
-                    p.copy_(params[name][run].t())  # torch's matrices are (outputs, inputs)
-        self.optimizers = [self._optimizer(n, float(r)) for n, r in zip(self.nets, rates, strict=False)]
+                for p, value in zip(net.parameters(), params.values(), strict=True):
+                    p.copy_(value[run].t())  # torch's matrices are (outputs, inputs)
+        self.optimizers = [self.kind(n.parameters(), lr=float(r)) for n, r in zip(self.nets, rates, strict=False)]
         self.own = [[(x[r].clone(), y[r].clone()) for x, y in task.batches] for r in range(self.runs)]
-
-    def _optimizer(self, net: nn.Module, rate: float) -> torch.optim.Optimizer:
-        return torch.optim.SGD(net.parameters(), lr=rate)
 
     def advance(self, updates: int) -> None:
         """The usual loop, as often as there are runs."""
@@ -196,9 +193,7 @@ class EagerAdamW(Eager):
     """The same with AdamW and clipping, no sensors."""
 
     name, optimizer = "eager loop, AdamW", ADAMW
-
-    def _optimizer(self, net: nn.Module, rate: float) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=self.optimizer.weight_decay)
+    kind = partial(torch.optim.AdamW, weight_decay=ADAMW.weight_decay)
 
 
 class Vmap(Column):

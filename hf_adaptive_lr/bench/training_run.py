@@ -23,6 +23,7 @@ from transformers import PrinterCallback
 from ..artifacts import library_version
 from ..controller import Controller
 from ..trainer.arguments import AdaptiveLRTrainingArguments
+from ..trainer.meta_trainer import MetaLRTrainer
 from ..trainer.mixin import AdaptiveLRTrainer
 from .run_record import Meter, Record, curve, diverged, evaluate, parameters, short, trainer_settings
 from .runner import Row, RunKey
@@ -86,11 +87,17 @@ class TrainingRun:
         meter.close()
         part = "valid" if self.tuning else "test"
         scores = evaluate(model, data.valid if self.tuning else data.test)
-        losses = torch.stack(record.losses).double().tolist()
+        losses: list[float] = torch.stack(record.losses).double().tolist()
+        last = losses[-max(1, len(losses) // 10) :]
+        lrs = [decision.lr[0] for decision in trainer.lr_scheduler.trace]
         return {
             "tuning": self.tuning,
             **{f"{part}_{name}": short(value) for name, value in scores.items()},
-            **_course(losses, [decision.lr[0] for decision in trainer.lr_scheduler.trace], self.lr),
+            "train_loss": short(sum(last) / len(last)),
+            "first_loss": short(losses[0]),
+            "final_lr": short(lrs[-1]),
+            "loss_curve": curve(losses, LOSS_POINTS),
+            "factor_curve": curve([lr / self.lr for lr in lrs], FACTOR_POINTS),
             "diverged": diverged(losses, scores["loss"]),
             **_guarded(trainer),
             "held": trainer.lr_scheduler.run.held,
@@ -111,7 +118,8 @@ class TrainingRun:
         updates = round(self.task.updates * self.method.budget)
         settings = trainer_settings(folder, updates, self.task.batch_size, self.lr, self.seed)
         args = AdaptiveLRTrainingArguments(**settings, max_grad_norm=self.task.max_grad_norm, **self.method.arguments)
-        trainer = type("RecordedTrainer", (_Recorded, _trainer_class(self.method)), {})(
+        kind = MetaLRTrainer if self.method.trainer == "meta" else AdaptiveLRTrainer
+        trainer = type("RecordedTrainer", (_Recorded, kind), {})(
             model=model,
             args=args,
             controller=controller,
@@ -124,14 +132,6 @@ class TrainingRun:
         return trainer
 
 
-def _trainer_class(method: Method) -> type[AdaptiveLRTrainer]:
-    if method.trainer == "adaptive":
-        return AdaptiveLRTrainer
-    from ..trainer.meta_trainer import MetaLRTrainer
-
-    return MetaLRTrainer
-
-
 class _Recorded(_Trainer):
     record: Record
 
@@ -139,17 +139,6 @@ class _Recorded(_Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.record.add(inputs["labels"], loss)
         return loss
-
-
-def _course(losses: list[float], lrs: list[float], base: float) -> Row:
-    last = losses[-max(1, len(losses) // 10) :]
-    return {
-        "train_loss": short(sum(last) / len(last)),
-        "first_loss": short(losses[0]),
-        "final_lr": short(lrs[-1]),
-        "loss_curve": curve(losses, LOSS_POINTS),
-        "factor_curve": curve([lr / base for lr in lrs], FACTOR_POINTS),
-    }
 
 
 def _guarded(trainer: Any) -> Row:

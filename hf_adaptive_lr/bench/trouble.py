@@ -24,15 +24,12 @@ from .trouble_methods import METHODS
 from .trouble_pages import rows_file, summary, write_page
 from .trouble_run import TroubleRun
 from .trouble_tasks import QUICK_TASKS, TASKS, TroubleTask, load_parts
+from .verdict import RequestError
 
 SEEDS, OTHER_SEEDS = 10, 3
 """Seeds of the guard and of the clean runs it is compared with, and of everything else."""
 COMMAND = "python -m hf_adaptive_lr.bench.trouble"
 CARDS, QUICK = Path("model_cards"), Path("runs/trouble-quick")
-
-
-class _UserError(Exception):
-    """A request that cannot be carried out; its message is one line."""
 
 
 def plan(task: TroubleTask, methods: Sequence[str], seeds: int) -> list[TroubleRun]:
@@ -48,35 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing and write the page; 0 when done, 2 when it cannot be, 130 when interrupted."""
     # Threads that wait by spinning starve the other workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    options = parser().parse_args(argv)
-    try:
-        folder, page = _places(options)
-        tasks = _chosen(options)
-        if not options.render_only:
-            _run_missing(options, tasks, folder)
-        rows = {name: read_rows(folder / rows_file(name)) for name in TASKS}
-        write_page(rows, page, command=_command(options), quick=options.quick)
-        print(summary(rows))
-        print(f"written to {page}, from the rows in {folder}")
-    except (_UserError, RowsError, WorkerError, DemoDataError, OSError) as error:
-        print(f"trouble: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ntrouble: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
-        return 130
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command's options."""
     p = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     p.add_argument("--jobs", type=int, default=1, help="worker processes (default: 1)")
-    p.add_argument(
-        "--tasks", nargs="+", metavar="TASK", default=list(TASKS), help=f"{', '.join(TASKS)} (default: all)"
-    )
-    p.add_argument(
-        "--methods", nargs="+", metavar="METHOD", default=list(METHODS), help=f"{', '.join(METHODS)} (default: all)"
-    )
+    for what, known in (("task", list(TASKS)), ("method", list(METHODS))):
+        shown = f"{', '.join(known)} (default: all)"
+        p.add_argument(f"--{what}s", nargs="+", metavar=what.upper(), default=known, help=shown)
     p.add_argument(
         "--seeds",
         type=int,
@@ -87,16 +60,32 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
     p.add_argument("--rows-dir", type=Path, metavar="DIR", help=f"rows (default: {CARDS / 'rows'})")
     p.add_argument("--page", type=Path, metavar="FILE", help=f"page (default: {CARDS / 'GUARD.md'})")
-    return p
+    options = p.parse_args(argv)
+    try:
+        folder, page = _places(options)
+        tasks = _chosen(options)
+        if not options.render_only:
+            _run_missing(options, tasks, folder)
+        rows = {name: read_rows(folder / rows_file(name)) for name in TASKS}
+        write_page(rows, page, command=command(options.quick), quick=options.quick)
+        print(summary(rows))
+        print(f"written to {page}, from the rows in {folder}")
+    except (RequestError, RowsError, WorkerError, DemoDataError, OSError) as error:
+        print(f"trouble: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ntrouble: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _run_missing(options: argparse.Namespace, tasks: Sequence[TroubleTask], folder: Path) -> None:
     seeds = options.seeds if options.seeds is not None else (1 if options.quick else SEEDS)
     for what, value in (("--jobs", options.jobs), ("--seeds", seeds)):
         if value < 1:
-            raise _UserError(f"{what} {value}: at least 1")
+            raise RequestError(f"{what} {value}: at least 1")
     for task in tasks:
-        load_parts(task)  # that data is missing is said before anything has run
+        load_parts(task)  # missing data is reported before anything has run
     with Workers(options.jobs) as workers:
         for task in tasks:
             path = folder / rows_file(task.name)
@@ -109,7 +98,7 @@ def _places(options: argparse.Namespace) -> tuple[Path, Path]:
     folder = options.rows_dir or (QUICK if options.quick else CARDS) / "rows"
     page = options.page or (QUICK if options.quick else CARDS) / "GUARD.md"
     if options.quick and CARDS.resolve() in {folder.resolve().parent, page.resolve().parent}:
-        raise _UserError(f"--quick would mix its rows or page with the real ones in '{CARDS}'; name another folder")
+        raise RequestError(f"--quick would mix its rows or page with the real ones in '{CARDS}'; name another folder")
     return folder, page
 
 
@@ -118,14 +107,14 @@ def _chosen(options: argparse.Namespace) -> list[TroubleTask]:
     for what, names, known in (("task", options.tasks, TASKS), ("method", options.methods, METHODS)):
         for name in names:
             if name not in known:
-                raise _UserError(f"no {what} '{name}'; known: {', '.join(known)}")
+                raise RequestError(f"no {what} '{name}'; known: {', '.join(known)}")
     tasks = QUICK_TASKS if options.quick else TASKS
     return [tasks[name] for name in TASKS if name in options.tasks]
 
 
-def _command(options: argparse.Namespace) -> str:
+def command(quick: bool) -> str:
     """The page is the same whoever renders it, so it names the command for all rows, not the one that was given."""
-    return f"{COMMAND} --quick" if options.quick else f"{COMMAND} --jobs 2"
+    return f"{COMMAND} --quick" if quick else f"{COMMAND} --jobs 2"
 
 
 if __name__ == "__main__":

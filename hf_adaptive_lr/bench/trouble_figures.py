@@ -74,10 +74,7 @@ class Figures:
         for row in _current(list(rows)):
             injection, method = row["method"].split("/")
             self._runs.setdefault((injection, method), {})[row["seed"]] = row
-        self.clean = {
-            seed: row["accuracy"] for seed, row in self.runs("clean", UNGUARDED).items() if "error" not in row
-        }
-        """Accuracy of the clean, unguarded runs by seed."""
+        self.clean = self._accuracies("clean", UNGUARDED)
         self.tolerance = tolerance(list(self.clean.values()))
 
     @property
@@ -99,14 +96,14 @@ class Figures:
         A schedule is compared with its own clean runs, since it may be better or worse on these to begin with; a
         guard with runs without one.
         """
-        runs = self.runs(injection, method)
-        clean = self.clean
-        if method not in (GUARD, UNGUARDED):
-            clean = {s: row["accuracy"] for s, row in self.runs("clean", method).items() if "error" not in row}
-        differences = {
-            seed: row["accuracy"] - clean[seed] for seed, row in runs.items() if seed in clean and "error" not in row
-        }
-        return Cell(runs, differences, self.tolerance)
+        clean = self.clean if method in (GUARD, UNGUARDED) else self._accuracies("clean", method)
+        found = self._accuracies(injection, method)
+        differences = {seed: accuracy - clean[seed] for seed, accuracy in found.items() if seed in clean}
+        return Cell(self.runs(injection, method), differences, self.tolerance)
+
+    def _accuracies(self, injection: str, method: str) -> dict[int, float]:
+        """Accuracy by seed, of runs that ended well."""
+        return {s: row["accuracy"] for s, row in self.runs(injection, method).items() if "error" not in row}
 
     def overall(self, injections: Iterable[str], method: str) -> tuple[int, int]:
         """Runs within the tolerance, and runs, over several injections."""

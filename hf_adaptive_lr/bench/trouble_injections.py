@@ -41,7 +41,6 @@ class Injection:
 
     def disturb_batch(self, inputs: Inputs, classes: int, draw: Generator) -> Inputs:
         """The batch that the model is given."""
-        del classes, draw
         return inputs
 
     def disturb_weights(self, weights: list[nn.Parameter], draw: Generator) -> None:
@@ -61,7 +60,6 @@ class NanBatch(Injection):
 
     def disturb_batch(self, inputs: Inputs, classes: int, draw: Generator) -> Inputs:
         """The batch with NaN for every number that is not whole."""
-        del classes, draw
         return {n: torch.full_like(v, torch.nan) if v.is_floating_point() else v for n, v in inputs.items()}
 
     def disturb_loss(self, loss: Tensor) -> Tensor:
@@ -188,12 +186,10 @@ class Striker:
             optimizer.register_step_post_hook(self._put_lr_back)
 
     def _on_loss(self, model: nn.Module, args: Any, output: Any) -> None:
-        del args
         if self._at_work and model.training:
             output.loss = self.injection.disturb_loss(output.loss)
 
     def _raise_lr(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        del args, kwargs
         due = not self._spiked and len(self.updates) > 0 and self._update >= self.updates.start
         # A step without gradients is one that a guard has taken out: the spike is for the next that is applied.
         if due and any(p.grad is not None for p in self._weights):
@@ -203,7 +199,6 @@ class Striker:
                 group["lr"] = group["lr"] * self.injection.step_lr_factor
 
     def _put_lr_back(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        del args, kwargs
         for group, lr in zip(optimizer.param_groups, self._lrs, strict=False):
             group["lr"] = lr
         self._lrs = []

@@ -85,9 +85,6 @@ def summary(rows: Mapping[str, Sequence[Row]]) -> str:
     return _verdict({task: Figures(found) for task, found in rows.items()}).replace("**", "").strip()
 
 
-# --- words --------------------------------------------------------------------------------------------------------
-
-
 def _verdict(figures: Mapping[str, Figures]) -> str:
     counts = {task: found.overall(TROUBLES, GUARD) for task, found in figures.items()}
     good, total = (sum(counts[task][i] for task in counts) for i in (0, 1))
@@ -140,9 +137,6 @@ def _versions(figures: Iterable[Figures]) -> str:
         if "versions" in row
     }
     return "".join(f"Measured with {text}.\n" for text in sorted(texts)) or "\n"
-
-
-# --- tables -------------------------------------------------------------------------------------------------------
 
 
 def _task(task: str, found: Figures) -> list[str]:

@@ -22,7 +22,7 @@ from .runner import Row, RunKey, digest
 from .training_run import LOSS_POINTS, versions
 from .trouble_injections import Injection, Striker
 from .trouble_methods import Method
-from .trouble_tasks import EVALUATIONS, Parts, TroubleTask, build_model, load_parts
+from .trouble_tasks import EVALUATIONS, TroubleTask, build_model, load_parts
 from .verdict_data import collate
 
 
@@ -104,7 +104,8 @@ class TroubleRun:
 
     def execute(self) -> Row:
         """Train, and what was measured as a row."""
-        done = self.train()
+        done, data = self.train(), load_parts(self.task)
+        rows = {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}
         return {
             "injection": self.injection.name,
             "part": self.part,
@@ -118,14 +119,10 @@ class TroubleRun:
             "final_lr": short(done.lrs[-1]),
             "seconds": short(done.seconds),
             **(_guarded(done) if self.method.guard is not None else {}),
-            "setting": self._setting(load_parts(self.task), done.model),
+            "setting": {**self.task.spec(), "rows": rows, **parameters(done.model)},
             "method_spec": self.method.spec(),
             "versions": versions(),
         }
-
-    def _setting(self, data: Parts, model: nn.Module) -> Row:
-        rows = {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)}
-        return {**self.task.spec(), "rows": rows, **parameters(model)}
 
     def _arguments(self, folder: str) -> TrainingArguments:
         often: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": max(1, self.task.updates // EVALUATIONS)}
@@ -176,17 +173,14 @@ class TroubledTrainer(Trainer):
 def _guarded(done: Trained) -> Row:
     """What the guard did, short enough for a row."""
     keep = ("step", "action", "reason", "loss", "grad_norm", "typical", "limit", "restored_update", "lr_after")
-    events = [{name: _plain(event[name]) for name in keep if name in event} for event in done.events]
+    events: list[dict[str, Any]] = [{name: event[name] for name in keep if name in event} for event in done.events]
+    events = [{n: short(v) if isinstance(v, float) else v for n, v in event.items()} for event in events]
     return {
         "actions": dict(Counter(event["action"] for event in events)),
         "reasons": dict(Counter(event["reason"] for event in events if event.get("reason") is not None)),
         "factor": done.factor,
         "events": events,
     }
-
-
-def _plain(value: Any) -> Any:
-    return short(value) if isinstance(value, float) else value
 
 
 @contextmanager

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, set_seed
 
-from .runner import digest
-from .verdict_data import CLASSES, Rows, load
+from .verdict_data import CLASSES, Parts, Rows, load
 from .verdict_models import _minilm3
 from .verdict_tasks import Task
 
@@ -43,11 +42,6 @@ class TroubleTask:
     def spec(self) -> dict[str, Any]:
         """All that a run depends on, as JSON values."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
-
-    @property
-    def digest(self) -> str:
-        """[`digest`] of the spec."""
-        return digest(self.spec())
 
     @property
     def classes(self) -> int:
@@ -102,15 +96,6 @@ QUICK_TASKS: Mapping[str, TroubleTask] = {name: task.quick() for name, task in T
 """Their short versions, by the same names."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The three parts of a task's data."""
-
-    train: Rows
-    valid: Rows
-    test: Rows
-
-
 @cache
 def load_parts(task: TroubleTask) -> Parts:
     """The data of a task; kept in memory once it was asked for."""
@@ -124,10 +109,11 @@ def load_parts(task: TroubleTask) -> Parts:
         **{name: getattr(task, name) for name in ("batch_size", "updates", "train_rows", "valid_rows", "test_rows")},
     )
     found = load(source)
-    return Parts(*(_prepared(rows, task.topics) for rows in (found.train, found.valid, found.test)))
+    parts = {name: prepared(getattr(found, name), task.topics) for name in ("train", "valid", "test")}
+    return dataclasses.replace(found, **parts)
 
 
-def _prepared(rows: Rows, topics: tuple[tuple[int, ...], ...]) -> Rows:
+def prepared(rows: Rows, topics: tuple[tuple[int, ...], ...]) -> Rows:
     """Pixels between -1 and 1, as ViT's processor has them; of texts the rows of these topics, labelled by topic."""
     if not topics:
         return Rows({**rows.columns, "pixel_values": rows.columns["pixel_values"] * 2.0 - 1.0})
@@ -143,22 +129,18 @@ def build_model(task: TroubleTask, seed: int) -> nn.Module:
     """The task's model with its first weights; sets all global seeds on the way."""
     set_seed(seed)
     if task.model == "vit":
-        return _vit(task.classes, task.init_std)
+        config = ViTConfig(
+            image_size=28,
+            patch_size=7,
+            num_channels=1,
+            hidden_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=256,
+            initializer_range=task.init_std,
+            num_labels=task.classes,  # type: ignore[call-arg]
+        )
+        return ViTForImageClassification(config)
     model: Any = _minilm3(task.classes)
     nn.init.normal_(model.classifier.weight, std=task.init_std)
     return cast(nn.Module, model)
-
-
-def _vit(classes: int, init_std: float) -> nn.Module:
-    config = ViTConfig(
-        image_size=28,
-        patch_size=7,
-        num_channels=1,
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=256,
-        initializer_range=init_std,
-        num_labels=classes,  # type: ignore[call-arg]
-    )
-    return ViTForImageClassification(config)

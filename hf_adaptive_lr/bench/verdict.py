@@ -22,7 +22,7 @@ from .._checks import did_you_mean
 from ..demo.data import DemoDataError
 from .runner import RowsError, WorkerError, Workers, forget_errors
 from .verdict_data import load
-from .verdict_methods import BASELINES, METHODS, Method
+from .verdict_methods import BASELINES, METHODS
 from .verdict_pages import summary, write_page
 from .verdict_papers import PAPERS, Paper
 from .verdict_plan import Book, complete, missing
@@ -41,7 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning starve the other workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = [*(sys.argv[1:] if argv is None else argv)]
-    args = _parser().parse_args(words)
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", metavar="NAME", help=f"{', '.join(PAPERS)}, or all")
+    parser.add_argument("--quick", action="store_true", help="tiny tasks and two seeds, to see that it runs")
+    parser.add_argument("--jobs", type=int, default=1, help="worker processes (default: 1)")
+    parser.add_argument("--seeds", type=int, help="seeds that count, at least 2 (default: 5)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="run these of the paper's tasks only")
+    parser.add_argument("--rows-dir", type=Path, metavar="DIR", help=f"rows (default: {CARDS / 'rows'})")
+    parser.add_argument("--cards-dir", type=Path, metavar="DIR", help=f"pages (default: {CARDS})")
+    parser.add_argument("--render-only", action="store_true", help="run nothing, write the pages from the rows")
+    parser.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
+    parser.add_argument("--json", action="store_true", help="print JSON: the pages' paths and summaries")
+    args = parser.parse_args(words)
     try:
         rows, cards = _folders(args)
         papers = _papers(args.name)
@@ -67,23 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", metavar="NAME", help=f"{', '.join(PAPERS)}, or all")
-    parser.add_argument("--quick", action="store_true", help="tiny tasks and two seeds, to see that it runs")
-    parser.add_argument("--jobs", type=int, default=1, help="worker processes (default: 1)")
-    parser.add_argument("--seeds", type=int, help="seeds that count, at least 2 (default: 5)")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="run these of the paper's tasks only")
-    parser.add_argument("--rows-dir", type=Path, metavar="DIR", help=f"rows (default: {CARDS / 'rows'})")
-    parser.add_argument("--cards-dir", type=Path, metavar="DIR", help=f"pages (default: {CARDS})")
-    parser.add_argument("--render-only", action="store_true", help="run nothing, write the pages from the rows")
-    parser.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
-    parser.add_argument("--json", action="store_true", help="print JSON: the pages' paths and summaries")
-    return parser
-
-
 def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
     cards = args.cards_dir or (QUICK if args.quick else CARDS)
     rows = args.rows_dir or (QUICK / "rows" if args.quick else CARDS / "rows")
@@ -105,7 +101,11 @@ def _run_missing(args: argparse.Namespace, papers: Sequence[Paper], book: Book) 
     known = QUICK_TASKS if args.quick else TASKS
     work = [(_tasks(args, paper, known), [METHODS[name] for name in (*BASELINES, *paper.methods)]) for paper in papers]
     for tasks, methods in work:
-        _check(methods)
+        for method in methods:
+            try:
+                method.make_controller()
+            except ValueError as error:
+                raise RequestError(str(error)) from error
         for task in tasks:
             if args.retry_failed:
                 forget_errors(book.path(task))
@@ -115,14 +115,6 @@ def _run_missing(args: argparse.Namespace, papers: Sequence[Paper], book: Book) 
     with Workers(args.jobs) as workers:
         for tasks, methods in work:
             complete(tasks, methods, seeds, book, known, jobs=workers)
-
-
-def _check(methods: Sequence[Method]) -> None:
-    for method in methods:
-        try:
-            method.make_controller()
-        except ValueError as error:
-            raise RequestError(str(error)) from error
 
 
 def _seeds(args: argparse.Namespace) -> int:

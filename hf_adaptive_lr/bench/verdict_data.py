@@ -80,12 +80,8 @@ def corrupt(labels: Tensor, share: float, classes: int) -> Tensor:
 
 
 def _images(pixels: Any, labels: Any) -> Rows:
-    return Rows(
-        {
-            "pixel_values": torch.from_numpy(np.array(pixels, dtype=np.float32)).unsqueeze(1) / 255,
-            "labels": torch.tensor(labels),
-        }
-    )
+    scaled = torch.from_numpy(np.array(pixels, dtype=np.float32)).unsqueeze(1) / 255
+    return Rows({"pixel_values": scaled, "labels": torch.tensor(labels)})
 
 
 def fashion(pool: int, test: int, seed: int = 0) -> tuple[Rows, Rows]:

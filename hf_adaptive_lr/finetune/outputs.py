@@ -13,15 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import (
-    CURVES_NAME,
-    EVENTS_NAME,
-    MODEL_NAME,
-    RESULTS_NAME,
-    TRACE_NAME,
-    library_version,
-    replace_file,
-)
+from ..artifacts import CURVES_NAME, EVENTS_NAME, MODEL_NAME, RESULTS_NAME, TRACE_NAME, library_version, replace_file
 
 if TYPE_CHECKING:
     from ..controller import Controller
@@ -147,6 +139,8 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
     rare = "; ".join(
         f"{label}: {n} to train on, {m} reported" for label, (n, m) in data.get("rare_labels", {}).items()
     )
+    unused = results.get("learning_rate_unused")
+    unused = f" (the controller finds it: {results['learning_rate']:g} was not used)" if unused else ""
     rows = {
         **({"few rows": rare} if rare else {}),
         "data": f"{data['name']}: {data['train_rows']} rows{left_out}; reported: {reported}",
@@ -154,7 +148,7 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
         "accuracy": f"{_shown(results['accuracy'])}  (majority class {results['majority_accuracy']:.3f})",
         "loss": _shown(results["loss"]),
         "controller": _controller(results),
-        "learning rate": f"{lr['first']:.3g} first, {lr['max']:.3g} largest, {lr['last']:.3g} last{_unused(results)}",
+        "learning rate": f"{lr['first']:.3g} first, {lr['max']:.3g} largest, {lr['last']:.3g} last{unused}",
         "updates": f"{results['updates']} in {results['wall_seconds']:.0f} s",
         "written to": f"{folder}: {' '.join(written)}",
         "why": f"hf-adaptive-lr report {shlex.quote(str(folder))}",
@@ -167,11 +161,6 @@ def _controller(results: Mapping[str, Any]) -> str:
     made = results["controller"]
     size = f", rho={made['rho']:g}" if "rho" in made else ""
     return f"{made['controller_type']}{size} ({results.get('controller_choice', 'given')})"
-
-
-def _unused(results: Mapping[str, Any]) -> str:
-    given = results["learning_rate"]
-    return f" (the controller finds it: {given:g} was not used)" if results.get("learning_rate_unused") else ""
 
 
 def _save_model(folder: Path, parts: Parts) -> None:
