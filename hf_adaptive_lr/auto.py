@@ -115,17 +115,10 @@ def is_own(text: str) -> bool:
 
 
 def load_own(text: str) -> Controller:
-    """The controller that a file defines, with its default config.
+    """The controller that "FILE.py:CLASS" defines, with its default config; file and hash are its `provenance`.
 
-    Args:
-        text: "FILE.py:CLASS".
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no such class in it, one that is no controller, or one that cannot be made without arguments.
-
-    Returns:
-        The controller; its `provenance` has the file and the hash of its text.
+    FileNotFoundError without the file; ValueError for no such class in it, one that is no controller, or one that
+    cannot be made without arguments.
     """
     path_text, _, name = text.rpartition(":")
     path = Path(path_text)

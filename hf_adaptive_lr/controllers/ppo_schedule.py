@@ -123,14 +123,8 @@ class PPOSchedule(Controller):
     ) -> dict[str, Tensor]:
         """Untrained weights: TensorFlow's defaults, as the paper names none.
 
-        Matrices are Glorot-uniform (Glorot & Bengio 2010, eq. 16), biases zero, an LSTM's forget gate one.
-
-        Args:
-            hidden_size: as in the config.
-            recurrent: as in the config.
-            bias: of the output. 0.15 starts near a constant learning rate, the default 0 near a decay of 1.5 % a
-                decision.
-            seed: of the draw.
+        Matrices are Glorot-uniform (Glorot & Bengio 2010, eq. 16), biases zero, an LSTM's forget gate one. A `bias` of
+        the output of 0.15 starts near a constant learning rate, the default 0 near a decay of 1.5 % a decision.
         """
         generator = torch.Generator().manual_seed(seed)
         out = {}

@@ -34,28 +34,18 @@ from .weights import WeightTrainer
 
 @dataclass(frozen=True)
 class BilevelConfig:
-    """Settings of the trainer.
+    """Settings of the trainer."""
 
-    Args:
-        decisions: moves per episode.
-        window: decisions of one truncation, K.
-        unroll: updates after the last decision of a window before the held-out loss is taken, at most as many as the
-            decision holds; 1 with `window=1` is the cheap form.
-        cheap: use the cheap form where it is exact; False always goes through autograd.
-        split: data of the held-out loss.
-        lr: Adam's learning rate.
-        betas: Adam's decay rates.
-        limit: bound on every |d log L / d log lr| of one run and decision, above 0.
-    """
-
-    decisions: int = 20
-    window: int = 1
+    decisions: int = 20  # moves per episode
+    window: int = 1  # decisions of one truncation, K
+    # Updates after the last decision of a window before the held-out loss is taken, at most as many as the decision
+    # holds; 1 with `window=1` is the cheap form.
     unroll: int = 1
-    cheap: bool = True
-    split: Split = "outer_valid"
-    lr: float = 1e-3
+    cheap: bool = True  # use the cheap form where it is exact; False always goes through autograd
+    split: Split = "outer_valid"  # data of the held-out loss
+    lr: float = 1e-3  # Adam's, as the next
     betas: tuple[float, float] = (0.9, 0.99)
-    limit: float = 1.0
+    limit: float = 1.0  # bound on every |d log L / d log lr| of one run and decision, above 0
 
     def __post_init__(self) -> None:
         if min(self.decisions, self.window, self.unroll) < 1 or not (self.lr > 0 and self.limit > 0):

@@ -25,38 +25,24 @@ from .weights import check_settings, settings_of
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """Settings of the trainer.
+    """Settings of the trainer."""
 
-    Args:
-        decisions: moves per episode.
-        epochs: passes over each batch of episodes.
-        minibatches: parts of the episodes that a pass is made in, each with a step of its own; 1 takes all at once.
-        clip: of the probability ratio (paper: 0.2).
-        gamma: discount; 1 because the rewards telescope to the whole run.
-        lam: lambda of generalised advantage estimation.
-        lr: Adam's learning rate at the start; decays linearly to zero over the training.
-        value_weight: weight of the value loss.
-        entropy: weight of the entropy bonus.
-        std: initial standard deviation of the move before squashing; learned.
-        max_grad_norm: clipping of the trainer's own gradients.
-        scatter: largest log of the factor, up and down, between the first update of three quarters of the runs and the
-            usual one; for controllers that choose it themselves.
-        even: whether to divide the rewards of each problem by their standard deviation over the runs, so that a
-            family whose losses fall by much does not outweigh the others.
-    """
-
-    decisions: int = 20
-    epochs: int = 4
-    minibatches: int = 1
-    clip: float = 0.2
-    gamma: float = 1.0
-    lam: float = 0.95
-    lr: float = 3e-3
-    value_weight: float = 0.5
-    entropy: float = 1e-3
-    std: float = 0.5
-    max_grad_norm: float = 0.5
+    decisions: int = 20  # moves per episode
+    epochs: int = 4  # passes over each batch of episodes
+    minibatches: int = 1  # parts of the episodes that a pass is made in, each with a step of its own
+    clip: float = 0.2  # of the probability ratio; the paper's
+    gamma: float = 1.0  # discount; 1 because the rewards telescope to the whole run
+    lam: float = 0.95  # lambda of generalised advantage estimation
+    lr: float = 3e-3  # Adam's at the start; decays linearly to zero over the training
+    value_weight: float = 0.5  # of the value loss
+    entropy: float = 1e-3  # weight of the entropy bonus
+    std: float = 0.5  # of the move before squashing, at the start; learned
+    max_grad_norm: float = 0.5  # clipping of the trainer's own gradients
+    # Largest log of the factor, up and down, between the first update of three quarters of the runs and the usual one;
+    # for controllers that choose it themselves.
     scatter: float = 0.0
+    # Whether to divide the rewards of each problem by their standard deviation over the runs, so that a family whose
+    # losses fall by much does not outweigh the others.
     even: bool = False
 
     @classmethod

@@ -21,14 +21,7 @@ _USUAL = frozenset({"loss", "grad_norm", "alignment", "update_ratio", "gain_rati
 
 
 class VectorRun:
-    """Independent runs of one task that advance together.
-
-    Args:
-        task: the problems.
-        optimizer: inner optimizer.
-        base_lr: learning rate that each run starts from, of shape (runs,).
-        total_steps: length of the runs, in updates.
-    """
+    """Independent runs of one task that advance together, each from its own learning rate in `base_lr`, (runs,)."""
 
     def __init__(self, task: Task, optimizer: InnerOptimizer, base_lr: Tensor, total_steps: int) -> None:
         self.task, self.optimizer, self.total_steps = task, optimizer, total_steps
