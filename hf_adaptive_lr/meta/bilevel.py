@@ -28,7 +28,6 @@ from .problem import Problem
 from .tasks import make_task
 from .tasks.base import Split
 from .unroll import UnrolledRun, detached
-from .vector_run import VectorRun
 from .weights import WeightTrainer
 
 
@@ -148,14 +147,14 @@ class BilevelTrainer(WeightTrainer):
         held-out loss over all windows; `iteration` and `progress` are not used.
         """
         plays = [Windows(problem, self.start, self.config, self.seed) for problem in problems]
-        starts = [_log_loss(play.run, self.config.split) for play in plays]
+        starts = [play.run.log_loss(self.config.split) for play in plays]
         objectives = []
         while plays[0].left:
             found = [play.gradients(self.weights) for play in plays]
             mean = {k: torch.stack([gradients[k] for _, gradients in found]).mean(0) for k in self.weights}
             self.descend(mean)
             objectives += [objective for objective, _ in found]
-        ends = [_log_loss(play.run, self.config.split) for play in plays]
+        ends = [play.run.log_loss(self.config.split) for play in plays]
         change = torch.cat(starts) - torch.cat(ends)
         return {
             "return": float(change.clamp(-RISE, FALL).mean()),
@@ -163,7 +162,3 @@ class BilevelTrainer(WeightTrainer):
             "meta_loss": float(torch.stack([o.double() for o in objectives]).mean()),
             "inner_steps": float(sum(p.task.runs * p.total_steps for p in problems)),
         }
-
-
-def _log_loss(run: VectorRun, split: Split) -> Tensor:
-    return run.evaluate(split).double().clamp_min(1e-30).log()

@@ -70,12 +70,8 @@ class Rollout:
 
     def padded(self, decisions: int) -> Rollout:
         """The rollout with zeros up to this many decisions."""
-        missing = decisions - len(self.rewards)
-        return Rollout(*(_padded(getattr(self, f.name), missing) for f in fields(self)))
-
-
-def _padded(values: Tensor, missing: int) -> Tensor:
-    return torch.cat((values, values.new_zeros(missing, *values.shape[1:])))
+        missing, columns = decisions - len(self.rewards), (getattr(self, f.name) for f in fields(self))
+        return Rollout(*(torch.cat((values, values.new_zeros(missing, *values.shape[1:]))) for values in columns))
 
 
 def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -106,10 +102,6 @@ class Agent(nn.Module):
         self.value_rnn = nn.GRU(controller.n_features, controller.hidden_size)
         self.value_head = nn.Linear(controller.hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
-
-    def params(self) -> dict[str, Tensor]:
-        """The weights to publish."""
-        return {k: v.detach().clone() for k, v in self.policy.items()}
 
     def means(self, features: Tensor) -> Tensor:
         """Mean moves before squashing for whole episodes: (steps, runs, features) to (steps, runs)."""
@@ -226,7 +218,7 @@ class PPOTrainer:
 
     def controller(self) -> RecurrentController:
         """The controller with its current weights."""
-        return self.agent.controller.replace(params=self.agent.params())
+        return self.agent.controller.replace(params={k: v.detach().clone() for k, v in self.agent.policy.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to continue bit for bit: tensors and numbers."""

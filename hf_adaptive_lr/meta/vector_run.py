@@ -149,6 +149,10 @@ class VectorRun:
         bad = torch.full_like(loss, _WORST)
         return torch.where(torch.isfinite(loss) & self.alive, loss, bad).clamp(max=_WORST)
 
+    def log_loss(self, split: Split) -> Tensor:
+        """Logarithm of that loss, in float64."""
+        return self.evaluate(split).double().clamp_min(1e-30).log()
+
 
 def _variance(values: Tensor) -> Tensor:
     """Variance over everything but the run, in float64: (runs, ...) to (runs,)."""

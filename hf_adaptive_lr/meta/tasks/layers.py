@@ -70,17 +70,13 @@ class Net(ABC):
             if name == "head.weight":
                 params[name] = 0.1 * draw / math.sqrt(shape[0])
             elif name.endswith(".weight"):
-                params[name] = self.gain * draw / math.sqrt(self.fan_in(shape))
+                inputs = shape[0] if len(shape) == 2 else math.prod(shape[1:])  # of a kernel (outputs, inputs, 3, 3)
+                params[name] = self.gain * draw / math.sqrt(inputs)
             elif name.endswith(".table"):
                 params[name] = 0.5 * draw
             else:
                 params[name] = torch.full_like(draw, float(name.endswith(".gain")))
         return self.layout.join(params)
-
-    @staticmethod
-    def fan_in(shape: tuple[int, ...]) -> int:
-        """Inputs of one output: first dimension of a matrix, all but the first of a kernel (outputs, inputs, 3, 3)."""
-        return shape[0] if len(shape) == 2 else math.prod(shape[1:])
 
     @abstractmethod
     def __call__(self, params: Params, inputs: Tensor) -> Tensor:
