@@ -142,17 +142,13 @@ class LREnv(VectorEnv[Floats, Floats, NDArray[Any]]):
     ) -> tuple[Floats, dict[str, Any]]:
         """Start new episodes in all runs."""
         super().reset(seed=seed)
-        problems = (options or {}).get("problems") or self._draw_problems()
+        problems = (options or {}).get("problems") or _draw(self.np_random, self.suite, self.config.split, self.runs)
         plays = [_Play(problem, self.config) for problem in problems]
         count = sum(play.episode.run.task.runs for play in plays)
         if count != self.num_envs:
             raise ValueError(f"the problems have {count} runs, this environment has {self.num_envs}")
         self._plays = plays
         return self._features(), self._infos()
-
-    def _draw_problems(self) -> list[Problem]:
-        random: np.random.Generator = self.np_random
-        return _draw(random, self.suite, self.config.split, self.runs)
 
     def step(self, actions: Floats) -> tuple[Floats, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """One decision in every run; `actions` of shape (num_envs, 1) are clipped to [-1, 1]."""
