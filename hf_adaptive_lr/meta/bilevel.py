@@ -42,8 +42,8 @@ class BilevelConfig:
     unroll: int = 1
     cheap: bool = True  # use the cheap form where it is exact; False always goes through autograd
     split: Split = "outer_valid"  # data of the held-out loss
-    lr: float = 1e-3  # Adam's, as the next
-    betas: tuple[float, float] = (0.9, 0.99)
+    lr: float = 1e-3  # learning rate of Adam
+    betas: tuple[float, float] = (0.9, 0.99)  # decay rates of Adam
     limit: float = 1.0  # bound on every |d log L / d log lr| of one run and decision, above 0
 
     def __post_init__(self) -> None:

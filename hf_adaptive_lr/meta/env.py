@@ -37,19 +37,12 @@ Rewards: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """Settings of the environment.
+    """Settings of the environment."""
 
-    Args:
-        decisions: moves per episode, spread evenly over the run, at least 1.
-        max_move: change of the log learning rate at action 1, above 0; by default as `gru` has it.
-        end_weight: additional weight of the whole run's improvement in the last reward, at least 0.
-        split: which problems are drawn.
-    """
-
-    decisions: int = 20
-    max_move: float = GRUController.max_move
-    end_weight: float = 1.0
-    split: TaskSplit = "train"
+    decisions: int = 20  # moves per episode, spread evenly over the run, at least 1
+    max_move: float = GRUController.max_move  # change of the log learning rate at action 1, above 0
+    end_weight: float = 1.0  # additional weight of the whole run's improvement in the last reward, at least 0
+    split: TaskSplit = "train"  # which problems are drawn
 
     def __post_init__(self) -> None:
         if self.decisions < 1 or not self.max_move > 0 or not self.end_weight >= 0:

@@ -34,10 +34,10 @@ class EvolutionConfig:
 
     decisions: int = 20  # moves per episode
     sigma: float = 0.1  # standard deviation of the perturbation of every weight, above 0
-    sigma_end: float = 0.05  # where its geometric decay ends
-    lr: float = 0.02  # Adam's at the start; decays linearly to zero
+    sigma_end: float = 0.05  # end of the geometric decay of `sigma`
+    lr: float = 0.02  # learning rate of Adam at the start; decays linearly to zero
     decay_over: int = 0  # iterations that the two decays last; with 0 they last as long as the training says
-    betas: tuple[float, float] = (0.9, 0.99)  # Adam's
+    betas: tuple[float, float] = (0.9, 0.99)  # decay rates of Adam
     shape: Literal["rank", "scale"] = "rank"  # signed ranks of the differences, or these over their root mean square
 
     def __post_init__(self) -> None:

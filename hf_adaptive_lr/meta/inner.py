@@ -22,8 +22,8 @@ class InnerOptimizer:
 
     kind: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.0  # of SGD
-    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW, as the next
-    eps: float = 1e-8
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    eps: float = 1e-8  # of AdamW
     weight_decay: float = 0.0  # decoupled for AdamW, coupled for SGD
     max_grad_norm: float = 0.0  # clipping per run, 0 for none
 

@@ -29,11 +29,11 @@ class PPOConfig:
 
     decisions: int = 20  # moves per episode
     epochs: int = 4  # passes over each batch of episodes
-    minibatches: int = 1  # parts of the episodes that a pass is made in, each with a step of its own
+    minibatches: int = 1  # parts of the episodes that a pass is made in, each with a step of its own; 1 takes all
     clip: float = 0.2  # of the probability ratio; the paper's
     gamma: float = 1.0  # discount; 1 because the rewards telescope to the whole run
     lam: float = 0.95  # lambda of generalised advantage estimation
-    lr: float = 3e-3  # Adam's at the start; decays linearly to zero over the training
+    lr: float = 3e-3  # Adam's learning rate at the start; decays linearly to zero over the training
     value_weight: float = 0.5  # of the value loss
     entropy: float = 1e-3  # weight of the entropy bonus
     std: float = 0.5  # of the move before squashing, at the start; learned

@@ -48,8 +48,8 @@ class ScheduleConfig:
     gamma: float = 0.9  # discount, in [0, 1]
     clip: float = 0.2  # of the probability ratio, above 0
     passes: int = 10  # full-batch updates per iteration
-    actor_lr: float = 1e-3  # Adam's of the policy
-    critic_lr: float = 5e-3  # Adam's of the critic; 0.005 in the paper, 0.01 in the code
+    actor_lr: float = 1e-3  # learning rate of the policy's Adam
+    critic_lr: float = 5e-3  # learning rate of the critic's Adam; 0.005 in the paper, 0.01 in the code
     critic_width: int = 32  # of the critic's hidden layer
     max_grad_norm: float = 5.0  # each tensor of the policy's gradient is clipped to this L2 norm
     worst_loss: float = 100.0  # validation losses count as at most this (not in the paper)
@@ -83,7 +83,7 @@ class Played:
     features: Tensor  # (decisions + 1, runs, 9); the last are of the end of the run
     actions: Tensor  # (decisions, runs), as they were drawn
     multipliers: Tensor  # (decisions, runs), of the learning rate
-    losses: Tensor  # of validation, (decisions + 1, runs)
+    losses: Tensor  # validation losses, (decisions + 1, runs)
     lr_ratio: Tensor  # last learning rate over the first, (runs,)
     alive: Tensor  # which runs still have a finite loss, (runs,)
 

@@ -50,10 +50,9 @@ class Layout:
 class Net(ABC):
     """A network as a value: shapes of its weights and the function from weights and inputs to class scores.
 
-    Args:
-        shapes: of the weights, without the run dimension. Matrices are (inputs, outputs) and end in `.weight`; gains
-            of normalisation end in `.gain`, what is added in `.bias`, tables in `.table`.
-        gain: standard deviation of fresh matrices, times the root of their inputs.
+    Shapes are without the run dimension. Matrices are (inputs, outputs) and end in `.weight`; gains of normalisation
+    end in `.gain`, what is added in `.bias`, tables in `.table`. `gain` is the standard deviation of fresh matrices,
+    times the root of their inputs.
     """
 
     adaptable: tuple[str, ...] = ()
