@@ -159,9 +159,8 @@ def run(
                 progress = _progress(config, iteration, time.monotonic() - started)
                 # Every process has problems of its own.
                 index = iteration * world_size(None) + rank()
-                figures = trainer.iterate(
-                    suite.problems("train", index, config.runs, config.seed), iteration, progress
-                )
+                problems = suite.problems("train", index, config.runs, config.seed)
+                figures = trainer.iterate(problems, iteration, progress)
                 iteration += 1
                 curves.append({name: round(value, 6) for name, value in figures.items()})
                 seconds = time.monotonic() - started
@@ -169,9 +168,8 @@ def run(
                     by_time = max(iteration, round(iteration / share))
                     shown.total = by_time if config.iterations is None else min(config.iterations, by_time)
                 shown.update()
-                shown.set_postfix(
-                    {k: f"{v:.3g}" for k, v in figures.items() if k in ("return", "diverged")}, refresh=False
-                )
+                told = {k: f"{v:.3g}" for k, v in figures.items() if k in ("return", "diverged")}
+                shown.set_postfix(told, refresh=False)
                 for tracker in trackers:
                     tracker.log({f"train/{name}": value for name, value in figures.items()}, step=iteration)
                 whole = _checkpoint(trainer, config, iteration, curves, seconds)

@@ -134,7 +134,7 @@ class VectorRun:
         self.step += 1
 
     def advance(self, lr: Tensor, updates: int, *, gain: bool = True) -> None:
-        """Apply at least one update at learning rates of shape (runs,).
+        """Apply so many updates at learning rates of shape (runs,).
 
         `gain` measures the gain ratio of the last one, which costs a forward pass.
         """
