@@ -115,17 +115,10 @@ def is_own(text: str) -> bool:
 
 
 def load_own(text: str) -> Controller:
-    """The controller that a file defines, with its default config.
+    """The controller that "FILE.py:CLASS" defines, with its default config; file and hash are its `provenance`.
 
-    Args:
-        text: "FILE.py:CLASS".
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no such class in it, one that is no controller, or one that cannot be made without arguments.
-
-    Returns:
-        The controller; its `provenance` has the file and the hash of its text.
+    FileNotFoundError without the file; ValueError for no such class in it, one that is no controller, or one that
+    cannot be made without arguments.
     """
     path_text, _, name = text.rpartition(":")
     path = Path(path_text)
@@ -196,10 +189,8 @@ def _made_up(controller: Controller, batch_shape: tuple[int, ...]) -> Observatio
         field: full(10.0 if field == "classes" else 0.5, *((1,) if field.startswith("group_") else ()))
         for field in controller.needs & OPTIONAL_FIELDS.keys()
     }
-    groups = {"lrs": full(1e-3, 1), "base_lrs": full(1e-3, 1)}
-    return Observation(
-        step=10, total_steps=100, lr=full(1e-3), base_lr=full(1e-3), last_lr=full(1e-3), **groups, **fields
-    )
+    rates = {"lr": full(1e-3), "base_lr": full(1e-3), "last_lr": full(1e-3), "lrs": full(1e-3, 1)}
+    return Observation(step=10, total_steps=100, **rates, base_lrs=full(1e-3, 1), **fields)
 
 
 def _check_class(text: str, found: type[Controller]) -> None:
@@ -210,11 +201,8 @@ def _check_class(text: str, found: type[Controller]) -> None:
     if "controller_type" not in vars(found):
         raise ValueError(f"'{text}' has no controller_type of its own; add controller_type = \"my_name\" to the class")
     fields = {field.name for field in dataclasses.fields(found)}
-    unread = [
-        n
-        for n, kind in vars(found).get("__annotations__", {}).items()
-        if n not in fields and "ClassVar" not in str(kind)
-    ]
+    kinds = vars(found).get("__annotations__", {})
+    unread = [name for name, kind in kinds.items() if name not in fields and "ClassVar" not in str(kind)]
     if unread:
         raise ValueError(
             f"'{text}': '{unread[0]}' is no setting; put @dataclass(frozen=True, kw_only=True) above the class"

@@ -83,8 +83,7 @@ def check_agreement(rows: list[list[float]]) -> None:
         if row != rows[0]:
             raise RuntimeError(
                 f"ranks have drifted apart: (updates, learning rates) are {rows[0]} on rank 0 and {row} on rank "
-                f"{rank}; "
-                "every rank must step the same optimizer updates under the same controller and seed"
+                f"{rank}; every rank must step the same optimizer updates under the same controller and seed"
             )
 
 

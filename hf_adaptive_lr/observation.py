@@ -1,9 +1,8 @@
 """The signals of one update that a controller may see, each with its unit, range and moment of measurement.
 
 `Controller.decide` reads an [`Observation`] *before* update `t` is applied, `Controller.learn` an [`Outcome`] *after*
-it. Both serve one live run (0-d tensors) and hundreds of vectorised runs (a leading
-batch dimension), so feature code exists once. Only the optional fields that a controller names in `needs` are
-measured; the rest are None.
+it. Both serve one live run (0-d tensors) and hundreds of vectorised runs (a leading batch dimension), so feature code
+exists once. Only the optional fields that a controller names in `needs` are measured; the rest are None.
 """
 
 from __future__ import annotations
@@ -19,80 +18,71 @@ Value = float | tuple[float, ...]
 """A measured field: one number, or one for each parameter group."""
 
 
+_INF = float("inf")
+
+
 @dataclass(frozen=True)
 class FieldSpec:
     """Unit, range and moment of measurement of one field of [`Observation`] or [`Outcome`].
 
     Args:
         unit: physical unit, or "1" for a pure number.
+        measured: when, and over what, it is measured.
         low: smallest finite value.
         high: largest finite value.
         neutral: value when there is nothing to measure yet (`None`: such a decision cannot happen).
-        measured: when, and over what, it is measured.
         reads_gradients: whether the sensor reads `param.grad`, so that it cannot work on sharded gradients.
     """
 
     unit: str
-    low: float
-    high: float
-    neutral: float | None
     measured: str
+    low: float = -_INF
+    high: float = _INF
+    neutral: float | None = None
     reads_gradients: bool = False
 
 
-_INF = float("inf")
-_NAN = float("nan")
-
 OPTIONAL_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
     {
-        "loss": FieldSpec(
-            "loss", -_INF, _INF, None, "before update t: mean over its micro-batches (equal weights) and all ranks"
-        ),
+        "loss": FieldSpec("loss", "before update t: mean over its micro-batches (equal weights) and all ranks"),
         "eval_loss": FieldSpec(
-            "loss", -_INF, _INF, _NAN, "latest evaluation since the last decision; NaN when there was none"
+            "loss", "latest evaluation since the last decision; NaN when there was none", neutral=float("nan")
         ),
         "grad_norm": FieldSpec(
-            "loss / weight",
-            0.0,
-            _INF,
-            None,
-            "L2 norm of the gradient of batch t over all groups, before clipping",
-            True,
+            "loss / weight", "L2 norm of the gradient of batch t over all groups, before clipping", 0, _INF, None, True
         ),
         "alignment": FieldSpec(
-            "1", -1.0, 1.0, 0.0, "cosine of gradient t and the descent direction of update t-1, all groups", True
+            "1", "cosine of gradient t and the descent direction of update t-1, all groups", -1, 1, 0.0, True
         ),
         "update_ratio": FieldSpec(
             "1",
-            0.0,
+            "norm of update t-1 (decoupled decay left out) over the norm of the weights before update t",
+            0,
             _INF,
             0.0,
-            "norm of update t-1 (decoupled decay left out) over the norm of the weights before update t",
         ),
         "gain_ratio": FieldSpec(
             "1",
-            -_INF,
-            _INF,
-            1.0,
             "update t-1: loss decrease on its own batch over the decrease the gradient promised",
-            True,
+            neutral=1.0,
+            reads_gradients=True,
         ),
         "slope": FieldSpec(
-            "loss / lr", -_INF, _INF, 0.0, "gradient t times the descent direction of update t-1, all groups", True
+            "loss / lr", "gradient t times the descent direction of update t-1, all groups", -_INF, _INF, 0.0, True
         ),
-        "group_alignment": FieldSpec("1", -1.0, 1.0, 0.0, "alignment of every parameter group by itself", True),
-        "group_slope": FieldSpec("loss / lr", -_INF, _INF, 0.0, "slope of every parameter group by itself", True),
-        "classes": FieldSpec("1", 2.0, _INF, None, "number of classes that the model tells apart"),
+        "group_alignment": FieldSpec("1", "alignment of every parameter group by itself", -1, 1, 0.0, True),
+        "group_slope": FieldSpec("loss / lr", "slope of every parameter group by itself", -_INF, _INF, 0.0, True),
+        "classes": FieldSpec("1", "number of classes that the model tells apart", 2),
         "prediction_variance": FieldSpec(
-            "1", 0.0, 0.25, None, "variance of the class probabilities of update t's last micro-batch on rank 0"
+            "1", "variance of the class probabilities of update t's last micro-batch on rank 0", 0, 0.25
         ),
         "prediction_change": FieldSpec(
-            "1", 0.0, 1.0, None, "variance of their difference to those of the decision before, row by row"
+            "1", "variance of their difference to those of the decision before, row by row", 0, 1
         ),
-        "penultimate_mean": FieldSpec("weight", -_INF, _INF, None, "mean of the weight matrix before the head's"),
-        "penultimate_variance": FieldSpec("weight^2", 0.0, _INF, None, "variance of its entries"),
-        "head_mean": FieldSpec("weight", -_INF, _INF, None, "mean of the last weight matrix of the model"),
-        "head_variance": FieldSpec("weight^2", 0.0, _INF, None, "variance of its entries"),
+        "penultimate_mean": FieldSpec("weight", "mean of the weight matrix before the head's"),
+        "penultimate_variance": FieldSpec("weight^2", "variance of its entries", 0),
+        "head_mean": FieldSpec("weight", "mean of the last weight matrix of the model"),
+        "head_variance": FieldSpec("weight^2", "variance of its entries", 0),
     }
 )
 """The optional fields of [`Observation`], by name."""
@@ -102,11 +92,11 @@ PER_GROUP: frozenset[str] = frozenset({"group_alignment", "group_slope"})
 
 OUTCOME_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
     {
-        "loss_before": FieldSpec("loss", -_INF, _INF, None, "last micro-batch of update t, at the weights before it"),
-        "loss_after": FieldSpec("loss", -_INF, _INF, None, "the same micro-batch and dropout mask, after update t"),
-        "loss_other": FieldSpec("loss", -_INF, _INF, None, "another training batch, after update t"),
+        "loss_before": FieldSpec("loss", "last micro-batch of update t, at the weights before it"),
+        "loss_after": FieldSpec("loss", "the same micro-batch and dropout mask, after update t"),
+        "loss_other": FieldSpec("loss", "another training batch, after update t"),
         "meta_inner": FieldSpec(
-            "loss / lr", -_INF, _INF, None, "gradient of a meta batch after update t times the direction of update t"
+            "loss / lr", "gradient of a meta batch after update t times the direction of update t"
         ),
     }
 )
@@ -199,17 +189,7 @@ class Observation:
         return (torch.as_tensor(count, dtype=self.lr.dtype, device=self.lr.device) / total).expand(self.lr.shape)
 
     def require(self, name: str) -> Tensor:
-        """The optional field `name`, or a ValueError with the way to have it measured.
-
-        Args:
-            name: one of [`OPTIONAL_FIELDS`].
-
-        Returns:
-            The field's tensor, of `batch_shape`.
-
-        Raises:
-            ValueError: the field was not measured.
-        """
+        """The optional field of this name, of `batch_shape`; the ValueError says how to have it measured."""
         value: Tensor | None = getattr(self, name)
         if value is None:
             raise ValueError(

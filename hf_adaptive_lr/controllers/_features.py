@@ -83,7 +83,7 @@ def encode(obs: Observation, history: Mapping[str, Tensor]) -> tuple[Tensor, dic
         norm - history["norm"].where(~start, norm),
         obs.require("alignment").float(),
         torch.where(obs.require("update_ratio") > 0, (ratio + 7.0) / 2, torch.zeros_like(ratio)),
-        _gain(obs, loss),
+        torch.zeros_like(loss) if obs.gain_ratio is None else obs.gain_ratio.float().clamp(-2, 2) - 1,
         progress,
         (remaining + 1e-3).log() / 2,
         history["move"],
@@ -100,12 +100,6 @@ def encode(obs: Observation, history: Mapping[str, Tensor]) -> tuple[Tensor, dic
         "seen": history["seen"] + 1,
     }
     return features, after
-
-
-def _gain(obs: Observation, like: Tensor) -> Tensor:
-    if obs.gain_ratio is None:  # for controllers without it
-        return torch.zeros_like(like)
-    return obs.gain_ratio.float().clamp(-2, 2) - 1
 
 
 def encode_steering(

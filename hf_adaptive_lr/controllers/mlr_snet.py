@@ -266,9 +266,7 @@ class MLRSNet(Controller):
         """The frozen controller that one run learned, without its `classes` and `initial_loss`.
 
         It has three snapshots, or one if the run's length was unknown; those whose time had not come are the newest.
-
-        Raises:
-            ValueError: the state is of a controller that did not learn, or of many runs.
+        ValueError for the state of a controller that did not learn, or of many runs.
         """
         if "theta" not in state or state["theta"].ndim != 1:
             raise ValueError("harvest takes the state of one run of MLRSNet(meta_learn=True), without a run dimension")

@@ -87,16 +87,7 @@ class PLRS(Controller):
 
     @classmethod
     def from_bounds(cls, base_lr: float, l_min: float, l_max: float) -> Self:
-        """The controller that draws from the paper's absolute bounds.
-
-        Args:
-            base_lr: learning rate of the optimizer's group 0, above 0.
-            l_min: L_min, in (0, l_max].
-            l_max: L_max.
-
-        Raises:
-            ValueError: a value out of range.
-        """
+        """Draws from the paper's absolute bounds, 0 < l_min <= l_max; `base_lr`, above 0, is of the group 0."""
         if not base_lr > 0:
             raise ValueError(f"{cls.__name__}: base_lr={base_lr} must be above 0; pass the optimizer's learning rate")
         return cls(low=l_min / base_lr, high=l_max / base_lr)
@@ -112,11 +103,7 @@ class PLRS(Controller):
         return (self.high - self.low) ** 2 / 12
 
     def widened(self, times: float) -> Self:
-        """The control with the same mean and `times` the width, at least 0; 0 is the constant mean.
-
-        Raises:
-            ValueError: it would reach down to 0.
-        """
+        """The control with the same mean and `times` the width, 0: constant; ValueError if it reaches down to 0."""
         half = times * (self.high - self.low) / 2
         return self.replace(low=self.mean_factor - half, high=self.mean_factor + half)
 

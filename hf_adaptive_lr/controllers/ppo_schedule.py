@@ -43,6 +43,8 @@ FEATURES = (
 )
 """Inputs of the policy, in the order of the authors' code; w1 is the last weight matrix but one, w2 the last."""
 
+_PREDICTIONS = {"log_variance": "prediction_variance", "log_change": "prediction_change"}
+_MATRICES = ("penultimate_mean", "penultimate_variance", "head_mean", "head_variance")
 _LOW, _HIGH, _NEUTRAL, _STEP = -0.2, 0.5, 0.15, 0.1  # of the action; the authors' code, the paper only says "scaling"
 _DECAY, _FLOOR = 0.8, 1e-10  # of the averages per decision, and the number added to a variance; the authors' code
 _LIMIT = 1e3
@@ -80,18 +82,7 @@ class PPOSchedule(Controller):
         "Xu, Zhen and Dai, Andrew M. and Kemp, Jonas and Metz, Luke",
         2019,
     )
-    needs = frozenset(
-        {
-            "eval_loss",
-            "prediction_variance",
-            "prediction_change",
-            "loss",
-            "penultimate_mean",
-            "penultimate_variance",
-            "head_mean",
-            "head_variance",
-        }
-    )
+    needs = frozenset({"eval_loss", "loss", *_PREDICTIONS.values(), *_MATRICES})
     learned = True
     fresh_eval = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -123,14 +114,8 @@ class PPOSchedule(Controller):
     ) -> dict[str, Tensor]:
         """Untrained weights: TensorFlow's defaults, as the paper names none.
 
-        Matrices are Glorot-uniform (Glorot & Bengio 2010, eq. 16), biases zero, an LSTM's forget gate one.
-
-        Args:
-            hidden_size: as in the config.
-            recurrent: as in the config.
-            bias: of the output. 0.15 starts near a constant learning rate, the default 0 near a decay of 1.5 % a
-                decision.
-            seed: of the draw.
+        Matrices are Glorot-uniform (Glorot & Bengio 2010, eq. 16), biases zero, an LSTM's forget gate one. A `bias` of
+        the output of 0.15 starts near a constant learning rate, the default 0 near a decay of 1.5 % a decision.
         """
         generator = torch.Generator().manual_seed(seed)
         out = {}
@@ -174,11 +159,10 @@ class PPOSchedule(Controller):
         first, found = state["decided"] == 0, obs.require("eval_loss")
         eval_loss = torch.where(found.isnan(), state["eval_loss"], found)
         averages = {}
-        for kept, field in (("log_variance", "prediction_variance"), ("log_change", "prediction_change")):
+        for kept, field in _PREDICTIONS.items():
             now = (obs.require(field) + _FLOOR).log()
             averages[kept] = now if first else _DECAY * state[kept] + (1 - _DECAY) * now
-        matrices = ("penultimate_mean", "penultimate_variance", "head_mean", "head_variance")
-        weights = [obs.require(name) for name in matrices]
+        weights = [obs.require(name) for name in _MATRICES]
         columns = [eval_loss, *averages.values(), obs.require("loss"), *weights, obs.lr]
         features = torch.stack([column.float() for column in columns], dim=-1)
         features = torch.ones_like(features) if first else features.nan_to_num(0.0).clamp(-_LIMIT, _LIMIT)

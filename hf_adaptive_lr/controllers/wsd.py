@@ -46,9 +46,7 @@ class WarmupStableDecay(Controller):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(
-            self, "decay_fraction", self.decay_fraction, 1e-6, 1.0, hint="1 decays from the start, like linear"
-        )
+        check_range(self, "decay_fraction", self.decay_fraction, 1e-6, 1.0, hint="1 decays from the start, as linear")
         check_range(self, "final_factor", self.final_factor, 0.0, 1.0, hint="0 decays to zero")
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:

@@ -28,34 +28,23 @@ from .problem import Problem
 from .tasks import make_task
 from .tasks.base import Split
 from .unroll import UnrolledRun, detached
-from .vector_run import VectorRun
 from .weights import WeightTrainer
 
 
 @dataclass(frozen=True)
 class BilevelConfig:
-    """Settings of the trainer.
+    """Settings of the trainer."""
 
-    Args:
-        decisions: moves per episode.
-        window: decisions of one truncation, K.
-        unroll: updates after the last decision of a window before the held-out loss is taken, at most as many as the
-            decision holds; 1 with `window=1` is the cheap form.
-        cheap: use the cheap form where it is exact; False always goes through autograd.
-        split: data of the held-out loss.
-        lr: Adam's learning rate.
-        betas: Adam's decay rates.
-        limit: bound on every |d log L / d log lr| of one run and decision, above 0.
-    """
-
-    decisions: int = 20
-    window: int = 1
+    decisions: int = 20  # moves per episode
+    window: int = 1  # decisions of one truncation, K
+    # Updates after the last decision of a window before the held-out loss is taken, at most as many as the decision
+    # holds; 1 with `window=1` is the cheap form.
     unroll: int = 1
-    cheap: bool = True
-    split: Split = "outer_valid"
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    limit: float = 1.0
+    cheap: bool = True  # use the cheap form where it is exact; False always goes through autograd
+    split: Split = "outer_valid"  # data of the held-out loss
+    lr: float = 1e-3  # learning rate of Adam
+    betas: tuple[float, float] = (0.9, 0.99)  # decay rates of Adam
+    limit: float = 1.0  # bound on every |d log L / d log lr| of one run and decision, above 0
 
     def __post_init__(self) -> None:
         if min(self.decisions, self.window, self.unroll) < 1 or not (self.lr > 0 and self.limit > 0):
@@ -158,14 +147,14 @@ class BilevelTrainer(WeightTrainer):
         held-out loss over all windows; `iteration` and `progress` are not used.
         """
         plays = [Windows(problem, self.start, self.config, self.seed) for problem in problems]
-        starts = [_log_loss(play.run, self.config.split) for play in plays]
+        starts = [play.run.log_loss(self.config.split) for play in plays]
         objectives = []
         while plays[0].left:
             found = [play.gradients(self.weights) for play in plays]
             mean = {k: torch.stack([gradients[k] for _, gradients in found]).mean(0) for k in self.weights}
             self.descend(mean)
             objectives += [objective for objective, _ in found]
-        ends = [_log_loss(play.run, self.config.split) for play in plays]
+        ends = [play.run.log_loss(self.config.split) for play in plays]
         change = torch.cat(starts) - torch.cat(ends)
         return {
             "return": float(change.clamp(-RISE, FALL).mean()),
@@ -173,7 +162,3 @@ class BilevelTrainer(WeightTrainer):
             "meta_loss": float(torch.stack([o.double() for o in objectives]).mean()),
             "inner_steps": float(sum(p.task.runs * p.total_steps for p in problems)),
         }
-
-
-def _log_loss(run: VectorRun, split: Split) -> Tensor:
-    return run.evaluate(split).double().clamp_min(1e-30).log()

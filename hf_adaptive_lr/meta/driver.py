@@ -6,11 +6,10 @@ curves) and `checkpoint.pt` to resume from.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -154,28 +153,33 @@ def run(
     trackers = _trackers(config, trainer.method)
     shown = tqdm(total=config.iterations, initial=iteration, unit="it", disable=not bar or rank() > 0)
     whole: dict[str, Any] = {}  # checkpoint of the last whole iteration
-    with shown, _saved_when_interrupted(config, lambda: whole):
-        while not _finished(config, iteration, time.monotonic() - started):
-            progress = _progress(config, iteration, time.monotonic() - started)
-            # Every process has problems of its own.
-            index = iteration * world_size(None) + rank()
-            figures = trainer.iterate(suite.problems("train", index, config.runs, config.seed), iteration, progress)
-            iteration += 1
-            curves.append({name: round(value, 6) for name, value in figures.items()})
-            seconds = time.monotonic() - started
-            if config.minutes is not None and (share := seconds / (60 * config.minutes)) > 0:
-                by_time = max(iteration, round(iteration / share))
-                shown.total = by_time if config.iterations is None else min(config.iterations, by_time)
-            shown.update()
-            shown.set_postfix(
-                {k: f"{v:.3g}" for k, v in figures.items() if k in ("return", "diverged")}, refresh=False
-            )
-            for tracker in trackers:
-                tracker.log({f"train/{name}": value for name, value in figures.items()}, step=iteration)
-            whole = _checkpoint(trainer, config, iteration, curves, seconds)
-            if time.monotonic() - last_saved > config.checkpoint_seconds:
-                _save_checkpoint(config, whole)
-                last_saved = time.monotonic()
+    try:
+        with shown:
+            while not _finished(config, iteration, time.monotonic() - started):
+                progress = _progress(config, iteration, time.monotonic() - started)
+                # Every process has problems of its own.
+                index = iteration * world_size(None) + rank()
+                problems = suite.problems("train", index, config.runs, config.seed)
+                figures = trainer.iterate(problems, iteration, progress)
+                iteration += 1
+                curves.append({name: round(value, 6) for name, value in figures.items()})
+                seconds = time.monotonic() - started
+                if config.minutes is not None and (share := seconds / (60 * config.minutes)) > 0:
+                    by_time = max(iteration, round(iteration / share))
+                    shown.total = by_time if config.iterations is None else min(config.iterations, by_time)
+                shown.update()
+                told = {k: f"{v:.3g}" for k, v in figures.items() if k in ("return", "diverged")}
+                shown.set_postfix(told, refresh=False)
+                for tracker in trackers:
+                    tracker.log({f"train/{name}": value for name, value in figures.items()}, step=iteration)
+                whole = _checkpoint(trainer, config, iteration, curves, seconds)
+                if time.monotonic() - last_saved > config.checkpoint_seconds:
+                    _save_checkpoint(config, whole)
+                    last_saved = time.monotonic()
+    except KeyboardInterrupt:
+        if whole:  # half of an iteration would not resume exactly
+            _save_checkpoint(config, whole)
+        raise
     for tracker in trackers:
         tracker.finish()
     whole = _checkpoint(trainer, config, iteration, curves, time.monotonic() - started)
@@ -224,17 +228,6 @@ def _progress(config: DriverConfig, iteration: int, seconds: float) -> float:
 
 def _identity(config: DriverConfig, method: str) -> dict[str, Any]:
     return {"method": method, "suite": config.suite, "runs": config.runs, "seed": config.seed}
-
-
-@contextlib.contextmanager
-def _saved_when_interrupted(config: DriverConfig, whole: Callable[[], dict[str, Any]]) -> Iterator[None]:
-    """On Ctrl-C save the state after the last whole iteration; half of one would not resume exactly."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if last := whole():
-            _save_checkpoint(config, last)
-        raise
 
 
 def _checkpoint(

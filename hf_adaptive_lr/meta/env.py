@@ -37,19 +37,12 @@ Rewards: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """Settings of the environment.
+    """Settings of the environment."""
 
-    Args:
-        decisions: moves per episode, spread evenly over the run, at least 1.
-        max_move: change of the log learning rate at action 1, above 0; by default as `gru` has it.
-        end_weight: additional weight of the whole run's improvement in the last reward, at least 0.
-        split: which problems are drawn.
-    """
-
-    decisions: int = 20
-    max_move: float = GRUController.max_move
-    end_weight: float = 1.0
-    split: TaskSplit = "train"
+    decisions: int = 20  # moves per episode, spread evenly over the run, at least 1
+    max_move: float = GRUController.max_move  # change of the log learning rate at action 1, above 0
+    end_weight: float = 1.0  # additional weight of the whole run's improvement in the last reward, at least 0
+    split: TaskSplit = "train"  # which problems are drawn
 
     def __post_init__(self) -> None:
         if self.decisions < 1 or not self.max_move > 0 or not self.end_weight >= 0:
@@ -142,17 +135,13 @@ class LREnv(VectorEnv[Floats, Floats, NDArray[Any]]):
     ) -> tuple[Floats, dict[str, Any]]:
         """Start new episodes in all runs."""
         super().reset(seed=seed)
-        problems = (options or {}).get("problems") or self._draw_problems()
+        problems = (options or {}).get("problems") or _draw(self.np_random, self.suite, self.config.split, self.runs)
         plays = [_Play(problem, self.config) for problem in problems]
         count = sum(play.episode.run.task.runs for play in plays)
         if count != self.num_envs:
             raise ValueError(f"the problems have {count} runs, this environment has {self.num_envs}")
         self._plays = plays
         return self._features(), self._infos()
-
-    def _draw_problems(self) -> list[Problem]:
-        random: np.random.Generator = self.np_random
-        return _draw(random, self.suite, self.config.split, self.runs)
 
     def step(self, actions: Floats) -> tuple[Floats, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """One decision in every run; `actions` of shape (num_envs, 1) are clipped to [-1, 1]."""

@@ -60,7 +60,7 @@ class Episode:
             self.stretches = stretches_of(controller, total, decisions, hidden=run.hidden)
         self.taken = 0
         self.lr = run.base_lr
-        self.start = run.evaluate(split).double().clamp_min(1e-30).log()
+        self.start = run.log_loss(split)
         self.value = self.start
 
     @property
@@ -85,7 +85,7 @@ class Episode:
         self.lr = lr.clamp(MIN_LR, MAX_LR)
         self.run.advance(self.lr, self.stretches[self.taken])
         self.taken += 1
-        before, now = self.value, self.run.evaluate(self.split).double().clamp_min(1e-30).log()
+        before, now = self.value, self.run.log_loss(self.split)
         self.value = torch.minimum(torch.maximum(now, self.start - FALL), self.start + RISE)
         return before - self.value
 

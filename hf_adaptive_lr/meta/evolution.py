@@ -30,25 +30,15 @@ from .weights import WeightTrainer
 
 @dataclass(frozen=True)
 class EvolutionConfig:
-    """Settings of the trainer.
+    """Settings of the trainer."""
 
-    Args:
-        decisions: moves per episode.
-        sigma: standard deviation of the perturbation of every weight, above 0.
-        sigma_end: end of the geometric decay of `sigma` over `decay_over` iterations.
-        lr: Adam's learning rate at the start; decays linearly to zero over `decay_over` iterations.
-        decay_over: iterations that the two decays last; with 0 they last as long as the training says.
-        betas: Adam's decay rates.
-        shape: "rank" for signed ranks of the differences, "scale" for the differences over their root mean square.
-    """
-
-    decisions: int = 20
-    sigma: float = 0.1
-    sigma_end: float = 0.05
-    lr: float = 0.02
-    decay_over: int = 0
-    betas: tuple[float, float] = (0.9, 0.99)
-    shape: Literal["rank", "scale"] = "rank"
+    decisions: int = 20  # moves per episode
+    sigma: float = 0.1  # standard deviation of the perturbation of every weight, above 0
+    sigma_end: float = 0.05  # end of the geometric decay of `sigma`
+    lr: float = 0.02  # learning rate of Adam at the start; decays linearly to zero
+    decay_over: int = 0  # iterations that the two decays last; with 0 they last as long as the training says
+    betas: tuple[float, float] = (0.9, 0.99)  # decay rates of Adam
+    shape: Literal["rank", "scale"] = "rank"  # signed ranks of the differences, or these over their root mean square
 
     def __post_init__(self) -> None:
         if not (self.sigma > 0 and self.sigma_end > 0 and self.lr > 0 and self.decisions > 0 and self.decay_over >= 0):

@@ -18,23 +18,14 @@ from ..sensors.gradients import adam_direction, sgd_direction
 
 @dataclass(frozen=True)
 class InnerOptimizer:
-    """SGD or AdamW of many runs, equal to torch's optimizers run by run.
-
-    Args:
-        kind: "sgd" or "adamw".
-        momentum: of SGD.
-        betas: of AdamW.
-        eps: of AdamW.
-        weight_decay: decoupled for AdamW, coupled for SGD.
-        max_grad_norm: clipping per run, 0 for none.
-    """
+    """SGD or AdamW of many runs, equal to torch's optimizers run by run."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 0.0
+    momentum: float = 0.0  # of SGD
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    eps: float = 1e-8  # of AdamW
+    weight_decay: float = 0.0  # decoupled for AdamW, coupled for SGD
+    max_grad_norm: float = 0.0  # clipping per run, 0 for none
 
     def init(self, weights: Tensor) -> dict[str, Tensor]:
         """State before the first update."""

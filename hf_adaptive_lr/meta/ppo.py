@@ -25,38 +25,24 @@ from .weights import check_settings, settings_of
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """Settings of the trainer.
+    """Settings of the trainer."""
 
-    Args:
-        decisions: moves per episode.
-        epochs: passes over each batch of episodes.
-        minibatches: parts of the episodes that a pass is made in, each with a step of its own; 1 takes all at once.
-        clip: of the probability ratio (paper: 0.2).
-        gamma: discount; 1 because the rewards telescope to the whole run.
-        lam: lambda of generalised advantage estimation.
-        lr: Adam's learning rate at the start; decays linearly to zero over the training.
-        value_weight: weight of the value loss.
-        entropy: weight of the entropy bonus.
-        std: initial standard deviation of the move before squashing; learned.
-        max_grad_norm: clipping of the trainer's own gradients.
-        scatter: largest log of the factor, up and down, between the first update of three quarters of the runs and the
-            usual one; for controllers that choose it themselves.
-        even: whether to divide the rewards of each problem by their standard deviation over the runs, so that a
-            family whose losses fall by much does not outweigh the others.
-    """
-
-    decisions: int = 20
-    epochs: int = 4
-    minibatches: int = 1
-    clip: float = 0.2
-    gamma: float = 1.0
-    lam: float = 0.95
-    lr: float = 3e-3
-    value_weight: float = 0.5
-    entropy: float = 1e-3
-    std: float = 0.5
-    max_grad_norm: float = 0.5
+    decisions: int = 20  # moves per episode
+    epochs: int = 4  # passes over each batch of episodes
+    minibatches: int = 1  # parts of the episodes that a pass is made in, each with a step of its own; 1 takes all
+    clip: float = 0.2  # of the probability ratio; the paper's
+    gamma: float = 1.0  # discount; 1 because the rewards telescope to the whole run
+    lam: float = 0.95  # lambda of generalised advantage estimation
+    lr: float = 3e-3  # Adam's learning rate at the start; decays linearly to zero over the training
+    value_weight: float = 0.5  # of the value loss
+    entropy: float = 1e-3  # weight of the entropy bonus
+    std: float = 0.5  # of the move before squashing, at the start; learned
+    max_grad_norm: float = 0.5  # clipping of the trainer's own gradients
+    # Largest log of the factor, up and down, between the first update of three quarters of the runs and the usual one;
+    # for controllers that choose it themselves.
     scatter: float = 0.0
+    # Whether to divide the rewards of each problem by their standard deviation over the runs, so that a family whose
+    # losses fall by much does not outweigh the others.
     even: bool = False
 
     @classmethod
@@ -84,12 +70,8 @@ class Rollout:
 
     def padded(self, decisions: int) -> Rollout:
         """The rollout with zeros up to this many decisions."""
-        missing = decisions - len(self.rewards)
-        return Rollout(*(_padded(getattr(self, f.name), missing) for f in fields(self)))
-
-
-def _padded(values: Tensor, missing: int) -> Tensor:
-    return torch.cat((values, values.new_zeros(missing, *values.shape[1:])))
+        missing, columns = decisions - len(self.rewards), (getattr(self, f.name) for f in fields(self))
+        return Rollout(*(torch.cat((values, values.new_zeros(missing, *values.shape[1:]))) for values in columns))
 
 
 def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -120,10 +102,6 @@ class Agent(nn.Module):
         self.value_rnn = nn.GRU(controller.n_features, controller.hidden_size)
         self.value_head = nn.Linear(controller.hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
-
-    def params(self) -> dict[str, Tensor]:
-        """The weights to publish."""
-        return {k: v.detach().clone() for k, v in self.policy.items()}
 
     def means(self, features: Tensor) -> Tensor:
         """Mean moves before squashing for whole episodes: (steps, runs, features) to (steps, runs)."""
@@ -240,7 +218,7 @@ class PPOTrainer:
 
     def controller(self) -> RecurrentController:
         """The controller with its current weights."""
-        return self.agent.controller.replace(params=self.agent.params())
+        return self.agent.controller.replace(params={k: v.detach().clone() for k, v in self.agent.policy.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to continue bit for bit: tensors and numbers."""

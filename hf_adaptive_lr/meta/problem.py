@@ -17,26 +17,17 @@ from .vector_run import VectorRun
 
 @dataclass(frozen=True)
 class Problem:
-    """One batch of runs to train, rebuilt exactly from its JSON.
-
-    Args:
-        task: the problems and their seed.
-        optimizer: inner optimizer.
-        total_steps: horizon, in updates, at least 1.
-        low_lr: smallest initial learning rate.
-        high_lr: largest; each run draws its own, log-uniformly, from the task's seed.
-        ballast: smallest and largest factor of the weights' norm as observed, drawn likewise. Above 1 it is as if
-            there were more weights that nothing moves, such as the embeddings of words that do not occur.
-        hidden: whether the horizon is hidden from controllers.
-    """
+    """One batch of runs to train, rebuilt exactly from its JSON."""
 
     task: TaskSpec
     optimizer: InnerOptimizer = field(default_factory=InnerOptimizer)
-    total_steps: int = 200
-    low_lr: float = 1e-4
-    high_lr: float = 1.0
+    total_steps: int = 200  # horizon, in updates, at least 1
+    low_lr: float = 1e-4  # every run draws its initial learning rate from this
+    high_lr: float = 1.0  # to this one, log-uniformly, from the task's seed
+    # Smallest and largest factor of the weights' norm as observed, drawn likewise. Above 1 it is as if there were more
+    # weights that nothing moves, such as the embeddings of words that do not occur.
     ballast: tuple[float, float] = (1.0, 1.0)
-    hidden: bool = False
+    hidden: bool = False  # whether the horizon is hidden from controllers
 
     def start(self) -> VectorRun:
         """The runs, before their first update."""

@@ -39,29 +39,20 @@ from .weights import check_settings, settings_of
 class ScheduleConfig:
     """Settings of the trainer; the defaults are the paper's, and the authors' code's where the paper names none.
 
-    Args:
-        gamma: discount, in [0, 1].
-        clip: of the probability ratio, above 0.
-        passes: full-batch updates per iteration.
-        actor_lr: Adam's learning rate of the policy.
-        critic_lr: Adam's learning rate of the critic; 0.005 in the paper, 0.01 in the code.
-        critic_width: of the critic's hidden layer.
-        max_grad_norm: each tensor of the policy's gradient is clipped to this L2 norm.
-        worst_loss: validation losses count as at most this (not in the paper).
-        ratio_bug: evaluate both densities of w at the multiplier m(a), which is near 1, instead of at the sampled a
-            (near the mean), as the authors' code does. Where the mean is more than about 0.7 away from 1 both are
-            below 1e-10 (7.7e-22 at a distance of 1), so w is 1 and nothing is learned; elsewhere the mean is pushed
-            to or from 1 whatever was drawn. Only to reproduce the authors' results.
+    `ratio_bug` evaluates both densities of w at the multiplier m(a), which is near 1, instead of at the sampled a
+    (near the mean), as the authors' code does. Where the mean is more than about 0.7 away from 1 both are below 1e-10
+    (7.7e-22 at a distance of 1), so w is 1 and nothing is learned; elsewhere the mean is pushed to or from 1 whatever
+    was drawn. Only to reproduce the authors' results.
     """
 
-    gamma: float = 0.9
-    clip: float = 0.2
-    passes: int = 10
-    actor_lr: float = 1e-3
-    critic_lr: float = 5e-3
-    critic_width: int = 32
-    max_grad_norm: float = 5.0
-    worst_loss: float = 100.0
+    gamma: float = 0.9  # discount, in [0, 1]
+    clip: float = 0.2  # of the probability ratio, above 0
+    passes: int = 10  # full-batch updates per iteration
+    actor_lr: float = 1e-3  # learning rate of the policy's Adam
+    critic_lr: float = 5e-3  # learning rate of the critic's Adam; 0.005 in the paper, 0.01 in the code
+    critic_width: int = 32  # of the critic's hidden layer
+    max_grad_norm: float = 5.0  # each tensor of the policy's gradient is clipped to this L2 norm
+    worst_loss: float = 100.0  # validation losses count as at most this (not in the paper)
     ratio_bug: bool = False
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -87,23 +78,14 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class Played:
-    """The episodes of one problem, time first.
+    """The episodes of one problem, time first."""
 
-    Args:
-        features: (decisions + 1, runs, 9); the last are of the end of the run.
-        actions: (decisions, runs), as they were drawn.
-        multipliers: (decisions, runs), of the learning rate.
-        losses: validation losses, (decisions + 1, runs).
-        lr_ratio: last learning rate over the first, (runs,).
-        alive: which runs still have a finite loss, (runs,).
-    """
-
-    features: Tensor
-    actions: Tensor
-    multipliers: Tensor
-    losses: Tensor
-    lr_ratio: Tensor
-    alive: Tensor
+    features: Tensor  # (decisions + 1, runs, 9); the last are of the end of the run
+    actions: Tensor  # (decisions, runs), as they were drawn
+    multipliers: Tensor  # (decisions, runs), of the learning rate
+    losses: Tensor  # validation losses, (decisions + 1, runs)
+    lr_ratio: Tensor  # last learning rate over the first, (runs,)
+    alive: Tensor  # which runs still have a finite loss, (runs,)
 
 
 @torch.no_grad()

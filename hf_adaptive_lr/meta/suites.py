@@ -34,7 +34,7 @@ _DIGEST_DRAWS = 8
 class Suite:
     """A named mixture of families, each a function that draws a problem."""
 
-    name: str
+    name: str  # as on the command line
     draws: tuple[Draw, ...]
 
     def problems(self, split: TaskSplit, index: int, runs: int, seed: int = 0) -> list[Problem]:

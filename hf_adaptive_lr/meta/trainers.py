@@ -35,6 +35,12 @@ def make_trainer(
 
     Raises:
         ValueError: `controller_kwargs` is no JSON object, or has a field or value that the controller does not take.
+
+    Example:
+        >>> from hf_adaptive_lr.meta.suites import SUITES
+        >>> trainer = make_trainer("ppo", hidden_size=4, seed=0)
+        >>> sorted(trainer.iterate(SUITES["quadratic"].problems("train", 0, 4), 0))
+        ['diverged', 'inner_steps', 'policy_loss', 'return', 'value_loss']
     """
     from ..controllers import GRUController, PPOSchedule, Universal
     from ..hub.config import configure

@@ -21,14 +21,7 @@ _USUAL = frozenset({"loss", "grad_norm", "alignment", "update_ratio", "gain_rati
 
 
 class VectorRun:
-    """Independent runs of one task that advance together.
-
-    Args:
-        task: the problems.
-        optimizer: inner optimizer.
-        base_lr: learning rate that each run starts from, of shape (runs,).
-        total_steps: length of the runs, in updates.
-    """
+    """Independent runs of one task that advance together, each from its own learning rate in `base_lr`, (runs,)."""
 
     def __init__(self, task: Task, optimizer: InnerOptimizer, base_lr: Tensor, total_steps: int) -> None:
         self.task, self.optimizer, self.total_steps = task, optimizer, total_steps
@@ -141,7 +134,7 @@ class VectorRun:
         self.step += 1
 
     def advance(self, lr: Tensor, updates: int, *, gain: bool = True) -> None:
-        """Apply at least one update at learning rates of shape (runs,).
+        """Apply so many updates at learning rates of shape (runs,).
 
         `gain` measures the gain ratio of the last one, which costs a forward pass.
         """
@@ -155,6 +148,10 @@ class VectorRun:
         loss = self.task.evaluate(self.weights, split)
         bad = torch.full_like(loss, _WORST)
         return torch.where(torch.isfinite(loss) & self.alive, loss, bad).clamp(max=_WORST)
+
+    def log_loss(self, split: Split) -> Tensor:
+        """Logarithm of that loss, in float64."""
+        return self.evaluate(split).double().clamp_min(1e-30).log()
 
 
 def _variance(values: Tensor) -> Tensor:

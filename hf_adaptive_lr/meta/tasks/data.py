@@ -100,8 +100,8 @@ class Vectors:
     """A random two-layer network that labels gaussian vectors; `mix`, (runs, dims, dims), correlates the inputs."""
 
     mix: Tensor
-    hidden: Tensor
-    readout: Tensor
+    hidden: Tensor  # (runs, dims, dims)
+    readout: Tensor  # (runs, dims, classes)
 
     @classmethod
     def draw(cls, generator: torch.Generator, runs: int, dims: int, classes: int, *, correlated: bool) -> Vectors:

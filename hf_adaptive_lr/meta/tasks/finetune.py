@@ -67,12 +67,10 @@ def pretrain(source: str, steps: int) -> Bodies:
 class FinetuneTask(Supervised):
     """Fine-tuning of pretrained bodies to another target; all runs share the shape.
 
-    Args:
-        spec: `config` may hold the keys of `defaults`: `body` is `mlp` or `transformer`; `norm`, `heads`, `length`,
-            `vocab`, `rule` (of the target) and `source_rule` are the transformer's, `activation`, `layer_norm` and
-            `dims` the MLP's; `rank` is that of the adapters, 0 to train all weights; `shift` moves the inputs
-            (standard deviations of the mean of vectors, missing share of the vocabulary); `bodies` distinct
-            bodies come from `body_seed`.
+    `config` may hold the keys of `defaults`: `body` is `mlp` or `transformer`; `norm`, `heads`, `length`, `vocab`,
+    `rule` (of the target) and `source_rule` are the transformer's, `activation`, `layer_norm` and `dims` the MLP's;
+    `rank` is that of the adapters, 0 to train all weights; `shift` moves the inputs (standard deviations of the mean
+    of vectors, missing share of the vocabulary); `bodies` distinct bodies come from `body_seed`.
     """
 
     defaults = {

@@ -50,10 +50,9 @@ class Layout:
 class Net(ABC):
     """A network as a value: shapes of its weights and the function from weights and inputs to class scores.
 
-    Args:
-        shapes: of the weights, without the run dimension. Matrices are (inputs, outputs) and end in `.weight`; gains
-            of normalisation end in `.gain`, what is added in `.bias`, tables in `.table`.
-        gain: standard deviation of fresh matrices, times the root of their inputs.
+    Shapes are without the run dimension. Matrices are (inputs, outputs) and end in `.weight`; gains of normalisation
+    end in `.gain`, what is added in `.bias`, tables in `.table`. `gain` is the standard deviation of fresh matrices,
+    times the root of their inputs.
     """
 
     adaptable: tuple[str, ...] = ()
@@ -70,17 +69,13 @@ class Net(ABC):
             if name == "head.weight":
                 params[name] = 0.1 * draw / math.sqrt(shape[0])
             elif name.endswith(".weight"):
-                params[name] = self.gain * draw / math.sqrt(self.fan_in(shape))
+                inputs = shape[0] if len(shape) == 2 else math.prod(shape[1:])  # of a kernel (outputs, inputs, 3, 3)
+                params[name] = self.gain * draw / math.sqrt(inputs)
             elif name.endswith(".table"):
                 params[name] = 0.5 * draw
             else:
                 params[name] = torch.full_like(draw, float(name.endswith(".gain")))
         return self.layout.join(params)
-
-    @staticmethod
-    def fan_in(shape: tuple[int, ...]) -> int:
-        """Inputs of one output: first dimension of a matrix, all but the first of a kernel (outputs, inputs, 3, 3)."""
-        return shape[0] if len(shape) == 2 else math.prod(shape[1:])
 
     @abstractmethod
     def __call__(self, params: Params, inputs: Tensor) -> Tensor:

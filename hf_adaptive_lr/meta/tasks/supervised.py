@@ -21,11 +21,10 @@ Batch = tuple[Tensor, Tensor]
 class Supervised(Task):
     """Classification by a network. A family sets `net`, `splits` and `start` through `setup`.
 
-    Args:
-        spec: `config` may hold, beside the family's own keys, `batch_size` (default 32), `eval_size` (examples of an
-            evaluation; by default all of a split, 256 in most families), `rescale` (largest factor by which a weight
-            tensor is stored too large or too small, drawn per run and tensor; default 1: as is) and `loss_scale`
-            (largest factor on or under the loss, drawn per run; default 1).
+    `config` may hold, beside the family's own keys, `batch_size` (default 32), `eval_size` (examples of an evaluation;
+    by default all of a split, 256 in most families), `rescale` (largest factor by which a weight tensor is stored too
+    large or too small, drawn per run and tensor; default 1: as is) and `loss_scale` (largest factor on or under the
+    loss, drawn per run; default 1).
     """
 
     net: Net

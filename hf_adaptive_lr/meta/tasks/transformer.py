@@ -30,10 +30,8 @@ class Transformer(Net):
         shapes: dict[str, tuple[int, ...]] = {"position.table": (length, width), **norm_shapes("norm", width)}
         shapes |= {"embed.table": (inputs, width)} if tokens else linear_shapes("embed", inputs, width)
         for i in range(depth):
-            shapes |= linear_shapes(f"block{i}.qkv", width, 3 * width) | linear_shapes(f"block{i}.out", width, width)
-            shapes |= linear_shapes(f"block{i}.up", width, 2 * width) | linear_shapes(
-                f"block{i}.down", 2 * width, width
-            )
+            for name, before, after in (("qkv", 1, 3), ("out", 1, 1), ("up", 1, 2), ("down", 2, 1)):
+                shapes |= linear_shapes(f"block{i}.{name}", before * width, after * width)
             shapes |= norm_shapes(f"block{i}.norm1", width) | norm_shapes(f"block{i}.norm2", width)
         super().__init__(shapes | linear_shapes("head", width, classes))
         self.heads, self.depth, self.post, self.tokens = heads, depth, norm == "post", tokens
@@ -59,9 +57,8 @@ class Transformer(Net):
             return linear(params, "embed", inputs.flatten(1, 2)).view(runs, batch, length, -1)
         table = params["embed.table"]
         # One table for all runs: the tokens of run r are moved by r vocabularies.
-        return F.embedding(
-            inputs + inputs.new_tensor(range(runs)).view(-1, 1, 1) * table.shape[1], table.flatten(0, 1)
-        )
+        first = inputs.new_tensor(range(runs)).view(-1, 1, 1) * table.shape[1]
+        return F.embedding(inputs + first, table.flatten(0, 1))
 
     def _block(self, params: Params, name: str, x: Tensor, shape: tuple[int, int, int]) -> Tensor:
         if self.post:
@@ -111,12 +108,8 @@ class TransformerTask(Supervised):
     def setup(self) -> None:
         """Draw data and weights."""
         c = self.config
-        inputs, length, classes, tokens = (
-            c["vocab"],
-            c["length"],
-            c["classes"],
-            c["data"] not in ("gratings", "digits"),
-        )
+        inputs, length, classes = c["vocab"], c["length"], c["classes"]
+        tokens = c["data"] not in ("gratings", "digits")
         if tokens:
             self.teacher = Sequences.draw(self.generator, c["data"], self.runs, inputs, classes, length)
             drawn = self.teacher.examples(self.generator, c["n_train"] + 3 * EVAL, length)

@@ -14,13 +14,12 @@ _SPIKE = 30.0
 
 
 class TroubleTask(MLPTask):
-    """The MLP family with troubles, which add up.
+    """The MLP family with troubles, which add up; `config` may hold the keys of `defaults`.
 
-    Args:
-        spec: `config` may hold the keys of `defaults`: `label_noise` (share of training labels that are random, 0 to
-            1), `imbalance` (the commonest class has this many times the examples of the rarest, at least 1, in all
-            splits), `spikes` (probability that a run's training batch has its inputs multiplied by 30) and
-            `change_after` (the classes are permuted at 60 % of this many training batches; 0: never).
+    `label_noise` is the share of training labels that are random, 0 to 1; `imbalance`: the commonest class has this
+    many times the examples of the rarest, at least 1, in all splits; `spikes` is the probability that a run's training
+    batch has its inputs multiplied by 30; `change_after`: the classes are permuted at 60 % of this many training
+    batches, 0 for never.
     """
 
     defaults = {**MLPTask.defaults, "label_noise": 0.0, "imbalance": 1.0, "spikes": 0.0, "change_after": 0}
