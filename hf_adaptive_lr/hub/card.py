@@ -96,9 +96,9 @@ def render(
     """The card of a controller: Markdown with front matter, valid for `huggingface_hub.ModelCard`.
 
     `repo_id` is its name for `AutoController.from_pretrained`, None for "path/to/folder". Without `eval_results`
-    (ValueError for another format) the card says so in a box. HTML in a person's `notes` is shown as text. `picture` is
-    the file name of the one by [`draw_schedules`]. The license of the weights is by default this library's for what
-    comes with it, and none for others.
+    (ValueError for another format) the card says so in a box. HTML in a person's `notes` is shown as text. The picture
+    is a file's name, see [`draw_schedules`]. The license of the weights is by default this library's for what comes
+    with it, and none for others.
     """
     results = [] if eval_results is None else held_out.check_results(eval_results)
     name, license = escaped(repo_id or controller.controller_type), license or _own_license(controller)

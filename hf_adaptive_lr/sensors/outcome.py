@@ -73,8 +73,8 @@ class OutcomeSensor:
     def _inner(self, loss: ExtraLoss, update: int, model: nn.Module) -> Tensor:
         """<g, w[t] - w[t+1]> / lr with g the gradient of `loss(update)` now; 0-d float64.
 
-        One forward and one backward pass. Under DDP g is this rank's; the average over ranks of the inner products is the
-        inner product with the average.
+        One forward and one backward pass. Under DDP g is this rank's; the average over ranks of the inner products is
+        the inner product with the average.
         """
         params = [p for p, _ in self._before]
         with undisturbed(params[0].device, model), torch.enable_grad():
