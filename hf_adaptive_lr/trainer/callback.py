@@ -60,8 +60,6 @@ class AdaptiveLRCallback(TrainerCallback):
         Raises:
             ValueError: a number out of range, or no run under way.
         """
-        if self.scheduler is None or self._state is None:
-            raise ValueError(f"cooldown({steps}): no run is under way; call it from a callback while train() runs")
         shorten(self.scheduler, self._state, steps)
 
     def on_train_begin(

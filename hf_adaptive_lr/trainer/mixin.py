@@ -115,8 +115,6 @@ class AdaptiveLRMixin(ControllerData):
         Raises:
             ValueError: a number out of range, or no run under way.
         """
-        if not isinstance(self.lr_scheduler, ControlledLR):
-            raise ValueError(f"cooldown({steps}): no run is under way; call it from a callback while train() runs")
         shorten(self.lr_scheduler, self.state, steps)
 
     # --- called by Trainer --------------------------------------------------------------------------------------
