@@ -42,7 +42,7 @@ test-fast: $(VENV)/.installed-demo-test
 
 # What touches transformers, accelerate, datasets and the Hub, with the oldest versions that pyproject.toml allows.
 # datasets 4.0 leaves the CSV files that it reads open, which is no fault of ours.
-TEST_OLDEST = tests/test_doors.py tests/test_trainer.py tests/test_resume.py tests/test_anytime.py \
+TEST_OLDEST = tests/test_integrations.py tests/test_trainer.py tests/test_resume.py tests/test_anytime.py \
 	tests/test_layer_groups.py tests/test_guard_callback.py tests/test_finetune.py tests/test_hub.py
 test-oldest: $(VENV)-oldest/.installed
 	$(VENV)-oldest/bin/python -m pytest -W "ignore:unclosed file:ResourceWarning" \

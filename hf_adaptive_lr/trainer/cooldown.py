@@ -7,10 +7,10 @@ from typing import Any
 from ..scheduler.controlled_lr import ControlledLR
 
 
-def shorten(scheduler: Any, state: Any, steps: int) -> None:
+def shorten(scheduler: ControlledLR | None, state: Any, steps: int) -> None:
     """Cool down within `steps` updates, and let Trainer stop there; its state's `max_steps` becomes that.
 
-    ValueError, with nothing changed, unless `steps` is a whole number from 1 to those left and a run is under way.
+    ValueError, with nothing changed, unless a run is under way and `steps` is a whole number from 1 to those left.
     """
     if not isinstance(scheduler, ControlledLR) or state is None:
         raise ValueError(f"cooldown({steps}): no run is under way; call it from a callback while train() runs")
