@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -38,14 +39,10 @@ def config_names(cls: type[ControllerLike]) -> list[str]:
     return [f.name for f in dataclasses.fields(cls) if f.name not in NOT_CONFIG]
 
 
-_HINTS: dict[type, Mapping[str, Any]] = {}
-
-
+@functools.cache
 def type_hints(cls: type) -> Mapping[str, Any]:
     """Declared types of the fields of a controller class."""
-    if cls not in _HINTS:
-        _HINTS[cls] = typing.get_type_hints(cls)
-    return _HINTS[cls]
+    return typing.get_type_hints(cls)
 
 
 def check_config(config: Mapping[str, Any], cls: type[ControllerLike], path: Path) -> None:

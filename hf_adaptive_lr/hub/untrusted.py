@@ -18,7 +18,23 @@ MAX_DEPTH = 32
 
 def read_json(path: Path, limit: int = MAX_SIDECAR_BYTES) -> Any:
     """Read a JSON file: bounded in size and depth, finite numbers, every key once; see [`read_bytes`] for errors."""
-    return _parse(read_bytes(path, limit), path)
+    data = read_bytes(path, limit)
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_finite,
+            parse_float=_finite,
+            parse_int=_whole,
+        )
+    except RecursionError:
+        value = None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    else:
+        if not _deeper(value, MAX_DEPTH):
+            return value
+    raise ValueError(f"{path} is not valid JSON: nested more than {MAX_DEPTH} deep")
 
 
 def read_text(path: Path, limit: int = MAX_SIDECAR_BYTES) -> str:
@@ -38,26 +54,6 @@ def read_bytes(path: Path, limit: int) -> bytes:
         if size > limit:
             raise ValueError(f"{path} has {size:,} bytes, more than {limit:,}; no controller's file is as large")
         return file.read(size)
-
-
-def _parse(data: bytes, path: Path) -> Any:
-    try:
-        text = data.decode("utf-8")
-        value = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=_finite,
-            parse_float=_finite,
-            parse_int=_whole,
-        )
-    except RecursionError:
-        value = None
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    else:
-        if not _deeper(value, MAX_DEPTH):
-            return value
-    raise ValueError(f"{path} is not valid JSON: nested more than {MAX_DEPTH} deep")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -83,12 +83,9 @@ class Axis:
 
     def at(self, value: float) -> float:
         """Vertical position of a value, that of the nearest edge for one outside."""
-        low, high, value = (math.log10(v) for v in (self.low, self.high, value)) if self.log else self._plain(value)
+        low, high, value = (math.log10(v) if self.log else v for v in (self.low, self.high, value))
         share = min(1.0, max(0.0, (value - low) / (high - low)))
         return _TOP + (1 - share) * (_HEIGHT - _TOP - _BOTTOM)
-
-    def _plain(self, value: float) -> tuple[float, float, float]:
-        return self.low, self.high, value
 
     def ticks(self) -> list[float]:
         """About five round values."""

@@ -17,16 +17,9 @@ class ReportError(Exception):
 class Row:
     """One line of the trace, or, with no learning rate, the place of an event whose update was never applied.
 
-    Args:
-        step: 0-based index of the update.
-        lr: learning rate of the charted group as applied, None where no update was.
-        reason: code as in the trace; `event` where no update was applied.
-        ramp: warm-up or cooldown multiplier.
-        proposed: the controller's answer as it stands in the trace, a factor or a learning rate, or a text like "nan".
-        bounded: the answer after bounds, as a learning rate of group 0.
-        detail: which field or bound it was.
-        lrs: learning rates of all groups where they differ.
-        observation: measured fields: numbers, lists of numbers, or texts where they are not finite.
+    `lr` is that of the charted group as applied, `lrs` of all groups where they differ; `proposed` is the controller's
+    answer as it stands in the trace, a factor or a learning rate, `bounded` a learning rate of group 0; both may be a
+    text like "nan", and so may what was observed.
     """
 
     step: int
@@ -42,13 +35,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Event:
-    """An action of the divergence guard.
+    """An action (or its reason, as the file has it) of the divergence guard at an update, None where it does not say.
 
-    Args:
-        step: 0-based index of the update, or None when the event does not say.
-        action: the action or its reason, as the file has it.
-        facts: all other keys, as texts and numbers.
-        row: index of the row that it belongs to.
+    `facts` are all other keys, as texts and numbers; `row` is the index of the row that it belongs to.
     """
 
     step: int | None
@@ -61,17 +50,10 @@ class Event:
 class Run:
     """Everything that a run folder tells.
 
-    Args:
-        name: folder as it was given.
-        rows: the trace in the order of the file; steps go back where a run was rolled back.
-        events: actions of the guard.
-        losses: (update, mean training loss since the point before), from Trainer's log.
-        evals: (update, loss on the evaluation set).
-        seen: (update, loss that the controller observed).
-        base_lr: base LR of group 0 if the answers are factors of it and it could be inferred, else None.
-        group: index of the parameter group whose learning rate is charted.
-        facts: (name, value) pairs, for people.
-        notes: files and lines that were missing or damaged.
+    Rows are in the order of the file; steps go back where a run was rolled back. `losses` are (update, mean training
+    loss since the point before) from Trainer's log, `evals` those of the evaluation set, `seen` those that the
+    controller observed. `base_lr` is that of group 0 if the answers are factors of it and it could be inferred;
+    `group` is the one charted; `facts` are for people; `notes` name files and lines that were missing or damaged.
     """
 
     name: str

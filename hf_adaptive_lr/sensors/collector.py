@@ -22,9 +22,8 @@ from ..controller import Controller
 from ..distributed import average_values, check_unsharded, rank, world_size
 from ..observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome, Value
 from .forward_hook import ForwardHook, differentiable
-from .gain_ratio import GainProbe
 from .grad_norm import GradNorm, check_unscaled
-from .gradients import DIRECTION_FIELDS, forget_direction, measure_previous_update, remember_direction
+from .gradients import DIRECTION_FIELDS, GainProbe, forget_direction, measure_previous_update, remember_direction
 from .lora import Adapter, find_adapters
 from .loss_window import LossWindow
 from .outcome import ExtraLoss, OutcomeSensor

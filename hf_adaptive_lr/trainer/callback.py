@@ -66,7 +66,8 @@ class AdaptiveLRCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put the controller in charge of the optimizer, with the state of the checkpoint that is being resumed."""
-        args, model = _trained_here(args, kwargs)
+        # SetFit passes its own arguments and model, and calls the trainer's `st_args`, `st_model`.
+        args, model = kwargs.get("st_args", args), kwargs.get("st_model", kwargs["model"])
         native = kwargs["lr_scheduler"]
         if args.lr_scheduler_type != "constant" and not isinstance(native, ControlledLR):
             warnings.warn(
@@ -112,8 +113,3 @@ class AdaptiveLRCallback(TrainerCallback):
         """Take the hooks off the model and the optimizer."""
         if self.scheduler is not None:
             self.scheduler.close()
-
-
-def _trained_here(args: TrainingArguments, given: dict[str, Any]) -> tuple[TrainingArguments, Any]:
-    """Arguments and model of the trainer; SetFit passes its own and calls the trainer's `st_args`, `st_model`."""
-    return given.get("st_args", args), given.get("st_model", given["model"])

@@ -93,10 +93,6 @@ class AdaptiveLRMixin(ControllerData):
         base = getattr(model, "get_base_model", None)  # PEFT
         return base() if callable(base) else model
 
-    def _whole_model(self) -> nn.Module:
-        model: nn.Module = self.accelerator.unwrap_model(self.model)
-        return model
-
     def _prepare_guard(self) -> None:
         if getattr(self.args, "divergence_guard", False) and self.guard_callback is None:
             self.add_callback(GuardCallback(**(self.args.divergence_guard_kwargs or {})))
@@ -165,7 +161,7 @@ class AdaptiveLRMixin(ControllerData):
         factors, decay = getattr(self.args, "lr_factors", None), getattr(self.args, "layer_decay", None)
         if factors or decay is not None:
             if fresh:
-                split_groups(made, self._whole_model(), factors, decay)
+                split_groups(made, self.accelerator.unwrap_model(self.model), factors, decay)
             elif "lr_factor" not in made.param_groups[0]:
                 raise ValueError(
                     f"lr_factors={factors} and layer_decay={decay} split Trainer's own optimizer, and you passed one; "
