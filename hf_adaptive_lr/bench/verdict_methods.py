@@ -67,7 +67,7 @@ class Method:
         folder = PRETRAINED / self.controller
         if not folder.is_dir():
             return "missing"
-        config = json.dumps(read_config(folder), sort_keys=True)  # without the version of the library that wrote it
+        config = json.dumps(read_config(folder)[0], sort_keys=True)  # without the version of the library that wrote it
         return hashlib.sha256(config.encode() + (folder / WEIGHTS_NAME).read_bytes()).hexdigest()
 
     def variants(self) -> list[Method]:

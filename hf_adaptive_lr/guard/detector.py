@@ -143,7 +143,7 @@ class Detector:
             return None
         level = median(track.levels[-t.slow_window :])
         self._best = level if self._best is None else min(self._best, level)
-        start = track.start_level
+        start = track.level(track.start)
         bound = min(start + math.log(t.slow_rise), max(self._best + math.log(t.slow_far), start - math.log(2.0)))
         if level > bound:  # the scatter takes a sort, so it is asked for last
             bound += t.slow_sigmas * min(sigma(track.levels), 1.0)

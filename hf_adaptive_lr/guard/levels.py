@@ -31,11 +31,6 @@ class Track:
         self.levels: list[float] = []
         self.unit, self.start = 0.0, 0.0
 
-    @property
-    def start_level(self) -> float:
-        """Level of the run's first values."""
-        return self.level(self.start)
-
     def level(self, value: float) -> float:
         """Of a value, once the unit is known."""
         return math.asinh(max(-1e300, min(1e300, value / (2.0 * self.unit))))

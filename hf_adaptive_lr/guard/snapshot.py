@@ -43,7 +43,7 @@ class Snapshot:
     without waiting; only the check for finite values syncs, once.
 
     Modules, optimizers and schedulers are one or several; wrappers (DDP, compiled, Accelerate's) are fine, parameters
-    sharded over ranks are not (ValueError). Host memory is `slots` times `nbytes`.
+    sharded over ranks are not (ValueError). Host memory is `slots` times the tensors of one state.
     """
 
     def __init__(
@@ -73,11 +73,6 @@ class Snapshot:
     def __len__(self) -> int:
         """Number of states that can be restored."""
         return len(self._states)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors of one state (the newest); 0 when there is none."""
-        return sum(t.nbytes for t in tensors(self._states[0])) if self._states else 0
 
     # --- taking -------------------------------------------------------------------------------------------------
 

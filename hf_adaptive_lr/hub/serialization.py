@@ -100,7 +100,7 @@ def load(folder: Path, classes: Mapping[str, type[C]], provenance: Mapping[str, 
             that are not safetensors, an unknown type or a newer format. The message names file and key.
     """
     path = folder / CONFIG_NAME
-    config, found_contract, written_by = _read_config(folder)
+    config, found_contract, written_by = read_config(folder)
     kind = config.pop("controller_type")
     if not isinstance(kind, str) or kind not in classes:
         raise ValueError(
@@ -132,17 +132,12 @@ def load(folder: Path, classes: Mapping[str, type[C]], provenance: Mapping[str, 
     return controller
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`controller_type` and config fields of a controller folder, unchecked but for their being safe JSON.
+def read_config(folder: Path) -> tuple[dict[str, Any], Any, Any]:
+    """Type and fields of a controller folder, the contract (None in old files), and the library version that wrote it.
 
-    FileNotFoundError: no folder, or no config.json; OSError: it cannot be read; ValueError: too large, not JSON, no
-    `controller_type`, or a newer format.
+    Unchecked but for their being safe JSON. FileNotFoundError: no folder, or no config.json; OSError: it cannot be
+    read; ValueError: too large, not JSON, no `controller_type`, or a newer format.
     """
-    return _read_config(folder)[0]
-
-
-def _read_config(folder: Path) -> tuple[dict[str, Any], Any, Any]:
-    """Type and fields, the contract (None in old files), and the version of the library that wrote it."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         what = "has no config.json" if folder.is_dir() else "does not exist"

@@ -28,9 +28,9 @@ _COLOURS = 8
 
 
 def render_report(runs: Sequence[Run]) -> str:
-    """One HTML page of at least one run, in this order, that needs no network and no other file.
+    """One HTML page of at least one run, that needs nothing else: no network, no other file.
 
-    The same runs give the same text.
+    The same runs, in the order of the page, give the same text.
     """
     runs = _numbered(runs)
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")

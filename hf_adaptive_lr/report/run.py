@@ -35,9 +35,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Event:
-    """An action (or its reason, as the file has it) of the divergence guard at an update, None where it does not say.
+    """An action of the divergence guard at an update; `step` is None when the file does not say.
 
-    `facts` are all other keys, as texts and numbers; `row` is the index of the row that it belongs to.
+    `action` is the action or its reason, as the file has it; `facts` are all other keys, as texts and numbers; `row`
+    is the index of the row that it belongs to.
     """
 
     step: int | None

@@ -111,7 +111,10 @@ class BestRate:
         self._window: list[tuple[float, float]] = []  # log of the LR, level of the loss
 
     def note(self, lr: float, loss: float, size: int = _PER_UPDATE) -> None:
-        """Take in the loss after an update at `lr`; a loss that is not finite, or an LR of 0, discards the window."""
+        """Take in the loss that an applied learning rate led to; `size` of them make a window.
+
+        A loss that is not finite discards the window it falls into, as does an LR of 0.
+        """
         level = math.asinh(loss / _SMALL_LOSS)
         if not (math.isfinite(level) and math.isfinite(lr) and lr > 0):
             self._window = []
