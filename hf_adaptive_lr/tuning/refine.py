@@ -40,13 +40,9 @@ class RefineError(ValueError):
 
 @dataclass(frozen=True)
 class PastRun:
-    """The gradient norms of a finished run, with the facts that refinement takes from it.
+    """The gradient norms (before clipping, positive and finite) of a finished run, and the largest LR of it.
 
-    Args:
-        source: file that it was read from.
-        progress: share of the run that was done at each norm, ascending within [0, 1).
-        norms: gradient norms before clipping, positive and finite.
-        peak_lr: largest learning rate of the run.
+    `progress` is the share of the run that was done at each norm, ascending within [0, 1).
     """
 
     source: Path
