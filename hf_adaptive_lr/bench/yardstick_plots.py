@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ..artifacts import replace_file
-from .runner import Row
 from .yardstick_scores import Results
 
 PLOTS: Mapping[str, str] = {
@@ -99,15 +98,12 @@ def _schedules(figure: Any, results: Results) -> None:
             there = [row for row in rows or [] if "factor_curve" in row]
             if there:
                 share = [point[0] for point in there[0]["factor_curve"]]
-                lrs = np.mean([_lrs(row) for row in there], axis=0)
+                bases = [row.get("found_lr", row["lr"]) for row in there]
+                factors = [[max(factor, 1e-4) for _, factor in row["factor_curve"]] for row in there]
+                lrs = np.mean(np.array(bases)[:, None] * factors, axis=0)
                 (seen[method.name],) = axes.plot(share, lrs, **_style(number, strong=method.weights))
     if seen:
         figure.legend(seen.values(), seen.keys(), loc="outside lower center", ncols=5, fontsize=8)
-
-
-def _lrs(row: Row) -> list[float]:
-    base = row.get("found_lr", row["lr"])
-    return [base * max(point[1], 1e-4) for point in row["factor_curve"]]
 
 
 def _style(number: int, *, strong: bool = False) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._checks import did_you_mean
 from ..artifacts import PROGRAM
-from .errors import UserError
+from .errors import UserError, user_errors
 
 if TYPE_CHECKING:
     from ..bench.yardstick_methods import Method
@@ -173,23 +173,21 @@ def _run_missing(
 def _tasks(args: argparse.Namespace, profile: Profile) -> list[Task]:
     from ..bench.yardstick_tasks import TASKS
 
-    unknown = [name for name in args.tasks or () if name not in profile.tasks]
-    if unknown:
-        raise UserError(f"no task '{unknown[0]}' in this profile{did_you_mean(unknown[0], profile.tasks)}")
+    for name in args.tasks or ():
+        if name not in profile.tasks:
+            raise UserError(f"no task '{name}' in this profile{did_you_mean(name, profile.tasks)}")
     return [TASKS[name] for name in profile.tasks if args.tasks is None or name in args.tasks]
 
 
 def _methods(args: argparse.Namespace) -> list[Method]:
     from ..bench.yardstick_methods import METHODS, missing_package, third_party
 
-    unknown = [name for name in args.methods or () if name not in METHODS]
-    if unknown:
-        raise UserError(f"no method '{unknown[0]}'{did_you_mean(unknown[0], METHODS)}")
+    for name in args.methods or ():
+        if name not in METHODS:
+            raise UserError(f"no method '{name}'{did_you_mean(name, METHODS)}")
     chosen = [METHODS[name] for name in args.methods or METHODS]
-    try:
+    with user_errors():
         extra = [third_party(source) for source in args.controller]
-    except (OSError, ValueError) as error:
-        raise UserError(str(error)) from error
     absent = {package for method in chosen if (package := missing_package(method))}
     if absent and not args.render_only:
         left_out = f"left out for want of a package: {', '.join(sorted(absent))}; pip install 'hf_adaptive_lr[bench]'"
