@@ -27,9 +27,9 @@ from hf_adaptive_lr.bench.trouble_tasks import (
     EVALUATIONS,
     QUICK_TASKS,
     TASKS,
+    _prepared,
     build_model,
     load_parts,
-    prepared,
 )
 from hf_adaptive_lr.bench.verdict_data import Parts, Rows, collate
 from hf_adaptive_lr.guard import guard
@@ -334,9 +334,9 @@ def test_answers_that_are_nan_are_wrong() -> None:
 
 def test_texts_are_labelled_by_topic_and_pixels_lie_around_zero() -> None:
     rows = Rows({"input_ids": torch.arange(6), "labels": torch.tensor([0, 1, 2, 3, 4, 3])})
-    chosen = prepared(rows, ((1, 9), (3,))).columns
+    chosen = _prepared(rows, ((1, 9), (3,))).columns
     assert chosen["input_ids"].tolist() == [1, 3, 5] and chosen["labels"].tolist() == [0, 1, 1]
-    pixels = prepared(Rows({"pixel_values": torch.tensor([0.0, 1.0]), "labels": torch.tensor([0, 1])}), ())
+    pixels = _prepared(Rows({"pixel_values": torch.tensor([0.0, 1.0]), "labels": torch.tensor([0, 1])}), ())
     assert pixels.columns["pixel_values"].tolist() == [-1.0, 1.0]
     assert TASKS["text"].classes == 4 and TASKS["image"].classes == 10
     assert load_parts.__wrapped__ is not None  # read once per process

@@ -109,11 +109,11 @@ def load_parts(task: TroubleTask) -> Parts:
         **{name: getattr(task, name) for name in ("batch_size", "updates", "train_rows", "valid_rows", "test_rows")},
     )
     found = load(source)
-    parts = {name: prepared(getattr(found, name), task.topics) for name in ("train", "valid", "test")}
+    parts = {name: _prepared(getattr(found, name), task.topics) for name in ("train", "valid", "test")}
     return dataclasses.replace(found, **parts)
 
 
-def prepared(rows: Rows, topics: tuple[tuple[int, ...], ...]) -> Rows:
+def _prepared(rows: Rows, topics: tuple[tuple[int, ...], ...]) -> Rows:
     """Pixels between -1 and 1, as ViT's processor has them; of texts the rows of these topics, labelled by topic."""
     if not topics:
         return Rows({**rows.columns, "pixel_values": rows.columns["pixel_values"] * 2.0 - 1.0})
@@ -129,18 +129,22 @@ def build_model(task: TroubleTask, seed: int) -> nn.Module:
     """The task's model with its first weights; sets all global seeds on the way."""
     set_seed(seed)
     if task.model == "vit":
-        config = ViTConfig(
-            image_size=28,
-            patch_size=7,
-            num_channels=1,
-            hidden_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=256,
-            initializer_range=task.init_std,
-            num_labels=task.classes,  # type: ignore[call-arg]
-        )
-        return ViTForImageClassification(config)
+        return _vit(task.classes, task.init_std)
     model: Any = _minilm3(task.classes)
     nn.init.normal_(model.classifier.weight, std=task.init_std)
     return cast(nn.Module, model)
+
+
+def _vit(classes: int, init_std: float) -> nn.Module:
+    config = ViTConfig(
+        image_size=28,
+        patch_size=7,
+        num_channels=1,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=256,
+        initializer_range=init_std,
+        num_labels=classes,  # type: ignore[call-arg]
+    )
+    return ViTForImageClassification(config)

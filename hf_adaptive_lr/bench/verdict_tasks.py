@@ -76,7 +76,7 @@ _PAPER_CNN = Task(
     lrs=_ADAM,
     **{**_FASHION, "batch_size": 100},
 )
-_DIGITS = {"train_rows": 1000, "valid_rows": 200, "controller_rows": 200, "test_rows": 397}
+_DIGITS: dict[str, Any] = {"train_rows": 1000, "valid_rows": 200, "controller_rows": 200, "test_rows": 397}
 _MNIST: dict[str, Any] = {"data": "mnist-5000", "train_rows": 3000, "tuned_on": "fashion-papercnn"}
 _TEXTS: dict[str, Any] = {"data": "20newsgroups", "batch_size": 16, "train_rows": 2400, "max_grad_norm": 1.0}
 _ALL = (

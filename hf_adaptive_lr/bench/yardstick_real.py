@@ -17,9 +17,8 @@ from transformers import PrinterCallback, Trainer
 
 from ..trainer.arguments import AdaptiveLRTrainingArguments
 from ..tuning.range_test import lr_range_test
-from .run_record import EVAL_BATCH, Record, curve, short
+from .run_record import EVAL_BATCH, Record, curve, evaluate, short
 from .runner import Row
-from .trouble_run import scores
 from .trouble_tasks import EVALUATIONS
 from .verdict_data import Parts, collate
 from .yardstick_data import build_model, load
@@ -68,7 +67,7 @@ def train(task: RealTask, method: Method, seed: int, lr: float) -> Row:
     if method.finder:
         row["found_lr"] = short(lr)
     if seed < COUNTED:
-        row |= {f"test_{name}": short(value) for name, value in scores(model, data.test).items()}
+        row |= {f"test_{name}": short(value) for name, value in evaluate(model, data.test).items()}
     return row
 
 
@@ -184,7 +183,7 @@ class _Recorded(_Trainer):
         if callable(getattr(base, "eval", None)):
             base.eval()
         model: Any = self.model
-        self.valid_curve.append((step, short(scores(model, self.valid)["loss"])))
+        self.valid_curve.append((step, short(evaluate(model, self.valid)["loss"])))
         self.watched += time.perf_counter() - start
 
     def note_lr(self, optimizer: Any, *_: Any) -> None:
