@@ -36,7 +36,7 @@ EVENTS_NAME = "events.jsonl"
 """What a divergence guard did, one JSON object per line; no file where it did nothing."""
 
 RESULTS_NAME = "results.json"
-"""Result of one run of the main job."""
+"""Result of one run of `hf-adaptive-lr finetune`."""
 
 CURVES_NAME = "curves.png"
 """Plot of the loss and the learning rate of such a run."""
@@ -45,7 +45,7 @@ MODEL_NAME = "model"
 """Folder of its trained model."""
 
 SETTINGS_NAME = "finetune_config.json"
-"""Settings of the main job in this folder; a resumed run must have the same."""
+"""Settings of `hf-adaptive-lr finetune` in this folder; a resumed run must have the same."""
 
 STATE_NAME = "trainer_state.json"
 """The file that Trainer writes last into a checkpoint."""

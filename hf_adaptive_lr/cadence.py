@@ -1,6 +1,6 @@
 """When a controller is asked: decision k of n falls on update k * total_steps // n.
 
-The one home of that rule, for live runs, vectorised runs, the episodes of meta-training and the run that a card draws.
+Used by live runs, vectorised runs, the episodes of meta-training and the cards.
 Plain numbers and functions: nothing here knows a controller or a tensor.
 """
 
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-Rhythm = Callable[[int, int | None], bool | None]
-"""Whether a decision is due at (update, total_steps), for methods with a rhythm of their own; None leaves it open."""
+DueRule = Callable[[int, int | None], bool | None]
+"""A `Controller.due`: whether a decision is due at (update, total_steps); None leaves it to `every` or `decisions`."""
 
 
 class Plan(NamedTuple):
-    """What the update that comes next asks of the wiring.
+    """Whether the next update is a decision, and what must be measured for it and the one after.
 
     Args:
         decides: whether the controller is asked at this update.
@@ -53,7 +53,7 @@ class Cadence:
         total_steps: length of the run as planned at its start; None when unknown.
         every: updates from one decision to the next, at least 1; the first is at update 0.
         decisions: number of decisions, spread evenly, where `total_steps` is known; goes before `every`.
-        own: the method's own rhythm, which goes before both; None where the user chose the cadence.
+        rule: the controller's own `due`, which goes before both; None where the user chose the cadence.
 
     Example:
         >>> cadence = Cadence(10, decisions=4)
@@ -64,14 +64,14 @@ class Cadence:
     total_steps: int | None
     every: int = 1
     decisions: int | None = None
-    own: Rhythm | None = None
+    rule: DueRule | None = None
 
     def due(self, update: int, total_steps: int | None = None) -> bool:
-        """Whether the controller is asked at this update; `own` sees `total_steps`, by default that of the plan."""
+        """Whether the controller is asked at this update; `rule` sees `total_steps`, by default that of the plan."""
         known = self.total_steps if total_steps is None else total_steps
-        own = self.own(update, known) if self.own is not None else None
-        if own is not None:
-            return own
+        due = self.rule(update, known) if self.rule is not None else None
+        if due is not None:
+            return due
         if self.decisions is None or self.total_steps is None:
             return update % self.every == 0
         return evenly(update, self.total_steps, self.decisions)

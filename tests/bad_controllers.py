@@ -15,8 +15,8 @@ from torch.optim import SGD, Optimizer
 
 from hf_adaptive_lr import ControlledLR, Controller, Observation
 
-ignored = pytest.mark.filterwarnings("ignore:learning rate kept", "ignore:the controller was dismissed")
-"""For tests in which controllers are held and dismissed, which warns."""
+ignored = pytest.mark.filterwarnings("ignore:learning rate kept", "ignore:the controller is asked no more")
+"""For tests in which the learning rate is kept and the run falls back, which warns."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Controllers that need every field, for tests of the wiring."""
+"""Controllers that need every field, for tests of the integrations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data and models for the tests of the main job and of the examples: small enough to learn within seconds."""
+"""Data and models for the tests of `finetune` and of the examples: small enough to learn within seconds."""
 
 from __future__ import annotations
 

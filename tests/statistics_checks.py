@@ -20,7 +20,7 @@ Losses = Mapping[str, ArrayLike]
 
 
 def compare(scores: Losses, baseline: str, **options) -> dict[str, Difference]:
-    """All methods minus the baseline, as the yardstick's primary endpoint compares them."""
+    """All methods minus the baseline, as the benchmark's primary endpoint compares them."""
     others = {name: values for name, values in scores.items() if name != baseline}
     return corrected({name: paired_difference(mine, scores[baseline], **options) for name, mine in others.items()})
 

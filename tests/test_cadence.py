@@ -37,7 +37,7 @@ def test_own_rhythm_goes_first_and_sees_the_length_as_known_now() -> None:
         seen.append(total)
         return None if update == 3 else update == 1
 
-    cadence = Cadence(10, every=3, own=own)
+    cadence = Cadence(10, every=3, rule=own)
     assert [cadence.due(update, 12) for update in range(5)] == [False, True, False, True, False]
     assert seen == [12] * 5 and cadence.due(3) and seen[-1] == 10
 

@@ -1,4 +1,4 @@
-"""Cards: every figure out of a file, valid for the Hub, strangers' text stays text, bundled ones as committed."""
+"""Cards: every figure out of a file, valid for the Hub, untrusted text stays text, bundled ones as committed."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ def test_notes_bring_no_html() -> None:
     assert made(notes=notes_of(card)) == card
 
 
-# --- text of strangers -----------------------------------------------------------------------------------------------
+# --- untrusted text --------------------------------------------------------------------------------------------------
 
 
 def harmless(card: str) -> None:
@@ -330,7 +330,7 @@ def hostile_results() -> dict[str, Any]:
     return {**made, "command": HOSTILE, "not_tested": [HOSTILE]}
 
 
-def test_text_of_strangers_stays_text() -> None:
+def test_untrusted_text_stays_text() -> None:
     training = {**TRAINING, **{name: HOSTILE for name in ("command", "method", "suite")}}
     training |= {"versions": {"torch": HOSTILE}, "lesson": {"task": HOSTILE}, HOSTILE: HOSTILE}
     harmless(made(repo_id=HOSTILE, training=training, eval_results=hostile_results(), notes=HOSTILE))

@@ -200,7 +200,7 @@ def test_a_folder_that_lost_a_file_is_told_with_the_command(cache, real, monkeyp
     assert (demo_image_model() / "model.safetensors").is_file()
 
 
-# --- the yardstick's task ---
+# --- the benchmark's task ---
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The safety envelope: whatever a controller answers, the learning rate stays sane; and what follows its dismissal."""
+"""The safety envelope: whatever a controller answers, the learning rate stays sane; and the run after falling back."""
 
 from __future__ import annotations
 
@@ -190,13 +190,13 @@ def test_a_state_from_before_a_config_field_existed_still_loads() -> None:
         _controlled(controller.replace(lr_range=(1e-5, 1.0)), total_steps=40).load_state_dict(old)
 
 
-# --- dismissal --------------------------------------------------------------------------------------------------
+# --- falling back -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("say", [(NAN,), (INF,), (1e9,), (0.0,), (-1.0,), (0.0, 1e9), (1e9, NAN, 0.0)])
 @pytest.mark.parametrize("kind", [Cycle, CycleLR])
 @ignored
-def test_a_bad_controller_is_dismissed_when_patience_ends(kind, say) -> None:
+def test_the_run_falls_back_from_a_bad_controller_when_patience_ends(kind, say) -> None:
     controlled = _controlled(kind(say=say), total_steps=40, envelope=Envelope(patience=5))
     rows = _rows(controlled, 40)
     assert [row.reason for row in rows[5:]] == ["handed_over"] * 35
@@ -208,10 +208,10 @@ def test_a_bad_controller_is_dismissed_when_patience_ends(kind, say) -> None:
     assert [row.lr[0] for row in rows[5:]] == pytest.approx([(40 - t) / 35 for t in range(5, 40)])
 
 
-def test_a_dismissal_is_said_once() -> None:
+def test_falling_back_is_said_once() -> None:
     controlled = _controlled(Cycle(say=(9.0,)), envelope=Envelope(patience=2, max_ratio=1e6))
     controlled.advance({})
-    with pytest.warns(UserWarning, match="dismissed: 2 decisions in succession were corrected, the last: envelope"):
+    with pytest.warns(UserWarning, match="falls back: 2 decisions in succession were corrected, the last: envelope"):
         controlled.advance({})
     for _ in range(20):
         controlled.advance({})  # another warning would be an error
@@ -360,10 +360,10 @@ def test_an_update_that_is_skipped_at_the_fallback_does_not_use_up_the_reason() 
     assert [row.detail for row in scheduler.trace] == ["why not"]
 
 
-def test_simulation_goes_through_the_dismissal_and_touches_nothing() -> None:
+def test_simulation_goes_through_the_fallback_and_touches_nothing() -> None:
     _, scheduler = one_weight(Cycle(say=(3.0,)), total_steps=30, envelope=Envelope(patience=4))
     before = str(scheduler.state_dict())
-    with pytest.warns(UserWarning, match="dismissed"):
+    with pytest.warns(UserWarning, match="falls back"):
         rows = scheduler.simulate(30)
     assert [row.reason for row in rows].index("handed_over") > 4
     assert str(scheduler.state_dict()) == before
@@ -504,7 +504,7 @@ def test_while_nothing_is_known_the_base_is_the_peak() -> None:
 @pytest.mark.parametrize("as_json", [True, False])
 @pytest.mark.parametrize("at", [3, 9, 10, 15, 30])
 @ignored
-def test_a_run_resumes_bit_for_bit_before_and_after_a_dismissal(at, as_json) -> None:
+def test_a_run_resumes_bit_for_bit_before_and_after_falling_back(at, as_json) -> None:
     def run(scheduler: ControlledLR, optimizer: Optimizer, first: int, last: int) -> list[float]:
         rates = []
         for update in range(first, last):
@@ -569,7 +569,7 @@ def test_an_old_state_and_one_of_another_envelope_load() -> None:
     assert _lrs(narrow, 1) == [0.75]
 
 
-def test_a_dismissal_outlives_its_envelope() -> None:
+def test_falling_back_outlives_its_envelope() -> None:
     source = _controlled(Constant(), total_steps=40)
     _rows(source, 10)
     source.fall_back("for good")

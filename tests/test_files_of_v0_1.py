@@ -167,7 +167,7 @@ def test_meta_training_resumes_from_an_old_checkpoint(files) -> None:
         assert params[name].flatten().tolist() == pytest.approx(values, rel=0.0, abs=1e-3)
 
 
-# --- the main job and the report -------------------------------------------------------------------------------------
+# --- finetune and the report -----------------------------------------------------------------------------------------
 
 
 def test_finetune_continues_an_old_run_to_more_updates(files) -> None:

@@ -1,4 +1,4 @@
-"""The main job as a function: data from every source, splits, labels, outputs, and what it refuses."""
+"""`hf-adaptive-lr finetune` as a function: data from every source, splits, labels, outputs, and what fails fast."""
 
 from __future__ import annotations
 

@@ -70,20 +70,20 @@ class StopAt(TrainerCallback):
         control.should_training_stop |= state.global_step == self.update
 
 
-DOORS = ("plain", "trainer", "callback")
+INTEGRATIONS = ("plain", "trainer", "callback")
 
 
-def _trainer(door: str, folder: Path, *callbacks: TrainerCallback, **changes) -> Trainer:
-    kind = AdaptiveLRTrainingArguments if door == "trainer" else None
-    native = {"lr_scheduler_type": "constant"} if door == "callback" else {"lr_scheduler_type": "linear"}
+def _trainer(integration: str, folder: Path, *callbacks: TrainerCallback, **changes) -> Trainer:
+    kind = AdaptiveLRTrainingArguments if integration == "trainer" else None
+    native = {"lr_scheduler_type": "constant"} if integration == "callback" else {"lr_scheduler_type": "linear"}
     settings = {"max_steps": UPDATES, "learning_rate": 1e-3, "logging_strategy": "no", **({} if kind else native)}
     settings |= {"logging_strategy": "steps"} if "logging_steps" in changes else {}
     settings |= changes
     args = integrations.arguments(folder, kind, **settings) if kind else integrations.arguments(folder, **settings)
     common = {"model": bert(), "args": args, "train_dataset": Tokens()}
-    if door == "trainer":
+    if integration == "trainer":
         return AdaptiveLRTrainer(**common, controller=Linear(), callbacks=list(callbacks))
-    extra = [AdaptiveLRCallback(Linear())] if door == "callback" else []
+    extra = [AdaptiveLRCallback(Linear())] if integration == "callback" else []
     return Trainer(**common, callbacks=[*callbacks, *extra])
 
 
@@ -99,11 +99,11 @@ def _events(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_healthy_run_is_the_same_bit_for_bit_with_a_guard(door, tmp_path) -> None:
+@pytest.mark.parametrize("integration", INTEGRATIONS)
+def test_a_healthy_run_is_the_same_bit_for_bit_with_a_guard(integration, tmp_path) -> None:
     weights = []
     for name, callbacks in (("without", []), ("with", [GuardCallback(**GUARD)])):
-        trainer = _trainer(door, tmp_path / name, *callbacks)
+        trainer = _trainer(integration, tmp_path / name, *callbacks)
         trainer.train()
         weights.append(flat(trainer.model))
     assert torch.equal(*weights)
@@ -111,10 +111,10 @@ def test_a_healthy_run_is_the_same_bit_for_bit_with_a_guard(door, tmp_path) -> N
     assert len(_guard(trainer).guard.snapshots) == 4
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_an_update_with_a_nan_loss_is_skipped_and_does_not_count(door, tmp_path) -> None:
+@pytest.mark.parametrize("integration", INTEGRATIONS)
+def test_an_update_with_a_nan_loss_is_skipped_and_does_not_count(integration, tmp_path) -> None:
     trouble = Trouble(nan=(FAULT,))
-    trainer = _trainer(door, tmp_path, trouble, GuardCallback(**GUARD))
+    trainer = _trainer(integration, tmp_path, trouble, GuardCallback(**GUARD))
     trainer.train()
     assert _actions(trainer) == [("skip", FAULT, "non_finite_loss")]
     assert torch.equal(trouble.before, trouble.after)
@@ -124,26 +124,26 @@ def test_an_update_with_a_nan_loss_is_skipped_and_does_not_count(door, tmp_path)
     assert event["step"] == FAULT and event["loss"] == "nan"
     counted = next(iter(trainer.optimizer.state.values()))["step"]
     assert int(counted) == UPDATES - 1
-    native = door != "callback"
+    native = integration != "callback"
     scheduler = trainer.lr_scheduler if native else trainer.optimizer.optimizer._adaptive_lr()
     assert scheduler.last_epoch == UPDATES - 1
     assert not trainer.accelerator.optimizer_step_was_skipped
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_damaged_weights_go_back_and_the_learning_rate_is_cut(door, tmp_path) -> None:
-    trainer = _trainer(door, tmp_path, Trouble(noise=(FAULT,)), GuardCallback(**GUARD, recover=False))
+@pytest.mark.parametrize("integration", INTEGRATIONS)
+def test_damaged_weights_go_back_and_the_learning_rate_is_cut(integration, tmp_path) -> None:
+    trainer = _trainer(integration, tmp_path, Trouble(noise=(FAULT,)), GuardCallback(**GUARD, recover=False))
     trainer.train()
     actions = [action for action, *_ in _actions(trainer)]
     assert actions.count("rollback") == 1 and actions.count("skip") == 2
     back = next(e for e in _events(tmp_path) if e["action"] == "rollback")
     assert back["restored_update"] <= FAULT and back["lr_after"] == pytest.approx(back["lr_before"] / 2)
     assert flat(trainer.model).abs().max() < 3  # the noise was of 20
-    if door == "trainer":
+    if integration == "trainer":
         last = [json.loads(line) for line in (tmp_path / "lr_trace.jsonl").read_text().splitlines()][-1]
         assert last["ramp"] == 0.5
         assert last["lr"] == pytest.approx(0.5 * 1e-3 * (1 - last["step"] / UPDATES))
-    elif door == "plain":
+    elif integration == "plain":
         assert set(trainer.lr_scheduler.base_lrs) == {5e-4}
 
 
@@ -161,13 +161,13 @@ def test_a_run_that_cannot_be_saved_ends_with_its_last_good_weights(tmp_path) ->
         trainer.train()
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("integration", INTEGRATIONS)
 @pytest.mark.parametrize("stop", [FAULT + 1, FAULT + 7, FAULT + 12])
-def test_a_run_in_trouble_resumes_bit_for_bit(door, stop, tmp_path) -> None:
+def test_a_run_in_trouble_resumes_bit_for_bit(integration, stop, tmp_path) -> None:
     def make(name: str, *more: TrainerCallback) -> Trainer:
         settings = {"save_strategy": "steps", "save_steps": 1}
         trouble = Trouble(nan=(FAULT - 3, FAULT + 10), noise=(FAULT,))
-        return _trainer(door, tmp_path / name, trouble, GuardCallback(**GUARD), *more, **settings)
+        return _trainer(integration, tmp_path / name, trouble, GuardCallback(**GUARD), *more, **settings)
 
     whole = make("whole")
     whole.train()
@@ -248,13 +248,13 @@ def test_bad_settings_fail_when_the_callback_is_made(settings, message) -> None:
 # --- several processes ------------------------------------------------------------------------------------------
 
 
-def _on_two_ranks(door: str, folder: str) -> None:
+def _on_two_ranks(integration: str, folder: str) -> None:
     """Only rank 1 has the trouble; both have to act on it, and alike."""
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     trouble = Trouble(nan=(FAULT,), noise=(FAULT + 4,), rank=1)
-    trainer = _trainer(door, Path(folder), trouble, GuardCallback(**GUARD), per_device_train_batch_size=4)
+    trainer = _trainer(integration, Path(folder), trouble, GuardCallback(**GUARD), per_device_train_batch_size=4)
     trainer.train()
     guard = _guard(trainer).guard
     mine = [flat(trainer.model), torch.tensor([guard.factor, guard.rollbacks, len(guard.events), guard.updates])]
@@ -269,9 +269,9 @@ def _on_two_ranks(door: str, folder: str) -> None:
     assert torch.isfinite(flat(trainer.model)).all() and flat(trainer.model).abs().max() < 3
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_two_processes_act_alike_when_only_one_sees_the_nan(door, tmp_path) -> None:
-    debug_launcher(_on_two_ranks, args=(door, str(tmp_path)), num_processes=2)
+@pytest.mark.parametrize("integration", INTEGRATIONS)
+def test_two_processes_act_alike_when_only_one_sees_the_nan(integration, tmp_path) -> None:
+    debug_launcher(_on_two_ranks, args=(integration, str(tmp_path)), num_processes=2)
     assert [e["action"] for e in _events(tmp_path)].count("rollback") == 1
 
 
@@ -420,7 +420,7 @@ def test_a_learned_controller_beside_the_guard_is_in_an_envelope_and_rules_are_n
     assert envelope(Linear(), controller_envelope='{"patience": 3}') == Envelope(patience=3)
 
 
-def test_a_controller_that_leads_astray_is_dismissed_after_the_rollback(tmp_path) -> None:
+def test_the_run_falls_back_from_a_controller_that_leads_astray_after_the_rollback(tmp_path) -> None:
     from hf_adaptive_lr import Replay
 
     wild = Replay(progress=(0.0, 0.3, 0.31, 1.0), factors=(1.0, 1.0, 1e6, 1e6))
@@ -430,8 +430,8 @@ def test_a_controller_that_leads_astray_is_dismissed_after_the_rollback(tmp_path
     args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, **changes)
     trainer = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(size=480), controller=wild)
     trainer.train()
-    dismissed = [e for e in _guard(trainer).guard.events if e.get("handed_over")]
-    assert dismissed and trainer.lr_scheduler.fallen_back
+    fell_back = [e for e in _guard(trainer).guard.events if e.get("handed_over")]
+    assert fell_back and trainer.lr_scheduler.fallen_back
     rows = [json.loads(line) for line in (tmp_path / "lr_trace.jsonl").read_text().splitlines()]
     assert rows[-1]["reason"] == "handed_over" and rows[-1]["lr"] < 0.02
     assert torch.isfinite(flat(trainer.model)).all()

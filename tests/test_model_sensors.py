@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AdaptiveLRTrainingArguments, ControlledLR, Hypergradient
-from hf_adaptive_lr.sensors.predictions import last_matrices
+from hf_adaptive_lr.sensors.weights import last_matrices
 from hf_adaptive_lr.trainer.data import ExtraBatches
 from tests import integrations
 from tests.controllers_for_tests import Classified, Extra, Watcher

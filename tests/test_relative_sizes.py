@@ -8,7 +8,7 @@ import pytest
 
 from hf_adaptive_lr.bench import relative_sizes
 from hf_adaptive_lr.bench.runner import read_rows
-from hf_adaptive_lr.finetune.config import SIZES
+from hf_adaptive_lr.finetune.config import RHO_BY_START
 
 DIGITS = next(task for task in relative_sizes.TASKS if task.name == "digits")
 
@@ -82,5 +82,5 @@ def test_bad_requests_are_named(capsys) -> None:
 
 
 def test_the_sizes_are_among_those_that_were_swept() -> None:
-    assert set(SIZES) <= {task.kind for task in relative_sizes.TASKS}
-    assert all(SIZES[task.kind] in task.rhos for task in relative_sizes.TASKS if task.kind in SIZES)
+    assert set(RHO_BY_START) <= {task.kind for task in relative_sizes.TASKS}
+    assert all(RHO_BY_START[task.kind] in task.rhos for task in relative_sizes.TASKS if task.kind in RHO_BY_START)

@@ -154,7 +154,7 @@ def test_non_finite_input_holds_the_rate_and_is_said_once(bad) -> None:
     assert len(caught) == 1
     assert {d.lr for d in held} == {before.lr}
     assert {d.reason for d in held} == {"held"}
-    assert controlled.held == 4
+    assert controlled.kept == 4
     assert controlled.state_dict()["controller_state"]["count"] == count
     assert controlled.advance({"loss": 1.0}).reason == "decision"
 

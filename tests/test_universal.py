@@ -188,17 +188,17 @@ def test_inside_an_envelope_only_its_own_range_binds() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain[2], inside[2], strict=True))
     assert inside[1].fallen_back is None
     narrow = _still(lr_range=(0.1, 0.2))
-    with pytest.warns(UserWarning, match="dismissed"):
+    with pytest.warns(UserWarning, match="falls back"):
         scheduler = _train(narrow, "adamw", lr=1.0, total_steps=60, envelope=Envelope(patience=3))[1]
     assert scheduler.fallen_back and max(scheduler.lr_history()) <= 0.2
 
 
-def test_when_it_is_dismissed_the_line_begins_at_a_rate_that_worked() -> None:
-    def dismiss(step, scheduler) -> None:
+def test_when_the_run_falls_back_the_line_begins_at_a_rate_that_worked() -> None:
+    def fall_back(step, scheduler) -> None:
         if step == 30:
             scheduler.fall_back("told to")
 
-    *_, scheduler, _ = _train(_still(), "adamw", lr=1.0, total_steps=60, envelope=Envelope(), change=dismiss)
+    *_, scheduler, _ = _train(_still(), "adamw", lr=1.0, total_steps=60, envelope=Envelope(), change=fall_back)
     rates = scheduler.lr_history()
     assert rates[30] <= max(rates[:30]) * (1 + 1e-9)  # and not at the base LR of 1, of which nobody knows anything
 

@@ -1,4 +1,4 @@
-"""Verdicts: fair runs, tuning by validation alone, statistics, mechanical words, pages out of rows."""
+"""The paper study: fair runs, tuning by validation alone, statistics, mechanical words, pages out of rows."""
 
 from __future__ import annotations
 

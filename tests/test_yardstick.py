@@ -1,4 +1,4 @@
-"""The yardstick: its tasks stay as they are, its machinery measures, and its page says what the rows do."""
+"""The benchmark: its tasks stay as they are, its machinery measures, and its page says what the rows do."""
 
 from __future__ import annotations
 

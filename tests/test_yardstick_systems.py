@@ -1,4 +1,4 @@
-"""The yardstick's systems track: its checks pass what is sound, find what is planted, and the command goes on."""
+"""The benchmark's systems track: its checks pass what is sound, find what is planted, and the command goes on."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What the rows of the verdicts say about the bundled controllers: their `eval_results.json` and their cards.
+"""Writes the bundled controllers' `eval_results.json` and cards, from the rows of benchmark and paper study.
 
     python -m hf_adaptive_lr.bench.bundled_results
 
-Writes `eval_results.json` into every folder of `hf_adaptive_lr/pretrained` that is tried in a verdict or by the
-yardstick, and the card as it would stand on the Hub into `model_cards/hub`. Nothing is run; a task without all its
-seeds counts as not tested.
+Writes `eval_results.json` into every folder of `hf_adaptive_lr/pretrained` that the paper study or the
+benchmark tries, and the card as it would stand on the Hub into `model_cards/hub`. Nothing is run; a task without all
+its seeds counts as not tested.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from .yardstick_results import as_text, result
 
 ROWS, CARDS = Path("model_cards/rows"), Path("model_cards/hub")
 METHOD_OF: Mapping[str, str] = {"ppo_schedule": "ppo_schedule", "mlr_snet": "mlr_snet_frozen"}
-"""The method of the verdicts that is a bundled controller as it is, by the controller's name, which is the paper's."""
+"""The paper study's method that is a bundled controller as it is, by the controller's name, which is the paper's."""
 RIVALS = (*BASELINES, "step_decay")
 """What a bundled controller is compared with, where it was run."""
 
 
 def bundled(folder: Path = PRETRAINED) -> list[str]:
-    """Names of the bundled controllers that a verdict or the yardstick tries."""
+    """Names of the bundled controllers that the paper study or the benchmark tries."""
     return [name for name in sorted({*METHOD_OF, *yardstick_results.METHOD_OF}) if (folder / name).is_dir()]
 
 

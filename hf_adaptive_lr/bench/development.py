@@ -2,7 +2,7 @@
 
     python -m hf_adaptive_lr.bench.development --controller universal --relative 0.005 --linear 1e-3
 
-Trains the yardstick's real tasks with another draw of training and validation rows, and writes the final validation
+Trains the benchmark's real tasks with another draw of training and validation rows, and writes the final validation
 loss. No test row is read. Rows of controllers that have been given up stay as the log of what was tried.
 """
 

@@ -1,9 +1,9 @@
-"""How often the divergence guard alarms where nothing is wrong: the verdicts' tasks at their tuned learning rates.
+"""How often the divergence guard alarms where nothing is wrong: the paper study's tasks at their tuned learning rates.
 
     python -m hf_adaptive_lr.bench.false_alarms --jobs 2
 
-Every run is one that the verdicts have: same task, method, seed and learning rate, this time with a guard. The runs of
-`bench.trouble` that are not disturbed are counted on its own page.
+Every run is one that the paper study has: same task, method, seed and learning rate, this time with a guard. The runs
+of `bench.trouble` that are not disturbed are counted on its own page.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ SLOW = "newsgroups-minilm3"
 
 
 def plan(rows: Path, tasks: Sequence[str], seeds: int) -> list[TrainingRun]:
-    """The healthy runs of the verdicts, each with a guard."""
+    """The healthy runs of the paper study, each with a guard."""
     book, runs = Book(rows), []
     for name in tasks:
         for method in (METHODS[method] for method in GUARDED):
             found = tuned(TASKS[name], method, book, TASKS)
             if found.variant is None:
-                continue  # the verdicts have no run of it there that went well
+                continue  # the paper study has no run of it there that went well
             watched = dataclasses.replace(
                 found.variant,
                 name=f"{method.name}+guard",
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--jobs", type=int, default=1, help="worker processes")
     p.add_argument("--tasks", nargs="+", choices=list(TASKS), default=[t for t in TASKS if t != SLOW], metavar="TASK")
     p.add_argument("--seeds", type=int, default=SEEDS, help=f"of each method (default: {SEEDS})")
-    p.add_argument("--rows-dir", type=Path, default=ROWS, help=f"rows, the verdicts' as well (default: {ROWS})")
+    p.add_argument("--rows-dir", type=Path, default=ROWS, help=f"rows, the paper study's as well (default: {ROWS})")
     p.add_argument("--render-only", action="store_true", help="run nothing")
     options = p.parse_args(argv)
     if options.jobs < 1 or options.seeds < 1:

@@ -36,7 +36,7 @@ from .verdict_tasks import QUICK_TASKS, TASKS
 class Lesson:
     """One training during which a schedule is learned."""
 
-    task: str = "fashion-cnn"  # name of a task of the verdicts
+    task: str = "fashion-cnn"  # name of a task of the paper study
     updates: int = 2000
     meta_every: int = 10  # updates from one meta-step to the next
     meta_lr: float = 1e-3  # Adam's learning rate for the net

@@ -20,6 +20,7 @@ from ..artifacts import replace_file
 from . import false_alarms, trouble_tasks, verdict_plan, verdict_tasks, yardstick_plan
 from .markdown import table
 from .overhead import verdict
+from .relative_sizes import summary
 from .runner import read_rows
 from .trouble_figures import GUARD, Figures
 from .trouble_methods import METHODS
@@ -34,7 +35,7 @@ Row = Mapping[str, Any]
 
 
 def demo_table(rows: Sequence[Row]) -> str:
-    """Results of the main job, one line per task."""
+    """Results of `hf-adaptive-lr finetune`, one line per task."""
     head = ["task", "data", "accuracy", "majority class", "learning rate first / largest / last", "seconds", "command"]
     lines = []
     for row in rows:
@@ -171,6 +172,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "overhead": ("overhead.jsonl", overhead_table),
     "false_alarms": ("guard_false_alarms.jsonl", false_alarms.table),
     "guard_overhead": ("guard_overhead.jsonl", guard_overhead_table),
+    "relative_sizes": ("relative_sizes.jsonl", summary),
 }
 """Tables of one file of rows."""
 

@@ -1,4 +1,4 @@
-"""Sweeps the size of `relative` by kind of task, beside a linear schedule: the source of `finetune`'s default sizes.
+"""Sweeps `rho` of `relative` by kind of task, beside a linear schedule: the source of `finetune`'s default sizes.
 
     python -m hf_adaptive_lr.bench.relative_sizes
 
@@ -32,8 +32,8 @@ from tqdm import tqdm
 
 from ..demo import data as demo_data
 from ..demo.data import DemoDataError
+from .markdown import table
 from .runner import Row, append_row, command_parser, read_rows
-from .yardstick_tables import table
 
 OUTPUT = Path("model_cards/rows/relative_sizes.jsonl")
 WARMUP, MAX_LENGTH, DEV_ROWS, TRAIN_ROWS = 0.05, 32, 500, 3000
@@ -121,7 +121,7 @@ def _digits() -> list[Example]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A data set, trained in one way; `kind` is one of `finetune.config.SIZES` or "lora"."""
+    """A data set, trained in one way; `kind` is one of `finetune.config.RHO_BY_START` or "lora"."""
 
     name: str
     kind: str
@@ -220,7 +220,7 @@ def summary(rows: Sequence[Row]) -> str:
             cells = [*found, _mean(found)]  # of a task without rows it is NaN, and so is the mean over tasks
             lines.append([f"`{method}` {value:g}", *("-" if math.isnan(cell) else f"{cell:.3f}" for cell in cells)])
         parts.append(table([kind, *tasks, "mean"], lines))
-    return "\n".join(parts)
+    return "\n\n".join(parts)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -100,7 +100,7 @@ class TrainingRun:
             "factor_curve": curve([lr / self.lr for lr in lrs], FACTOR_POINTS),
             "diverged": diverged(losses, scores["loss"]),
             **_guarded(trainer),
-            "held": trainer.lr_scheduler.run.held,
+            "held": trainer.lr_scheduler.run.kept,
             "seconds": short(wall),
             "cpu_seconds": short(cpu),
             "passes": {name: short(rows / record.rows) for name, rows in meter.rows.items()},

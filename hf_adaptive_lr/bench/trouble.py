@@ -1,4 +1,4 @@
-"""What the divergence guard is worth: trainings that are disturbed on purpose, with and without it.
+"""The guard study: trainings that are disturbed on purpose, with and without the divergence guard.
 
     python -m hf_adaptive_lr.bench.trouble --jobs 2
 

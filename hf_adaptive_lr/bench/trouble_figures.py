@@ -1,4 +1,4 @@
-"""The figures of the guard's benchmark, from rows alone: tolerance, shares within it, differences, false alarms."""
+"""The figures of the guard study, from rows alone: tolerance, shares within it, differences, false alarms."""
 
 from __future__ import annotations
 

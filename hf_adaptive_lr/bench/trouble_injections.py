@@ -1,4 +1,4 @@
-"""What goes wrong in the guard's benchmark, as values: one entry of `INJECTIONS` is one kind of trouble.
+"""The guard study's disturbances, as values: one entry of `INJECTIONS` is one kind of trouble.
 
 An [`Injection`] says what happens, a [`Striker`] when: once, at two fifths of the run give or take a tenth, drawn from
 the seed. Draws come from a generator of their own, so that a troubled run sees the same batches and dropout as the

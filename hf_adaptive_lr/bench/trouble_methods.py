@@ -1,4 +1,4 @@
-"""What keeps the runs of the guard's benchmark on their way, as values: the guard, nothing, and two schedules."""
+"""The guard study's methods, as values: the guard, nothing, and two schedules."""
 
 from __future__ import annotations
 

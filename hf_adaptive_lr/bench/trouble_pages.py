@@ -1,4 +1,4 @@
-"""The page of the guard's benchmark, rendered from rows."""
+"""The page of the guard study, rendered from rows."""
 
 from __future__ import annotations
 

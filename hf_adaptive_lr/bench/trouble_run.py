@@ -1,4 +1,4 @@
-"""One troubled training through a `Trainer` that is unmodified but for the trouble, and what is measured of it."""
+"""One disturbed training of the guard study, through an otherwise unmodified `Trainer`, and its measurements."""
 
 from __future__ import annotations
 

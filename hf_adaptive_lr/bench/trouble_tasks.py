@@ -1,4 +1,4 @@
-"""The two tasks of the guard's benchmark: data, model and length, frozen as values.
+"""The two tasks of the guard study: data, model and length, frozen as values.
 
 Three disjoint parts: `train`; `valid`, by which the learning rate was chosen and which schedulers that need
 evaluations see; and `test`, read once, after training. Splits are the same for every seed.

@@ -1,4 +1,4 @@
-"""What each part of `universal` is worth, and how far two trainings of it are apart: the yardstick's rows.
+"""What each part of `universal` is worth, and how far two trainings of it are apart: the benchmark's rows.
 
 Those that have to be trained again get a quarter of an hour each, or as many iterations as a whole one made in a
 quarter of an hour, and stand beside that one ([`COMMANDS`]); the others stand beside the bundled one.
@@ -32,7 +32,7 @@ AS_THEY_ARE: Mapping[str, str] = {
     "relative": "without the net: a straight line",
     "relative_walk": "random steps in place of the net's: the placebo",
 }
-"""Methods of the yardstick to what they lack."""
+"""Methods of the benchmark to what they lack."""
 AGAIN: Mapping[str, str] = {
     "trainings/seed-0": "trained for 60 minutes, seed 0",
     "trainings/seed-1": "trained for 60 minutes, seed 1",
@@ -106,7 +106,7 @@ TRAININGS: Mapping[str, str] = {
     "trainings/seed-0": "60 minutes, seed 0",
     "trainings/seed-1": "60 minutes, seed 1",
 }
-"""Methods of the yardstick to how they were trained."""
+"""Methods of the benchmark to how they were trained."""
 TRAINING_COMMANDS = f"""\
 {_TRAIN} --minutes 60 --output-dir trainings/seed-0
 {_TRAIN} --minutes 60 --output-dir trainings/seed-1 --seed 1

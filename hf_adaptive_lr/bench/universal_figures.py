@@ -1,4 +1,4 @@
-"""What the yardstick's rows say about `universal`, as numbers: accuracy by initial learning rate, pairs, harm."""
+"""`universal` in the benchmark's rows, as numbers: accuracy by initial learning rate, pairs, harm."""
 
 from __future__ import annotations
 

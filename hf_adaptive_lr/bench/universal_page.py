@@ -1,4 +1,4 @@
-"""The page of `universal`: what it reached of what was aimed at, from the yardstick's rows alone.
+"""The page of `universal`: what it reached of what was aimed at, from the benchmark's rows alone.
 
     python -m hf_adaptive_lr.bench.universal_page
 

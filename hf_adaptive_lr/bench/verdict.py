@@ -1,4 +1,4 @@
-"""Tries a paper's claims on small real tasks: runs its baselines, method, ablations and controls, writes its page.
+"""The paper study: tries a paper's claims on small real tasks, beside baselines and controls, and writes its page.
 
     python -m hf_adaptive_lr.bench.verdict plrs --quick
     python -m hf_adaptive_lr.bench.verdict all --jobs 2

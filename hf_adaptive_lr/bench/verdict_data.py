@@ -1,4 +1,4 @@
-"""The tasks' data as tensors: four disjoint parts, loaded once per process."""
+"""The paper study's data as tensors: four disjoint parts, loaded once per process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From rows to words: was a comparison met, does a claim hold, what is the verdict on a paper."""
+"""The paper study, from rows to words: was a comparison met, does a claim hold, what is the verdict on a paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The methods of the verdicts: baselines, the papers' methods, their ablations and controls, as values.
+"""The methods of the paper study: baselines, the papers' methods, their ablations and controls, as values.
 
 Adding a method is one entry of `METHODS`. Its learning rate is tuned like every other's: on a seed that does not
 count, by the loss on the `valid` rows, over the task's learning rates times the method's `alternatives`. Controls take

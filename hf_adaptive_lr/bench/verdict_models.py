@@ -1,4 +1,4 @@
-"""The tasks' models and optimizers, as a function of the seed alone."""
+"""The paper study's models and optimizers, as a function of the seed alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a paper, rendered from rows: verdict, claims, setting, results. Every number comes out of a row."""
+"""The paper study's pages: verdict, claims, setting, results. Every number comes out of a row."""
 
 from __future__ import annotations
 

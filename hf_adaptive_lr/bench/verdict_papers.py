@@ -1,4 +1,4 @@
-"""What each paper claims, as comparisons written down before any run.
+"""The paper study's claims: each paper's, as comparisons written down before any run.
 
 A claim is a line of text and the comparisons that decide it; its word follows mechanically. Controls are what a reader
 should ask beyond the paper's own claims: they are judged alike and shown apart, and do not count for the paper's word.

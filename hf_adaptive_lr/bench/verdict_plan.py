@@ -1,4 +1,4 @@
-"""Which runs a comparison needs, in which order, and which rows then count.
+"""Plans the paper study: which runs a comparison needs, in which order, and which rows then count.
 
 First learning rates (and alternatives) are tuned, on a seed of their own and by validation loss alone; then the seeds
 that count run at the choice; then the replays, whose schedules come out of these rows. Each step is a function of the

@@ -1,4 +1,4 @@
-"""Paired comparisons over seeds: Student's t intervals of means and of mean differences."""
+"""The paper study's paired comparisons over seeds: Student's t intervals of means and of mean differences."""
 
 from __future__ import annotations
 

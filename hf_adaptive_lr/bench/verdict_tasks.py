@@ -1,4 +1,4 @@
-"""The tasks of the verdicts: data, model, optimizer and length, frozen as values.
+"""The tasks of the paper study: data, model, optimizer and length, frozen as values.
 
 Every task has four disjoint parts: `train`; `valid`, on which learning rates are tuned; `controller`, the only
 held-out data that a controller may see; and `test`, read once, after the last update. Splits are the same for every

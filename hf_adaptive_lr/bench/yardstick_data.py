@@ -1,4 +1,4 @@
-"""Data and models of the yardstick's real tasks, as functions of the task and the seed.
+"""Data and models of the benchmark's real tasks, as functions of the task and the seed.
 
 What cannot be had here raises `DemoDataError`; its message ends with the command to get it.
 """

@@ -1,4 +1,4 @@
-"""What the yardstick compares, as values: adding a method is one entry of `METHODS`.
+"""The methods that the benchmark compares, as values: adding a method is one entry of `METHODS`.
 
 A method is a controller of ours, a scheduler that `Trainer` makes by name, or an optimizer that needs no schedule. In
 the self-tuning track each has one configuration for all tasks: that of its class, its package or its paper, and the
@@ -27,7 +27,8 @@ from ..auto import PRETRAINED, AutoController
 from ..controller import Controller
 from ..controllers import CONTROLLERS
 from ..observation import OUTCOME_FIELDS
-from ..sensors.predictions import LOGIT_FIELDS, WEIGHT_FIELDS
+from ..sensors.predictions import LOGIT_FIELDS
+from ..sensors.weights import WEIGHT_FIELDS
 from .runner import Specified
 
 REPLAY = "replay:"

@@ -1,4 +1,4 @@
-"""The yardstick's page, rendered from rows alone: the same rows give the same page, byte for byte."""
+"""The benchmark's page, rendered from rows alone: the same rows give the same page, byte for byte."""
 
 from __future__ import annotations
 

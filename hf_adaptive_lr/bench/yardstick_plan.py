@@ -1,4 +1,4 @@
-"""Which runs a comparison needs, in which order; a function of the rows there are, so that it can be interrupted.
+"""Plans the benchmark: which runs, in which order; a function of the rows there are, so that it can be interrupted.
 
 First the reference, a linear schedule, is tuned: on seeds of its own, by validation loss. Then it and all methods run
 on the seeds that count; then the replays, whose schedules come out of these rows. `PRIMARY_ENDPOINT` was written

@@ -1,4 +1,4 @@
-"""The yardstick's plots, from rows alone."""
+"""The benchmark's plots, from rows alone."""
 
 from __future__ import annotations
 

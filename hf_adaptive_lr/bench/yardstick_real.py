@@ -1,4 +1,4 @@
-"""One real fine-tune through `Trainer`, and what is measured of it.
+"""One real fine-tune of the benchmark through `Trainer`, and its measurements.
 
 Curves are on the validation rows, which no method sees; schedules that need evaluations, and controllers that need
 held-out data, have the controller's rows. What the curves cost is not in the seconds.

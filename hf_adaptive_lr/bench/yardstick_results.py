@@ -1,4 +1,4 @@
-"""What the yardstick's rows say about a controller: its `eval_results.json`."""
+"""Makes a controller's `eval_results.json` from the benchmark's rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .yardstick_run import YardstickRun
 from .yardstick_tasks import TASKS, RealTask
 
 METHOD_OF: Mapping[str, str] = {"universal": "universal_bundled"}
-"""The method of the yardstick that is a bundled controller as it is, by the controller's name."""
+"""The method of the benchmark that is a bundled controller as it is, by the controller's name."""
 TUNED = "linear, tuned"
 RIVALS = (
     DEFAULT.name,
@@ -45,7 +45,7 @@ def results(name: str, rows: Path) -> dict[str, Any]:
 
 
 def results_of(method: Method, profile: Profile, book: Book, command: str) -> dict[str, Any]:
-    """The `eval_results.json` of any controller that the yardstick has run: the real tasks of a profile."""
+    """The `eval_results.json` of any controller that the benchmark has run: the real tasks of a profile."""
     found, not_tested = [], []
     for task in (task for name in profile.tasks if isinstance(task := TASKS[name], RealTask)):
         mine = _present(own_lr_runs(task, method, profile, book), book)
@@ -69,7 +69,7 @@ def results_of(method: Method, profile: Profile, book: Book, command: str) -> di
 
 
 def _present(runs: Sequence[YardstickRun], book: Book) -> dict[int, Row]:
-    """The rows there are, by seed, in the words of the verdicts."""
+    """The rows there are, by seed, in the words of the paper study."""
     rows = {run.seed: book.get(run) for run in runs}
     return {seed: {**row, "diverged": row.get("failed", True)} for seed, row in rows.items() if row is not None}
 

@@ -1,4 +1,4 @@
-"""A run of the yardstick: task, method, seed and learning rate to one row."""
+"""A run of the benchmark: task, method, seed and learning rate to one row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From rows to scores: what the yardstick's tables and plots are made of, without a word of Markdown.
+"""From the benchmark's rows to the scores that its tables and plots are made of.
 
 A run that ended in an error, or in a loss that is not finite, is a NaN here and counts as the worst there is.
 """

@@ -1,4 +1,4 @@
-"""What the yardstick's methods do to a training system: time, memory, checkpoints, resuming, ranks, accumulation.
+"""The benchmark's systems track: a method's time, memory, checkpoints, resuming, ranks, accumulation.
 
     python -m hf_adaptive_lr.bench.yardstick_systems
 

@@ -1,4 +1,4 @@
-"""One check of one method through a real `Trainer`, to one row: what does the method do to a training system?
+"""One check of the benchmark's systems track: one method through a real `Trainer`, to one row.
 
 A check that finds a fault is a row with `passed` false; one that cannot be carried out raises, and its row has the
 reason. See `yardstick_systems_train.py` for what is trained.

@@ -1,6 +1,6 @@
-"""The small trainings with which the yardstick asks what a method does to a training system.
+"""The small trainings of the benchmark's systems track.
 
-Methods are trained as in the yardstick, but on random tokens with random classes: there is soon no improvement to be
+Methods are trained as in the benchmark, but on random tokens with random classes: there is soon no improvement to be
 had, so those that wait for one have to act within few updates.
 """
 
@@ -101,7 +101,7 @@ def prepare(
     stop: int | None = None,  # updates to end after
     **changes: Any,  # fields of `TrainingArguments`
 ) -> Prepared:
-    """A trainer as the yardstick has it; an LR range test before the run is left out."""
+    """A trainer as the benchmark has it; an LR range test before the run is left out."""
     torch.manual_seed(weights_seed)
     model = size.model()
     if not dropout:

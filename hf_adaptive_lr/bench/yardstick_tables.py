@@ -1,4 +1,4 @@
-"""The yardstick's smaller tables: wrong lengths, trouble, equal budgets, variants, and what learning cost."""
+"""The benchmark's smaller tables: wrong lengths, trouble, equal budgets, variants, and what learning cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen tasks of the yardstick: real fine-tunes through `Trainer`, and vectorised trainings.
+"""The frozen tasks of the benchmark: real fine-tunes through `Trainer`, and vectorised trainings.
 
 They were written down, with their digests, before any method was judged by them: `frozen.json`. Nothing that trains a
 controller may read them. The vectorised ones are draws 1,000,101 and 1,000,102 of the suite `full`, split `test`, cut

@@ -1,4 +1,4 @@
-"""One vectorised training: all lanes of a task under one method, each lane a row.
+"""One vectorised training of the benchmark: all lanes (seeds) of a task under one method, each lane a row.
 
 The order is that of a live run: loss and gradient are known, the learning rate is chosen, the update is applied.
 Controllers may see `inner_valid`, curves are on `outer_valid`, and `test` is read once, after the last update.
@@ -128,8 +128,8 @@ class _Controlled:
 
     def __init__(self, run: VectorRun, controller: Controller, decisions: int | None) -> None:
         self._run, self._controller = run, controller
-        own = controller.due if decisions is None else None
-        self._cadence = Cadence(run.total_steps, decisions=decisions or controller.decisions, own=own)
+        rule = controller.due if decisions is None else None
+        self._cadence = Cadence(run.total_steps, decisions=decisions or controller.decisions, rule=rule)
         self._state = controller.init((run.task.runs,), seed=0)
         self._lr = run.base_lr
         self.gain = "gain_ratio" in controller.needs

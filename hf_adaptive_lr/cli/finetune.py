@@ -1,4 +1,4 @@
-"""`hf-adaptive-lr finetune`: the main job."""
+"""`hf-adaptive-lr finetune`: fine-tunes a text or image classifier."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Packaged data and models, so that the main job runs without an account."""
+"""Packaged data and models, so that `hf-adaptive-lr finetune` runs without an account."""

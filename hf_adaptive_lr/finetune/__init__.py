@@ -1,1 +1,1 @@
-"""The main job: fine-tuning a text or image classifier from the command line."""
+"""`hf-adaptive-lr finetune`: fine-tunes a text or image classifier from the command line."""

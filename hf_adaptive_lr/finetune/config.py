@@ -1,4 +1,4 @@
-"""Settings of the main job, and the checks that come before anything slow or anything written."""
+"""Settings of `hf-adaptive-lr finetune`, and the checks that come before anything slow or anything written."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Measured on two cores, see `FinetuneConfig.every` for the cadence.
+# Defaults by task: most of the demo's accuracy within minutes on two CPU cores; the rates are for controllers that use
+# one.
 _TASKS: dict[str, dict[str, Any]] = {
     "text": {"learning_rate": 1e-4, "max_steps": 150, "batch_size": 16, "output_dir": "runs/text"},
     "image": {"learning_rate": 1e-3, "max_steps": 300, "batch_size": 32, "output_dir": "runs/image"},
 }
-SIZES = {"pretrained": 0.001, "scratch": 0.016}
-"""Size of `relative`, the default controller, by where the weights below the head come from.
+RHO_BY_START = {"pretrained": 0.001, "scratch": 0.016}
+"""`rho` of the default controller, `relative`, by whether the model comes pretrained (its head is always new).
 
 The best means over data sets in `python -m hf_adaptive_lr.bench.relative_sizes`, each as good as the best linear
 schedule's there. Adapters (LoRA), which `finetune` does not make, took 0.016 like models from scratch.
@@ -39,7 +40,7 @@ GIVEN = "given"
 AUTO = "auto"
 """The learning rate is the controller's to find."""
 OPTIMIZERS = ("adamw", "sgd", "dsa")
-"""Optimizers of the main job."""
+"""Optimizers that `finetune` offers."""
 _NOT_COMPARED = ("output_dir", "resume", "overwrite")  # of a resumed run with its first part
 
 
@@ -76,8 +77,8 @@ class FinetuneConfig:
         None,
         "name of a controller (see `hf-adaptive-lr list`), its folder, user/repo on the Hub, or your own class as "
         "FILE.py:CLASS (default: relative, which finds the learning rate, with a relative update rho of "
-        f"{SIZES['pretrained']} for {_KINDS['pretrained']} and {SIZES['scratch']} for {_KINDS['scratch']}; constant "
-        "for dsa)",
+        f"{RHO_BY_START['pretrained']} for {_KINDS['pretrained']} and {RHO_BY_START['scratch']} for "
+        f"{_KINDS['scratch']}; constant for dsa)",
     )
     controller_kwargs: str | None = _option(None, 'config fields of the controller to change, as JSON: {"beta": 0.02}')
     warmup_steps: int | None = _option(
@@ -132,7 +133,7 @@ class FinetuneConfig:
         elif told.controller is None:
             kind = "scratch" if (self.task, self.model) == ("image", None) else "pretrained"
             steps = self.max_steps or defaults["max_steps"]
-            told = replace(told, controller_kwargs=_sized(told.controller_kwargs, SIZES[kind]))
+            told = replace(told, controller_kwargs=_sized(told.controller_kwargs, RHO_BY_START[kind]))
             defaults |= {"controller": "relative", "learning_rate": AUTO, "warmup_steps": math.ceil(_WARMUP * steps)}
             defaults["choice"] = f"default for {_KINDS[kind]}"
         return replace(told, **{k: v for k, v in defaults.items() if getattr(told, k) is None})

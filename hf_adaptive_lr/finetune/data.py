@@ -1,4 +1,4 @@
-"""The data of the main job: a data set with a text or image column and a label column, wherever it is kept.
+"""Loads the data of `hf-adaptive-lr finetune`: rows with a text or image and a label, wherever they are kept.
 
 Whatever the source, the job sees a training and a report set with two columns, `input` and `label` (whole numbers from
 0), and the labels' names. Whatever is wrong is one sentence that names the file, column or row: `FinetuneError`.

@@ -1,4 +1,4 @@
-"""The main job: fine-tune a text or image classifier with an adaptive learning rate, from settings to results.
+"""Fine-tunes a text or image classifier with an adaptive learning rate, from settings to results.
 
 Everything that can be wrong with the request is found before anything is written; `results.json` is written last, so
 its presence says that the other outputs are whole. A run that was killed continues from its last whole checkpoint and

@@ -1,4 +1,4 @@
-"""The model of the main job: a classification model, the processor that feeds it, and how rows become a batch."""
+"""Loads the classification model that `finetune` trains and its processor, and makes batches of rows."""
 
 from __future__ import annotations
 

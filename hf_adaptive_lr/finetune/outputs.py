@@ -1,4 +1,4 @@
-"""Outputs of the main job: results, curves and the model, each written whole or not at all."""
+"""Writes the outputs of `hf-adaptive-lr finetune`: results, curves and the model, each whole or not at all."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ class Detector:
             "best": self._best,
             "opening": list(self._opening),
             "pending": [list(pair) for pair in self._pending],
-            "wary": self._strict,
+            "wary": self._strict,  # key of version 0.1
             "trouble": self._trouble if math.isfinite(self._trouble) else None,
             **self._loss.state_dict("loss"),
             **self._norm.state_dict("norm"),

@@ -258,9 +258,9 @@ class DivergenceGuard:
         return "skip"
 
     def _roll_back(self, seen: Event) -> Action:
-        dismissed = self._dismisses(seen)
+        falls_back = self._falls_back(seen)
         slowly, before = seen["reason"] == "slow_divergence", self._lr.now()
-        blameless = bool(self._trouble.failed_rollbacks) or (dismissed and slowly)
+        blameless = bool(self._trouble.failed_rollbacks) or (falls_back and slowly)
         measured = self.detector.opening and len(self._history)
         ratio = 1.0 if blameless else self._lr.cut_ratio(self._drift() if measured else None)
         restored = self._restore(seen)
@@ -271,15 +271,15 @@ class DivergenceGuard:
         self._lr.cut(ratio, lost=lost, factor_then=then)
         self._trouble.count_rollback()
         self._lr.drop_pending()
-        if dismissed:
+        if falls_back:
             self.scheduler.fall_back(f"{seen['reason']} at update {seen['update']}")
-            seen["handed_over"] = True
+            seen["handed_over"] = True  # key of version 0.1
         self.detector.be_strict(seen["loss"])
         self._report("rollback", seen, lr_before=before, lr_after=self._lr.after(before * ratio))
         return "rollback"
 
-    def _dismisses(self, seen: Event) -> bool:
-        """Whether to dismiss a controller in an envelope: it led the run astray slowly, or for the second time."""
+    def _falls_back(self, seen: Event) -> bool:
+        """Whether a run with an envelope falls back: its controller led it astray slowly, or for the second time."""
         again = self.rollbacks > 0 and not self._trouble.failed_rollbacks
         controlled = self._lr.controlled
         can = controlled is not None and controlled.can_fall_back

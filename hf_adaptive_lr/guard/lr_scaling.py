@@ -25,14 +25,14 @@ class ScalesLR(Protocol):
 
 @runtime_checkable
 class GuardedScheduler(ScalesLR, Protocol):
-    """A scheduler with a controller that a guard can dismiss; [`ControlledLR`] is one."""
+    """A scheduler with a controller that a guard can fall back from; [`ControlledLR`] is one."""
 
     @property
     def can_fall_back(self) -> bool:
         """Whether the controller is still in charge and there is a schedule to fall back to."""
 
     def fall_back(self, reason: str) -> None:
-        """Dismiss the controller; a plain schedule takes its place."""
+        """Go on without the controller, by a plain schedule."""
 
     def note_loss(self, loss: float) -> None:
         """Take in the loss of a healthy update, the mean over all ranks."""
@@ -118,6 +118,7 @@ class LRScaling:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
+        # `parole` is the key of version 0.1.
         return {"factor": self.factor, "last_cut": self.last_cut, "parole": self.cut_hold}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

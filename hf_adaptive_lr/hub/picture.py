@@ -75,7 +75,7 @@ def _recorded(training: Mapping[str, Any] | None) -> list[tuple[float, float]]:
 
 def _simulated(controller: ControllerLike) -> list[float] | None:
     base = torch.tensor(_BASE_LR, dtype=torch.float64)
-    cadence, state = Cadence(_UPDATES, decisions=controller.decisions, own=controller.due), controller.init(seed=0)
+    cadence, state = Cadence(_UPDATES, decisions=controller.decisions, rule=controller.due), controller.init(seed=0)
 
     def advance(update: int, lr: float) -> float:
         nonlocal state

@@ -3,8 +3,9 @@
 Strict means: a key that is missing, unknown or of the wrong type, a tensor that is missing, unknown or of the wrong
 shape is an error that names it. A controller that loads half-way would steer somebody's training with random weights.
 
-A folder is untrusted input, so reading one runs nothing: it opens two printable files of these very names, of bounded
-size, and makes no room for sizes that they only declare. Whatever they hold, the outcome is a controller, or a
+A folder is untrusted input, so loading runs nothing: it opens `config.json` and `model.safetensors` alone, of bounded
+size, and makes no room for sizes that they only declare (`training.json` and `eval_results.json` are read later, by
+`mixin.py`). Whatever they hold, the outcome is a controller, or a
 ValueError, a FileNotFoundError or another OSError that names the file.
 """
 

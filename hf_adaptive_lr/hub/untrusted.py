@@ -1,4 +1,7 @@
-"""Text and JSON files from elsewhere: of bounded size and depth, with errors that are safe to print."""
+"""Reads untrusted JSON and text: bounded size and depth, errors that are safe to print.
+
+Of any file; `serialization.py` checks that the values make a controller.
+"""
 
 from __future__ import annotations
 

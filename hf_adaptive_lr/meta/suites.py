@@ -253,7 +253,7 @@ SUITES: dict[str, Suite] = {
 """Every suite by name.
 
 - `quadratic` has the known answer; `mlp` only perceptrons under AdamW for 200 updates.
-- `coffee`: six small families for 100 updates.
+- `coffee`: six kinds of small nets for 100 updates, to train a controller in the time of a coffee.
 - `strangers`: eight families for 40 to 240 updates, with weights that look up to five times as large as they are and
   now and then a hidden length; `universal` is trained on it. `newcomers`: the same without fine-tuning.
 - `full`: all generated families, horizons of 30 to 2,000 updates and both optimizers.

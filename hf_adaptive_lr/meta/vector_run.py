@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..observation import Observation
 from ..sensors.gradients import DIRECTION_FIELDS, cosine, inner
-from ..sensors.predictions import PREDICTION_FIELDS, WEIGHT_FIELDS
+from ..sensors.predictions import PREDICTION_FIELDS
+from ..sensors.weights import WEIGHT_FIELDS
 from .inner import InnerOptimizer
 from .tasks.base import Split, Task
 

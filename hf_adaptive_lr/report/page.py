@@ -190,7 +190,8 @@ def _timeline(run: Run, last: int) -> str:
         rest = [step for name in names[_LANES - 1 :] for step in lanes.pop(name)]
         lanes["other"] = rest
     if not lanes:
-        return "<figure><h3>Events</h3><p>None: no answer was bounded or held, and no guard acted.</p></figure>"
+        none = "no answer was bounded, no learning rate was kept, and no guard acted"
+        return f"<figure><h3>Events</h3><p>None: {none}.</p></figure>"
     sorted_lanes = [(name, sorted(steps)) for name, steps in lanes.items()]
     return f"<figure><h3>Events</h3>{timeline('Events', sorted_lanes, last)}</figure>"
 

@@ -18,7 +18,7 @@ REASONS = {
     "between": "No decision was due: the last one stays in force.",
     "held": "The controller's answer, or a value it would have observed, was not finite: the learning rate stays.",
     "cooldown": "Cooldown: the learning rate falls linearly to zero and the controller is not asked.",
-    "handed_over": "The controller was dismissed: the learning rate falls linearly to zero over the updates left.",
+    "handed_over": "The run fell back from the controller: linear decay to zero over the updates left.",
     "event": "This update was not applied.",
 }
 """Reason codes of the trace, in words."""

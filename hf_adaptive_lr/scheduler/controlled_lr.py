@@ -181,7 +181,7 @@ class ControlledLR(LRScheduler):
         """
         base = next(lr for lr in self.run.base_lrs if lr > 0)
         index = self.run.base_lrs.index(base)
-        values = {"adaptive_lr/held": float(self.run.held)}
+        values = {"adaptive_lr/held": float(self.run.kept)}  # name of version 0.1
         if not self.controller.ignores_base_lr:
             values = {"adaptive_lr/factor": float(self._last_lr[index]) / base, **values}
         seen = self._last_observation
@@ -244,7 +244,7 @@ class ControlledLR(LRScheduler):
 
     @property
     def fallen_back(self) -> str | None:
-        """Why the controller was dismissed; None while it is in charge."""
+        """Why the run fell back; None while the controller is in charge."""
         return self.run.fallen_back
 
     @property
@@ -253,7 +253,7 @@ class ControlledLR(LRScheduler):
         return self.run.config.envelope is not None and self.fallen_back is None
 
     def fall_back(self, reason: str) -> None:
-        """Dismiss the controller: from the next update on the LR falls linearly to zero over what is left of the run.
+        """Fall back from the controller: from the next update on, linear decay to zero over what is left of the run.
 
         It begins at the base learning rates, or, with an envelope of `fallback="auto"`, at the one that worked best
         (late in the run lower, see [`Envelope`]); where the length of the run is unknown it stays there. Warm-up,
@@ -318,7 +318,8 @@ class ControlledLR(LRScheduler):
         """Continue a saved run, bit for bit.
 
         Raises:
-            ValueError: another scheduler, controller, config or set of weights wrote it; nothing was changed then.
+            ValueError: another scheduler, a newer format, another controller class, config or set of weights, or other
+                parameter groups; nothing was changed then.
         """
         self.run.load_state_dict(state_dict)
         self._signals.load_state_dict(state_dict)

@@ -18,15 +18,15 @@ class Decision:
         step: 0-based index of the update.
         lr: learning rate of every parameter group, as applied.
         reason: `decision`, `bounded` (the answer was outside the bounds), `between` (no decision was due), `held`
-            (non-finite observation or answer), `cooldown`, `handed_over` (the controller was dismissed,
-            see [`Envelope`]).
+            (the rate was kept: non-finite observation or answer), `cooldown`, `handed_over` (the run fell back, see
+            [`Envelope`]). `held` and `handed_over` are version 0.1's words, kept for its files.
         ramp: warm-up or cooldown multiplier in [0, 1], times the factor of `set_scale`; 1 outside all three.
         proposed: the controller's answer (group 0), or None when it was not asked.
         bounded: the answer after bounds, as a learning rate of group 0.
         observation: the measured fields, empty when nothing was measured.
         detail: which field it was, for `held`; for `bounded` all that apply of `envelope` (away from the reference
             schedule), `factor bound` or `lr bound` (the settings', or the controller's `lr_range`) and `ratio` (too
-            fast); at the first update without the controller, why it was dismissed.
+            fast); at the first update without the controller, why the run fell back.
     """
 
     step: int

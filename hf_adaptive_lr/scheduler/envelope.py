@@ -1,9 +1,9 @@
-"""The safety envelope: keeps a controller's answers near a schedule that works, and dismisses one that goes astray.
+"""The safety envelope: keeps a controller's answers near a schedule that works; falls back from one that goes astray.
 
 A controller that was trained on toys, or not at all, may answer anything. Inside an envelope its answers stay near a
-schedule that works, its moves are slow enough to be survived, and after too many corrections in succession it is
-dismissed, and for what is left of the run the learning rate falls linearly to zero. Plain Python; [`ControllerRun`]
-applies it.
+schedule that works, its moves are slow enough to be survived, and after too many corrections in succession the
+run falls back: it goes on without the controller, and the learning rate falls linearly to zero over what is left.
+Plain Python; [`ControllerRun`] applies it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Envelope:
     - An answer that had to be corrected is a mistake of the controller, as is one that is not finite, or would be made
       from a signal that is not, where the LR is kept. But an answered learning rate far from the reference schedule
       is no mistake, as the controller may have to correct the base LR; nor is any answer after the planned end. After
-      `patience` mistakes in succession the controller is dismissed.
+      `patience` mistakes in succession the run falls back.
     - Controllers that ignore the base LR (`Controller.ignores_base_lr`) have neither the reference schedule nor
       `max_ratio`, only the `lr_range`, and their line begins at the rate of `fallback="auto"`, or where none is known
       at the last one applied.
-    - Then, or when `ControlledLR.fall_back` is called, it is asked no more, and the learning rate falls on a straight
+    - Then, or when `ControlledLR.fall_back` is called, the controller is asked no more, and the LR falls on a straight
       line from a peak to zero over what is left of the run; it stays at the peak where `total_steps` is unknown. Late
       in the run the line begins at `high` times the reference schedule of the peak, if that is less: a leap back to
       the peak costs more than the few updates that are left can repair.
@@ -48,7 +48,7 @@ class Envelope:
         high: largest factor, in [1, 1e6]; a large one lets a controller that answers with learning rates look for the
             right one, and make any mistake on the way.
         max_ratio: largest change in one decision, up or down, in [1.01, 1e6].
-        patience: mistakes in succession after which the controller is dismissed, 1 ... 1,000,000.
+        patience: mistakes in succession after which the run falls back, 1 ... 1,000,000.
         fallback: peak of the line: the "base" learning rates, or "auto" for the learning rate under which the loss
             fell fastest so far (the base as long as none is known), with the groups in their base ratios.
 
@@ -160,7 +160,7 @@ class EnvelopeMonitor:
         self.told = bool(state.get("told", False))
         """Whether somebody notes the loss of every update."""
         self.reason: str | None = state.get("reason")
-        """Why the controller was dismissed; None while it is in charge."""
+        """Why the run fell back; None while the controller is in charge."""
         self.since = int(state.get("since", 0))
         """The first update without the controller."""
         self.peak, self.high = float(state.get("peak", 1.0)), float(state.get("high", 1.0))
@@ -183,7 +183,7 @@ class EnvelopeMonitor:
             self.best.note(self.rate, loss, _PER_UPDATE if every_update else _PER_DECISION)
 
     def fall_back(self, reason: str, update: int, base_lr: float) -> None:
-        """Dismiss the controller from `update` on; `base_lr` is that of the reference group."""
+        """Go on without the controller from `update` on; `base_lr` is that of the reference group."""
         self.reason, self.since = reason, update
         if self.envelope is None:
             return
@@ -195,7 +195,7 @@ class EnvelopeMonitor:
             self.peak = peak / base_lr
 
     def factor(self, update: int, total_steps: int | None) -> float:
-        """Factor of the base learning rates at an update after the controller was dismissed."""
+        """Factor of the base learning rates at an update after the run fell back."""
         if total_steps is None:
             return self.peak
         left = (total_steps - update) / max(1, total_steps - self.since)

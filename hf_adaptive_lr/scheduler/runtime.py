@@ -1,4 +1,4 @@
-"""The state of one controlled run: from the controller's answers to learning rates.
+"""Runs one controller through one training: when it is asked, and what its answers become.
 
 Cadence, warm-up, non-finite input, fallback and cooldown are decided here, without an optimizer or a device: plain
 Python and 0-d CPU tensors, so a run can be simulated and checkpointed without a model. [`ControlledLR`] measures and
@@ -21,10 +21,10 @@ from ..cadence import Cadence, Plan, simulate
 from ..controller import Controller, State
 from ..observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Observation, Outcome, Value
 from .asking import ask, numbers, unusable
+from .checkpoint_check import STATE_FORMAT, check_saved, identity
 from .config import SchedulerConfig
 from .decision import Decision
 from .envelope import EnvelopeMonitor, reference
-from .identity import STATE_FORMAT, check_saved, identity
 from .limits import Bounds, reference_group
 
 
@@ -49,11 +49,11 @@ class ControllerRun:
         self.total_steps = config.total_steps
         """Length of the run as known now: `extend` and `cooldown` change it."""
         chosen = config.every is not None or config.decisions is not None
-        decisions, own = (config.decisions, None) if chosen else (controller.decisions, controller.due)
-        self._cadence = Cadence(config.total_steps, config.every or 1, decisions, own)
+        decisions, rule = (config.decisions, None) if chosen else (controller.decisions, controller.due)
+        self._cadence = Cadence(config.total_steps, config.every or 1, decisions, rule)
         self._plan: Plan | None = None
         self.updates = 0
-        self.held = 0
+        self.kept = 0
         self._said_below_zero = False
         self.scale = 1.0
         self.last_lr = 0.0
@@ -133,14 +133,14 @@ class ControllerRun:
             )
 
     def _unasked(self, t: int) -> Decision:
-        dismissed = self.fallen_back
-        why = dismissed if dismissed is not None and t == self._monitor.since else ""
+        fallen_back = self.fallen_back
+        why = fallen_back if fallen_back is not None and t == self._monitor.since else ""
         if self._cooldown is not None:
             return self._applied(t, "cooldown", detail=why)
-        if dismissed is None:
+        if fallen_back is None:
             return self._applied(t, "between")
         self._answer, _ = self._bounds.at(self._monitor.factor(t, self.total_steps), self.base_lrs)
-        return self._applied(t, "handed_over", detail=why)
+        return self._applied(t, "handed_over", detail=why)  # reason of version 0.1: the run fell back
 
     def learn(self, outcome: Outcome) -> None:
         """Show an outcome to a controller that learns inside the run, unless it is not finite."""
@@ -170,8 +170,8 @@ class ControllerRun:
         return self._applied(step, "held", observation=dict(fields), detail=detail)
 
     def _warn_kept(self, detail: str) -> None:
-        self.held += 1
-        if self.held == 1:
+        self.kept += 1
+        if self.kept == 1:
             warnings.warn(
                 f"learning rate kept: {detail} (said once; the trace lists every time)", UserWarning, stacklevel=4
             )
@@ -201,19 +201,19 @@ class ControllerRun:
 
     @property
     def fallen_back(self) -> str | None:
-        """Why the controller was dismissed, or None."""
+        """Why the run fell back, or None."""
         return self._monitor.reason
 
     def fall_back(self, reason: str) -> None:
-        """Dismiss the controller from the next update on; see [`ControlledLR.fall_back`]."""
+        """Go on without the controller from the next update on; see [`ControlledLR.fall_back`]."""
         if self.config.envelope is None:
             raise ValueError(f"fall_back({reason!r}): there is no envelope to fall back in; pass envelope=Envelope()")
         if not isinstance(reason, str) or not reason:
             raise ValueError(f"fall_back({reason!r}): say why, in a few words; the trace shows it")
         if self.fallen_back is None:
-            self._dismiss(reason, self.updates)
+            self._fall_back(reason, self.updates)
 
-    def _dismiss(self, reason: str, update: int) -> None:
+    def _fall_back(self, reason: str, update: int) -> None:
         self._monitor.fall_back(reason, update, self.base_lrs[reference_group(self.base_lrs)])
         self._plan = None
 
@@ -226,8 +226,8 @@ class ControllerRun:
             return  # past the planned end no learning rate is right
         if self._monitor.judge(bool(mistake)):
             reason = f"{self._monitor.mistakes} decisions in succession were corrected, the last: {mistake}"
-            self._dismiss(reason, step + 1)
-            warnings.warn(f"the controller was dismissed: {reason}", UserWarning, stacklevel=4)
+            self._fall_back(reason, step + 1)
+            warnings.warn(f"the controller is asked no more, the run falls back: {reason}", UserWarning, stacklevel=4)
 
     # --- horizon ------------------------------------------------------------------------------------------------
 
@@ -280,7 +280,7 @@ class ControllerRun:
             "total_steps": self.total_steps,
             "every": self._cadence.distance,
             "updates": self.updates,
-            "held": self.held,
+            "held": self.kept,  # key of version 0.1
             "scale": self.scale,
             "applied_lr": self.last_lr,
             "cooldown": None if self._cooldown is None else list(self._cooldown),
@@ -299,15 +299,19 @@ class ControllerRun:
         self._state = state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue a run; fails fast, before anything changes, on that of another scheduler or controller.
+        """Continue a run.
 
         A length that `extend` or `cooldown` set comes back with the state, unless the constructor was given another
         `total_steps` than the saved run's: then that wins.
+
+        Raises:
+            ValueError: before anything changes, for a state of another scheduler, of a newer format, of another
+                controller class, config or weights, or of another number of parameter groups.
         """
         check_saved(state, self.controller, self._identity, len(self.base_lrs))
         self._plan = None
         self.base_lrs, self._answer = list(state["base_lrs"]), list(state["answer"])
-        self.updates, self.held = state["updates"], state["held"]
+        self.updates, self.kept = state["updates"], state["held"]
         self.scale, self.last_lr = float(state.get("scale", 1.0)), float(state.get("applied_lr", 0.0))
         self._state = dict(state["controller_state"])
         self._monitor.load_state_dict(state.get("envelope", {}))

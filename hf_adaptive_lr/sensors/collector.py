@@ -27,9 +27,10 @@ from .gradients import DIRECTION_FIELDS, GainProbe, forget_direction, measure_pr
 from .lora import Adapter, find_adapters
 from .loss_window import LossWindow
 from .outcome import ExtraLoss, OutcomeSensor
-from .predictions import LOGIT_FIELDS, PREDICTION_FIELDS, WEIGHT_FIELDS, ModelSensors, find_logits
+from .predictions import LOGIT_FIELDS, PREDICTION_FIELDS, ModelSensors, find_logits
 from .replay import RecordedPasses
 from .requirements import REPLAYED, check_measurable
+from .weights import WEIGHT_FIELDS
 
 _MANY_DROPPED = 60  # far more than a gradient scaler or a guard skips in a row
 _NEUTRAL_GAIN = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0

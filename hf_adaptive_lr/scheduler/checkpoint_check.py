@@ -1,4 +1,4 @@
-"""Ties a saved run state to its controller: only the same class, config and weights may continue it."""
+"""Checks a saved run state when it is loaded: only the same controller class, config and weights may continue it."""
 
 from __future__ import annotations
 
