@@ -35,7 +35,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     parser = verbs.add_parser(
         "bench",
         help="measure controllers against baselines on frozen tasks",
-        description="Run the yardstick: frozen tasks, all methods, and a page of tables and plots from the rows.",
+        description="Run the benchmark: frozen tasks, all methods, and a page of tables and plots from the rows.",
         epilog=_EXAMPLES,
     )
     size = parser.add_mutually_exclusive_group()
