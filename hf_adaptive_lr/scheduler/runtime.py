@@ -121,7 +121,7 @@ class ControllerRun:
         return self._applied(t, reason, proposed=values[0], bounded=self._answer[0], observation=seen, detail=detail)
 
     def _warn_below_zero(self, step: int, values: list[float]) -> None:
-        """Warns once when a user's own controller answers below 0, which bounds raise; some of this library do on purpose."""
+        """Warns once when a user's own controller answers below 0; some of this library do it on purpose."""
         ours = type(self.controller).__module__.startswith(f"{__name__.partition('.')[0]}.")
         if min(values) < 0 and not ours and not self._said_below_zero and self.config.envelope is None:
             self._said_below_zero = True
