@@ -73,6 +73,7 @@ class AutoController:
             >>> AutoController.from_pretrained("cosine").controller_type
             'cosine'
         """
+        repo.check_options(options)
         if is_own(os.fspath(pretrained_model_name_or_path)):
             return load_own(os.fspath(pretrained_model_name_or_path))
         return repo.load(pretrained_model_name_or_path, CONTROLLERS, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import typing
 from dataclasses import asdict, dataclass
 
@@ -104,5 +106,16 @@ def test_whatever_changes_the_plan_is_seen_at_once() -> None:
 def test_keyword_arguments_and_config_are_the_same() -> None:
     assert list(SchedulerOptions.__annotations__) == list(asdict(SchedulerConfig()))
     assert typing.get_type_hints(SchedulerOptions) == typing.get_type_hints(SchedulerConfig)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'warmup'"):
-        ControlledLR(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1), "constant", warmup=3)
+    lines = (ControlledLR.__doc__ or "").partition("**settings:")[2].partition("Raises:")[0]
+    for name, default in asdict(SchedulerConfig()).items():
+        written = re.search(rf"`{name}`(?:, `\w+`)? \(([^)]+)\)", lines)
+        assert written is not None and ast.literal_eval(written[1]) == default, name
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("warmup", "warmup_steps"), ("total_step", "total_steps"), ("modle", "model")]
+)
+def test_an_unknown_setting_names_the_nearest(word, meant) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    with pytest.raises(TypeError, match=f"ControlledLR: unknown setting {word}; did you mean {meant}\\?"):
+        ControlledLR(optimizer, "constant", **{word: 3})

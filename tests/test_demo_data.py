@@ -38,7 +38,7 @@ def shelf(tmp_path, monkeypatch):
 @pytest.fixture
 def no_fashion_mnist(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_ADAPTIVE_LR_FASHION_MNIST", raising=False)
-    monkeypatch.setattr(demo_data, "_FASHION_MNIST_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(demo_data, "FASHION_MNIST_FOLDER", tmp_path / "absent")
 
 
 def put_wheel(folder, train=TRAIN, test=TEST):
@@ -164,7 +164,7 @@ def test_fashion_mnist_is_read_where_the_variable_points(tmp_path, monkeypatch):
 def test_fashion_mnist_of_debian_is_used_unasked(tmp_path, monkeypatch):
     put_fashion_mnist(tmp_path)
     monkeypatch.delenv("HF_ADAPTIVE_LR_FASHION_MNIST", raising=False)
-    monkeypatch.setattr(demo_data, "_FASHION_MNIST_FOLDER", tmp_path)
+    monkeypatch.setattr(demo_data, "FASHION_MNIST_FOLDER", tmp_path)
     data = demo_image(train_size=10, test_size=10)
     assert data.name == "fashion-mnist"
     assert sorted(data.train["label"]) == sorted(data.test["label"]) == list(range(10))

@@ -40,13 +40,13 @@ def test_both_members_of_a_pair_see_the_same_run(index) -> None:
     alone = problem.start()
     for _ in range(problem.total_steps):
         # Other rows of a batch, and batches of other sizes, may be summed in other orders: some eps of float32 each,
-        # a hundred after twenty updates. Other noise would move everything by a tenth.
+        # a hundred (1e-5) after twenty updates, and ten times that is allowed. Other noise would move all by a tenth.
         for values in (run.weights, run.loss, run.grad_norm, run.evaluate("outer_valid"), run.gain_ratio):
-            torch.testing.assert_close(*values.chunk(2), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(*values.chunk(2), rtol=1e-4, atol=1e-4)
         # And it is the run that everybody else plays.
-        torch.testing.assert_close(run.weights[:6], alone.weights, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(run.weights[:6], alone.weights, rtol=1e-4, atol=1e-4)
         outer = run.evaluate("outer_valid")[:6]
-        torch.testing.assert_close(outer, alone.evaluate("outer_valid"), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(outer, alone.evaluate("outer_valid"), rtol=1e-4, atol=1e-4)
         run.advance(run.base_lr, 1)
         alone.advance(alone.base_lr, 1)
     assert not torch.allclose(run.weights[0], run.weights[1], rtol=1e-2, atol=1e-2)
@@ -61,7 +61,7 @@ def test_each_run_decides_with_its_own_weights() -> None:
         alone = controller.replace(params={k: v[member] for k, v in params.items()})
         mine = play_through(alone, Episode(Paired.start(problem), 5))[member]
         # One batched product per run against one matrix product for all: the order of the sums differs.
-        torch.testing.assert_close(together[member], mine, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(together[member], mine, rtol=1e-4, atol=1e-4)
 
 
 def test_shaping_is_odd_and_bounded() -> None:

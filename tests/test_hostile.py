@@ -285,6 +285,18 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         _weights(_header({"head_bias": {"dtype": "F32", "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}})),
         BAD + "overflow",
     ),
+    "seventy dimensions": (
+        _weights(_header({"head_bias": {"dtype": "F32", "shape": [1] * 70, "data_offsets": [0, 4]}}, b"\0" * 4)),
+        "'head_bias' has 70 dimensions, more than 8",
+    ),
+    "seventy empty dimensions": (
+        _weights(_header({"head_bias": {"dtype": "F32", "shape": [0] * 70, "data_offsets": [0, 0]}})),
+        "'head_bias' has 70 dimensions, more than 8",
+    ),
+    "wrong shape, before any number is looked at": (
+        _tensors(head_bias=torch.full((7,), torch.nan, dtype=torch.float16)),
+        "'head_bias' has shape",
+    ),
     "dtype that torch lacks": (
         _weights(_header({"head_bias": {"dtype": "F4", "shape": [0], "data_offsets": [0, 0]}})),
         BAD + "F4",

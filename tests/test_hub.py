@@ -507,7 +507,7 @@ def test_a_folder_with_an_unfinished_training_or_a_pointer_says_so(tmp_path) -> 
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "checkpoint.pt").touch()
-    with pytest.raises(FileNotFoundError, match="training that was not finished; go on with .*--resume"):
+    with pytest.raises(FileNotFoundError, match="training that was not finished; continue with .*--resume"):
         AutoController.from_pretrained(folder)
     AutoController.from_pretrained("universal").save_pretrained(folder)
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
@@ -529,7 +529,7 @@ def test_the_licence_is_the_owners(hub, hub_token) -> None:
     assert card_of(DECAY, "user/rule").data.license == "apache-2.0"
 
 
-@pytest.mark.parametrize("name", ["linear", "user/repo"])
+@pytest.mark.parametrize("name", ["linear", "user/repo", "rules.py:Rule"])
 def test_an_option_with_a_typo_is_named_beside_the_known_ones(name) -> None:
     with pytest.raises(TypeError, match="'revison' is no option for reading from the Hub; there are: revision, token"):
         AutoController.from_pretrained(name, revison="main")

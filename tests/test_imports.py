@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,10 @@ def test_every_public_name_is_there_and_documented() -> None:
     assert set(hf_adaptive_lr.__all__) <= set(dir(hf_adaptive_lr))
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         _ = hf_adaptive_lr.nonsense
+
+
+def test_every_test_file_that_the_makefile_names_is_there() -> None:
+    root = Path(__file__).parent.parent
+    named = re.findall(r"tests/\w+\.py", (root / "Makefile").read_text())
+    assert len(named) > 5
+    assert not [name for name in named if not (root / name).is_file()]

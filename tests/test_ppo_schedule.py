@@ -412,7 +412,7 @@ def close_after_adam(found: Tensor, expected: Tensor) -> None:
     Adam's step is as long for a gradient that is nothing but rounding as for any other; a wrong formula moves all.
     """
     off = (found - expected).abs() > 2e-6 + 1e-4 * expected.abs()
-    assert off.double().mean() < 0.02
+    assert off.sum() <= max(1, 0.02 * off.numel())  # one element of a short vector is more than a few percent
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-4)
 
 

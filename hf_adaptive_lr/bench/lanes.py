@@ -27,7 +27,7 @@ _OWN = ("before_forward", "observe", "_pre_step", "_post_step", "step", "get_las
 
 
 class Lane(TrainerCallback):
-    """One trainer that stops at the end of every update until it is told to go on.
+    """One trainer that stops at the end of every update until it is told to continue.
 
     Its span of an update reaches from one `on_step_end` to the next: fetching the batch, forward, backward, clipping,
     the optimizer's step, the scheduler and logging are all inside; the first one holds the start of the run as well.

@@ -99,14 +99,14 @@ def _stored(image: Any) -> dict[str, Any]:
 def _fashion() -> list[Example]:
     found = demo_data.demo_image(train_size=TRAIN_ROWS + DEV_ROWS, test_size=1)
     if found.name != "fashion-mnist":
-        raise DemoDataError(f"Fashion-MNIST is missing. Get it with: {demo_data._FASHION_MNIST_INSTALL}")
+        raise DemoDataError(f"Fashion-MNIST is missing. Get it with: {demo_data.FASHION_MNIST_INSTALL}")
     return [(str(i), _stored(row["image"]), str(row["label"])) for i, row in enumerate(found.train)]
 
 
 def _mnist() -> list[Example]:
     from PIL import Image
 
-    (images, labels), _ = demo_data._read_mnist()
+    (images, labels), _ = demo_data.read_mnist()
     return [(str(i), _stored(Image.fromarray(image)), str(labels[i])) for i, image in enumerate(images)]
 
 

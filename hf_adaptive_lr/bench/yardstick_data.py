@@ -67,7 +67,7 @@ def _topics(rows: Rows, task: RealTask) -> Rows:
 
 def _mnist(pool: int, test: int, seed: int) -> tuple[Rows, Rows]:
     parts = []
-    for (images, labels), size in zip(demo_data._read_mnist(), (pool, test), strict=True):
+    for (images, labels), size in zip(demo_data.read_mnist(), (pool, test), strict=True):
         order = np.random.default_rng(seed).permutation(len(labels))[:size]
         parts.append(_images(np.asarray(images)[order], np.asarray(labels)[order]))
     return parts[0], parts[1]

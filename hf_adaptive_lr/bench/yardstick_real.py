@@ -41,7 +41,7 @@ def train(task: RealTask, method: Method, seed: int, lr: float) -> Row:
     data, model = load(task), build_model(task, seed)
     record, start = Record(model), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of held learning rates, and deprecated calls in the packages
+        warnings.simplefilter("ignore")  # of kept learning rates, and deprecated calls in the packages
         if method.finder:
             lr = _found(task, method, model, data, seed)
         trainer = _trainer(task, method, model, data, folder, seed, lr)

@@ -163,7 +163,7 @@ def quiet() -> Iterator[None]:
     log.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of held learning rates, and deprecated calls in the packages
+            warnings.simplefilter("ignore")  # of kept learning rates, and deprecated calls in the packages
             yield
     finally:
         log.set_verbosity(level)

@@ -43,7 +43,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Publish, and say where it is."""
+    """Publish the controller and print its address."""
     with user_errors():
         from ..auto import AutoController
 

@@ -36,7 +36,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the folders, write the page and say where it is."""
+    """Read the folders, write the page and print its path."""
     from ..report import ReportError, read_run, render_report
     from ..report.page import MARK
 

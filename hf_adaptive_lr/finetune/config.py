@@ -206,7 +206,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def can_resume(config: FinetuneConfig) -> bool:
-    """Whether this run, having been interrupted, can go on from a checkpoint of its own."""
+    """Whether this run, having been interrupted, can continue from a checkpoint of its own."""
     try:
         _check_folder(replace(config.resolved(), resume=True, overwrite=False))
     except FinetuneError:

@@ -85,7 +85,7 @@ class ProgressBar(ProgressCallback):
             bar.set_postfix(loss=f"{logs['loss']:.3g}", lr=f"{logs['learning_rate']:.3g}", refresh=False)
 
     def close(self) -> None:
-        """End the bars' line, also when the run was interrupted, so that what is said next stands on its own."""
+        """End the bars' line, also of an interrupted run, so that later messages start on a line of their own."""
         bars: list[Any] = [self.training_bar, self.prediction_bar]
         for bar in bars:
             if bar is not None:
@@ -95,7 +95,7 @@ class ProgressBar(ProgressCallback):
 
 @contextlib.contextmanager
 def one_bar(trainer: Trainer) -> Iterator[None]:
-    """Give a trainer [`ProgressBar`] and keep all other bars off the screen meanwhile."""
+    """Show [`ProgressBar`] for a trainer, and no other bars, while the context is open."""
     bar = ProgressBar()
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(bar)

@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ def collect(
         "updates": len(rates),
         "batch_size": config.batch_size,
         "seed": config.seed,
-        "versions": {"hf_adaptive_lr": library_version(), **{name: version(name) for name in _PACKAGES}},
+        "versions": {"hf_adaptive_lr": library_version(), **{name: _version(name) for name in _PACKAGES}},
         "command": config.command(),
     }
 
@@ -189,3 +189,10 @@ def _number(value: float) -> float | str:
 
 def _shown(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.3f}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # importable, but not installed: a source tree on the path
+        return "unknown"

@@ -57,8 +57,11 @@ class DivergenceGuard:
       with the next batch: the data is not rewound, so the batches that did the damage are left behind.
     - `stop`: the same for the last time (the LR is not cut); by default it is raised as [`DivergenceError`].
 
-    Skips are followed by a rollback when they do not help, and rollbacks by a stop; the rules are in
-    `hf_adaptive_lr.guard`.
+    Skips last until `max_skips` are used up, or three in succession had finite values out of bounds; a healthy update
+    pays back a quarter of a skip. Then, or when a loss has shifted for four updates or diverges slowly, the guard goes
+    back, and after `max_rollbacks` it stops. Trouble at the very next update after a rollback comes from the data: the
+    cut is undone, and a finite loss is skipped for 20 more updates and then accepted. `help(hf_adaptive_lr.guard)` has
+    all rules.
 
     Cost: one small collective and one host read per update; per snapshot one more of each, a read of all that trains,
     and a copy of it. Host memory: two copies of trainable weights, buffers and optimizer state, up to 16 where
@@ -67,9 +70,10 @@ class DivergenceGuard:
     Args:
         model: the module that trains.
         optimizer: its optimizer, raw or prepared by Accelerate.
-        scheduler: its scheduler, or None. One with `set_scale` (see `lr_scaling.ScalesLR`, as [`ControlledLR`]) gets
-            the factor. For all others the guard scales `lr` and `initial_lr` of the groups and the scheduler's
-            `base_lrs`.
+        scheduler: its scheduler, or None. One with `set_scale` gets the factor; for all others the guard scales
+            `lr` and `initial_lr` of the groups and the scheduler's `base_lrs`. One that also has `can_fall_back`,
+            `fall_back`, `note_loss` and `drop_pending`, as [`ControlledLR`], may have its controller dismissed (see
+            `lr_scaling.GuardedScheduler`).
         scaler: a `torch.amp.GradScaler`, or None. With one, overflows are left to it (it skips by itself), up to 20 in
             a row.
         detector: decides when an update is divergent; a [`Detector`] or its [`Thresholds`].

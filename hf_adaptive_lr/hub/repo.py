@@ -48,10 +48,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubOptions(TypedDict, total=False):
-    """How a repository of the Hub is read."""
+    """Options for reading a repository of the Hub."""
 
     revision: str | None
-    """Branch, tag, commit or `refs/pr/N`; None is the default branch."""
+    """Branch, tag, commit or `refs/pr/N`, by default the default branch; all files come from the one commit that it is
+    at this moment."""
     token: bool | str | None
     """For private and gated repositories; by default that of `hf auth login`."""
     cache_dir: str | os.PathLike[str] | None
@@ -62,7 +63,8 @@ class HubOptions(TypedDict, total=False):
     """Use only what is in the cache, as with HF_HUB_OFFLINE=1."""
 
 
-def _check_options(options: HubOptions) -> None:
+def check_options(options: HubOptions) -> None:
+    """TypeError for an option that there is not."""
     unknown = options.keys() - HubOptions.__annotations__.keys()
     if unknown:
         known = ", ".join(HubOptions.__annotations__)
@@ -78,7 +80,7 @@ def load(
     **options: Unpack[HubOptions],
 ) -> C:
     """Load a controller of `classes` by name, folder or repository; see [`Controller.from_pretrained`]."""
-    _check_options(options)
+    check_options(options)
     wanted = os.fspath(name_or_path)
     only_hub = {key: options.get(key) for key in ("revision", "cache_dir", "force_download")}
     given = [f"{key}={value!r}" for key, value in only_hub.items() if value not in (None, False)]
@@ -173,7 +175,7 @@ def pull(repo_id: str, **options: Unpack[HubOptions]) -> tuple[Path, str]:
     """
     from huggingface_hub import is_offline_mode, try_to_load_from_cache
 
-    _check_options(options)
+    check_options(options)
     revision, cache_dir = options.get("revision"), options.get("cache_dir")
     force_download, local_files_only = options.get("force_download", False), options.get("local_files_only", False)
     _check_names(repo_id, revision)

@@ -43,6 +43,7 @@ MAX_WEIGHTS_BYTES = 100_000_000
 
 _HEAD = ("controller_type", "format_version", "library_version")
 _MAX_HEADER_BYTES = 1_000_000
+_MAX_DIMS = 8
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _PICKLES = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch's zip, and bare ones
 _RELEASE = re.compile(r"(\d{1,6}(?:\.\d{1,6}){0,3})(?:(?:a|b|rc|\.dev|\.post)\d{1,6}){0,3}")
@@ -128,7 +129,9 @@ def load(folder: Path, classes: Mapping[str, type[C]], provenance: Mapping[str, 
             text = str(error)  # a table that does not ascend is quoted whole
             raise ValueError(f"{folder}: {text if len(text) < 600 else text[:600] + '...'}") from error
 
-    controller = build(_read_weights(weights) if has_weights else {})
+    stored = _read_weights(weights) if has_weights else {}
+    build(stored)  # names and shapes, before there is room for them in float32
+    controller = build(_as_floats(weights, stored))
     check_contract(found_contract, controller, path)
     return controller
 
@@ -144,7 +147,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Any, Any]:
         what = "has no config.json" if folder.is_dir() else "does not exist"
         way = "a controller folder is written by controller.save_pretrained(...)"
         if (folder / CHECKPOINT_NAME).is_file():
-            what, way = "holds a training that was not finished", "go on with `hf-adaptive-lr train ... --resume`"
+            what, way = "holds a training that was not finished", "continue with `hf-adaptive-lr train ... --resume`"
         raise FileNotFoundError(f"folder '{folder}' {what}; {way}")
     config = read_json(path, MAX_CONFIG_BYTES)
     missing = [key for key in _HEAD if not isinstance(config, dict) or key not in config]
@@ -176,7 +179,7 @@ def _numbers(release: re.Match[str]) -> list[int]:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file in float32.
+    """The tensors of a safetensors file, of few dimensions and in one of `_DTYPES`.
 
     safetensors itself checks that the header describes the bytes of the file exactly, so that no tensor is larger than
     the file, which is bounded.
@@ -201,11 +204,19 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         tensors = load_bytes(data)
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:  # the last three: sizes, dtypes
         raise ValueError(f"{path} is not a safetensors file: {printable(error, 300)}") from error
-    floats = {}
     for name, tensor in tensors.items():
+        if tensor.dim() > _MAX_DIMS:  # torch cannot even copy one of more than 64
+            raise ValueError(f"{path}: tensor {shown(name)} has {tensor.dim()} dimensions, more than {_MAX_DIMS}")
         if tensor.dtype not in _DTYPES:
             known = ", ".join(str(dtype) for dtype in _DTYPES)
             raise ValueError(f"{path}: tensor {shown(name)} has dtype {tensor.dtype}, expected one of: {known}")
+    return tensors
+
+
+def _as_floats(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in float32; ValueError where one has a number that is not finite."""
+    floats = {}
+    for name, tensor in tensors.items():
         floats[name] = tensor.to(torch.float32)
         if not bool(torch.isfinite(floats[name]).all()):
             raise ValueError(f"{path}: tensor {shown(name)} holds NaN or infinite numbers; train the weights again")

@@ -50,7 +50,9 @@ def _of_base(name: str) -> Any:
 
 
 class DSA(Optimizer):
-    """DSA-style, a reconstruction: every weight's update times a factor learned from a second look at the batch.
+    """Wraps an optimizer and learns a factor for every weight (DSA-style, a reconstruction).
+
+    Every update is multiplied by a factor that is learned from a second look at the batch.
 
     Certain is the abstract only (learning rates per parameter, internally structured, differentiable with respect to
     the loss); the equations are this library's, see the module. `param_groups`, `state`, `defaults` and the state dict

@@ -49,7 +49,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that a run folder tells.
+    """A run as read from its folder.
 
     Rows are in the order of the file; steps go back where a run was rolled back. `losses` are (update, mean training
     loss since the point before) from Trainer's log, `evals` those of the evaluation set, `seen` those that the

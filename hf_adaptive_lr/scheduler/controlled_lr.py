@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
-from .._checks import check_range
+from .._checks import check_range, did_you_mean
 from ..auto import resolve_controller
 from ..controller import Controller, State
 from ..observation import Value
@@ -54,11 +54,18 @@ class ControlledLR(LRScheduler):
         meta_loss: the same for a batch of the controller's own data, with a graph; for those that need `meta_inner`.
         process_group: ranks that decide together, None for the default group.
         trace_size: number of updates that `trace` keeps.
-        **settings: `total_steps`, `every` or `decisions`, `warmup_steps`, `min_factor`, `max_factor`, `min_lr`,
-            `max_lr`, `seed` and `envelope`, as [`SchedulerConfig`] documents them.
+        **settings: when the controller is asked, and bounds:
+            `total_steps` (None): updates of the run, if known.
+            `every` (None): updates from one decision to the next; or `decisions` (None): decisions per run, spread
+            evenly. With neither, the controller's own.
+            `warmup_steps` (0): first updates, during which the answer t is scaled by (t + 1) / warmup_steps.
+            `min_factor`, `max_factor` (None): bounds of a controller's factor of the base learning rate.
+            `min_lr` (1e-8), `max_lr` (10.0): bounds of the learning rate of the reference group.
+            `seed` (0): of the controller's own draws; the same on all ranks.
+            `envelope` (None): an [`Envelope`], to check the controller and fall back to a plain schedule.
 
     Raises:
-        TypeError: the optimizer or controller is of another type.
+        TypeError: the optimizer or controller is of another type, or an unknown setting.
         ValueError: a setting out of range, or an optimizer whose state the controller needs and nobody can read.
 
     Example:
@@ -88,6 +95,9 @@ class ControlledLR(LRScheduler):
         **settings: Unpack[SchedulerOptions],
     ) -> None:
         # LRScheduler.__init__ is left out on purpose: it would patch optimizer.step and write learning rates itself.
+        for name in settings.keys() - SchedulerOptions.__annotations__.keys():
+            known = [*SchedulerOptions.__annotations__, *(ControlledLR.__init__.__kwdefaults__ or ())]
+            raise TypeError(f"ControlledLR: unknown setting {name}{did_you_mean(name, known)}")
         self.optimizer = raw(optimizer)
         self.controller = resolve_controller(controller)
         check_readable(self.optimizer, self.controller.needs)

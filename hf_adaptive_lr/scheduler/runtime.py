@@ -121,7 +121,7 @@ class ControllerRun:
         return self._applied(t, reason, proposed=values[0], bounded=self._answer[0], observation=seen, detail=detail)
 
     def _warn_below_zero(self, step: int, values: list[float]) -> None:
-        """Tell once: bounds take care of it, and some rules of this library mean it; elsewhere it is a slip."""
+        """Warns once when a user's own controller answers below 0; some of this library do it on purpose."""
         ours = type(self.controller).__module__.startswith(f"{__name__.partition('.')[0]}.")
         if min(values) < 0 and not ours and not self._said_below_zero and self.config.envelope is None:
             self._said_below_zero = True
@@ -295,7 +295,7 @@ class ControllerRun:
         return {k: v.detach().cpu().clone() if isinstance(v, Tensor) else v for k, v in self._state.items()}
 
     def set_controller_state(self, state: State) -> None:
-        """Go on with another run state of the controller."""
+        """Continue with another run state of the controller."""
         self._state = state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ class TraceWriter:
             known = {"controller_type": self._controller.controller_type, **self._controller.config()}
             origin = {k: v for k, v in self._controller.provenance.items() if v and k != "folder"}
             said = json.dumps({**known, **({"provenance": origin} if origin else {})}, indent=2, default=str) + "\n"
-            replace_file(self.path.with_name(CONTROLLER_NAME), lambda path: path.write_text(said, encoding="utf-8"))
+            replace_file(self.path.with_name(CONTROLLER_NAME), said)
         self._started = True
 
 
@@ -65,7 +65,7 @@ def _rewrite(path: Path, key: str, end: int) -> None:
     """Keep only the lines whose number is below `end`."""
     rows = read_trace(path) if end > 0 else []
     text = "".join(json.dumps(row) + "\n" for row in rows if row[key] < end)
-    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    replace_file(path, text)
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:

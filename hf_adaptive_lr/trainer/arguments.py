@@ -122,7 +122,7 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
         return configure(AutoController.from_pretrained(self.controller), changes)
 
     def make_envelope(self, controller: Controller) -> Envelope | None:
-        """How far this controller is trusted; see `controller_envelope`.
+        """The envelope for this controller; see `controller_envelope`.
 
         Raises:
             TypeError: a setting that [`Envelope`] does not have.

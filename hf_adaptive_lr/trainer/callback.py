@@ -18,7 +18,7 @@ STATE_ATTRIBUTE = "adaptive_lr_state"
 
 
 class AdaptiveLRCallback(TrainerCallback):
-    """Give the learning rate of an unmodified Trainer to a controller: `Trainer(..., callbacks=[...])`.
+    """Lets a controller set the learning rate of an unmodified Trainer: `Trainer(..., callbacks=[...])`.
 
     The loss is read by a forward hook on the model, the gradient norm before clipping at the end of the backward pass.
     Fails fast, before the first update, where a callback cannot measure a signal exactly (a loss that the model does

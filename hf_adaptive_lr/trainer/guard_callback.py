@@ -275,7 +275,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         guard.load_state_dict(found)
 
     def _step(self, state: TrainerState) -> int:
-        """Where on the report's time line: the trace's index of the update about to be applied."""
+        """The trace's index of the update about to be applied, for the report's time axis."""
         return self._controlled.updates if self._controlled is not None else state.global_step
 
     def _happened(self, event: Event) -> None:

@@ -47,9 +47,9 @@ class Pixels(Examples):
 @cache  # half a second for Fashion-MNIST, and all runs of a process share the memory
 def _read(data: str, folder: Path) -> tuple[Tensor, Tensor]:
     if data == "fashion-mnist":
-        parts = [demo_data._read_fashion_mnist(folder, split) for split in ("train", "t10k")]
+        parts = [demo_data.read_fashion_mnist(folder, split) for split in ("train", "t10k")]
     else:
-        parts = list(demo_data._read_mnist())
+        parts = list(demo_data.read_mnist())
     pixels: list[Any] = [images for images, _ in parts]
     labels = [label for _, split in parts for label in split]
     return torch.cat([torch.tensor(images) for images in pixels]), torch.tensor(labels)
@@ -64,7 +64,7 @@ def images(generator: torch.Generator, runs: int, data: str, n_train: int, n_eva
     if data not in SIZES:
         raise ValueError(f"no data '{data}'; known: {', '.join(SIZES)}")
     asked = os.environ.get("HF_ADAPTIVE_LR_FASHION_MNIST")
-    pool, labels = _read(data, Path(asked) if asked else demo_data._FASHION_MNIST_FOLDER)
+    pool, labels = _read(data, Path(asked) if asked else demo_data.FASHION_MNIST_FOLDER)
     out: dict[Split, Examples] = {}
     first = 0
     for split, size in zip(SPLITS, SIZES[data], strict=True):
