@@ -28,7 +28,7 @@ from hf_adaptive_lr.finetune.config import last_checkpoint
 from hf_adaptive_lr.finetune.data import JobData, load_data, open_image
 from hf_adaptive_lr.finetune.job import FinetuneConfig, FinetuneError, run
 from hf_adaptive_lr.finetune.model import load_parts
-from hf_adaptive_lr.finetune.outputs import table
+from hf_adaptive_lr.finetune.outputs import installed_version, table
 from hf_adaptive_lr.scheduler.trace import read_trace
 from tests.job import texts, write_csv, write_image_model, write_images, write_text_model
 
@@ -520,3 +520,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end_token(tmp_path, text_mode
     batch = parts.collate([{"input": "the", "label": 1}, {"input": "the ball", "label": 0}])
     assert parts.model.config.pad_token_id == batch["input_ids"][0, 1] == tokenizer.convert_tokens_to_ids("once")
     assert batch["attention_mask"].tolist() == [[1, 0], [1, 1]]
+
+
+def test_a_package_that_is_not_installed_has_no_known_version() -> None:
+    assert installed_version("torch") != "unknown" == installed_version("no-such-package-anywhere")

@@ -83,7 +83,7 @@ def collect(
         "updates": len(rates),
         "batch_size": config.batch_size,
         "seed": config.seed,
-        "versions": {"hf_adaptive_lr": library_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": {"hf_adaptive_lr": library_version(), **{name: installed_version(name) for name in _PACKAGES}},
         "command": config.command(),
     }
 
@@ -191,8 +191,9 @@ def _shown(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.3f}"
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """The version of a package, "unknown" for one that is importable but not installed (a source tree on the path)."""
     try:
         return version(package)
-    except PackageNotFoundError:  # importable, but not installed: a source tree on the path
+    except PackageNotFoundError:
         return "unknown"
