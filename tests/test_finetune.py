@@ -178,6 +178,7 @@ def test_runs_resume_with_the_controller_they_began_with(text_job) -> None:
     path.write_text(json.dumps({k: v for k, v in settings.items() if k not in ("warmup_steps", "choice")}))
     grown = run(replace(job, output_dir=old.output_dir, max_steps=6, resume=True))
     assert grown["controller"]["controller_type"] == "universal" and grown["updates"] == 6
+    assert grown["controller_choice"] == "of the run that is resumed"
     with pytest.raises(FinetuneError, match="has controller=universal, not relative"):
         run(replace(job, controller="relative", output_dir=old.output_dir, max_steps=6, resume=True))
 

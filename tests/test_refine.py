@@ -156,6 +156,10 @@ def test_the_command_in_json(tmp_path, capsys) -> None:
             lambda folder: (folder.mkdir(), (folder / "trainer_state.json").write_text("[]")),
             "is not Trainer's: TypeError",
         ),
+        (
+            lambda folder: (folder.mkdir(), (folder / "lr_trace.jsonl").write_text('[]\n3\n{"step": -5}\n')),
+            "is not a trace: TypeError",
+        ),
     ],
 )
 def test_the_command_fails_in_one_line(tmp_path, capsys, make, said) -> None:

@@ -143,7 +143,7 @@ class FinetuneConfig:
         if not self.resume or self.controller is not None:
             return self
         names = ("controller", "controller_kwargs", "learning_rate", "warmup_steps", "choice")
-        saved = load_config(self.folder)
+        saved = {"choice": "of the run that is resumed", **load_config(self.folder)}
         return replace(self, **{name: saved[name] for name in names if name in saved and getattr(self, name) is None})
 
     @property
@@ -283,7 +283,7 @@ def _controller(config: FinetuneConfig) -> Controller:
         raise FinetuneError(f"controller_kwargs={config.controller_kwargs!r} is not valid JSON: {error}") from error
     except (OSError, TypeError, ValueError) as error:
         raise error if isinstance(error, FinetuneError) else FinetuneError(str(error)) from error
-    if config.choice != GIVEN and controller.ignores_base_lr and config.learning_rate != AUTO:
+    if str(config.choice).startswith("default") and controller.ignores_base_lr and config.learning_rate != AUTO:
         logger.warning(
             "learning_rate=%s is not used: no controller is named, and the default one, %s, finds it; leave it out or "
             "name a controller that starts from yours (--controller linear)",

@@ -83,9 +83,12 @@ def _from_trace(path: Path) -> PastRun | None:
     rows = read_trace(path)
     if not rows:
         return None
-    total = max(row["step"] for row in rows) + 1
-    points = [(row["step"] / total, row.get("observation", {}).get("grad_norm")) for row in rows]
-    return _run(path, points, [row["lr"] for row in rows])
+    try:
+        total = max(row["step"] for row in rows) + 1
+        points = [(row["step"] / total, row.get("observation", {}).get("grad_norm")) for row in rows]
+        return _run(path, points, [row["lr"] for row in rows])
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise RefineError(f"'{path}' is not a trace: {error!r}; give the output_dir of another run") from error
 
 
 def _from_state(path: Path) -> PastRun | None:
