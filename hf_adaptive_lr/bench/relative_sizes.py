@@ -21,7 +21,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -205,7 +205,7 @@ def run(task: Task, method: str, value: float, seed: int) -> Row:
     }  # fmt: skip
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown tables, one for each kind: mean accuracy over seeds by task, and over the tasks where all have rows."""
     parts = []
     for kind in dict.fromkeys(row["kind"] for row in rows):
