@@ -1,4 +1,4 @@
-"""The model and data on which costs are measured: a BERT made from its config, random tokens, the Trainer's defaults."""
+"""The model and data on which costs are measured: a BERT from its config, random tokens, the Trainer's defaults."""
 
 from __future__ import annotations
 
