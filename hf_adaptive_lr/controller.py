@@ -134,7 +134,7 @@ class Controller(HubMixin):
         raise NotImplementedError(f"{type(self).__name__} must implement decide(obs, state, params=None)")
 
     def due(self, update: int, total_steps: int | None) -> bool | None:
-        """Whether it decides at this update, for methods with a rhythm of their own; the user's cadence wins.
+        """Whether it decides at this update, for methods that say so themselves; the user's cadence wins.
 
         Args:
             update: 0-based index of the update about to be applied.

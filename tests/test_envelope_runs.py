@@ -289,4 +289,4 @@ def test_whatever_happens_the_learning_rate_is_sane_and_resumes(case, share, as_
         scheduler.load_state_dict(saved)
         case.extended = extended
         assert whole == case.play(optimizer, scheduler, at, end)
-    event("handed over" if scheduler.fallen_back else "in charge")
+    event("fell back" if scheduler.fallen_back else "in charge")

@@ -1,4 +1,4 @@
-"""What a decision costs by itself: the policy net, and all that happens on the CPU from measured numbers to rates.
+"""The cost of a decision by itself: the policy net, and all that happens on the CPU from measured numbers to rates.
 
     python -m hf_adaptive_lr.bench.decision_cost
 

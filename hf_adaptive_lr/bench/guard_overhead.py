@@ -1,4 +1,4 @@
-"""What the divergence guard costs: CPU time of a Trainer with `GuardCallback` over one without.
+"""The cost of the divergence guard: CPU time of a Trainer with `GuardCallback` over one without.
 
     python -m hf_adaptive_lr.bench.guard_overhead
 

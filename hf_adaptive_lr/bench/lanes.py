@@ -1,8 +1,8 @@
 """Several real `Trainer.train()` calls in one process, taking turns update by update, with CPU time per update.
 
 Two runs one after the other differ by more than a percent on a busy machine, whatever the code; neighbours in time
-differ by much less. So each trainer runs in a thread of its own, at most one of them at any moment, and hands over at
-the end of every update. Nothing in the trainers is replaced: a callback does the waiting.
+differ by much less. So each trainer runs in a thread of its own, at most one of them at any moment, and lets the next
+go on at the end of every update. Nothing in the trainers is replaced: a callback does the waiting.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a controller costs: CPU time of `AdaptiveLRTrainer` over a plain `Trainer` with the linear schedule.
+"""The cost of a controller: CPU time of `AdaptiveLRTrainer` over a plain `Trainer` with the linear schedule.
 
     python -m hf_adaptive_lr.bench.overhead
 

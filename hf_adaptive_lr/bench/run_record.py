@@ -1,4 +1,4 @@
-"""What is measured of one training: losses, passes through the model, scores, and the course of the learning rate."""
+"""The measurements of one training: losses, passes through the model, scores, and the course of the learning rate."""
 
 from __future__ import annotations
 

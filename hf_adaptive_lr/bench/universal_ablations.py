@@ -1,4 +1,4 @@
-"""What each part of `universal` is worth, and how far two trainings of it are apart: the benchmark's rows.
+"""Measures the worth of each part of `universal`, and how far two trainings of it are apart: the benchmark's rows.
 
 Those that have to be trained again get a quarter of an hour each, or as many iterations as a whole one made in a
 quarter of an hour, and stand beside that one ([`COMMANDS`]); the others stand beside the bundled one.

@@ -1,4 +1,4 @@
-"""What the cost of a controller is measured on: a BERT made from its config, random tokens, the Trainer's defaults."""
+"""The model and data on which costs are measured: a BERT from its config, random tokens, the Trainer's defaults."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def render(results: Results, *, command: str) -> str:
     """The page."""
     stale = changed()
     parts = [
-        "# Yardstick: learning-rate control, measured\n",
+        "# Benchmark: learning-rate control, measured\n",
         *([_QUICK] if results.profile.name == "quick" else []),
         *([f"**Tasks that are not as they were frozen: {', '.join(stale)}.**\n"] if stale else []),
         _INTRO,

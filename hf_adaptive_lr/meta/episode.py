@@ -32,9 +32,9 @@ def stretches(total_steps: int, decisions: int) -> list[int]:
 
 
 def stretches_of(controller: Controller, total_steps: int, decisions: int, *, hidden: bool = False) -> list[int]:
-    """Number of updates after each decision in the controller's own rhythm, or else as in [`stretches`].
+    """Number of updates after each decision by the controller's own `due`, or else as in [`stretches`].
 
-    A rhythm of its own starts at update 0. `hidden`: the controller does not know the length.
+    The first must be at update 0. `hidden`: the controller does not know the length.
     """
     known = None if hidden else total_steps
     if controller.due(0, known) is None:
@@ -47,7 +47,7 @@ class Episode:
     """One episode in every run of a batch, whose runs are before their first update.
 
     There are as many `decisions` for every horizon, so that episodes of different tasks can be stacked; a `controller`
-    with a rhythm of its own is followed instead. The loss on `split` scores the run.
+    with a `due` of its own is followed instead. The loss on `split` scores the run.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ REASONS = {
     "decision": "The controller decided.",
     "bounded": "The controller decided; its answer was outside the bounds and was cut to them.",
     "between": "No decision was due: the last one stays in force.",
-    "held": "The controller's answer, or a value it would have observed, was not finite: the learning rate stays.",
+    "held": "The controller's answer, or a value it would have observed, was not finite: the learning rate is kept.",
     "cooldown": "Cooldown: the learning rate falls linearly to zero and the controller is not asked.",
     "handed_over": "The run fell back from the controller: linear decay to zero over the updates left.",
     "event": "This update was not applied.",
