@@ -67,7 +67,8 @@ def _optuna(folder: Path) -> list[str]:
 
 
 def _compile(folder: Path) -> list[str]:
-    # Inductor compiles for the machine whatever ATEN_CPU_CAPABILITY says; torch 2.13 then computes NaN, without us too.
+    # Inductor compiles for the machine whatever ATEN_CPU_CAPABILITY says; torch 2.13 then computes NaN, also without
+    # any of our code.
     inductor = shutil.which("c++") and "ATEN_CPU_CAPABILITY" not in os.environ
     backend = "inductor" if inductor else "aot_eager"
 
