@@ -237,7 +237,7 @@ def test_numbers_and_several_labels_are_learned(text_job, tmp_path) -> None:
     rows = [(text, label, label != "cars", label == "cars") for text, label in texts(48)]
     path = write_csv(
         tmp_path / "d.csv",
-        [(t, {"cars": -1.5, "space": 0.25, "sport": 1.5}[l], int(a), int(b)) for t, l, a, b in rows],
+        [(t, {"cars": -1.5, "space": 0.25, "sport": 1.5}[name], int(a), int(b)) for t, name, a, b in rows],
         header=("text", "value", "goes", "drives"),
     )
     job = replace(text_job, data=str(path), max_steps=60)

@@ -17,7 +17,6 @@ from .errors import FinetuneError, need_package
 from .labels import PROBLEM_TYPES
 from .options import AUTO as AUTO
 from .options import NOT_COMPARED, OPTIMIZERS
-from .options import RHO_BY_START as RHO_BY_START
 from .options import FinetuneConfig as FinetuneConfig
 from .options import load_config as load_config
 from .read import check_model

@@ -145,8 +145,9 @@ def load_data(source: Source | None, wanted: Wanted) -> JobData:
         unread = 0
         if wanted.task == "image":
             train, report, unread = _readable(wanted, train, report)
-        finished = [part.rows.add_column("label", part.labels) for part in (train, report)]
-        return JobData(name, *finished, report_split, labels.names, left_out, labels.problem_type, unread)
+        train_rows, report_rows = (part.rows.add_column("label", part.labels) for part in (train, report))
+        kind = labels.problem_type
+        return JobData(name, train_rows, report_rows, report_split, labels.names, left_out, kind, unread)
 
 
 def _splits(source: Source | None, wanted: Wanted) -> tuple[str, dict[str, Dataset]]:
@@ -171,7 +172,7 @@ def _training_split(name: str, splits: Mapping[str, Dataset]) -> Dataset:
 def _label_columns(name: str, wanted: Wanted, rows: Dataset) -> LabelColumns:
     """The label columns, when all columns are there."""
     there = rows.column_names
-    labels = (wanted.label_column,)
+    labels: tuple[str, ...] = (wanted.label_column,)
     if wanted.label_column not in there and "," in wanted.label_column:
         labels = tuple(word.strip() for word in wanted.label_column.split(","))
     pair = [] if wanted.pair_column is None else [(wanted.pair_column, "text-pair")]

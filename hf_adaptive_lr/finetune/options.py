@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import SETTINGS_NAME
+from ..defaults import DEFAULT_CONTROLLER, RHO_BY_START, WARMUP
 from .data import Wanted
 from .errors import FinetuneError
 from .labels import PROBLEM_TYPES
@@ -21,14 +22,7 @@ _TASKS: dict[str, dict[str, Any]] = {
     "text": {"learning_rate": 1e-4, "max_steps": 150, "batch_size": 16, "output_dir": "runs/text"},
     "image": {"learning_rate": 1e-3, "max_steps": 300, "batch_size": 32, "output_dir": "runs/image"},
 }
-RHO_BY_START = {"pretrained": 0.001, "scratch": 0.016}
-"""`rho` of the default controller, `relative`, by whether the model comes pretrained (its head is always new).
-
-The best means over data sets in `python -m hf_adaptive_lr.bench.relative_sizes`, each as good as the best linear
-schedule's there. Adapters (LoRA), which `finetune` does not make, took 0.016 like models from scratch.
-"""
 _KINDS = {"pretrained": "a pretrained body with a new head", "scratch": "a model from scratch"}
-_WARMUP = 0.05  # of the updates, with the default controller
 GIVEN = "given"
 """The `choice` of a controller that was named."""
 AUTO = "auto"
@@ -88,7 +82,8 @@ class FinetuneConfig:
     controller: str | None = _option(
         None,
         "name of a controller (see `hf-adaptive-lr list`), its folder, user/repo on the Hub, or your own class as "
-        "FILE.py:CLASS (default: relative, which finds the learning rate, with a relative update rho of "
+        "FILE.py:CLASS, or what it saved as FILE.py:CLASS:FOLDER (default: relative, which finds the learning rate, "
+        "with a relative update rho of "
         f"{RHO_BY_START['pretrained']} for {_KINDS['pretrained']} and {RHO_BY_START['scratch']} for "
         f"{_KINDS['scratch']}; constant for dsa)",
     )
@@ -144,13 +139,14 @@ class FinetuneConfig:
         if told.controller is None and self.optimizer == "dsa":
             # The direction of an update that looks ahead cannot be read, which relative would need.
             defaults["choice"] = "default for dsa, which has a learning rate for every weight"
-        elif told.controller in (None, "relative") and told.choice is None:
+        elif told.controller in (None, DEFAULT_CONTROLLER) and told.choice is None:
             kind = "scratch" if (self.task, self.model) == ("image", None) else "pretrained"
             steps = self.max_steps or defaults["max_steps"]
             if told.controller is None:
                 defaults["choice"] = f"default for {_KINDS[kind]}"
             told = replace(told, controller_kwargs=_sized(told.controller_kwargs, RHO_BY_START[kind]))
-            defaults |= {"controller": "relative", "learning_rate": AUTO, "warmup_steps": math.ceil(_WARMUP * steps)}
+            defaults |= {"controller": DEFAULT_CONTROLLER, "learning_rate": AUTO}
+            defaults["warmup_steps"] = math.ceil(WARMUP * steps)
         return replace(told, **{k: v for k, v in defaults.items() if getattr(told, k) is None})
 
     def _resumed(self) -> FinetuneConfig:
