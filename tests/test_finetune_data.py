@@ -76,6 +76,18 @@ def test_numbers_are_the_same_labels_in_both_splits_whatever_pandas_makes_of_the
     assert job.labels == ["0", "1"] and list(job.report["label"]) == [1, 0, 1] and job.left_out == 1
 
 
+def test_a_word_for_nothing_in_one_split_is_no_label_of_its_own(tmp_path) -> None:
+    (tmp_path / "d").mkdir()
+    write_csv(tmp_path / "d" / "train.csv", rows_of([3, 4] * 5))
+    write_csv(tmp_path / "d" / "test.csv", rows_of([3, 4, 4]))
+    assert read(tmp_path / "d").labels == ["3", "4"]
+    made = {"train": [3, 4, 4], "test": ["3", "NA", "4"]}
+    parts = {name: Dataset.from_dict({"text": list("abc"), "label": part}) for name, part in made.items()}
+    DatasetDict(parts).save_to_disk(str(tmp_path / "e"))
+    job = read(tmp_path / "e")
+    assert (job.labels, job.left_out, len(job.report)) == (["3", "4"], 1, 2)
+
+
 def test_words_that_may_mean_nothing_or_differ_by_case_are_pointed_out(tmp_path, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         job = read(write_csv(tmp_path / "d.csv", rows_of(["Good", "good", "NA"] * 5)))
@@ -229,6 +241,8 @@ def test_rows_with_several_labels(kind, tmp_path) -> None:
         ({"skip_unreadable": True}, "skip_unreadable is for --task image"),
         ({"task": "image", "text_pair_column": "b"}, "text_pair_column is for --task text"),
         ({"data": None, "delimiter": ";"}, "the demo's data have their own"),
+        ({"data": "user/name", "delimiter": ";"}, "delimiter=';' is for CSV files here, not for 'user/name'"),
+        ({"data": "user/name", "encoding": "cp1252"}, "encoding='cp1252' is for CSV and JSON files here"),
         ({"label_delimiter": ""}, "label_delimiter=''"),
     ],
 )

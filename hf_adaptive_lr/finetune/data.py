@@ -126,7 +126,7 @@ def load_data(source: Source | None, wanted: Wanted) -> JobData:
         report_split, second = _labelled_split(wanted, columns, splits, first)
         tables = [first] if second is None else [first, second]
         cells = [columns.read(rows) for rows in tables]
-        without_missing(cells[0], cells[1:])
+        without_missing(cells)
         parts = [_complete(name, wanted, rows, labels) for rows, labels in zip(tables, cells, strict=True)]
         left_out = sum(map(len, tables)) - sum(len(part.labels) for part in parts)
         _check_enough(name, wanted, len(parts[0].labels), len(first))

@@ -49,7 +49,7 @@ class LabelColumns:
         read = [_tidy(value) for value in values]
         if self.delimiter is None:
             return _indices(read)
-        return [None if value is None else _words(str(value), self.delimiter) for value in read]
+        return [_words(value, self.delimiter) for value in read]
 
     def known(self, rows: Dataset) -> list[str]:
         """All labels in their order, where the data say so beforehand."""
@@ -90,14 +90,17 @@ def _key(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def without_missing(train: list[Any], others: Sequence[list[Any]]) -> None:
-    """Turn words such as NA into None, in place, where the training column otherwise holds only numbers."""
-    text = {value for value in train if isinstance(value, str)}
-    absent = {word for word in text if word.lower() in _NOT_AVAILABLE}
-    if absent and (text > absent) and all(_number(word) is not None for word in text - absent):
-        for part in (train, *others):
+def without_missing(parts: Sequence[list[Any]]) -> None:
+    """Turn words such as NA into None, in place, where the columns of all parts otherwise hold only numbers."""
+    words = {value for part in parts for value in part if isinstance(value, str)}
+    absent = {word for word in words if word.lower() in _NOT_AVAILABLE}
+    if not absent:
+        return
+    numbers = any(isinstance(value, int | float) for part in parts for value in part)
+    if (numbers or words > absent) and all(_number(word) is not None for word in words - absent):
+        for part in parts:
             part[:] = [_number(value) if isinstance(value, str) else value for value in part]
-    elif absent and text > absent:
+    else:
         logger.warning(
             "%s is taken as a label like any other; leave the cell blank where none is known",
             some(sorted(map(repr, absent))),
@@ -201,8 +204,11 @@ def _tidy(value: Any) -> Any:
     return value
 
 
-def _words(text: str, delimiter: str) -> tuple[Any, ...]:
-    return tuple(word for word in map(_tidy, text.split(delimiter)) if word is not None)
+def _words(cell: Any, delimiter: str) -> Any:
+    """The labels of one cell."""
+    if cell is None or isinstance(cell, tuple):
+        return cell
+    return tuple(word for word in map(_tidy, str(cell).split(delimiter)) if word is not None)
 
 
 def _indices(values: list[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_TABLES = (".csv", ".tsv")
+_TABLES, _JSON = (".csv", ".tsv"), (".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,17 @@ class Source:
         path = self.path
         if path.is_file() and path.suffix not in _BUILDERS:
             raise FinetuneError(f"data file '{self.data}' must end in one of: {', '.join(_BUILDERS)}")
+        suffix = path.suffix if path.is_file() else _only_suffix(path) if path.is_dir() else ""
         if self.delimiter is not None:
             if len(_character(self.delimiter)) != 1:
                 raise FinetuneError(f"delimiter={self.delimiter!r} must be one character, such as ';', or tab")
-            if path.is_file() and path.suffix not in _TABLES:
-                raise FinetuneError(f"delimiter={self.delimiter!r} is for CSV files, not for '{self.data}'")
+            if suffix not in _TABLES:
+                raise FinetuneError(f"delimiter={self.delimiter!r} is for CSV files here, not for '{self.data}'")
         if self.encoding is not None:
-            if path.suffix == ".parquet":
-                raise FinetuneError(f"encoding={self.encoding!r} is for text files, not for '{self.data}'")
+            if suffix not in (*_TABLES, *_JSON):
+                raise FinetuneError(
+                    f"encoding={self.encoding!r} is for CSV and JSON files here, not for '{self.data}'"
+                )
             try:
                 codecs.lookup(self.encoding)
             except LookupError as error:
@@ -89,7 +92,7 @@ class Source:
         """What the reader of such files is told."""
         encoding = {} if self.encoding is None else {"encoding": self.encoding}
         if suffix not in _TABLES:
-            return encoding if suffix in (".json", ".jsonl") else {}
+            return encoding if suffix in _JSON else {}
         delimiter = self.delimiter or ("tab" if suffix == ".tsv" else None)
         between = {} if delimiter is None else {"sep": _character(delimiter)}
         # Only a blank cell is missing: pandas would drop rows of a class, or a text, named "None" or "NA".
