@@ -120,8 +120,9 @@ def load(
     try:
         folder, commit = pull(wanted, **options)
     except HubError as error:
-        name = wanted.rpartition("/")[2]  # somebody's "repo" is no misspelt "replay"
-        close = f"; did you mean {name}?" if name in known_names(classes) else ""
+        # Somebody's "repo" is no misspelt "replay".
+        near = difflib.get_close_matches(wanted.rpartition("/")[2], known_names(classes), n=1, cutoff=0.8)
+        close = f"; did you mean {near[0]}?" if near else ""
         raise HubError(
             f"no controller '{wanted}': it is neither a known name nor a folder with {CONFIG_NAME}, and as a "
             f"Hub repository: {error}{close}"

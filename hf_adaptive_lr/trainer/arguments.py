@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from .._checks import did_you_mean
@@ -149,7 +150,8 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
             if key not in known:
                 raise ValueError(f"{name}: no setting '{key}'{did_you_mean(key, known)}")
         if name != "dsa_kwargs":
-            takers[name](**value)  # values out of range fail here, too
+            with torch.random.fork_rng(devices=[]):  # the guard makes a module to try its settings on
+                takers[name](**value)  # values out of range fail here, too
 
     def make_controller(self, model: Any = None) -> Controller:
         """The controller that `controller` and `controller_kwargs` describe, of a size for the `model` to be trained.
