@@ -31,13 +31,14 @@ from ..scheduler.trace import TraceWriter
 from .cooldown import shorten, stop_after_cooldown
 from .data import ControllerData
 from .guard_callback import GuardCallback
+from .saving import WholeCheckpoints
 
 # Heads whose loss really is normalised by num_items_in_batch; most classification heads accept the argument and ignore
 # it, and then loss and gradients come out multiplied by accumulation steps x processes.
 _TOKEN_WEIGHTED = ("ForCausalLM", "ForConditionalGeneration", "ForMaskedLM")
 
 
-class AdaptiveLRMixin(ControllerData):
+class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
     """Lets a controller decide the learning rate of any Trainer: `class MyTrainer(AdaptiveLRMixin, Trainer)`.
 
     Args:
