@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         page = render_report([read_run(folder) for folder in args.run_dirs])
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(args.output, lambda path: path.write_text(page, encoding="utf-8", newline="\n"))
+        replace_file(args.output, page)
     except (ReportError, OSError) as error:
         raise UserError(str(error)) from error
     size = len(page.encode())

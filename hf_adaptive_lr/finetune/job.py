@@ -7,12 +7,15 @@ ends in the same numbers as one that was not.
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import STATE_NAME
-from .config import FinetuneConfig, check, last_checkpoint, prepare_folder
+from ..artifacts import STATE_NAME, FolderInUseError, only_writer
+from .config import FinetuneConfig, check
 from .data import FinetuneError, JobData, load_data
+from .folder import check_folder, checkpoint_to_resume, prepare_folder
 from .outputs import collect, write_outputs
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     config = config.resolved()
+    check_folder(config)
     controller = check(config)
     data = load_data(
         config.task,
@@ -55,22 +59,35 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
         train_size=config.train_size,
         eval_size=config.eval_size,
     )
+    try:
+        with only_writer(config.folder) if _first_process() else nullcontext():
+            check_folder(config)  # again: another process may just have ended
+            return _run(config, controller, data, started)
+    except FolderInUseError as error:
+        raise FinetuneError(str(error)) from error
 
+
+def _first_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _run(config: FinetuneConfig, controller: Controller, data: JobData, started: float) -> dict[str, Any]:
     from transformers import TrainerState, set_seed
 
     from .model import load_parts, one_bar
 
-    checkpoint = last_checkpoint(config.folder) if config.resume else None
+    checkpoint = checkpoint_to_resume(config)
     state = TrainerState.load_from_json(str(checkpoint / STATE_NAME)) if checkpoint else TrainerState()
     trained = state.global_step >= (config.max_steps or 0)
     set_seed(config.seed)
-    parts = load_parts(config.task, str(checkpoint) if trained else config.model, data.labels, config.max_length)
+    parts = load_parts(config.task, config.model, data.labels, config.max_length)
     trainer = _trainer(config, controller, data, parts)
     if trainer.is_world_process_zero():
-        prepare_folder(config)
+        prepare_folder(config, checkpoint)
     with one_bar(trainer):
         if trained:  # killed after its last update; Trainer would do one more
             trainer.state = state
+            trainer._load_from_checkpoint(str(checkpoint))
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         scores = trainer.evaluate(data.report, metric_key_prefix="report")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import CURVES_NAME, EVENTS_NAME, MODEL_NAME, RESULTS_NAME, TRACE_NAME, library_version, replace_file
+from .data import FinetuneError
 
 if TYPE_CHECKING:
     from ..controller import Controller
@@ -45,6 +46,7 @@ def collect(
     from .model import DEMO_MODELS
 
     trace = read_trace(config.folder / TRACE_NAME)
+    _check_trace(trace, config.folder)
     acts = [event["action"] for event in read_trace(config.folder / EVENTS_NAME)]
     rates = [row["lr"] for row in trace]
     return {
@@ -86,6 +88,14 @@ def collect(
         "versions": {"hf_adaptive_lr": library_version(), **{name: installed_version(name) for name in _PACKAGES}},
         "command": config.command(),
     }
+
+
+def _check_trace(trace: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    if [row["step"] for row in trace] != list(range(len(trace))):
+        raise FinetuneError(
+            f"{folder / TRACE_NAME} does not hold updates 0 ... {len(trace) - 1} in their order, each once: another "
+            "process wrote into this folder; start again with --overwrite, or name another --output-dir"
+        )
 
 
 def write_outputs(

@@ -14,9 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-
 from ..artifacts import STATE_NAME
 
 _SCHEDULER = "scheduler.pt"
@@ -83,7 +80,7 @@ def sync(folder: Path) -> None:
 
 
 def note_position(state: Any, updates: int) -> None:
-    """Write down in a `TrainerState` how many of its updates the schedule has counted: skipped ones are not among them."""
+    """Write down in a `TrainerState` how many of its updates the schedule has counted; skipped ones are not in it."""
     counts = {"step": state.global_step, "updates": updates}
     state.stateful_callbacks[_POSITION] = {"args": {}, "attributes": counts}
 
@@ -95,6 +92,8 @@ def _found(path: Path, kinds: tuple[str, ...]) -> Iterator[Path]:
 def _cut_short(file: Path) -> bool:
     """Whether the end of a file is missing; quick, as only the places are read that say where it should be."""
     if file.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
         try:
             with safe_open(file, framework="pt"):
                 return False
@@ -104,6 +103,8 @@ def _cut_short(file: Path) -> bool:
 
 
 def _counts(path: Path) -> str | None:
+    import torch  # not above: the command line reads this file before it needs torch
+
     try:
         state = json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
         steps = state["global_step"]
