@@ -11,16 +11,21 @@ all outputs must be those of the run that was left alone, byte by byte but for t
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +98,33 @@ def run(words: list[str], cwd: Path, moment: Moment | None = None) -> tuple[int,
     return process.exitcode, seen.value
 
 
-def kill_and_resume(command: str, folder: Path, times: int, seed: int) -> Outcome:
-    """Kill a command `times` times in all, in runs of its own folders below `folder`."""
+def _warm(words: list[str], cwd: Path) -> None:
+    """The command once in this process: what it has imported and cached, its forks have, too."""
+    from tqdm import tqdm
+
+    from hf_adaptive_lr.cli import main
+
+    tqdm.monitor_interval = 0  # a thread of this process would not be in its forks
+    before = Path.cwd()
+    os.chdir(cwd)
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            assert main(words) == 0
+    finally:
+        os.chdir(before)
+    shutil.rmtree(cwd / "out")
+    gc.collect()
+    gc.freeze()  # Trainer collects garbage at every start
+
+
+def kill_and_resume(
+    command: str, folder: Path, times: int, seed: int, say: Callable[[str], object] = lambda line: None
+) -> Outcome:
+    """Kill a command `times` times in all, in runs of its own folders below `folder`; `say` hears of each."""
     words, draw, outcome = COMMANDS[command].split(), random.Random(f"{command} {seed}"), Outcome()
     whole = folder / "whole"
     whole.mkdir()
-    run(words, whole)  # warm: what it has imported and cached, later ones have, too
-    for path in sorted((whole / "out").rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
+    _warm(words, whole)
     started = time.monotonic()
     code, events = run(words, whole)
     seconds = time.monotonic() - started
@@ -121,6 +145,7 @@ def kill_and_resume(command: str, folder: Path, times: int, seed: int) -> Outcom
             killed += 1
             place = {"trial": trial, "after": moment.seconds and round(moment.seconds, 2), "operation": at}
             outcome.kills.append({**place, "there": _there(cwd / "out"), "resumed": given != words})
+            say(json.dumps({"command": command, **outcome.kills[-1]}))
             given = [*words, "--resume"]
         if killed and code == -signal.SIGKILL:
             code = run(given, cwd)[0]
@@ -131,6 +156,7 @@ def kill_and_resume(command: str, folder: Path, times: int, seed: int) -> Outcom
         if wrong:
             log = (cwd / "log.txt").read_text().strip().splitlines()[-3:]
             outcome.failures.append(f"{command}, trial {trial}, {outcome.kills[-1:]}: {'; '.join(wrong)}; log: {log}")
+            say(f"FAILED {outcome.failures[-1]}")
     return outcome
 
 
@@ -157,12 +183,7 @@ def _content(path: Path) -> Any:
 
 
 def prepare(folder: Path) -> None:
-    """Data and a model for the commands, and the modules that they import."""
-    import hf_adaptive_lr.finetune.model
-    import hf_adaptive_lr.meta.driver
-    import hf_adaptive_lr.meta.ppo
-    import hf_adaptive_lr.trainer.mixin  # noqa: F401
-
+    """Data and a model for the commands."""
     write_csv(folder / "good.csv", texts(48))
     write_text_model(folder / "model")
 
@@ -179,11 +200,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             prepare(folder)
-            outcome = kill_and_resume(command, folder, options.times, options.seed)
-        for kill in outcome.kills:
-            print(json.dumps({"command": command, **kill}))
-        for failure in outcome.failures:
-            print(f"FAILED {failure}")
+            outcome = kill_and_resume(command, folder, options.times, options.seed, partial(print, flush=True))
         places = Counter(kill["there"].split("/")[0] for kill in outcome.kills)
         again, clock = (sum(bool(kill[key]) for kill in outcome.kills) for key in ("resumed", "after"))
         print(

@@ -9,7 +9,7 @@ TIERS = {
     "core": """
         actor_critic adapters bilevel cadence card cli_options controllers dsa envelope files_of_v0_1 guard hostile
         idle_updates imports integrations layer_groups loss_window mlr_snet model_sensors own_code plrs ppo_schedule
-        range_test refine report runtime sensors snapshot tasks universal updates
+        range_test refine report runtime sensors snapshot tasks trace universal updates
     """,
     # Whole trainings, several processes, the Hub, the command line, other libraries, the demo and the examples.
     "integration": """

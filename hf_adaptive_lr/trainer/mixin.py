@@ -150,7 +150,8 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
         )
         self._look_ahead, self._guard = LookAhead.of(target, model), self.guard_callback
         if self.is_world_process_zero():
-            scheduler.listeners.append(TraceWriter(Path(self.args.output_dir) / TRACE_NAME, controller))
+            trace = TraceWriter(Path(self.args.output_dir) / TRACE_NAME, controller, num_training_steps)
+            scheduler.listeners.append(trace)
         self.lr_scheduler, self._created_lr_scheduler = scheduler, True
         self._eval_every = getattr(self.args, "controller_eval_steps", None) or max(1, num_training_steps // 20)
         return scheduler
