@@ -53,6 +53,8 @@ SETTINGS_NAME = "finetune_config.json"
 STATE_NAME = "trainer_state.json"
 """The file that Trainer writes last into a checkpoint."""
 
+_TORCH_CANNOT_WRITE = ("inline_container", "Parent directory", "PytorchStreamWriter", "cannot be opened")
+
 LOCK_NAME = ".lock"
 """Held by the process that writes into an output folder."""
 
@@ -126,6 +128,16 @@ def only_writer(folder: Path) -> Iterator[None]:
         with suppress(OSError):  # not empty
             for path in made:
                 path.rmdir()
+
+
+def write_failed(error: BaseException) -> bool:
+    """Whether an error is of the disk or the file system, as when it is full or a folder was deleted in mid-run.
+
+    torch and safetensors raise such errors as other types than OSError.
+    """
+    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_CANNOT_WRITE)
 
 
 def drafts(folder: Path) -> list[Path]:

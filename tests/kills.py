@@ -170,7 +170,11 @@ def _differences(whole: Path, mine: Path) -> list[str]:
     names = [{str(path.relative_to(out)) for path in out.rglob("*")} for out in (whole, mine)]
     wrong = [f"only in one: {name}" for name in sorted(names[0] ^ names[1])]
     for name in sorted(names[0] & names[1]):
-        if not (whole / name).is_dir() and "checkpoint" not in name and _content(whole / name) != _content(mine / name):
+        if (
+            not (whole / name).is_dir()
+            and "checkpoint" not in name
+            and _content(whole / name) != _content(mine / name)
+        ):
             wrong.append(f"{name} differs")
     return wrong
 
@@ -195,15 +199,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=[*COMMANDS], help="default: both")
     options = parser.parse_args()
-    failed = False
+    say, failed = partial(print, flush=True), False
     for command in options.commands:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             prepare(folder)
-            outcome = kill_and_resume(command, folder, options.times, options.seed, partial(print, flush=True))
+            outcome = kill_and_resume(command, folder, options.times, options.seed, say)
         places = Counter(kill["there"].split("/")[0] for kill in outcome.kills)
         again, clock = (sum(bool(kill[key]) for kill in outcome.kills) for key in ("resumed", "after"))
-        print(
+        say(
             f"{command}, seed {options.seed}: {len(outcome.kills)} kills ({clock} by the clock, {again} of runs that "
             f"had been resumed), {len(outcome.failures)} failures; newest there: {dict(places.most_common())}"
         )

@@ -171,7 +171,9 @@ NAN = float("nan")
     ],
 )
 def test_a_state_with_impossible_numbers_changes_nothing(changes, said) -> None:
-    scheduler = ControlledLR(torch.optim.SGD(mlp().parameters(), lr=0.1), CONTROLLERS["hypergradient"](), total_steps=9)
+    scheduler = ControlledLR(
+        torch.optim.SGD(mlp().parameters(), lr=0.1), CONTROLLERS["hypergradient"](), total_steps=9
+    )
     before = str(scheduler.state_dict())
     with pytest.raises(ValueError, match=said):
         scheduler.load_state_dict({**scheduler.state_dict(), **changes})

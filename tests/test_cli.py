@@ -14,7 +14,7 @@ from hf_adaptive_lr.auto import known_names
 from hf_adaptive_lr.cli import finetune as finetune_verb
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.demo.data import DemoDataError
-from hf_adaptive_lr.finetune import config, data
+from hf_adaptive_lr.finetune import data
 from hf_adaptive_lr.scheduler.trace import TraceWriter
 from hf_adaptive_lr.trainer.checkpoints import newest_whole
 from tests.job import python, texts, write_csv, write_image_model, write_images, write_text_model
@@ -218,9 +218,7 @@ def test_a_run_ends_with_a_table_or_with_json(here, capfd) -> None:
 # --- interrupted and killed ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("at", "hint"), [(2, "continue with: "), (6, "continue with: ")]
-)
+@pytest.mark.parametrize(("at", "hint"), [(2, "continue with: "), (6, "continue with: ")])
 def test_an_interrupted_run_says_how_to_go_on(at, hint, here, capfd, monkeypatch) -> None:
     write = TraceWriter.__call__
 

@@ -22,8 +22,8 @@ from hf_adaptive_lr import (
     GuardCallback,
     Linear,
 )
-from tests import integrations
 from hf_adaptive_lr.trainer.checkpoints import newest_whole
+from tests import integrations
 from tests.tiny import Tokens, bert, flat
 
 UPDATES, FAULT = 40, 18

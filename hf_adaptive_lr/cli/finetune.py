@@ -17,6 +17,7 @@ from ..demo.data import DemoDataError
 from ..finetune.config import AUTO, FinetuneConfig, load_config
 from ..finetune.data import FinetuneError
 from ..finetune.folder import can_resume
+from ..finetune.job import FinetuneStoppedError
 from ..finetune.job import run as run_job
 from ..finetune.outputs import table
 from .errors import UserError
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         config = _config({name: value for name, value in vars(args).items() if name in names})
         results = _run(config)
     except (FinetuneError, DemoDataError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(str(error), 1 if isinstance(error, FinetuneStoppedError) else 2) from error
     except RuntimeError as error:
         from ..controller import ControllerError  # loads torch, which is there by now
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import replace_file
+from ..artifacts import printable, replace_file
 from .errors import UserError, check_own_file
 
 _EXAMPLES = """\
@@ -52,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
         runs = [str(folder) for folder in args.run_dirs]
         print(json.dumps({"output": str(args.output), "bytes": size, "runs": runs}, indent=2))
     else:
-        print(f"written to {args.output} ({size / 1e3:,.0f} kB): open it in a browser")
+        print(f"written to {printable(args.output)} ({size / 1e3:,.0f} kB): open it in a browser")
     return 0

@@ -83,7 +83,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 130 when interrupted."""
-    from ..artifacts import CHECKPOINT_NAME, TRAINING_NAME, FolderInUseError
+    from ..artifacts import CHECKPOINT_NAME, TRAINING_NAME, FolderInUseError, write_failed
     from ..demo.data import DemoDataError
     from ..meta.driver import DriverConfig, check_folder
     from ..meta.driver import run as drive
@@ -121,6 +121,12 @@ def run(args: argparse.Namespace) -> int:
         return 130
     except (DemoDataError, FolderInUseError) as error:
         raise UserError(str(error)) from error
+    except Exception as error:
+        if not write_failed(error):
+            raise
+        raise UserError(
+            f"the training stopped, as a file cannot be written: {error}; go on with --resume", 1
+        ) from error
     if int(os.environ.get("RANK", "0")) == 0:
         record = json.loads((args.output_dir / TRAINING_NAME).read_text(encoding="utf-8"))
         weights = sum(p.numel() for p in controller.params.values())

@@ -166,7 +166,7 @@ def _sized(changes: str | None, rho: float) -> str | None:
     """The controller's changed fields with `rho` among them, unless it is there; what is not JSON stays as it is."""
     try:
         fields_ = json.loads(changes or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return changes
     return json.dumps({"rho": rho, **fields_}) if isinstance(fields_, dict) else changes
 
@@ -254,8 +254,9 @@ def _controller(config: FinetuneConfig) -> Controller:
             total_steps=config.max_steps, every=config.every, warmup_steps=config.warmup_steps or 0
         )
         ControllerRun(controller, [config.base_lr], settings)
-    except json.JSONDecodeError as error:
-        raise FinetuneError(f"controller_kwargs={config.controller_kwargs!r} is not valid JSON: {error}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        said = str(config.controller_kwargs)[:200]
+        raise FinetuneError(f"controller_kwargs={said!r} is not valid JSON: {error}") from error
     except (OSError, TypeError, ValueError) as error:
         raise error if isinstance(error, FinetuneError) else FinetuneError(str(error)) from error
     if str(config.choice).startswith("default") and controller.ignores_base_lr and config.learning_rate != AUTO:

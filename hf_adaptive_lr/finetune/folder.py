@@ -33,8 +33,9 @@ def check_folder(config: FinetuneConfig) -> None:
     folder = config.folder
     if config.resume and config.overwrite:
         raise FinetuneError("--resume and --overwrite exclude each other")
-    if folder.exists() and not folder.is_dir():
-        raise FinetuneError(f"output_dir '{folder}' is a file; name a folder")
+    if os.path.lexists(folder) and not folder.is_dir():
+        kind = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file"
+        raise FinetuneError(f"output_dir '{folder}' is {kind}; name a folder")
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise FinetuneError(f"output_dir '{folder}' cannot be written: no permission in '{parent}'")
@@ -56,9 +57,7 @@ def _check_resumed(config: FinetuneConfig) -> None:
             if name == "max_steps" and value > saved[name]:
                 continue  # a run may grow
             same = "as many or more" if name == "max_steps" else "the same"
-            raise FinetuneError(
-                f"the run in '{folder}' has {name}={saved[name]}, not {value}; resume it with {same}"
-            )
+            raise FinetuneError(f"the run in '{folder}' has {name}={saved[name]}, not {value}; resume it with {same}")
     if (folder / RESULTS_NAME).exists() and newest_whole(folder) is None:  # not a run that was killed early
         raise FinetuneError(f"'{folder}' has no whole checkpoint to resume from{_faults(folder)}; pass --overwrite")
 
@@ -69,7 +68,9 @@ def checkpoint_to_resume(config: FinetuneConfig) -> Path | None:
         return None
     found, folder = newest_whole(config.folder), config.folder
     if found is None:
-        logger.warning("'%s' has no whole checkpoint yet%s; the run starts from its beginning", folder, _faults(folder))
+        logger.warning(
+            "'%s' has no whole checkpoint yet%s; the run starts from its beginning", folder, _faults(folder)
+        )
     elif found != (newest := numbered(folder)[0][1]):
         logger.warning("%s is not whole: %s; the run goes on from %s", newest.name, fault(newest), found.name)
     return found

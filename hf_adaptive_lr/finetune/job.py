@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import STATE_NAME, FolderInUseError, only_writer
+from ..artifacts import STATE_NAME, FolderInUseError, only_writer, write_failed
 from .config import FinetuneConfig, check
-from .data import FinetuneError, JobData, load_data
+from .data import FinetuneError, JobData, load_data, one_line
 from .folder import check_folder, checkpoint_to_resume, prepare_folder
 from .outputs import collect, write_outputs
 
@@ -71,6 +72,23 @@ def _first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+class FinetuneStoppedError(FinetuneError):
+    """The file system ended a run that had begun; the message says how to go on."""
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not write_failed(error):
+            raise
+        raise FinetuneStoppedError(
+            f"the run stopped, as a file cannot be written or read: {one_line(error)}; free the disk or restore the "
+            "folder, and go on with --resume"
+        ) from error
+
+
 def _run(config: FinetuneConfig, controller: Controller, data: JobData, started: float) -> dict[str, Any]:
     from transformers import TrainerState, set_seed
 
@@ -82,9 +100,9 @@ def _run(config: FinetuneConfig, controller: Controller, data: JobData, started:
     set_seed(config.seed)
     parts = load_parts(config.task, config.model, data.labels, config.max_length)
     trainer = _trainer(config, controller, data, parts)
-    if trainer.is_world_process_zero():
-        prepare_folder(config, checkpoint)
-    with one_bar(trainer):
+    with _in_one_line(), one_bar(trainer):
+        if trainer.is_world_process_zero():
+            prepare_folder(config, checkpoint)
         if trained:  # killed after its last update; Trainer would do one more
             trainer.state = state
             trainer._load_from_checkpoint(str(checkpoint))
@@ -108,7 +126,7 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
     assert config.max_steps and config.batch_size  # `resolved` set them
     optim: dict[str, Any] = {"optim": "sgd"} if config.optimizer == "sgd" else {}
     args = AdaptiveLRTrainingArguments(
-        output_dir=str(config.folder),
+        output_dir=str(config.folder.absolute()),
         learning_rate=config.base_lr,
         max_steps=config.max_steps,
         per_device_train_batch_size=config.batch_size,

@@ -13,7 +13,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import CURVES_NAME, EVENTS_NAME, MODEL_NAME, RESULTS_NAME, TRACE_NAME, library_version, replace_file
+from ..artifacts import (
+    CURVES_NAME,
+    EVENTS_NAME,
+    MODEL_NAME,
+    RESULTS_NAME,
+    TRACE_NAME,
+    library_version,
+    printable,
+    replace_file,
+)
 from .data import FinetuneError
 
 if TYPE_CHECKING:
@@ -163,7 +172,7 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
         "written to": f"{folder}: {' '.join(written)}",
         "why": f"hf-adaptive-lr report {shlex.quote(str(folder))}",
     }
-    return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
+    return "\n".join(f"{name:<14} {printable(value)}" for name, value in rows.items())
 
 
 def _controller(results: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,9 @@ def check_folder(config: DriverConfig, method: str, *, resume: bool) -> None:
     if not path.is_file():
         if resume:
             raise ValueError(f"'{config.output_dir}' has no {CHECKPOINT_NAME} to resume from; start without --resume")
-        if config.output_dir.is_file() or _holds_something(config.output_dir):
+        if os.path.lexists(config.output_dir) and not config.output_dir.is_dir():
+            raise ValueError(f"'{config.output_dir}' is a file, or a link to nothing; name a folder")
+        if _holds_something(config.output_dir):
             raise ValueError(f"'{config.output_dir}' is not empty; name another folder")
         return
     saved = load_checkpoint(config.output_dir)["identity"]

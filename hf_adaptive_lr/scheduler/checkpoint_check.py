@@ -57,7 +57,9 @@ def _check_numbers(state: Mapping[str, Any]) -> None:
     for name in ("updates", "held"):
         value = state[name]
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"this state says {name}={value!r}, which must be a whole number of at least 0; {_WAY_OUT}")
+            raise ValueError(
+                f"this state says {name}={value!r}, which must be a whole number of at least 0; {_WAY_OUT}"
+            )
     for name in ("scale", "applied_lr", "base_lrs", "answer"):
         found = state.get(name, 0.0)
         values = found if isinstance(found, list | tuple) else [found]
@@ -65,7 +67,9 @@ def _check_numbers(state: Mapping[str, Any]) -> None:
             raise ValueError(f"this state says {name}={found!r}, which must be finite; {_WAY_OUT}")
     inside = state["controller_state"]
     if not isinstance(inside, Mapping):
-        raise ValueError(f"this state's controller_state is a {type(inside).__name__}, which must be a dict; {_WAY_OUT}")
+        raise ValueError(
+            f"this state's controller_state is a {type(inside).__name__}, which must be a dict; {_WAY_OUT}"
+        )
     for name, value in inside.items():  # infinity may stand for "none so far"; a controller never decides on NaN
         if isinstance(value, Tensor | float) and bool(torch.as_tensor(value).isnan().any()):
             raise ValueError(f"this state's controller_state has NaN in '{name}'; {_WAY_OUT}")

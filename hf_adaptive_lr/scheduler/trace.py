@@ -12,7 +12,6 @@ from ..artifacts import CONTROLLER_NAME, json_lines, replace_file
 from ..controller import Controller
 from .decision import Decision
 
-
 LONG = 20_000
 """Updates of which each has a line; after these, one at which nothing has changed may have none."""
 _RATES = ("lr", "lrs", "ramp")

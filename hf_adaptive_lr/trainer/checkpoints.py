@@ -113,7 +113,9 @@ def _counts(path: Path) -> str | None:
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return f"{STATE_NAME} is cut short or damaged; resume from another checkpoint"
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        return f"{STATE_NAME} says global_step={steps!r}, which is no number of updates; resume from another checkpoint"
+        return (
+            f"{STATE_NAME} says global_step={steps!r}, which is no number of updates; resume from another checkpoint"
+        )
     match = re.fullmatch(r"checkpoint-(\d+)", path.name)
     if match and int(match[1]) != steps:
         return f"{STATE_NAME} says global_step={steps}, the folder's name {match[1]}; resume from another checkpoint"

@@ -202,8 +202,8 @@ class GuardCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """For `trainer_state.json`: settings and the guard's state.
 
-        Trainer asks for it just before it writes that file, the last of a checkpoint and the mark that it is whole, and
-        then deletes older ones; so this is where the snapshots are written.
+        Trainer asks for it just before it writes that file, which is the last of a checkpoint and marks it as whole,
+        and then deletes older ones; so this is where the snapshots are written.
         """
         if self._run is not None:
             self._save_snapshots(*self._run)
