@@ -49,7 +49,7 @@ def _one_line(words: list[str], capfd: pytest.CaptureFixture[str], code: int = 2
     [
         (["finetune", "--save-steps=--"], "--save-steps: expected one argument"),
         (["finetune", "--save=--"], "--save: expected one argument"),
-        (["finetune", "--config=--"], "'--' cannot be read"),
+        (["finetune", "--config=--"], "--config: expected one argument"),
         (["finetune", "--config", "deep.yaml"], "nested too deep"),
         (["finetune", "--config", "device"], "it is no regular file"),
         (["finetune", "--controller-kwargs", "[" * 3000], "is not valid JSON"),

@@ -79,7 +79,7 @@ def checkpoint_to_resume(config: FinetuneConfig) -> Path | None:
 def prepare_folder(config: FinetuneConfig, checkpoint: Path | None) -> None:
     """Make room for a run that `check_folder` has passed and write down its settings: the folder changes from here on.
 
-    What stands after `checkpoint` was not written to its end.
+    Checkpoints after `checkpoint` were not written to their end; those before it were about to be deleted.
     """
     folder, settings = config.folder, config.folder / SETTINGS_NAME
     if not config.resume:
@@ -89,9 +89,8 @@ def prepare_folder(config: FinetuneConfig, checkpoint: Path | None) -> None:
     elif load_config(folder).get("max_steps") != config.max_steps:  # the results are those of the shorter run
         (folder / RESULTS_NAME).unlink(missing_ok=True)
     for _, path in numbered(folder):
-        if path == checkpoint:
-            break
-        shutil.rmtree(path)
+        if path != checkpoint:
+            shutil.rmtree(path)
     saved = {name: value for name, value in asdict(config).items() if name not in _NOT_COMPARED}
     replace_file(settings, json.dumps(saved, indent=2) + "\n")
 
