@@ -112,7 +112,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_NAME)
+    lock = FileLock(folder.absolute() / LOCK_NAME)  # the working folder may change
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from hf_adaptive_lr import AdaptiveLRTrainer, ControlledLR, GuardCallback
 from hf_adaptive_lr.controllers import CONTROLLERS
@@ -152,6 +152,16 @@ def test_a_mixture_of_two_runs_is_not_whole(mine, monkeypatch) -> None:
     with pytest.raises(Killed):
         trainer.train()
     assert "it has no trainer_state.json" in str(fault(mine / "checkpoint-4"))
+
+
+def test_a_plain_trainer_goes_on_from_a_checkpoint_with_its_own_schedule(mine) -> None:
+    trainer = _trainer(mine)
+    plain = Trainer(model=bert(), args=trainer.args, train_dataset=Tokens())
+    plain.train(resume_from_checkpoint=str(mine / "checkpoint-4"))
+    rates = [row["learning_rate"] for row in plain.state.log_history if row["step"] > 4 and "learning_rate" in row]
+    assert rates[1:] == pytest.approx([0.01 * (UPDATES - step) / UPDATES for step in (5, 6, 7)])  # linear to 0
+    with pytest.raises(ValueError, match="another scheduler wrote it"):  # and not back again
+        trainer.train(str(mine / "checkpoint-8"))
 
 
 NAN = float("nan")

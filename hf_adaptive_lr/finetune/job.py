@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import STATE_NAME, FolderInUseError, only_writer, write_failed
@@ -112,7 +113,7 @@ def _run(config: FinetuneConfig, controller: Controller, data: JobData, started:
         results = collect(config, controller, data, parts, trainer, scores)
         results["wall_seconds"] = round(time.perf_counter() - started, 1)
         if trainer.is_world_process_zero():
-            write_outputs(config.folder, results, parts, trainer.state.log_history)
+            write_outputs(Path(trainer.args.output_dir), results, parts, trainer.state.log_history)
     return results
 
 

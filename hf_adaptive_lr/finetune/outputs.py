@@ -54,9 +54,10 @@ def collect(
     from .config import AUTO
     from .model import DEMO_MODELS
 
-    trace = read_trace(config.folder / TRACE_NAME)
+    folder = Path(trainer.args.output_dir)  # absolute, whatever the working folder is by now
+    trace = read_trace(folder / TRACE_NAME)
     _check_trace(trace, config.folder)
-    acts = [event["action"] for event in read_trace(config.folder / EVENTS_NAME)]
+    acts = [event["action"] for event in read_trace(folder / EVENTS_NAME)]
     rates = [row["lr"] for row in trace]
     return {
         "task": config.task,

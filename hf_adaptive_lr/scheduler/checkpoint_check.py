@@ -32,7 +32,7 @@ def identity(controller: Controller) -> dict[str, Any]:
 
 def check_saved(state: Mapping[str, Any], controller: Controller, mine: Mapping[str, Any], n_groups: int) -> None:
     """Fails fast (ValueError) on a `state_dict` that a controller with the identity `mine` cannot continue."""
-    if "controller_type" not in state or "answer" not in state:
+    if "controller_type" not in state or "answer" not in state or state.get("lr_lambdas"):
         raise ValueError(
             "this state was not saved by ControlledLR (another scheduler wrote it); resume with that scheduler, or "
             "start a new run from the saved weights"
