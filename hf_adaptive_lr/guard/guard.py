@@ -1,8 +1,7 @@
 """DivergenceGuard: skips divergent updates, restores a good state and cuts the learning rate if they last, or stops.
 
-Over 350 lines because the order of these decisions is one concept, and its arguments want an explanation; the parts
-lie beside it: when an update is divergent in `detector`, the counts in `trouble`, which snapshot is good in `history`,
-the learning rate in `lr_scaling`.
+The order of these decisions is here, the parts lie beside it: when an update is divergent in `detector`, the counts in
+`trouble`, which snapshot is good in `history`, the learning rate in `lr_scaling`.
 """
 
 from __future__ import annotations
@@ -23,16 +22,19 @@ from ..artifacts import replace_file
 from ..distributed import average_values, rank
 from ..optimizers.groups import raw
 from .detector import EARLY, Detector
+from .events import Event, EventLog
 from .history import SnapshotHistory
 from .lr_scaling import LRScaling
 from .snapshot_file import FILE_NAME as SNAPSHOT_NAME
 from .thresholds import Thresholds
 from .trouble import TroubleCount
 
-Event = dict[str, Any]
 Action = Literal["apply", "skip", "rollback", "stop"]
 FILE_NAME = "guard.pt"
 STATE_FORMAT = 1
+STATE = "non_finite_state"
+"""A guard's reason when weights or optimizer state are not finite while the loss still is."""
+_SOON = 128  # updates after a rollback in which the same shift again is the data's
 
 
 class DivergenceError(RuntimeError):
@@ -57,11 +59,7 @@ class DivergenceGuard:
       with the next batch: the data is not rewound, so the batches that did the damage are left behind.
     - `stop`: the same for the last time (the LR is not cut); by default it is raised as [`DivergenceError`].
 
-    Skips last until `max_skips` are used up, or three in succession had finite values out of bounds; a healthy update
-    pays back a quarter of a skip. Then, or when a loss has shifted for four updates or diverges slowly, the guard goes
-    back, and after `max_rollbacks` it stops. Trouble at the very next update after a rollback comes from the data: the
-    cut is undone, and a finite loss is skipped for 20 more updates and then accepted. `help(hf_adaptive_lr.guard)` has
-    all rules.
+    `help(hf_adaptive_lr.guard)` has the rules: when it skips, goes back, takes trouble for the data's, and stops.
 
     Cost: one small collective and one host read per update; per snapshot one more of each, a read of all that trains,
     and a copy of it. Host memory: two copies of trainable weights, buffers and optimizer state, up to 16 where
@@ -135,11 +133,10 @@ class DivergenceGuard:
         self._history = SnapshotHistory(snapshot_every, model, self.optimizer, self.scheduler, scaler)
         self.snapshots = self._history.snapshots
         self.max_rollbacks, self.rewind_schedule, self.raise_on_stop = max_rollbacks, rewind_schedule, raise_on_stop
-        self.folder, self.on_event, self._group = folder, on_event, process_group
+        self.folder, self._group = folder, process_group
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._log = EventLog(on_event)
 
-        self.events: list[Event] = []
-        """The last 1000 events, oldest first."""
         self.updates = 0
         """Updates seen, applied or not; it never goes back."""
         self.rollbacks = 0
@@ -147,6 +144,13 @@ class DivergenceGuard:
         self.message = ""
         """Why the run was stopped, and the ways out."""
         self._trouble = TroubleCount(max_skips)
+        self._last_back: list[Any] | None = None  # the last rollback: its reason, update, loss, and where it went
+        self._damaged = False  # a snapshot that was due found weights or optimizer state that are not finite
+
+    @property
+    def events(self) -> list[Event]:
+        """The last 1000 events, oldest first."""
+        return self._log.events
 
     @property
     def factor(self) -> float:
@@ -185,6 +189,9 @@ class DivergenceGuard:
         """
         if self.stopped:
             return self._end("the run was stopped before")
+        if self._history.outdated():  # other weights train now, and the snapshots have not got them
+            self._history.forget()
+            self._take()
         if self._trouble.calm:
             self.start()
         values = (loss, self._norm() if grad_norm is None else grad_norm)
@@ -197,11 +204,14 @@ class DivergenceGuard:
             return "apply"
         if reason is None and self._diverges_at_once(seen):
             reason = seen["reason"] = EARLY
+        if reason is None and self._damaged:
+            reason = seen["reason"] = STATE
         if reason is None and self.detector.suspicious:
             return "apply"  # neither healthy nor trouble yet
         if reason is not None:
             return self._act(reason, seen)
         self._trouble.count_healthy()
+        self.detector.tolerate()
         self._count_down_cut(seen)
         if self._lr.controlled is not None:
             self._lr.controlled.note_loss(loss)
@@ -213,7 +223,7 @@ class DivergenceGuard:
             return
         due = self._history.count(healthy=not self.detector.suspicious)
         if due and self._trouble.calm and self.detector.calm:
-            self._take()  # weights that are not finite show in the next loss; until then the earlier states stand
+            self._damaged = not self._take()
 
     # --- judging ------------------------------------------------------------------------------------------------
 
@@ -225,7 +235,7 @@ class DivergenceGuard:
         return torch.nn.utils.get_total_norm(gradients)
 
     def _diverges_at_once(self, seen: Event) -> bool:
-        if self.snapshots is None or not self.detector.rising:
+        if not len(self._history) or not self.detector.rising:
             return False
         seen["drift"] = self._drift()
         return not seen["drift"] <= self.detector.thresholds.opening_drift
@@ -240,22 +250,34 @@ class DivergenceGuard:
         finite = not reason.startswith("non_finite")
         if self._trouble.failed_rollbacks:
             self._lr.undo_cut()  # good weights meet the same trouble before their first update: LR had no part in it
-            if finite and self._trouble.data_has_changed:
-                return self._accept(seen)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self._trouble.failed_rollbacks and finite:
-            return self._skip(seen)
+            if finite:
+                self.detector.blame_data(seen["loss"], seen["grad_norm"])
+                return self._accept(seen) if self._trouble.data_has_changed else self._skip(seen)
         # Soon after a rollback a single loss may be a shift: not yet a reason to go back once more.
         at_once = reason in ("slow_divergence", EARLY) or (reason == "loss_shift" and self.detector.lasted > 1)
-        if not self._trouble.persists(finite=finite, at_once=at_once):
+        if not self._trouble.persists(finite=finite, at_once=at_once or self._damaged):
             return self._skip(seen)
-        if self.rollbacks < self.max_rollbacks:
-            return self._roll_back(seen)
-        return self._stop(seen)
+        if finite and self._is_of_data(reason, seen["loss"]):
+            return self._accept(seen)
+        return self._roll_back(seen) if self.rollbacks < self.max_rollbacks else self._stop(seen)
+
+    def _is_of_data(self, reason: str, loss: float) -> bool:
+        """Whether to go on: going back did not help before, or a loss that has merely shifted would end the run."""
+        shifts = reason == "loss_shift"
+        if self._last_back is not None:
+            again, update, before, there = self._last_back
+            back = self._history.target(self.detector.unseen + 1)
+            if reason == again and back is not None and back <= there:
+                return True
+            # A rate that is too large drives the loss higher than this; a season or another source brings it again.
+            if shifts and self.updates - update <= _SOON and loss <= self.detector.thresholds.shift_rise * before:
+                return True
+        return shifts and self.rollbacks >= self.max_rollbacks and not self.detector.exploded(loss)
 
     # --- acting -------------------------------------------------------------------------------------------------
 
     def _skip(self, seen: Event) -> Action:
+        self.optimizer.zero_grad(set_to_none=True)
         seen |= self._history.repair_buffers()
         self._lr.drop_pending()
         self._report("skip", seen)
@@ -264,11 +286,13 @@ class DivergenceGuard:
     def _roll_back(self, seen: Event) -> Action:
         falls_back = self._falls_back(seen)
         slowly, before = seen["reason"] == "slow_divergence", self._lr.now()
-        blameless = bool(self._trouble.failed_rollbacks) or (falls_back and slowly)
+        blameless = bool(self._trouble.failed_rollbacks) or (falls_back and slowly) or seen["reason"] == STATE
         measured = self.detector.opening and len(self._history)
         ratio = 1.0 if blameless else self._lr.cut_ratio(self._drift() if measured else None)
         restored = self._restore(seen)
         self.rollbacks += 1
+        finite = restored is not None and not seen["reason"].startswith("non_finite")
+        self._last_back = [seen[n] for n in ("reason", "update", "loss")] + [restored["update"]] if finite else None
         then = restored["factor"] if self.rewind_schedule and restored else None
         sudden = not slowly and seen["reason"] != EARLY and seen["update"] > self.detector.thresholds.opening
         lost = seen["update"] - restored["update"] if restored and sudden and self.rollbacks == 1 else None
@@ -299,8 +323,10 @@ class DivergenceGuard:
 
     def _accept(self, seen: Event) -> Action:
         """Good weights have kept meeting losses like this one: the data has changed for good."""
+        self.detector.blame_data(seen["loss"], seen["grad_norm"])
         self.detector.accept()
         self._trouble.accept()
+        self._last_back = None
         self._report("accept", seen)
         return "apply"
 
@@ -331,9 +357,10 @@ class DivergenceGuard:
 
     def _restore(self, seen: Event) -> Mapping[str, Any] | None:
         """Go back to the newest good state, with the detector's view of it; newer ones are forgotten."""
+        self.optimizer.zero_grad(set_to_none=True)
         meta = self._history.go_back(self.detector.unseen + 1, schedule=self.rewind_schedule)
-        fresh = Detector(self.detector.thresholds).state_dict()
-        self.detector.load_state_dict(fresh if meta is None else meta["detector"])
+        self.detector.go_back(None if meta is None else meta["detector"])
+        self._damaged = False
         seen["restored_update"] = None if meta is None else meta["update"]
         return meta
 
@@ -350,10 +377,7 @@ class DivergenceGuard:
         rate = self._lr.now()
         event = {"action": action, **seen, "lr_before": rate, "lr_after": rate, **more}
         event |= {"factor": self.factor, "rollbacks": self.rollbacks, "trouble": self._trouble.unpaid}
-        event = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
-        self.events = [*self.events[-999:], event]
-        if self.on_event is not None:
-            self.on_event(event)
+        self._log.add(event)
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -364,6 +388,8 @@ class DivergenceGuard:
             "updates": self.updates,
             "rollbacks": self.rollbacks,
             "stopped": self.stopped,
+            "damaged": self._damaged,
+            "last_back": self._last_back,
             **self._trouble.state_dict(),
             **self._lr.state_dict(),
             **self._history.state_dict(),
@@ -384,7 +410,8 @@ class DivergenceGuard:
         self._trouble.load_state_dict(state)
         self._history.load_state_dict(state)
         self._lr.load_state_dict(state)
-        self.events = [dict(event) for event in state["events"]]
+        self._log.events = [dict(event) for event in state["events"]]
+        self._last_back, self._damaged = state.get("last_back"), state.get("damaged", False)  # 0.1 had neither
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write state and snapshots into a checkpoint's folder, so that a resumed run can go back behind it."""

@@ -57,6 +57,23 @@ class SnapshotHistory:
         self.ages[0], self._since = 0, 0
         return meta
 
+    def target(self, age: int) -> int | None:
+        """The update that `go_back` would restore, None without any."""
+        return (
+            int(self.snapshots.meta(self._good(age))["update"]) if self.snapshots is not None and self.ages else None
+        )
+
+    def outdated(self) -> bool:
+        """Whether other weights train now than when the snapshots were taken, so that none can be restored."""
+        return self.snapshots is not None and len(self) > 0 and not self.snapshots.fits()
+
+    def forget(self) -> None:
+        """Drop all snapshots."""
+        for _ in range(len(self)):
+            assert self.snapshots is not None
+            self.snapshots.drop(0)
+        self.ages = []
+
     def repair_buffers(self) -> dict[str, bool]:
         """Put non-finite buffers back; for the event, whether that was needed."""
         return {} if self.snapshots is None else {"buffers_repaired": self.snapshots.repair_buffers(self._good(0))}
