@@ -138,7 +138,7 @@ class Detector:
         return self._strict > 0 and track.level(loss) > 0.5 * (median(track.levels) + bad)
 
     def blame_data(self, loss: float, grad_norm: float) -> None:
-        """Good weights have met this trouble, so the data brings it; `tolerate` takes effect when the series is over."""
+        """Good weights have met this trouble, so the data brings it; `tolerate` ends the series."""
         met = self._met or [loss, grad_norm]
         self._met = [max(met[0], loss, self._highest), max(met[1], grad_norm)]
 

@@ -1,15 +1,9 @@
-"""DivergenceGuard: skips divergent updates, restores a good state and cuts the learning rate if they last, or stops.
-
-The order of these decisions is here, the parts lie beside it: when an update is divergent in `detector`, the counts in
-`trouble`, which snapshot is good in `history`, the learning rate in `lr_scaling`.
-"""
+"""DivergenceGuard: the order of decisions; the parts they rest on are in the modules beside this one."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,30 +12,26 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from .._checks import check_range
-from ..artifacts import replace_file
 from ..distributed import average_values, rank
 from ..optimizers.groups import raw
 from .detector import EARLY, Detector
 from .events import Event, EventLog
+from .guard_state import GuardState
 from .history import SnapshotHistory
 from .lr_scaling import LRScaling
-from .snapshot_file import FILE_NAME as SNAPSHOT_NAME
 from .thresholds import Thresholds
 from .trouble import TroubleCount
 
 Action = Literal["apply", "skip", "rollback", "stop"]
-FILE_NAME = "guard.pt"
-STATE_FORMAT = 1
 STATE = "non_finite_state"
 """A guard's reason when weights or optimizer state are not finite while the loss still is."""
-_SOON = 128  # updates after a rollback in which the same shift again is the data's
 
 
 class DivergenceError(RuntimeError):
     """Training was stopped because it kept diverging; the last good state has been restored."""
 
 
-class DivergenceGuard:
+class DivergenceGuard(GuardState):
     """Notices divergence before an update is applied, skips it, goes back if it persists, and stops if that fails.
 
     Works with any training loop, with a controller, a plain scheduler or none:
@@ -69,24 +59,21 @@ class DivergenceGuard:
         model: the module that trains.
         optimizer: its optimizer, raw or prepared by Accelerate.
         scheduler: its scheduler, or None. One with `set_scale` gets the factor; for all others the guard scales
-            `lr` and `initial_lr` of the groups and the scheduler's `base_lrs`. One that also has `can_fall_back`,
-            `fall_back`, `note_loss` and `drop_pending`, as [`ControlledLR`], may have its controller dismissed (see
-            `lr_scaling.GuardedScheduler`).
-        scaler: a `torch.amp.GradScaler`, or None. With one, overflows are left to it (it skips by itself), up to 20 in
-            a row.
+            `lr` and `initial_lr` of the groups and the scheduler's `base_lrs`. One with the other methods of
+            `lr_scaling.GuardedScheduler`, as [`ControlledLR`], may have its controller dismissed.
+        scaler: a `torch.amp.GradScaler`, or None. Up to 20 overflows in a row are left to it (it skips by itself).
         detector: decides when an update is divergent; a [`Detector`] or its [`Thresholds`].
         snapshot_every: applied updates between snapshots. None takes none, for sharded models: on `rollback` and
             `stop` the caller restores its own checkpoint, and the guard cuts the LR and judges later updates afresh.
         max_skips: updates that may be skipped before going back, at least 0.
         max_rollbacks: times the run may go back, at least 0.
         lr_cut: factor of the learning rate at a rollback, in (0, 1].
-        recover: whether the first cut is taken back, where trouble came suddenly, once there have been more healthy
-            updates than it took to diverge. If the learning rate was the cause it happens again, and the second
-            cut is for good.
+        recover: whether the first cut is taken back, where trouble came suddenly, after more healthy updates than it
+            took to diverge. If the learning rate was the cause it happens again, and the second cut is for good.
         safe_drift: where a learning rate that was far too large from the start is cut to: that an update moves the
             weights by this share of their norm, in [1e-5, 1]. Pretrained weights want about 0.0035, new ones 0.01.
-        rewind_schedule: whether schedulers and hyper-parameters go back with the weights. False keeps the schedule's
-            position, for hosts whose own update count cannot go back and whose schedule must end with the run.
+        rewind_schedule: whether schedulers and hyper-parameters go back with the weights. False keeps the position,
+            for hosts whose own update count cannot go back and whose schedule must end with the run.
         raise_on_stop: False returns `stop` instead of raising.
         folder: where the last good state is written on `stop` (and nothing else), or None.
         on_event: called with each event, a dict of JSON values; see `events`.
@@ -144,7 +131,6 @@ class DivergenceGuard:
         self.message = ""
         """Why the run was stopped, and the ways out."""
         self._trouble = TroubleCount(max_skips)
-        self._last_back: list[Any] | None = None  # the last rollback: its reason, update, loss, and where it went
         self._damaged = False  # a snapshot that was due found weights or optimizer state that are not finite
 
     @property
@@ -189,8 +175,7 @@ class DivergenceGuard:
         """
         if self.stopped:
             return self._end("the run was stopped before")
-        if self._history.outdated():  # other weights train now, and the snapshots have not got them
-            self._history.forget()
+        if self._history.forget_outdated():
             self._take()
         if self._trouble.calm:
             self.start()
@@ -257,22 +242,13 @@ class DivergenceGuard:
         at_once = reason in ("slow_divergence", EARLY) or (reason == "loss_shift" and self.detector.lasted > 1)
         if not self._trouble.persists(finite=finite, at_once=at_once or self._damaged):
             return self._skip(seen)
-        if finite and self._is_of_data(reason, seen["loss"]):
+        last = self.rollbacks >= self.max_rollbacks
+        only_shifts = reason == "loss_shift" and not self.detector.exploded(seen["loss"])
+        target = self._history.target(self.detector.unseen + 1)
+        again = self._trouble.comes_again(seen, target, self.detector.thresholds.shift_rise)
+        if (last and only_shifts) or (again and finite and reason != EARLY):
             return self._accept(seen)
-        return self._roll_back(seen) if self.rollbacks < self.max_rollbacks else self._stop(seen)
-
-    def _is_of_data(self, reason: str, loss: float) -> bool:
-        """Whether to go on: going back did not help before, or a loss that has merely shifted would end the run."""
-        shifts = reason == "loss_shift"
-        if self._last_back is not None:
-            again, update, before, there = self._last_back
-            back = self._history.target(self.detector.unseen + 1)
-            if reason == again and back is not None and back <= there:
-                return True
-            # A rate that is too large drives the loss higher than this; a season or another source brings it again.
-            if shifts and self.updates - update <= _SOON and loss <= self.detector.thresholds.shift_rise * before:
-                return True
-        return shifts and self.rollbacks >= self.max_rollbacks and not self.detector.exploded(loss)
+        return self._stop(seen) if last else self._roll_back(seen)
 
     # --- acting -------------------------------------------------------------------------------------------------
 
@@ -291,13 +267,11 @@ class DivergenceGuard:
         ratio = 1.0 if blameless else self._lr.cut_ratio(self._drift() if measured else None)
         restored = self._restore(seen)
         self.rollbacks += 1
-        finite = restored is not None and not seen["reason"].startswith("non_finite")
-        self._last_back = [seen[n] for n in ("reason", "update", "loss")] + [restored["update"]] if finite else None
         then = restored["factor"] if self.rewind_schedule and restored else None
         sudden = not slowly and seen["reason"] != EARLY and seen["update"] > self.detector.thresholds.opening
         lost = seen["update"] - restored["update"] if restored and sudden and self.rollbacks == 1 else None
         self._lr.cut(ratio, lost=lost, factor_then=then)
-        self._trouble.count_rollback()
+        self._trouble.count_rollback(seen)
         self._lr.drop_pending()
         if falls_back:
             self.scheduler.fall_back(f"{seen['reason']} at update {seen['update']}")
@@ -326,7 +300,6 @@ class DivergenceGuard:
         self.detector.blame_data(seen["loss"], seen["grad_norm"])
         self.detector.accept()
         self._trouble.accept()
-        self._last_back = None
         self._report("accept", seen)
         return "apply"
 
@@ -340,12 +313,10 @@ class DivergenceGuard:
         where = ""
         if self.folder is not None and self.snapshots is not None and rank(self._group) == 0:
             where = f" and written to {self.snapshots.to_disk(self.folder)}"
-        good = (
-            f"the weights of update {restored['update']} are restored{where}" if restored else "nothing was restored"
-        )
+        back = f"the weights of update {restored['update']} are restored" if restored else "nothing was restored"
         numbers = f"loss {seen['loss']:.4g}, gradient norm {seen['grad_norm']:.4g}"
         return self._end(
-            f"{seen['reason']} at update {seen['update']} ({numbers}) after {self.rollbacks} rollbacks; {good}. Look "
+            f"{seen['reason']} at update {seen['update']} ({numbers}) after {self.rollbacks} rollbacks; {back}{where}. Look "
             "at the data of these batches, lower the learning rate, or raise max_rollbacks"
         )
 
@@ -366,9 +337,7 @@ class DivergenceGuard:
 
     def _take(self) -> bool:
         """Take a snapshot, unless some value on some rank is not finite."""
-        if self.snapshots is None:
-            return False
-        if self._means([float(not self.snapshots.finite())]) != [0.0]:
+        if self.snapshots is None or self._means([float(not self.snapshots.finite())]) != [0.0]:
             return False
         self._history.take({"update": self.updates, "factor": self.factor, "detector": self.detector.state_dict()})
         return True
@@ -378,51 +347,3 @@ class DivergenceGuard:
         event = {"action": action, **seen, "lr_before": rate, "lr_after": rate, **more}
         event |= {"factor": self.factor, "rollbacks": self.rollbacks, "trouble": self._trouble.unpaid}
         self._log.add(event)
-
-    # --- state --------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values: all that decides the next action, but not the snapshots (see `save`)."""
-        return {
-            "format": STATE_FORMAT,
-            "updates": self.updates,
-            "rollbacks": self.rollbacks,
-            "stopped": self.stopped,
-            "damaged": self._damaged,
-            "last_back": self._last_back,
-            **self._trouble.state_dict(),
-            **self._lr.state_dict(),
-            **self._history.state_dict(),
-            "detector": self.detector.state_dict(),
-            "events": [dict(event) for event in self.events],
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue a run whose weights, optimizer and scheduler the caller has restored (with them the cut LR).
-
-        A scheduler with `set_scale` gets the factor again. Without `load` there is no snapshot until the run is
-        calm; a rollback before that has nothing to go back to and only cuts the learning rate.
-        """
-        if state["format"] > STATE_FORMAT:
-            raise ValueError(f"this guard state has format {state['format']}, newer than this library reads; upgrade")
-        self.updates, self.rollbacks, self.stopped = state["updates"], state["rollbacks"], state["stopped"]
-        self.detector.load_state_dict(state["detector"])
-        self._trouble.load_state_dict(state)
-        self._history.load_state_dict(state)
-        self._lr.load_state_dict(state)
-        self._log.events = [dict(event) for event in state["events"]]
-        self._last_back, self._damaged = state.get("last_back"), state.get("damaged", False)  # 0.1 had neither
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write state and snapshots into a checkpoint's folder, so that a resumed run can go back behind it."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.snapshots is not None and len(self.snapshots):
-            self.snapshots.to_disk(folder)
-        replace_file(folder / FILE_NAME, lambda path: torch.save(self.state_dict(), path))
-
-    def load(self, folder: str | os.PathLike[str]) -> None:
-        """Continue from a folder of `save`; the caller restores the training itself, as for `load_state_dict`."""
-        if self.snapshots is not None and (Path(folder) / SNAPSHOT_NAME).exists():
-            self.snapshots.from_disk(folder)
-        self.load_state_dict(torch.load(Path(folder) / FILE_NAME, weights_only=True))

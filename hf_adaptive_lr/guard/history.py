@@ -63,16 +63,14 @@ class SnapshotHistory:
             int(self.snapshots.meta(self._good(age))["update"]) if self.snapshots is not None and self.ages else None
         )
 
-    def outdated(self) -> bool:
-        """Whether other weights train now than when the snapshots were taken, so that none can be restored."""
-        return self.snapshots is not None and len(self) > 0 and not self.snapshots.fits()
-
-    def forget(self) -> None:
-        """Drop all snapshots."""
+    def forget_outdated(self) -> bool:
+        """Drop the snapshots if other weights train now than when they were taken: none can be restored."""
+        if self.snapshots is None or not len(self) or self.snapshots.fits():
+            return False
         for _ in range(len(self)):
-            assert self.snapshots is not None
             self.snapshots.drop(0)
         self.ages = []
+        return True
 
     def repair_buffers(self) -> dict[str, bool]:
         """Put non-finite buffers back; for the event, whether that was needed."""
