@@ -290,7 +290,6 @@ def _job(folder: str, moment: str) -> None:
     """A run that is killed by the kernel at a moment, or goes on from its last checkpoint."""
     import unittest.mock
 
-    torch.set_num_threads(1)  # the threads of the process that was forked are not here
     settings = {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 2}
     trouble = Trouble(nan=(FAULT - 4,), noise=(FAULT,))
     trainer = _trainer("trainer", Path(folder), trouble, GuardCallback(**GUARD), **settings)

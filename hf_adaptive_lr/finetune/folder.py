@@ -11,12 +11,10 @@ from pathlib import Path
 
 from ..artifacts import CURVES_NAME, MODEL_NAME, RESULTS_NAME, SETTINGS_NAME, replace_file
 from ..trainer.checkpoints import fault, newest_whole, numbered
-from .config import FinetuneConfig, load_config
-from .data import FinetuneError
+from .errors import FinetuneError
+from .options import NOT_COMPARED, FinetuneConfig, load_config
 
 logger = logging.getLogger(__name__)
-
-_NOT_COMPARED = ("output_dir", "resume", "overwrite")  # of a resumed run with its first part
 
 
 def can_resume(config: FinetuneConfig) -> bool:
@@ -53,7 +51,7 @@ def _check_resumed(config: FinetuneConfig) -> None:
     if not saved:
         raise FinetuneError(f"'{folder}' has no run to resume; start without --resume")
     for name, value in asdict(config).items():
-        if name not in (*_NOT_COMPARED, "choice") and name in saved and saved[name] != value:
+        if name not in (*NOT_COMPARED, "choice") and name in saved and saved[name] != value:
             if name == "max_steps" and value > saved[name]:
                 continue  # a run may grow
             same = "as many or more" if name == "max_steps" else "the same"
@@ -91,7 +89,7 @@ def prepare_folder(config: FinetuneConfig, checkpoint: Path | None) -> None:
     for _, path in numbered(folder):
         if path != checkpoint:
             shutil.rmtree(path)
-    saved = {name: value for name, value in asdict(config).items() if name not in _NOT_COMPARED}
+    saved = {name: value for name, value in asdict(config).items() if name not in NOT_COMPARED}
     replace_file(settings, json.dumps(saved, indent=2) + "\n")
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts import STATE_NAME, FolderInUseError, only_writer, write_failed
 from .config import FinetuneConfig, check
-from .data import FinetuneError, JobData, load_data, one_line
+from .data import JobData, load_data
+from .errors import FinetuneError, one_line
 from .folder import check_folder, checkpoint_to_resume, prepare_folder
 from .outputs import collect, write_outputs
 
@@ -52,15 +53,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     config = config.resolved()
     check_folder(config)
     controller = check(config)
-    data = load_data(
-        config.task,
-        config.data,
-        data_config=config.data_config,
-        input_column=config.text_column if config.task == "text" else config.image_column,
-        label_column=config.label_column,
-        train_size=config.train_size,
-        eval_size=config.eval_size,
-    )
+    data = load_data(config.source, config.wanted)
     try:
         with only_writer(config.folder) if _first_process() else nullcontext():
             check_folder(config)  # again: another process may just have ended
@@ -99,7 +92,7 @@ def _run(config: FinetuneConfig, controller: Controller, data: JobData, started:
     state = TrainerState.load_from_json(str(checkpoint / STATE_NAME)) if checkpoint else TrainerState()
     trained = state.global_step >= (config.max_steps or 0)
     set_seed(config.seed)
-    parts = load_parts(config.task, config.model, data.labels, config.max_length)
+    parts = load_parts(config.task, config.model, data.labels, config.max_length, data.problem_type)
     trainer = _trainer(config, controller, data, parts)
     with _in_one_line(), one_bar(trainer):
         if trainer.is_world_process_zero():
@@ -122,7 +115,7 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
 
     from ..trainer.arguments import AdaptiveLRTrainingArguments
     from ..trainer.mixin import AdaptiveLRTrainer
-    from .model import accuracy, most_likely
+    from .metrics import kept_answers, scored_by
 
     assert config.max_steps and config.batch_size  # `resolved` set them
     optim: dict[str, Any] = {"optim": "sgd"} if config.optimizer == "sgd" else {}
@@ -152,6 +145,6 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
         train_dataset=data.train,
         data_collator=parts.collate,
         processing_class=parts.processor,
-        compute_metrics=accuracy,
-        preprocess_logits_for_metrics=most_likely,
+        compute_metrics=scored_by(data.problem_type),
+        preprocess_logits_for_metrics=kept_answers(data.problem_type),
     )

@@ -16,7 +16,8 @@ from transformers.utils import logging
 from ..artifacts import EVENTS_NAME
 from ..distributed import sharder
 from ..guard.detector import Detector
-from ..guard.guard import DivergenceGuard, Event
+from ..guard.events import Event, sentence
+from ..guard.guard import DivergenceGuard
 from ..guard.snapshot_file import FILE_NAME as SNAPSHOT_NAME
 from ..guard.thresholds import Thresholds
 from ..optimizers.groups import raw
@@ -293,7 +294,7 @@ class GuardCallback(TrainerCallback, ExportableState):
     def _happened(self, event: Event) -> None:
         event["step"] = self._place
         if event["action"] != "skip":
-            logger.warning(_sentence(event))
+            logger.warning(sentence(event))
         if self._writer is not None:
             self._writer(event)
 
@@ -312,12 +313,3 @@ class GuardCallback(TrainerCallback, ExportableState):
 
 def _checkpoint(args: TrainingArguments, step: int) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{step}"
-
-
-def _sentence(event: Event) -> str:
-    back = event.get("restored_update")
-    where = "there is nothing to go back to" if back is None else f"back to update {back}"
-    return (
-        f"{event['reason']} at update {event['update']} (loss {event['loss']}): {where}, "
-        f"learning rate {event['lr_before']:.3g} -> {event['lr_after']:.3g}"
-    )
