@@ -31,13 +31,14 @@ from ..scheduler.trace import TraceWriter
 from .cooldown import shorten, stop_after_cooldown
 from .data import ControllerData
 from .guard_callback import GuardCallback
+from .saving import WholeCheckpoints
 
 # Heads whose loss really is normalised by num_items_in_batch; most classification heads accept the argument and ignore
 # it, and then loss and gradients come out multiplied by accumulation steps x processes.
 _TOKEN_WEIGHTED = ("ForCausalLM", "ForConditionalGeneration", "ForMaskedLM")
 
 
-class AdaptiveLRMixin(ControllerData):
+class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
     """Lets a controller decide the learning rate of any Trainer: `class MyTrainer(AdaptiveLRMixin, Trainer)`.
 
     Args:
@@ -78,6 +79,8 @@ class AdaptiveLRMixin(ControllerData):
         self._prepare_guard()
         if self._controller is None and not hasattr(self.args, "make_controller"):
             raise ValueError("no controller: pass controller=, or args=AdaptiveLRTrainingArguments(controller=...)")
+        if self._controller is None and hasattr(self.args, "warn_of_unused_rate"):
+            self.args.warn_of_unused_rate()
         self._prepare_controller_data(self.controller)
         if getattr(self._inner_model(), "loss_type", None) not in _TOKEN_WEIGHTED:
             self.model_accepts_loss_kwargs = False
@@ -85,7 +88,9 @@ class AdaptiveLRMixin(ControllerData):
     @property
     def controller(self) -> Controller:
         """The controller that decides, or will decide at the next `train()`."""
-        made: Controller = self._controller if self._controller is not None else self.args.make_controller()
+        if self._controller is not None:
+            return self._controller
+        made: Controller = self.args.make_controller(self.accelerator.unwrap_model(self.model))
         return made
 
     def _inner_model(self) -> nn.Module:
@@ -149,7 +154,8 @@ class AdaptiveLRMixin(ControllerData):
         )
         self._look_ahead, self._guard = LookAhead.of(target, model), self.guard_callback
         if self.is_world_process_zero():
-            scheduler.listeners.append(TraceWriter(Path(self.args.output_dir) / TRACE_NAME, controller))
+            trace = TraceWriter(Path(self.args.output_dir) / TRACE_NAME, controller, num_training_steps)
+            scheduler.listeners.append(trace)
         self.lr_scheduler, self._created_lr_scheduler = scheduler, True
         self._eval_every = getattr(self.args, "controller_eval_steps", None) or max(1, num_training_steps // 20)
         return scheduler
