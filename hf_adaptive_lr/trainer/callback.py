@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, Unpack
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import SchedulerType, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..auto import resolve_controller
 from ..controller import Controller
@@ -77,7 +77,7 @@ class AdaptiveLRCallback(TrainerCallback):
         native = kwargs["lr_scheduler"]
         if args.lr_scheduler_type not in _REPLACED and not isinstance(native, ControlledLR):
             warnings.warn(
-                f"lr_scheduler_type='{args.lr_scheduler_type.value}' is overruled by AdaptiveLRCallback, but for its "
+                f"lr_scheduler_type='{SchedulerType(args.lr_scheduler_type).value}' is overruled by AdaptiveLRCallback, but for its "
                 "warm-up; set it to 'constant_with_warmup' or 'constant'",
                 UserWarning,
                 stacklevel=2,
