@@ -22,18 +22,25 @@ from ..controller import Controller
 from ..distributed import average_values, check_unsharded, rank, world_size
 from ..observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome, Value
 from .forward_hook import ForwardHook, differentiable
+from .gain import NEUTRAL, gain_ratio, gain_terms, precision
 from .grad_norm import GradNorm, check_unscaled
-from .gradients import DIRECTION_FIELDS, GainProbe, forget_direction, measure_previous_update, remember_direction
+from .gradients import (
+    DIRECTION_FIELDS,
+    GainProbe,
+    forget_direction,
+    measure_previous_update,
+    remember_direction,
+    without_gradient,
+)
 from .lora import Adapter, find_adapters
 from .loss_window import LossWindow
 from .outcome import ExtraLoss, OutcomeSensor
 from .predictions import LOGIT_FIELDS, PREDICTION_FIELDS, ModelSensors, find_logits
 from .replay import RecordedPasses
-from .requirements import REPLAYED, check_measurable
+from .requirements import REPLAYED, check_measurable, check_training_mode
 from .weights import WEIGHT_FIELDS
 
 _MANY_DROPPED = 60  # far more than a gradient scaler or a guard skips in a row
-_NEUTRAL_GAIN = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
 
 
 class SignalCollector:
@@ -72,7 +79,9 @@ class SignalCollector:
         self._checked = False  # whether the first update of this process has passed
         self._dropped = 0
         self._eval_loss = math.nan
-        self._gain_ratio = _NEUTRAL_GAIN
+        self._gain_ratio = NEUTRAL
+        self._said_unmeasured = False
+        self._still: list[int] = []  # places of parameters that the previous update did not move
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
         self.clear()
         hooked = model is not None and (hook or bool(needs & LOGIT_FIELDS))
@@ -204,6 +213,8 @@ class SignalCollector:
             self._norm.check_clipping()
         lacks = due and self._fresh_eval and math.isnan(self._eval_loss)
         ranks = world_size(self.group)
+        if self.model is not None and not self.model.training:
+            check_training_mode(self.needs, self.losses, self._norm)
         check_measurable(self.needs, self.losses, self._passes, self._norm, ranks=ranks, lacks_evaluation=lacks)
         self._checked = True
 
@@ -216,7 +227,8 @@ class SignalCollector:
         if not wanted:
             return {}
         if self._prepared_for != update:  # a decision that nobody could foresee, after extend() for instance
-            self._gain_ratio = _NEUTRAL_GAIN
+            self._gain_ratio = NEUTRAL
+            self._still = []
             forget_direction(self.optimizer)
         values: dict[str, Tensor] = {}
         if "loss" in wanted:
@@ -224,7 +236,7 @@ class SignalCollector:
         if "grad_norm" in wanted:
             values |= self._norm.fields()
         if wanted & DIRECTION_FIELDS:
-            values |= measure_previous_update(self.optimizer, last_lrs, wanted, self._adapters)
+            values |= measure_previous_update(self.optimizer, last_lrs, wanted, self._adapters, self._still)
         values |= self._inside.measure(wanted, first_rank=rank(self.group) == 0)
         if "eval_loss" in wanted:
             # Perhaps only some ranks evaluated: averaged over those that did.
@@ -262,6 +274,7 @@ class SignalCollector:
             return
         self._prepared_for = update + 1
         if self.needs & DIRECTION_FIELDS:
+            self._still = without_gradient(self.optimizer)
             remember_direction(self.optimizer)
         if "gain_ratio" in self.needs:
             self._probe = GainProbe(self.optimizer)
@@ -290,11 +303,20 @@ class SignalCollector:
     def _measure_gain(self, probe: GainProbe) -> float:
         # The gradient promised it for the whole update, so all its micro-batches are looked at again.
         passes = max(1, len(self._passes))
-        after = [self._passes.loss_again(number).double() for number in range(-passes, 0)]
-        before = [loss.double() for loss in self.losses.losses[-passes:]]
-        gained = torch.stack(before).mean() - torch.stack(after).mean()
-        gain, promised = self._exchange([gained, probe.promised(self._norm.clip_factor())], [])
-        return _NEUTRAL_GAIN if abs(promised) < 1e-30 else gain / promised
+        before = after = self.losses.losses[-passes:]
+        if not self._passes.surrogate:
+            after = [self._passes.loss_again(number) for number in range(-passes, 0)]
+        eps = precision([*before, *after, *probe.weights])
+        terms = gain_terms(before, after, probe.promised(self._norm.clip_factor()), eps)
+        ratio, unmeasured = gain_ratio(*self._exchange(terms, []), eps)
+        if unmeasured is not None and not self._said_unmeasured:
+            self._said_unmeasured = True
+            warnings.warn(
+                f"gain_ratio is not measured, and {NEUTRAL:g} stands for it: {unmeasured} (said once)",
+                UserWarning,
+                stacklevel=4,
+            )
+        return ratio
 
     # --- checkpoint ---------------------------------------------------------------------------------------------
 
@@ -304,6 +326,7 @@ class SignalCollector:
             "eval_loss": self._eval_loss,
             "gain_ratio": self._gain_ratio,
             "prepared_for": self._prepared_for,
+            "without_gradient": list(self._still),
             "probabilities": None if self._inside.before is None else self._inside.before.cpu(),
         }
 
@@ -312,4 +335,5 @@ class SignalCollector:
         self.clear()
         self._eval_loss, self._gain_ratio = float(state["eval_loss"]), float(state["gain_ratio"])
         self._prepared_for = int(state["prepared_for"])
+        self._still = [int(place) for place in state.get("without_gradient", ())]
         self._inside.before = state.get("probabilities")
