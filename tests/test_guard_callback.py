@@ -291,7 +291,6 @@ def _job(folder: str, moment: str) -> None:
 
     from transformers.trainer_utils import get_last_checkpoint
 
-    torch.set_num_threads(1)  # the threads of the process that was forked are not here
     settings = {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 2}
     trouble = Trouble(nan=(FAULT - 4,), noise=(FAULT,))
     trainer = _trainer("trainer", Path(folder), trouble, GuardCallback(**GUARD), **settings)

@@ -7,8 +7,9 @@ from functools import cache
 TIERS = {
     # Contracts, formulas and files: seconds a file, within one process.
     "core": """
-        actor_critic adapters bilevel cadence card cli_options controllers dsa envelope files_of_v0_1 gain guard
-        hostile idle_updates imports integrations layer_groups loss_window mlr_snet model_sensors negative_losses
+        actor_critic adapters bilevel cadence card cli_options controllers dsa envelope files_of_v0_1 finetune_data gain
+        guard hostile idle_updates imports integrations layer_groups loss_window mlr_snet model_places model_sensors
+        negative_losses
         own_code plrs ppo_schedule range_test refine report runtime sensors snapshot tasks universal updates
     """,
     # Whole trainings, several processes, the Hub, the command line, other libraries, the demo and the examples.

@@ -30,7 +30,9 @@ class _Parser(argparse.ArgumentParser):
     words: Sequence[str] = ()
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **settings})
+        # The beginning of an option would be another option in the next version.
+        given = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings}
+        super().__init__(**given)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{PROGRAM}: error: {message}{self._hint(message)} (see {self._help()})\n")

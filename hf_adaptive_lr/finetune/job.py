@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts import STATE_NAME
 from .config import FinetuneConfig, check, last_checkpoint, prepare_folder
-from .data import FinetuneError, JobData, load_data
+from .data import JobData, load_data
+from .errors import FinetuneError
 from .outputs import collect, write_outputs
 
 if TYPE_CHECKING:
@@ -46,15 +47,7 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     started = time.perf_counter()
     config = config.resolved()
     controller = check(config)
-    data = load_data(
-        config.task,
-        config.data,
-        data_config=config.data_config,
-        input_column=config.text_column if config.task == "text" else config.image_column,
-        label_column=config.label_column,
-        train_size=config.train_size,
-        eval_size=config.eval_size,
-    )
+    data = load_data(config.source, config.wanted)
 
     from transformers import TrainerState, set_seed
 
@@ -64,7 +57,8 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     state = TrainerState.load_from_json(str(checkpoint / STATE_NAME)) if checkpoint else TrainerState()
     trained = state.global_step >= (config.max_steps or 0)
     set_seed(config.seed)
-    parts = load_parts(config.task, str(checkpoint) if trained else config.model, data.labels, config.max_length)
+    start = str(checkpoint) if trained else config.model
+    parts = load_parts(config.task, start, data.labels, config.max_length, data.problem_type)
     trainer = _trainer(config, controller, data, parts)
     if trainer.is_world_process_zero():
         prepare_folder(config)
@@ -86,7 +80,7 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
 
     from ..trainer.arguments import AdaptiveLRTrainingArguments
     from ..trainer.mixin import AdaptiveLRTrainer
-    from .model import accuracy, most_likely
+    from .metrics import kept_answers, scored_by
 
     assert config.max_steps and config.batch_size  # `resolved` set them
     optim: dict[str, Any] = {"optim": "sgd"} if config.optimizer == "sgd" else {}
@@ -116,6 +110,6 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
         train_dataset=data.train,
         data_collator=parts.collate,
         processing_class=parts.processor,
-        compute_metrics=accuracy,
-        preprocess_logits_for_metrics=most_likely,
+        compute_metrics=scored_by(data.problem_type),
+        preprocess_logits_for_metrics=kept_answers(data.problem_type),
     )

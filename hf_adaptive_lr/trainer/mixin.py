@@ -82,6 +82,8 @@ class AdaptiveLRMixin(ControllerData):
         self._prepare_guard()
         if self._controller is None and not hasattr(self.args, "make_controller"):
             raise ValueError("no controller: pass controller=, or args=AdaptiveLRTrainingArguments(controller=...)")
+        if self._controller is None and hasattr(self.args, "warn_of_unused_rate"):
+            self.args.warn_of_unused_rate()
         self._prepare_controller_data(self.controller)
         if getattr(self._inner_model(), "loss_type", None) not in _TOKEN_WEIGHTED:
             self.model_accepts_loss_kwargs = False
@@ -89,7 +91,9 @@ class AdaptiveLRMixin(ControllerData):
     @property
     def controller(self) -> Controller:
         """The controller that decides, or will decide at the next `train()`."""
-        made: Controller = self._controller if self._controller is not None else self.args.make_controller()
+        if self._controller is not None:
+            return self._controller
+        made: Controller = self.args.make_controller(self.accelerator.unwrap_model(self.model))
         return made
 
     def _inner_model(self) -> nn.Module:
