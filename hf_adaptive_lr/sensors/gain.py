@@ -7,10 +7,16 @@ ratio is then measured only for updates that promise more than it; and a loss wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+
+from .grad_norm import GradNorm, dense, loss_scale
+from .gradients import chunks
+from .replay import RecordedPasses
 
 NEUTRAL = 1.0
 """Stands for a gain ratio that is not measured."""
@@ -55,3 +61,70 @@ def gain_ratio(gained: float, promised: float, rounding: float, eps: float) -> t
             "the weights in float32 and train with bf16=True (autocast)"
         )
     return gained / promised, None
+
+
+class GainProbe:
+    """Keeps weights and gradients from before one update, to measure the decrease that the gradient promised for it.
+
+    The copies cost twice the memory of the trained weights and exist only from the pre-step to the post-step hook of
+    the update before a decision. The gradients are copied too because some steps change them in place.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._scale = loss_scale(optimizer)
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.weights: list[Tensor] = params
+        """The trained weights, as they are now."""
+        self._kept = [(p, p.detach().clone(), dense(p.grad).clone()) for p in params]
+
+    @torch.no_grad()
+    def promised(self, clip_factor: Tensor | float) -> Tensor:
+        """-g . (w[t] - w[t-1]), with g before clipping by a factor in (0, 1]; 0-d float64, no host sync."""
+        sums: list[Tensor] = []
+        for p, before, grad in self._kept:
+            for now, then, g in chunks([p, before, grad]):
+                sums.append(torch.dot(g, now - then))
+        return -torch.stack(sums).double().sum() / (clip_factor * self._scale)
+
+
+class GainSensor:
+    """Measures the gain ratio of the updates before decisions, and keeps the last one for the decision."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer, self._said = optimizer, False
+        self.ratio = NEUTRAL
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the weights from before the update."""
+        self._probe: GainProbe | None = None
+
+    def before_step(self) -> None:
+        """Keep weights and gradients: the update that is about to be made is one to be measured."""
+        self._probe = GainProbe(self._optimizer)
+
+    def after_step(
+        self,
+        losses: Sequence[Tensor],
+        passes: RecordedPasses,
+        norm: GradNorm,
+        exchange: Callable[[list[Tensor]], list[float]],
+    ) -> None:
+        """Measure the update, if it was one to be measured; `exchange` averages numbers over ranks."""
+        if self._probe is None:
+            return
+        # The gradient promised it for the whole update, so all its micro-batches are looked at again.
+        count = max(1, len(passes))
+        before = after = losses[-count:]
+        if not passes.surrogate:
+            after = [passes.loss_again(number) for number in range(-count, 0)]
+        eps = precision([*before, *after, *self._probe.weights])
+        terms = gain_terms(before, after, self._probe.promised(norm.clip_factor()), eps)
+        self.ratio, unmeasured = gain_ratio(*exchange(terms), eps)
+        if unmeasured is not None and not self._said:
+            self._said = True
+            warnings.warn(
+                f"gain_ratio is not measured, and {NEUTRAL:g} stands for it: {unmeasured} (said once)",
+                UserWarning,
+                stacklevel=5,
+            )

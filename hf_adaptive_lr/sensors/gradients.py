@@ -134,12 +134,6 @@ class _Term(NamedTuple):
     shift: Any
 
 
-def without_gradient(optimizer: Optimizer) -> list[int]:
-    """Places of the parameters that the update about to be made will not move, over all groups in order."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    return [place for place, p in enumerate(params) if p.grad is None]
-
-
 def _terms(optimizer: Optimizer, still: Collection[int]) -> Iterator[_Term]:
     place = -1
     for index, group in enumerate(optimizer.param_groups):
@@ -174,22 +168,23 @@ def needs_copy(group: dict[str, Any]) -> bool:
 
 
 @torch.no_grad()
-def remember_direction(optimizer: Optimizer) -> None:
+def remember_direction(optimizer: Optimizer) -> list[int]:
     """Keep the direction of the update that is about to be made, where SGD's own state will not contain it.
 
-    Before and not after, because some steps (foreach with Nesterov momentum) change the gradients in place. ValueError
-    for a sparse gradient.
+    Before and not after, because some steps (foreach with Nesterov momentum) change the gradients in place. Returns the
+    places, over all groups in order, of the parameters that this update will not move as they have no gradient.
+    ValueError for a sparse gradient.
     """
-    if not isinstance(optimizer, SGD):
-        return
-    for group in (g for g in optimizer.param_groups if needs_copy(g)):
-        for p in (p for p in group["params"] if p.grad is not None):
+    for group in optimizer.param_groups if isinstance(optimizer, SGD) else ():
+        for p in (p for p in group["params"] if p.grad is not None and needs_copy(group)):
             state = optimizer.state[p]
             direction = _sgd_next_direction(p, dense(p.grad), state.get("momentum_buffer"), group)
             if PREVIOUS_DIRECTION in state:
                 state[PREVIOUS_DIRECTION].copy_(direction)
             else:
                 state[PREVIOUS_DIRECTION] = direction.clone(memory_format=torch.preserve_format)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return [place for place, p in enumerate(params) if p.grad is None]
 
 
 def forget_direction(optimizer: Optimizer) -> None:
@@ -256,7 +251,7 @@ def measure_previous_update(
 
     The optimizer is SGD, Adam or AdamW (foreach and fused keep the same state); `lrs` are those of the previous
     update, one per group; the `update_ratio` of LoRA's adapters is that of the weights they are added to. `still` are
-    the places of the parameters that had no gradient then ([`without_gradient`]) and did not move. Returns float64
+    the places of the parameters that had no gradient then (from `remember_direction`) and did not move. Returns float64
     tensors, 0-d or (n_groups,), neutral before the first update. No host sync.
 
     Clipping, loss scaling and accumulation multiply the whole gradient, so the alignment does not see them; the slope
@@ -310,27 +305,3 @@ def _by_group(sums: Tensor, terms: Sequence[_Term], optimizer: Optimizer) -> Ten
     """Sums of every parameter group, of shape (n_groups, 3)."""
     groups = torch.tensor([term.group for term in terms], device=sums.device)
     return sums.new_zeros(len(optimizer.param_groups), 3).index_add_(0, groups, sums)
-
-
-class GainProbe:
-    """Keeps weights and gradients from before one update, to measure the decrease that the gradient promised for it.
-
-    The copies cost twice the memory of the trained weights and exist only from the pre-step to the post-step hook of
-    the update before a decision. The gradients are copied too because some steps change them in place.
-    """
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._scale = loss_scale(optimizer)
-        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.weights: list[Tensor] = params
-        """The trained weights, as they are now."""
-        self._kept = [(p, p.detach().clone(), dense(p.grad).clone()) for p in params]
-
-    @torch.no_grad()
-    def promised(self, clip_factor: Tensor | float) -> Tensor:
-        """-g . (w[t] - w[t-1]), with g before clipping by a factor in (0, 1]; 0-d float64, no host sync."""
-        sums: list[Tensor] = []
-        for p, before, grad in self._kept:
-            for now, then, g in chunks([p, before, grad]):
-                sums.append(torch.dot(g, now - then))
-        return -torch.stack(sums).double().sum() / (clip_factor * self._scale)
