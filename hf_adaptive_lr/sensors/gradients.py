@@ -171,8 +171,8 @@ def needs_copy(group: dict[str, Any]) -> bool:
 def remember_direction(optimizer: Optimizer) -> list[int]:
     """Keep the direction of the update that is about to be made, where SGD's own state will not contain it.
 
-    Before and not after, because some steps (foreach with Nesterov momentum) change the gradients in place. Returns the
-    places, over all groups in order, of the parameters that this update will not move as they have no gradient.
+    Before and not after, because some steps (foreach with Nesterov momentum) change the gradients in place. Returns
+    the places, over all groups in order, of the parameters that this update will not move as they have no gradient.
     ValueError for a sparse gradient.
     """
     for group in optimizer.param_groups if isinstance(optimizer, SGD) else ():
@@ -251,8 +251,8 @@ def measure_previous_update(
 
     The optimizer is SGD, Adam or AdamW (foreach and fused keep the same state); `lrs` are those of the previous
     update, one per group; the `update_ratio` of LoRA's adapters is that of the weights they are added to. `still` are
-    the places of the parameters that had no gradient then (from `remember_direction`) and did not move. Returns float64
-    tensors, 0-d or (n_groups,), neutral before the first update. No host sync.
+    the places of the parameters that had no gradient then (from `remember_direction`) and did not move. Returns
+    float64 tensors, 0-d or (n_groups,), neutral before the first update. No host sync.
 
     Clipping, loss scaling and accumulation multiply the whole gradient, so the alignment does not see them; the slope
     is that of the gradient as the optimizer uses it, clipped where it was clipped.
