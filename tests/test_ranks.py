@@ -274,7 +274,7 @@ def test_gradients_that_look_whole_and_are_sharded_fail_fast(tmp_path) -> None:
 
 def test_the_wrapper_of_deepspeed_fails_fast_in_every_integration(tmp_path) -> None:
     """With Accelerate's real wrapper; DeepSpeed's engine itself is not installed here."""
-    from accelerate.utils import DeepSpeedOptimizerWrapper
+    from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 
     wrapped = DeepSpeedOptimizerWrapper(torch.optim.AdamW(mlp().parameters(), lr=0.1))
     with pytest.raises(ValueError, match="DeepSpeed steps the optimizer inside backward"):

@@ -120,7 +120,8 @@ class GainSensor:
             after = [passes.loss_again(number) for number in range(-count, 0)]
         eps = precision([*before, *after, *self._probe.weights])
         terms = gain_terms(before, after, self._probe.promised(norm.clip_factor()), eps)
-        self.ratio, unmeasured = gain_ratio(*exchange(terms), eps)
+        gained, promised, rounding = exchange(terms)
+        self.ratio, unmeasured = gain_ratio(gained, promised, rounding, eps)
         if unmeasured is not None and not self._said:
             self._said = True
             warnings.warn(
