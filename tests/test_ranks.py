@@ -272,10 +272,11 @@ def test_gradients_that_look_whole_and_are_sharded_fail_fast(tmp_path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_wrapper_of_deepspeed_fails_fast_in_every_integration(tmp_path) -> None:
-    """With Accelerate's real wrapper; DeepSpeed's engine itself is not installed here."""
+def test_accelerates_wrapper_for_deepspeed_fails_fast() -> None:
+    """The wrapper is real, and is what a callback gets; DeepSpeed's engine itself is not installed here."""
     from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 
+    AcceleratorState(cpu=True)
     wrapped = DeepSpeedOptimizerWrapper(torch.optim.AdamW(mlp().parameters(), lr=0.1))
     with pytest.raises(ValueError, match="DeepSpeed steps the optimizer inside backward"):
         ControlledLR(wrapped, "constant")
