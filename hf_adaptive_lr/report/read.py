@@ -67,7 +67,7 @@ def read_run(folder: Path) -> Run:
     state = _newest_state(folder, notes)
     rows, events = _with_events(rows, _events(folder / EVENTS_NAME, notes))
     losses, evals = _logged(state, "loss"), _logged(state, "eval_loss")
-    seen = [(row.step, loss) for row in rows if isinstance(loss := row.observation.get("loss"), float)]
+    seen = [(row.step, loss) for row in rows if (loss := number(row.seen.get("loss"))) is not None]
     if not (losses or seen):
         notes.append("No loss was found: no trainer_state.json with one, and the controller observed none.")
     base_lr = _base_lr(rows) or _declared_base_lr(rows, {**settings, **results})
@@ -149,7 +149,8 @@ def _row(item: Mapping[str, Any], group: int) -> Row:
         bounded=measured(item.get("bounded")),
         detail=text(item.get("detail", "")),
         lrs=lrs,
-        observation={text(k): measured(v) for k, v in seen.items()} if isinstance(seen, dict) else {},
+        unchanged=max(0, whole(item.get("unchanged"), 0)),
+        seen=seen if isinstance(seen, dict) else {},
     )
 
 
@@ -249,7 +250,7 @@ def _counted(run: Run) -> dict[str, Any]:
     rates = [row.lr for row in applied if row.lr is not None]
     reasons = [row.reason for row in applied]
     return {
-        "updates in the trace": len(applied),
+        "updates in the trace": sum(1 + row.unchanged for row in applied),
         "decisions": sum(reason in ("decision", "bounded", "held") for reason in reasons),
         "bounded": reasons.count("bounded"),
         "held": reasons.count("held"),

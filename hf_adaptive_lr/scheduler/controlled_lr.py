@@ -329,6 +329,7 @@ class ControlledLR(LRScheduler):
             "last_lr": [float(lr) for lr in self._last_lr],
             "last_observation": dict(self._last_observation),
             "last_epoch": self.last_epoch,
+            "lr_lambdas": [],  # without it the schedules of a plain Trainer (LambdaLR) could not go on from here
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

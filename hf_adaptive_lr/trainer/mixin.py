@@ -34,13 +34,14 @@ from .cooldown import shorten, stop_after_cooldown
 from .data import ControllerData
 from .guard_callback import GuardCallback
 from .losses import is_surrogate, recorded, unlogged
+from .saving import WholeCheckpoints
 
 # Heads whose loss really is normalised by num_items_in_batch; most classification heads accept the argument and ignore
 # it, and then loss and gradients come out multiplied by accumulation steps x processes.
 _TOKEN_WEIGHTED = ("ForCausalLM", "ForConditionalGeneration", "ForMaskedLM")
 
 
-class AdaptiveLRMixin(ControllerData):
+class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
     """Lets a controller decide the learning rate of any Trainer: `class MyTrainer(AdaptiveLRMixin, Trainer)`.
 
     Args:
@@ -157,7 +158,8 @@ class AdaptiveLRMixin(ControllerData):
         )
         self._look_ahead, self._guard = LookAhead.of(target, model), self.guard_callback
         if self.is_world_process_zero():
-            scheduler.listeners.append(TraceWriter(Path(self.args.output_dir) / TRACE_NAME, controller))
+            trace = TraceWriter(Path(self.args.output_dir) / TRACE_NAME, controller, num_training_steps)
+            scheduler.listeners.append(trace)
         self.lr_scheduler, self._created_lr_scheduler = scheduler, True
         self._eval_every = getattr(self.args, "controller_eval_steps", None) or max(1, num_training_steps // 20)
         return scheduler
