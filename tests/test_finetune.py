@@ -23,14 +23,15 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_adaptive_lr import Hypergradient
+from hf_adaptive_lr.artifacts import drafts, only_writer
 from hf_adaptive_lr.cli import finetune as finetune_verb
-from hf_adaptive_lr.finetune.config import last_checkpoint
 from hf_adaptive_lr.finetune.data import JobData, load_data
 from hf_adaptive_lr.finetune.images import open_image
 from hf_adaptive_lr.finetune.job import FinetuneConfig, FinetuneError, run
 from hf_adaptive_lr.finetune.model import load_parts
 from hf_adaptive_lr.finetune.outputs import installed_version, table
 from hf_adaptive_lr.scheduler.trace import read_trace
+from hf_adaptive_lr.trainer.checkpoints import newest_whole
 from tests.job import texts, write_csv, write_image_model, write_images, write_text_model
 
 
@@ -331,7 +332,7 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(text_job) -> None:
     assert {path: path.stat().st_mtime_ns for path in job.folder.rglob("*")} == before
     again = run(replace(job, max_steps=3, overwrite=True))
     assert again["updates"] == len(read_trace(job.folder / "lr_trace.jsonl")) == 3
-    assert last_checkpoint(job.folder) == job.folder / "checkpoint-3"
+    assert newest_whole(job.folder) == job.folder / "checkpoint-3"
     assert not (job.folder / "checkpoint-2").exists()
 
 
@@ -356,14 +357,54 @@ def test_a_resumed_run_must_have_the_same_settings(text_job) -> None:
         run(replace(job, resume=True, learning_rate=0.01))
 
 
-def test_a_checkpoint_cut_short_is_passed_over(tmp_path) -> None:
-    for step, state in ((5, "{}"), (10, "{}"), (15, '{"half'), (100, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-notes.txt").write_text("mine")
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert last_checkpoint(tmp_path / "absent") is None
+def test_a_run_without_a_whole_checkpoint_begins_again_to_the_same_results(text_job, caplog) -> None:
+    """Killed during its first checkpoint, or the only checkpoint was damaged since."""
+    job = replace(text_job, max_steps=4, save_steps=2)
+    first = run(job)
+    (job.folder / "results.json").unlink()
+    (newest_whole(job.folder) / "optimizer.pt").unlink()
+    (job.folder / ".model.123.tmp").mkdir()
+    (job.folder / ".results.json.123.tmp").touch()
+    caplog.clear()
+    again = run(replace(job, resume=True))
+    assert {**again, "wall_seconds": 0} == {**first, "wall_seconds": 0}
+    assert "has no whole checkpoint yet (checkpoint-4: it has no optimizer.pt" in caplog.text
+    assert not drafts(job.folder)
+    (newest_whole(job.folder) / "optimizer.pt").unlink()  # of a finished run
+    with pytest.raises(FinetuneError, match="no whole checkpoint to resume from .checkpoint-4: .*pass --overwrite"):
+        run(replace(job, resume=True))
+
+
+def test_a_folder_that_a_killed_run_left_takes_a_new_run(text_job) -> None:
+    job = replace(text_job, max_steps=2)
+    first = run(job)
+    half = job.folder / "checkpoint-2"
+    (half / "trainer_state.json").unlink()
+    shutil.rmtree(job.folder / "model")
+    for name in ("results.json", "curves.png"):
+        (job.folder / name).unlink()
+    second = run(replace(job, learning_rate=0.01))
+    assert {**second, "wall_seconds": 0} != {**first, "wall_seconds": 0}
+    assert (half / "trainer_state.json").is_file()
+
+
+def test_two_processes_do_not_share_a_folder(text_job) -> None:
+    job = replace(text_job, max_steps=2)
+    with only_writer(job.folder):
+        with pytest.raises(FinetuneError, match="another process writes into "):
+            run(job)
+        assert [path.name for path in job.folder.iterdir()] == [".lock"]
+    assert not job.folder.exists()
+    run(job)
+
+
+def test_a_trace_of_two_runs_makes_no_results(text_job) -> None:
+    job = replace(text_job, max_steps=2)
+    run(job)
+    trace = job.folder / "lr_trace.jsonl"
+    trace.write_text(trace.read_text() * 2)
+    with pytest.raises(FinetuneError, match="does not hold updates 0 ... 3 in their order"):
+        run(replace(job, resume=True))
 
 
 # --- sources, splits, labels -----------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""The guard study: trainings that are disturbed on purpose, with and without the divergence guard.
+"""The guard study: trainings disturbed on purpose, or healthy but restless, with and without the divergence guard.
 
     python -m hf_adaptive_lr.bench.trouble --jobs 2
 
 What has run is not run again: an interrupted command goes on where it was. Rows are of the guard's settings as they
 were; when these have changed since, its runs are done again. A change of how it works that leaves its settings alone
-is not noticed: then delete its rows. See `trouble_injections.py` for what goes wrong, `trouble_run.py` for one run.
+is not noticed: then delete its rows. See `trouble_injections.py` for what goes wrong, `trouble_restless.py` for what
+only looks like it, `trouble_run.py` for one run.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from .trouble_figures import GUARD, UNGUARDED
 from .trouble_injections import INJECTIONS
 from .trouble_methods import METHODS
 from .trouble_pages import rows_file, summary, write_page
+from .trouble_restless import STREAMS
 from .trouble_run import TroubleRun
 from .trouble_tasks import QUICK_TASKS, TASKS, TroubleTask, load_parts
 from .verdict import RequestError
 
-SEEDS, OTHER_SEEDS = 10, 3
-"""Seeds of the guard and of the clean runs it is compared with, and of everything else."""
+SEEDS, OTHER_SEEDS, STREAM_SEEDS = 10, 3, 5
+"""Seeds of the guard and of the clean runs it is compared with, of everything else, and of restless streams."""
 COMMAND = "python -m hf_adaptive_lr.bench.trouble"
 CARDS, QUICK = Path("model_cards"), Path("runs/trouble-quick")
 
@@ -37,7 +39,9 @@ def plan(task: TroubleTask, methods: Sequence[str], seeds: int) -> list[TroubleR
     cases = [("clean", UNGUARDED, seeds)]
     for injection in INJECTIONS:
         cases += [(injection, m, seeds if m == GUARD else min(seeds, OTHER_SEEDS)) for m in METHODS if m in methods]
-    runs = [TroubleRun(task, INJECTIONS[i], METHODS[m], seed) for i, m, count in cases for seed in range(count)]
+    cases += [(stream, m, min(seeds, STREAM_SEEDS)) for stream in STREAMS for m in (GUARD, UNGUARDED) if m in methods]
+    known = {**INJECTIONS, **STREAMS}
+    runs = [TroubleRun(task, known[i], METHODS[m], seed) for i, m, count in cases for seed in range(count)]
     return list({run.key: run for run in runs}.values())
 
 

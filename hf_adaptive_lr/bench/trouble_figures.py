@@ -47,6 +47,32 @@ class Cell:
         return min(self.differences.values(), default=None)
 
 
+@dataclass(frozen=True)
+class Stream:
+    """The guarded runs of one healthy but restless stream."""
+
+    actions: Sequence[Mapping[str, int]]  # how often the guard did what, by run
+    differences: Sequence[float]  # accuracy minus that of the unguarded run of the same stream and seed
+
+    @property
+    def stops(self) -> int:
+        """Runs that the guard ended."""
+        return sum(a.get("stop", 0) > 0 for a in self.actions)
+
+    @property
+    def rollbacks(self) -> int:
+        """Most rollbacks in a run."""
+        return max((a.get("rollback", 0) for a in self.actions), default=0)
+
+    @property
+    def within(self) -> int:
+        """Runs that were left alone: not ended, one rollback at most, and no more than the margin below."""
+        return sum(
+            within(difference, MARGIN) and not a.get("stop") and a.get("rollback", 0) <= 1
+            for a, difference in zip(self.actions, self.differences, strict=True)
+        )
+
+
 def within(difference: float, tolerance: float) -> bool:
     """Whether a run is no further below its clean run than it may be."""
     return difference >= -tolerance - 1e-9  # shares of rows are not exact in binary
@@ -100,6 +126,13 @@ class Figures:
         found = self._accuracies(injection, method)
         differences = {seed: accuracy - clean[seed] for seed, accuracy in found.items() if seed in clean}
         return Cell(self.runs(injection, method), differences, self.tolerance)
+
+    def stream(self, name: str) -> Stream:
+        """The figures of one restless stream."""
+        guarded, alone = self._accuracies(name, GUARD), self._accuracies(name, UNGUARDED)
+        both = [seed for seed in guarded if seed in alone]
+        runs = self.runs(name, GUARD)
+        return Stream([runs[s]["actions"] for s in both], [guarded[s] - alone[s] for s in both])
 
     def _accuracies(self, injection: str, method: str) -> dict[int, float]:
         """Accuracy by seed, of runs that ended well."""

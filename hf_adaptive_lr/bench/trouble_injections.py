@@ -23,6 +23,16 @@ STRIKE, JITTER = 0.4, 0.1
 Inputs = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Moment:
+    """An update at which an injection is at work."""
+
+    update: int  # counted from 0 where the trouble begins
+    classes: int
+    draw: Generator
+    kept: dict[str, Any]  # what an injection keeps over the run
+
+
 @dataclass(frozen=True, kw_only=True)
 class Injection:
     """A kind of trouble; this one is none, the others override what they disturb."""
@@ -39,14 +49,14 @@ class Injection:
         values = dataclasses.asdict(self)
         return {"kind": type(self).__name__, **{k: v for k, v in values.items() if k not in ("name", "text")}}
 
-    def disturb_batch(self, inputs: Inputs, classes: int, draw: Generator) -> Inputs:
+    def disturb_batch(self, inputs: Inputs, now: Moment) -> Inputs:
         """The batch that the model is given."""
         return inputs
 
     def disturb_weights(self, weights: list[nn.Parameter], draw: Generator) -> None:
         """Change the trained weights before the forward pass."""
 
-    def disturb_loss(self, loss: Tensor) -> Tensor:
+    def disturb_loss(self, loss: Tensor, now: Moment) -> Tensor:
         """The loss that the model answers with."""
         return loss
 
@@ -58,11 +68,11 @@ class Injection:
 class NanBatch(Injection):
     """Every pixel of a batch is NaN; texts have no numbers to spoil, so their loss is NaN by itself."""
 
-    def disturb_batch(self, inputs: Inputs, classes: int, draw: Generator) -> Inputs:
+    def disturb_batch(self, inputs: Inputs, now: Moment) -> Inputs:
         """The batch with NaN for every number that is not whole."""
         return {n: torch.full_like(v, torch.nan) if v.is_floating_point() else v for n, v in inputs.items()}
 
-    def disturb_loss(self, loss: Tensor) -> Tensor:
+    def disturb_loss(self, loss: Tensor, now: Moment) -> Tensor:
         """NaN, and so are all gradients."""
         return loss * torch.nan
 
@@ -83,7 +93,7 @@ class LossSpike(Injection):
 
     factor: float = 100.0
 
-    def disturb_loss(self, loss: Tensor) -> Tensor:
+    def disturb_loss(self, loss: Tensor, now: Moment) -> Tensor:
         """The product."""
         return loss * self.factor
 
@@ -92,10 +102,10 @@ class LossSpike(Injection):
 class LabelBurst(Injection):
     """The labels of some updates in succession are drawn from all classes."""
 
-    def disturb_batch(self, inputs: Inputs, classes: int, draw: Generator) -> Inputs:
+    def disturb_batch(self, inputs: Inputs, now: Moment) -> Inputs:
         """The batch with other labels."""
         labels = inputs["labels"]
-        return {**inputs, "labels": torch.randint(classes, labels.shape, generator=draw)}
+        return {**inputs, "labels": torch.randint(now.classes, labels.shape, generator=now.draw)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +166,7 @@ class Striker:
         self.injection, self.updates = injection, strikes(injection, updates, seed)
         self._classes = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
         self._weights = [p for p in model.parameters() if p.requires_grad]
-        self._draw = _draw(injection, seed)
+        self._draw, self._kept = _draw(injection, seed), dict[str, Any]()
         self._update = -1
         self._spiked = False
         self._lrs: list[float] = []
@@ -172,7 +182,7 @@ class Striker:
         if not self._at_work:
             return inputs
         self.injection.disturb_weights(self._weights, self._draw)
-        return self.injection.disturb_batch(inputs, self._classes, self._draw)
+        return self.injection.disturb_batch(inputs, self._now())
 
     def after_backward(self) -> None:
         """Spoils gradients if that is what happens."""
@@ -187,7 +197,10 @@ class Striker:
 
     def _on_loss(self, model: nn.Module, args: Any, output: Any) -> None:
         if self._at_work and model.training:
-            output.loss = self.injection.disturb_loss(output.loss)
+            output.loss = self.injection.disturb_loss(output.loss, self._now())
+
+    def _now(self) -> Moment:
+        return Moment(self._update - self.updates.start, self._classes, self._draw, self._kept)
 
     def _raise_lr(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         due = not self._spiked and len(self.updates) > 0 and self._update >= self.updates.start

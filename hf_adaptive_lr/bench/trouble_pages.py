@@ -15,6 +15,7 @@ from .runner import Row
 from .trouble_figures import GOAL, GUARD, Cell, Figures, first_alarm, mean_actions, spread, within
 from .trouble_injections import INJECTIONS
 from .trouble_methods import METHODS
+from .trouble_restless import STREAMS
 
 TROUBLES = tuple(name for name in INJECTIONS if name != "clean")
 _QUICK = "**A quick run on shortened tasks.** It shows that the command works; its figures are worth nothing.\n"
@@ -32,6 +33,11 @@ test loss that is not finite is counted in brackets and left out of the mean; pr
 *Diverged* is a test loss that is not finite or a tenth above the first training loss. Actions are the guard's, per
 run; *noticed* is the median number of updates from the beginning of the trouble to the first alarm, of the runs with
 an alarm.
+"""
+_STREAMS = """\
+Nothing is wrong in these runs, but their loss moves. Each is compared with the unguarded run of the same stream and
+seed. A run is *left alone* when the guard has not ended it, has gone back once at most, and its accuracy is no more
+than two points below.
 """
 _SCHEDULES = """\
 `greedy` and `plateau` are schedules and not guards. They move only at evaluations, of which each run has twenty, and
@@ -54,6 +60,10 @@ def render(rows: Mapping[str, Sequence[Row]], notes: str = "", *, command: str, 
         _INTRO,
         "## False alarms on healthy runs\n",
         _false_alarms(figures),
+        "## Healthy but restless streams\n",
+        _STREAMS,
+        "\n".join(f"- `{name}`: {stream.text}." for name, stream in STREAMS.items()) + "\n",
+        _streams(figures),
         "## Troubles\n",
         "\n".join(f"- `{name}`: {INJECTIONS[name].text}." for name in TROUBLES) + "\n",
         "## Methods\n",
@@ -102,6 +112,24 @@ def _false_alarms(figures: Mapping[str, Figures]) -> str:
         if runs:
             lines.append(f"- {task}: {alarms} of {updates:,} updates, in {runs} clean guarded runs.")
     return "\n".join(lines or ["- no runs yet."]) + "\n"
+
+
+def _streams(figures: Mapping[str, Figures]) -> str:
+    head = ["task", "stream", "left alone", "stopped", "most rollbacks", "actions", "mean difference", "worst"]
+    lines = []
+    for task, found in figures.items():
+        for name in STREAMS:
+            stream = found.stream(name)
+            if stream.differences:
+                mean, worst = statistics.fmean(stream.differences), min(stream.differences)
+                count = len(stream.differences)
+                done = _actions([{"actions": dict(a)} for a in stream.actions])
+                left = f"{stream.within} of {count}"
+                lines.append(
+                    [task, name, left, f"{stream.stops} of {count}", str(stream.rollbacks), done]
+                    + [_points(mean), _points(worst)]
+                )
+    return table(head, lines) + "\n" if lines else "No runs yet.\n"
 
 
 def _losses(figures: Mapping[str, Figures]) -> str:

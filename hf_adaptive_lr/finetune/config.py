@@ -1,22 +1,16 @@
-"""The checks of `hf-adaptive-lr finetune` that come before anything slow or anything written, and its folder."""
+"""The checks of `hf-adaptive-lr finetune` that come before anything slow or anything written."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import os
-import re
-import shutil
-from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..artifacts import CURVES_NAME, MODEL_NAME, RESULTS_NAME, SETTINGS_NAME, STATE_NAME, replace_file
 from .errors import FinetuneError, need_package
 from .labels import PROBLEM_TYPES
 from .options import AUTO as AUTO
-from .options import NOT_COMPARED, OPTIMIZERS
+from .options import OPTIMIZERS
 from .options import FinetuneConfig as FinetuneConfig
 from .options import load_config as load_config
 from .read import check_model
@@ -25,26 +19,6 @@ if TYPE_CHECKING:
     from ..controller import Controller
 
 logger = logging.getLogger(__name__)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None; a run may have been killed while writing one."""
-    for _, path in _checkpoints(folder):
-        try:
-            json.loads((path / STATE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return path
-    return None
-
-
-def can_resume(config: FinetuneConfig) -> bool:
-    """Whether this run, having been interrupted, can continue from a checkpoint of its own."""
-    try:
-        _check_folder(replace(config.resolved(), resume=True, overwrite=False))
-    except FinetuneError:
-        return False
-    return True
 
 
 def check(config: FinetuneConfig) -> Controller:
@@ -72,7 +46,6 @@ def check(config: FinetuneConfig) -> Controller:
         check_model(config.model)
     if config.task == "image":
         need_package("PIL", "task 'image'")
-    _check_folder(config)
     return _controller(config)
 
 
@@ -126,8 +99,9 @@ def _controller(config: FinetuneConfig) -> Controller:
             total_steps=config.max_steps, every=config.every, warmup_steps=config.warmup_steps or 0
         )
         ControllerRun(controller, [config.base_lr], settings)
-    except json.JSONDecodeError as error:
-        raise FinetuneError(f"controller_kwargs={config.controller_kwargs!r} is not valid JSON: {error}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        said = str(config.controller_kwargs)[:200]
+        raise FinetuneError(f"controller_kwargs={said!r} is not valid JSON: {error}") from error
     except (OSError, TypeError, ValueError) as error:
         raise error if isinstance(error, FinetuneError) else FinetuneError(str(error)) from error
     if str(config.choice).startswith("default") and controller.ignores_base_lr and config.learning_rate != AUTO:
@@ -138,55 +112,3 @@ def _controller(config: FinetuneConfig) -> Controller:
             config.controller,
         )
     return controller
-
-
-def _check_folder(config: FinetuneConfig) -> None:
-    folder = config.folder
-    if config.resume and config.overwrite:
-        raise FinetuneError("--resume and --overwrite exclude each other")
-    if folder.exists() and not folder.is_dir():
-        raise FinetuneError(f"output_dir '{folder}' is a file; name a folder")
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise FinetuneError(f"output_dir '{folder}' cannot be written: no permission in '{parent}'")
-    if config.resume:
-        saved = load_config(folder)
-        if last_checkpoint(folder) is None or not saved:
-            raise FinetuneError(f"'{folder}' has no whole checkpoint to resume from; start again without --resume")
-        for name, value in asdict(config).items():
-            if name not in (*NOT_COMPARED, "choice") and name in saved and saved[name] != value:
-                if name == "max_steps" and value > saved[name]:
-                    continue  # a run may grow
-                same = "as many or more" if name == "max_steps" else "the same"
-                raise FinetuneError(
-                    f"the run in '{folder}' has {name}={saved[name]}, not {value}; resume it with {same}"
-                )
-    elif not config.overwrite:
-        kept = [path for path in (*_outputs(folder)[:1], last_checkpoint(folder)) if path is not None]
-        if kept:
-            hint = "pass --resume, --overwrite or another --output-dir"
-            raise FinetuneError(f"'{folder}' holds {kept[0].name} of an earlier run; {hint}")
-
-
-def _outputs(folder: Path) -> list[Path]:
-    """Files and folders of an earlier run that a new one would replace."""
-    named = [folder / name for name in (RESULTS_NAME, MODEL_NAME, CURVES_NAME)]
-    return [path for path in named if path.exists()] + [path for _, path in _checkpoints(folder)]
-
-
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """All checkpoint folders, newest first, whole or not."""
-    numbered = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
-    return sorted(((int(match[1]), path) for match, path in numbered if match and path.is_dir()), reverse=True)
-
-
-def prepare_folder(config: FinetuneConfig) -> None:
-    """Make room for a new run that `check` has passed and write down its settings: the folder changes from here on."""
-    grown = config.resume and load_config(config.folder).get("max_steps") != config.max_steps
-    if not config.resume:
-        for path in _outputs(config.folder):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif grown:  # the results are those of the shorter run
-        (config.folder / RESULTS_NAME).unlink(missing_ok=True)
-    settings = {name: value for name, value in asdict(config).items() if name not in NOT_COMPARED}
-    replace_file(config.folder / SETTINGS_NAME, json.dumps(settings, indent=2) + "\n")

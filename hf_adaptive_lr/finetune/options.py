@@ -210,7 +210,7 @@ def _sized(changes: str | None, rho: float) -> str | None:
     """The controller's changed fields with `rho` among them, unless it is there; what is not JSON stays as it is."""
     try:
         fields_ = json.loads(changes or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return changes
     return json.dumps({"rho": rho, **fields_}) if isinstance(fields_, dict) else changes
 

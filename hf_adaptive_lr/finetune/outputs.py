@@ -13,7 +13,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import CURVES_NAME, EVENTS_NAME, MODEL_NAME, RESULTS_NAME, TRACE_NAME, library_version, replace_file
+from ..artifacts import (
+    CURVES_NAME,
+    EVENTS_NAME,
+    MODEL_NAME,
+    RESULTS_NAME,
+    TRACE_NAME,
+    library_version,
+    printable,
+    replace_file,
+)
+from .data import FinetuneError
 
 if TYPE_CHECKING:
     from ..controller import Controller
@@ -46,8 +56,10 @@ def collect(
     from .metrics import METRICS
     from .model import DEMO_MODELS
 
-    trace = read_trace(config.folder / TRACE_NAME)
-    acts = [event["action"] for event in read_trace(config.folder / EVENTS_NAME)]
+    folder = Path(trainer.args.output_dir)  # absolute, whatever the working folder is by now
+    trace = read_trace(folder / TRACE_NAME)
+    _check_trace(trace, config.folder)
+    acts = [event["action"] for event in read_trace(folder / EVENTS_NAME)]
     rates = [row["lr"] for row in trace]
     return {
         "task": config.task,
@@ -90,6 +102,14 @@ def collect(
         "versions": {"hf_adaptive_lr": library_version(), **{name: installed_version(name) for name in _PACKAGES}},
         "command": config.command(),
     }
+
+
+def _check_trace(trace: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    if [row["step"] for row in trace] != list(range(len(trace))):
+        raise FinetuneError(
+            f"{folder / TRACE_NAME} does not hold updates 0 ... {len(trace) - 1} in their order, each once: another "
+            "process wrote into this folder; start again with --overwrite, or name another --output-dir"
+        )
 
 
 def write_outputs(
@@ -159,7 +179,7 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
         "written to": f"{folder}: {' '.join(written)}",
         "why": f"hf-adaptive-lr report {shlex.quote(str(folder))}",
     }
-    return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
+    return "\n".join(f"{name:<14} {printable(value)}" for name, value in rows.items())
 
 
 def _scores(results: Mapping[str, Any]) -> dict[str, str]:

@@ -23,6 +23,7 @@ EARLY = "early_divergence"
 """A guard's reason when the loss rises at once (`Detector.rising`) and the weights are already far from the start."""
 
 _STRICT_WINDOW = 16  # healthy updates after a rollback until a shift has to last again
+_EXPLODED = 10  # times the run's first losses
 
 
 class Detector:
@@ -53,10 +54,12 @@ class Detector:
         self._loss, self._norm = Track(self.thresholds, keep), Track(self.thresholds, keep)
         self._best: float | None = None  # lowest median level
         self._slow = 0  # healthy updates in succession that were high
+        self._highest = -math.inf  # loss of the shift behind the last alarm
         self._pending: list[list[float]] = []  # losses and norms in succession that may be a shift
         self._trouble = math.inf  # loss of the update at which the weights went back
         self._strict = 0  # healthy updates left until a shift has to last again
         self._opening: list[float] = []  # the run's first losses, one more than the opening is long
+        self._met: list[float] = []  # largest loss and norm that good weights have met
 
     @property
     def calm(self) -> bool:
@@ -77,12 +80,13 @@ class Detector:
     def rising(self) -> bool:
         """Whether the loss has risen since the first update, and the opening lasts."""
         last = sorted(self._opening[-3:])
-        return self.opening >= 3 and last[1] > self.thresholds.opening_rise * self._opening[0] > 0.0
+        ratios = self.opening >= 3 and min(self._opening) > 0.0
+        return ratios and last[1] > self.thresholds.opening_rise * self._opening[0]
 
     def see(self, loss: float, grad_norm: float) -> str | None:
         """Judge an update by its mean loss and its gradient norm before clipping: None if healthy, or a reason."""
         loss, grad_norm = float(loss), float(grad_norm)
-        self.seen, self.lasted, self.unseen = {}, 0, 0
+        self.seen, self.lasted, self.unseen, self._highest = {}, 0, 0, -math.inf
         if not math.isfinite(loss):
             return "non_finite_loss"
         if not math.isfinite(grad_norm):
@@ -117,7 +121,8 @@ class Detector:
             return False
         self._pending.append([loss, grad_norm])
         if len(self._pending) >= self.thresholds.shift_patience or self._is_back(loss):
-            self.lasted, self._pending = len(self._pending), []
+            self.lasted, self._highest = len(self._pending), max(pair[0] for pair in self._pending)
+            self._pending = []
             self.seen = {"typical": self._loss.value(median(self._loss.levels)), "limit": self._loss.value(limit)}
         return True
 
@@ -132,10 +137,34 @@ class Detector:
         bad = track.level(min(self._trouble, 1e300))
         return self._strict > 0 and track.level(loss) > 0.5 * (median(track.levels) + bad)
 
+    def blame_data(self, loss: float, grad_norm: float) -> None:
+        """Good weights have met this trouble, so the data brings it; `tolerate` ends the series."""
+        met = self._met or [loss, grad_norm]
+        self._met = [max(met[0], loss, self._highest), max(met[1], grad_norm)]
+
+    def tolerate(self) -> None:
+        """What the data has been seen to bring is normal, should it come again; it sinks into oblivion, slowly."""
+        if self._met:
+            self._loss.tolerate(self._met[0])
+            self._norm.tolerate(self._met[1])
+        self._met = []
+
     def accept(self) -> None:
         """The data has changed: take the next losses for normal, whatever they are."""
+        self.tolerate()
         self._loss.levels, self._norm.levels, self._pending = [], [], []
         self._best, self._slow, self._strict = None, 0, 0
+
+    def exploded(self, loss: float) -> bool:
+        """Whether a loss is far above both the first ones of the run and those that the data has brought."""
+        track = self._loss
+        return loss > _EXPLODED * max(abs(track.top), abs(track.ceiling or 0.0))
+
+    def go_back(self, state: Mapping[str, Any] | None) -> None:
+        """To an earlier state, None for a fresh one; what the data was seen to bring since is not forgotten."""
+        known = self._met, self._loss.ceiling, self._norm.ceiling
+        self.load_state_dict(Detector(self.thresholds).state_dict() if state is None else state)
+        self._met, self._loss.ceiling, self._norm.ceiling = known
 
     def _slow_divergence(self) -> str | None:
         t, track = self.thresholds, self._loss
@@ -147,6 +176,7 @@ class Detector:
         bound = min(start + math.log(t.slow_rise), max(self._best + math.log(t.slow_far), start - math.log(2.0)))
         if level > bound:  # the scatter takes a sort, so it is asked for last
             bound += t.slow_sigmas * min(sigma(track.levels), 1.0)
+            bound = max(bound, track.floor + math.log(t.slow_rise), track.slow_limit())
         self._slow = self._slow + 1 if level > bound else 0
         if self._slow < t.slow_patience:
             return None
@@ -160,6 +190,7 @@ class Detector:
             "best": self._best,
             "opening": list(self._opening),
             "pending": [list(pair) for pair in self._pending],
+            "met": list(self._met),
             "wary": self._strict,  # key of version 0.1
             "trouble": self._trouble if math.isfinite(self._trouble) else None,
             **self._loss.state_dict("loss"),
@@ -172,5 +203,6 @@ class Detector:
         self._opening, self._strict = list(state["opening"]), state["wary"]
         self._pending = [list(pair) for pair in state["pending"]]
         self._trouble = math.inf if state["trouble"] is None else state["trouble"]
+        self._met = list(state.get("met", []))  # version 0.1 had none
         self._loss.load_state_dict(state, "loss")
         self._norm.load_state_dict(state, "norm")

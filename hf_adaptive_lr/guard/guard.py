@@ -1,16 +1,9 @@
-"""DivergenceGuard: skips divergent updates, restores a good state and cuts the learning rate if they last, or stops.
-
-Over 350 lines because the order of these decisions is one concept, and its arguments want an explanation; the parts
-lie beside it: when an update is divergent in `detector`, the counts in `trouble`, which snapshot is good in `history`,
-the learning rate in `lr_scaling`.
-"""
+"""DivergenceGuard: the order of decisions; the parts they rest on are in the modules beside this one."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,27 +12,26 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from .._checks import check_range
-from ..artifacts import replace_file
 from ..distributed import average_values, rank
 from ..optimizers.groups import raw
 from .detector import EARLY, Detector
+from .events import Event, EventLog
+from .guard_state import GuardState
 from .history import SnapshotHistory
 from .lr_scaling import LRScaling
-from .snapshot_file import FILE_NAME as SNAPSHOT_NAME
 from .thresholds import Thresholds
 from .trouble import TroubleCount
 
-Event = dict[str, Any]
 Action = Literal["apply", "skip", "rollback", "stop"]
-FILE_NAME = "guard.pt"
-STATE_FORMAT = 1
+STATE = "non_finite_state"
+"""A guard's reason when weights or optimizer state are not finite while the loss still is."""
 
 
 class DivergenceError(RuntimeError):
     """Training was stopped because it kept diverging; the last good state has been restored."""
 
 
-class DivergenceGuard:
+class DivergenceGuard(GuardState):
     """Notices divergence before an update is applied, skips it, goes back if it persists, and stops if that fails.
 
     Works with any training loop, with a controller, a plain scheduler or none:
@@ -57,11 +49,7 @@ class DivergenceGuard:
       with the next batch: the data is not rewound, so the batches that did the damage are left behind.
     - `stop`: the same for the last time (the LR is not cut); by default it is raised as [`DivergenceError`].
 
-    Skips last until `max_skips` are used up, or three in succession had finite values out of bounds; a healthy update
-    pays back a quarter of a skip. Then, or when a loss has shifted for four updates or diverges slowly, the guard goes
-    back, and after `max_rollbacks` it stops. Trouble at the very next update after a rollback comes from the data: the
-    cut is undone, and a finite loss is skipped for 20 more updates and then accepted. `help(hf_adaptive_lr.guard)` has
-    all rules.
+    `help(hf_adaptive_lr.guard)` has the rules: when it skips, goes back, takes trouble for the data's, and stops.
 
     Cost: one small collective and one host read per update; per snapshot one more of each, a read of all that trains,
     and a copy of it. Host memory: two copies of trainable weights, buffers and optimizer state, up to 16 where
@@ -71,24 +59,21 @@ class DivergenceGuard:
         model: the module that trains.
         optimizer: its optimizer, raw or prepared by Accelerate.
         scheduler: its scheduler, or None. One with `set_scale` gets the factor; for all others the guard scales
-            `lr` and `initial_lr` of the groups and the scheduler's `base_lrs`. One that also has `can_fall_back`,
-            `fall_back`, `note_loss` and `drop_pending`, as [`ControlledLR`], may have its controller dismissed (see
-            `lr_scaling.GuardedScheduler`).
-        scaler: a `torch.amp.GradScaler`, or None. With one, overflows are left to it (it skips by itself), up to 20 in
-            a row.
+            `lr` and `initial_lr` of the groups and the scheduler's `base_lrs`. One with the other methods of
+            `lr_scaling.GuardedScheduler`, as [`ControlledLR`], may have its controller dismissed.
+        scaler: a `torch.amp.GradScaler`, or None. Up to 20 overflows in a row are left to it (it skips by itself).
         detector: decides when an update is divergent; a [`Detector`] or its [`Thresholds`].
         snapshot_every: applied updates between snapshots. None takes none, for sharded models: on `rollback` and
             `stop` the caller restores its own checkpoint, and the guard cuts the LR and judges later updates afresh.
         max_skips: updates that may be skipped before going back, at least 0.
         max_rollbacks: times the run may go back, at least 0.
         lr_cut: factor of the learning rate at a rollback, in (0, 1].
-        recover: whether the first cut is taken back, where trouble came suddenly, once there have been more healthy
-            updates than it took to diverge. If the learning rate was the cause it happens again, and the second
-            cut is for good.
+        recover: whether the first cut is taken back, where trouble came suddenly, after more healthy updates than it
+            took to diverge. If the learning rate was the cause it happens again, and the second cut is for good.
         safe_drift: where a learning rate that was far too large from the start is cut to: that an update moves the
             weights by this share of their norm, in [1e-5, 1]. Pretrained weights want about 0.0035, new ones 0.01.
-        rewind_schedule: whether schedulers and hyper-parameters go back with the weights. False keeps the schedule's
-            position, for hosts whose own update count cannot go back and whose schedule must end with the run.
+        rewind_schedule: whether schedulers and hyper-parameters go back with the weights. False keeps the position,
+            for hosts whose own update count cannot go back and whose schedule must end with the run.
         raise_on_stop: False returns `stop` instead of raising.
         folder: where the last good state is written on `stop` (and nothing else), or None.
         on_event: called with each event, a dict of JSON values; see `events`.
@@ -135,11 +120,10 @@ class DivergenceGuard:
         self._history = SnapshotHistory(snapshot_every, model, self.optimizer, self.scheduler, scaler)
         self.snapshots = self._history.snapshots
         self.max_rollbacks, self.rewind_schedule, self.raise_on_stop = max_rollbacks, rewind_schedule, raise_on_stop
-        self.folder, self.on_event, self._group = folder, on_event, process_group
+        self.folder, self._group = folder, process_group
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._log = EventLog(on_event)
 
-        self.events: list[Event] = []
-        """The last 1000 events, oldest first."""
         self.updates = 0
         """Updates seen, applied or not; it never goes back."""
         self.rollbacks = 0
@@ -147,6 +131,12 @@ class DivergenceGuard:
         self.message = ""
         """Why the run was stopped, and the ways out."""
         self._trouble = TroubleCount(max_skips)
+        self._damaged = False  # a snapshot that was due found weights or optimizer state that are not finite
+
+    @property
+    def events(self) -> list[Event]:
+        """The last 1000 events, oldest first."""
+        return self._log.events
 
     @property
     def factor(self) -> float:
@@ -185,6 +175,8 @@ class DivergenceGuard:
         """
         if self.stopped:
             return self._end("the run was stopped before")
+        if self._history.forget_outdated():
+            self._take()
         if self._trouble.calm:
             self.start()
         values = (loss, self._norm() if grad_norm is None else grad_norm)
@@ -197,11 +189,14 @@ class DivergenceGuard:
             return "apply"
         if reason is None and self._diverges_at_once(seen):
             reason = seen["reason"] = EARLY
+        if reason is None and self._damaged:
+            reason = seen["reason"] = STATE
         if reason is None and self.detector.suspicious:
             return "apply"  # neither healthy nor trouble yet
         if reason is not None:
             return self._act(reason, seen)
         self._trouble.count_healthy()
+        self.detector.tolerate()
         self._count_down_cut(seen)
         if self._lr.controlled is not None:
             self._lr.controlled.note_loss(loss)
@@ -213,7 +208,7 @@ class DivergenceGuard:
             return
         due = self._history.count(healthy=not self.detector.suspicious)
         if due and self._trouble.calm and self.detector.calm:
-            self._take()  # weights that are not finite show in the next loss; until then the earlier states stand
+            self._damaged = not self._take()
 
     # --- judging ------------------------------------------------------------------------------------------------
 
@@ -225,7 +220,7 @@ class DivergenceGuard:
         return torch.nn.utils.get_total_norm(gradients)
 
     def _diverges_at_once(self, seen: Event) -> bool:
-        if self.snapshots is None or not self.detector.rising:
+        if not len(self._history) or not self.detector.rising:
             return False
         seen["drift"] = self._drift()
         return not seen["drift"] <= self.detector.thresholds.opening_drift
@@ -240,22 +235,25 @@ class DivergenceGuard:
         finite = not reason.startswith("non_finite")
         if self._trouble.failed_rollbacks:
             self._lr.undo_cut()  # good weights meet the same trouble before their first update: LR had no part in it
-            if finite and self._trouble.data_has_changed:
-                return self._accept(seen)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self._trouble.failed_rollbacks and finite:
-            return self._skip(seen)
+            if finite:
+                self.detector.blame_data(seen["loss"], seen["grad_norm"])
+                return self._accept(seen) if self._trouble.data_has_changed else self._skip(seen)
         # Soon after a rollback a single loss may be a shift: not yet a reason to go back once more.
         at_once = reason in ("slow_divergence", EARLY) or (reason == "loss_shift" and self.detector.lasted > 1)
-        if not self._trouble.persists(finite=finite, at_once=at_once):
+        if not self._trouble.persists(finite=finite, at_once=at_once or self._damaged):
             return self._skip(seen)
-        if self.rollbacks < self.max_rollbacks:
-            return self._roll_back(seen)
-        return self._stop(seen)
+        last = self.rollbacks >= self.max_rollbacks
+        only_shifts = reason == "loss_shift" and not self.detector.exploded(seen["loss"])
+        target = self._history.target(self.detector.unseen + 1)
+        again = self._trouble.comes_again(seen, target, self.detector.thresholds.shift_rise)
+        if (last and only_shifts) or (again and finite and reason != EARLY):
+            return self._accept(seen)
+        return self._stop(seen) if last else self._roll_back(seen)
 
     # --- acting -------------------------------------------------------------------------------------------------
 
     def _skip(self, seen: Event) -> Action:
+        self.optimizer.zero_grad(set_to_none=True)
         seen |= self._history.repair_buffers()
         self._lr.drop_pending()
         self._report("skip", seen)
@@ -264,7 +262,7 @@ class DivergenceGuard:
     def _roll_back(self, seen: Event) -> Action:
         falls_back = self._falls_back(seen)
         slowly, before = seen["reason"] == "slow_divergence", self._lr.now()
-        blameless = bool(self._trouble.failed_rollbacks) or (falls_back and slowly)
+        blameless = bool(self._trouble.failed_rollbacks) or (falls_back and slowly) or seen["reason"] == STATE
         measured = self.detector.opening and len(self._history)
         ratio = 1.0 if blameless else self._lr.cut_ratio(self._drift() if measured else None)
         restored = self._restore(seen)
@@ -273,7 +271,7 @@ class DivergenceGuard:
         sudden = not slowly and seen["reason"] != EARLY and seen["update"] > self.detector.thresholds.opening
         lost = seen["update"] - restored["update"] if restored and sudden and self.rollbacks == 1 else None
         self._lr.cut(ratio, lost=lost, factor_then=then)
-        self._trouble.count_rollback()
+        self._trouble.count_rollback(seen)
         self._lr.drop_pending()
         if falls_back:
             self.scheduler.fall_back(f"{seen['reason']} at update {seen['update']}")
@@ -299,6 +297,7 @@ class DivergenceGuard:
 
     def _accept(self, seen: Event) -> Action:
         """Good weights have kept meeting losses like this one: the data has changed for good."""
+        self.detector.blame_data(seen["loss"], seen["grad_norm"])
         self.detector.accept()
         self._trouble.accept()
         self._report("accept", seen)
@@ -314,13 +313,11 @@ class DivergenceGuard:
         where = ""
         if self.folder is not None and self.snapshots is not None and rank(self._group) == 0:
             where = f" and written to {self.snapshots.to_disk(self.folder)}"
-        good = (
-            f"the weights of update {restored['update']} are restored{where}" if restored else "nothing was restored"
-        )
+        back = f"the weights of update {restored['update']} are restored" if restored else "nothing was restored"
         numbers = f"loss {seen['loss']:.4g}, gradient norm {seen['grad_norm']:.4g}"
         return self._end(
-            f"{seen['reason']} at update {seen['update']} ({numbers}) after {self.rollbacks} rollbacks; {good}. Look "
-            "at the data of these batches, lower the learning rate, or raise max_rollbacks"
+            f"{seen['reason']} at update {seen['update']} ({numbers}) after {self.rollbacks} rollbacks; {back}{where}. "
+            "Look at the data of these batches, lower the learning rate, or raise max_rollbacks"
         )
 
     def _end(self, message: str) -> Action:
@@ -331,17 +328,16 @@ class DivergenceGuard:
 
     def _restore(self, seen: Event) -> Mapping[str, Any] | None:
         """Go back to the newest good state, with the detector's view of it; newer ones are forgotten."""
+        self.optimizer.zero_grad(set_to_none=True)
         meta = self._history.go_back(self.detector.unseen + 1, schedule=self.rewind_schedule)
-        fresh = Detector(self.detector.thresholds).state_dict()
-        self.detector.load_state_dict(fresh if meta is None else meta["detector"])
+        self.detector.go_back(None if meta is None else meta["detector"])
+        self._damaged = False
         seen["restored_update"] = None if meta is None else meta["update"]
         return meta
 
     def _take(self) -> bool:
         """Take a snapshot, unless some value on some rank is not finite."""
-        if self.snapshots is None:
-            return False
-        if self._means([float(not self.snapshots.finite())]) != [0.0]:
+        if self.snapshots is None or self._means([float(not self.snapshots.finite())]) != [0.0]:
             return False
         self._history.take({"update": self.updates, "factor": self.factor, "detector": self.detector.state_dict()})
         return True
@@ -350,52 +346,4 @@ class DivergenceGuard:
         rate = self._lr.now()
         event = {"action": action, **seen, "lr_before": rate, "lr_after": rate, **more}
         event |= {"factor": self.factor, "rollbacks": self.rollbacks, "trouble": self._trouble.unpaid}
-        event = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in event.items()}
-        self.events = [*self.events[-999:], event]
-        if self.on_event is not None:
-            self.on_event(event)
-
-    # --- state --------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values: all that decides the next action, but not the snapshots (see `save`)."""
-        return {
-            "format": STATE_FORMAT,
-            "updates": self.updates,
-            "rollbacks": self.rollbacks,
-            "stopped": self.stopped,
-            **self._trouble.state_dict(),
-            **self._lr.state_dict(),
-            **self._history.state_dict(),
-            "detector": self.detector.state_dict(),
-            "events": [dict(event) for event in self.events],
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue a run whose weights, optimizer and scheduler the caller has restored (with them the cut LR).
-
-        A scheduler with `set_scale` gets the factor again. Without `load` there is no snapshot until the run is
-        calm; a rollback before that has nothing to go back to and only cuts the learning rate.
-        """
-        if state["format"] > STATE_FORMAT:
-            raise ValueError(f"this guard state has format {state['format']}, newer than this library reads; upgrade")
-        self.updates, self.rollbacks, self.stopped = state["updates"], state["rollbacks"], state["stopped"]
-        self.detector.load_state_dict(state["detector"])
-        self._trouble.load_state_dict(state)
-        self._history.load_state_dict(state)
-        self._lr.load_state_dict(state)
-        self.events = [dict(event) for event in state["events"]]
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write state and snapshots into a checkpoint's folder, so that a resumed run can go back behind it."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.snapshots is not None and len(self.snapshots):
-            self.snapshots.to_disk(folder)
-        replace_file(folder / FILE_NAME, lambda path: torch.save(self.state_dict(), path))
-
-    def load(self, folder: str | os.PathLike[str]) -> None:
-        """Continue from a folder of `save`; the caller restores the training itself, as for `load_state_dict`."""
-        if self.snapshots is not None and (Path(folder) / SNAPSHOT_NAME).exists():
-            self.snapshots.from_disk(folder)
-        self.load_state_dict(torch.load(Path(folder) / FILE_NAME, weights_only=True))
+        self._log.add(event)

@@ -57,6 +57,21 @@ class SnapshotHistory:
         self.ages[0], self._since = 0, 0
         return meta
 
+    def target(self, age: int) -> int | None:
+        """The update that `go_back` would restore, None without any."""
+        return (
+            int(self.snapshots.meta(self._good(age))["update"]) if self.snapshots is not None and self.ages else None
+        )
+
+    def forget_outdated(self) -> bool:
+        """Drop the snapshots if other weights train now than when they were taken: none can be restored."""
+        if self.snapshots is None or not len(self) or self.snapshots.fits():
+            return False
+        for _ in range(len(self)):
+            self.snapshots.drop(0)
+        self.ages = []
+        return True
+
     def repair_buffers(self) -> dict[str, bool]:
         """Put non-finite buffers back; for the event, whether that was needed."""
         return {} if self.snapshots is None else {"buffers_repaired": self.snapshots.repair_buffers(self._good(0))}

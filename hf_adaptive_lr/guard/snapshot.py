@@ -69,6 +69,9 @@ class Snapshot:
             )
         self._states: list[dict[str, Any]] = []
         self._spare: list[dict[str, Any]] = []
+        # Which of these train is looked at before every update, and a walk through the modules takes too long for it.
+        self._parameters = [p for module in self.modules for p in module.parameters()]
+        self._trained: Any = None  # as `_training` was for the states
 
     def __len__(self) -> int:
         """Number of states that can be restored."""
@@ -100,7 +103,25 @@ class Snapshot:
         elif len(self._states) == self.slots:
             old = self._states.pop()
         self._states.insert(0, capture(self._live(meta), old))
+        self._trained = self._training()
         return True
+
+    def meta(self, index: int) -> Any:
+        """The `meta` that a state was taken with."""
+        return self._states[index]["meta"]
+
+    def fits(self) -> bool:
+        """Whether the weights that train, and the optimizers' groups, are those of the newest state."""
+        now = self._training()
+        if self._trained is None and self._states:  # read from a file
+            saved = self._states[0]
+            sizes = [size for optimizer in saved["optimizers"] for size in optimizer["sizes"]]
+            self._trained = now if saved["weights"].keys() == self._weights().keys() and sizes == now[1] else ()
+        return bool(self._trained == now)
+
+    def _training(self) -> tuple[Any, ...]:
+        sizes = [len(group["params"]) for optimizer in self.optimizers for group in optimizer.param_groups]
+        return [p.requires_grad for p in self._parameters], sizes
 
     def drop(self, index: int) -> None:
         """Forget a state; its buffers are used again."""
@@ -211,6 +232,7 @@ class Snapshot:
         A rank whose generators were not written takes those of rank 0. ValueError: a newer version wrote the file.
         """
         self._states, self._spare = read_states(Path(folder), rank)[: self.slots], []
+        self._trained = None
 
 
 def _check_same(kind: str, saved: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:

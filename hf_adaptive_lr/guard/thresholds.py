@@ -55,7 +55,7 @@ class Thresholds:
     z: float = 7.0
     loss_rise: float = 3.0
     gradient_rise: float = 30.0
-    floor: float = 0.1
+    floor: float = 0.25
     slow_window: int = 16
     slow_rise: float = 1.5
     slow_far: float = 4.0

@@ -10,6 +10,7 @@ _PAID_BACK = 0.25  # a healthy update makes up for this many skipped ones
 _CALM = 8  # healthy updates since the last trouble before the next snapshot
 _PERSISTS = 3  # updates in succession with a finite loss or gradient out of bounds: the weights are damaged
 _DATA_PATIENCE = 4  # times max_skips: how long finite trouble that the data brings is skipped before it is accepted
+_SOON = 128  # updates after a rollback in which the same shift again is the data's
 _SCALER_SKIPS = 20  # overflows in a row that are left to a gradient scaler; it needs them to find its scale
 
 
@@ -23,6 +24,7 @@ class TroubleCount:
     in_a_row: int = 0  # skips since then
     overflows: int = 0  # in a row, left to a gradient scaler
     healthy: int = _CALM  # healthy updates since the last trouble
+    last_back: list[Any] | None = None  # the last rollback for a finite reason: reason, update, loss, where it went
 
     @property
     def calm(self) -> bool:
@@ -57,21 +59,36 @@ class TroubleCount:
         lasts = at_once or (finite and self.in_a_row >= _PERSISTS)
         return lasts or self.unpaid > self.max_skips * 2**self.failed_rollbacks
 
-    def count_rollback(self) -> None:
+    def comes_again(self, seen: Mapping[str, Any], target: int | None, rise: float) -> bool:
+        """Whether going back, to the update `target`, has been tried for this before and has not helped."""
+        if self.last_back is None:
+            return False
+        reason, update, loss, there = self.last_back
+        if seen["reason"] == reason and target is not None and target <= there:
+            return True
+        # A rate that is too large drives the loss higher than this; a season or another source brings it again.
+        soon = seen["update"] - update <= _SOON
+        return soon and seen["reason"] == "loss_shift" and bool(seen["loss"] <= rise * loss)
+
+    def count_rollback(self, seen: Mapping[str, Any]) -> None:
         """Count a rollback, which failed until a healthy update follows."""
         self.failed_rollbacks += 1
         self.unpaid, self.overflows = 0.0, 0
+        finite = seen["restored_update"] is not None and not seen["reason"].startswith("non_finite")
+        self.last_back = [seen[n] for n in ("reason", "update", "loss", "restored_update")] if finite else None
 
     def accept(self) -> None:
         """Forget the trouble: it is normal now."""
-        self.unpaid, self.failed_rollbacks = 0.0, 0
+        self.unpaid, self.failed_rollbacks, self.last_back = 0.0, 0, None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
         numbers = {name: getattr(self, name) for name in ("in_a_row", "overflows", "healthy")}
-        return {"trouble": self.unpaid, "fruitless": self.failed_rollbacks, **numbers}
+        more = {"last_back": self.last_back}
+        return {"trouble": self.unpaid, "fruitless": self.failed_rollbacks, **numbers, **more}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore from `state_dict`."""
         self.unpaid, self.failed_rollbacks = state["trouble"], state["fruitless"]
+        self.last_back = state.get("last_back")  # version 0.1 had none
         self.in_a_row, self.overflows, self.healthy = state["in_a_row"], state["overflows"], state["healthy"]
