@@ -6,7 +6,6 @@ one copy to the host. A signal that this integration cannot measure exactly make
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -23,20 +22,21 @@ from ..distributed import average_values, check_unsharded, rank, world_size
 from ..observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome, Value
 from .evaluation import EvaluationLoss
 from .forward_hook import ForwardHook, differentiable
+from .gain import NEUTRAL, GainSensor
 from .grad_norm import GradNorm, check_unscaled
-from .gradients import DIRECTION_FIELDS, GainProbe, forget_direction, measure_previous_update, remember_direction
+from .gradients import DIRECTION_FIELDS, forget_direction, measure_previous_update, remember_direction
 from .lora import Adapter, find_adapters
 from .loss_window import LossWindow
 from .outcome import ExtraLoss, OutcomeSensor
 from .pending import PendingUpdate
 from .predictions import LOGIT_FIELDS, PREDICTION_FIELDS, ModelSensors, find_logits
 from .replay import RecordedPasses
-from .requirements import REPLAYED, check_measurable, check_trained
+from .requirements import REPLAYED, check_measurable, check_trained, check_training_mode
 from .trained_loss import TrainedLoss
 from .weights import WEIGHT_FIELDS
 
+_LONG = 2000  # updates of a run of unknown length, for what is said half-way through
 _EARLY = 3  # first updates of a process, at which a loss that is not the trained one ends the run
-_NEUTRAL_GAIN = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
 
 
 class SignalCollector:
@@ -77,7 +77,8 @@ class SignalCollector:
         self._reads_loss = bool(needs & (REPLAYED | {"loss"}))
         self._passed = 0  # updates of this process whose checks have passed
         self._said_untrained = False
-        self._gain_ratio = _NEUTRAL_GAIN
+        self._gain = GainSensor(optimizer)
+        self._still: list[int] = []  # places of parameters that the previous update did not move
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
         self.clear()
         hooked = model is not None and (hook or bool(needs & LOGIT_FIELDS))
@@ -90,7 +91,7 @@ class SignalCollector:
         self._norm.clear()
         self._passes.clear()
         self._outcomes.clear()
-        self._probe: GainProbe | None = None
+        self._gain.clear()
         self._inside.logits = None
         self.in_step = False
         """Whether the optimizer is stepping: passes in there are no micro-batches."""
@@ -200,16 +201,16 @@ class SignalCollector:
 
     # --- the decision -------------------------------------------------------------------------------------------
 
-    def check(self, *, halfway: bool) -> None:
+    def check(self) -> None:
         """ValueError, before an update is applied, when a needed signal cannot be measured exactly here.
 
         Looks at the first updates of this process, whether or not a decision is due, and at every decision.
-        `halfway` is whether half of the run is over with this update.
         """
         due = self._plan().decides
-        self._evaluation.check(due=due, halfway=halfway)
         if self._passed >= _EARLY and not due:
             return
+        if due:
+            self._evaluation.check()
         if not self._passed:
             gradient_fields = {n for n in self.needs if n in OPTIONAL_FIELDS and OPTIONAL_FIELDS[n].reads_gradients}
             if self._norm.observed is not None:
@@ -217,21 +218,25 @@ class SignalCollector:
             of_weights = self.needs & {"update_ratio", "meta_inner", *WEIGHT_FIELDS}
             check_unsharded(self.optimizer, gradient_fields | of_weights)
             self._norm.check_clipping()
+        if self.model is not None and not self.model.training:
+            check_training_mode(self.needs, self.losses, self._norm)
         check_measurable(self.needs, self.losses, self._passes, self._norm, ranks=world_size(self.group))
         if self._reads_loss and self._passed < _EARLY:
             check_trained(self.needs, self._trained, float(self._trained.deviation(self._first_param().device)))
         self._passed += 1
 
-    def fields(self, update: int, last_lrs: Sequence[float]) -> dict[str, Value]:
+    def fields(self, update: int, last_lrs: Sequence[float], total_steps: int | None) -> dict[str, Value]:
         """All signals that the controller needs, as Python floats; equal bits on all ranks.
 
-        `update` is the one about to be applied, `last_lrs` are the learning rates of the previous one.
+        `update` is the one about to be applied, of `total_steps` if known; `last_lrs` are the learning rates of the
+        previous one.
         """
         wanted = self.needs & OPTIONAL_FIELDS.keys()
         if not wanted:
             return {}
         if self._prepared_for != update:  # a decision that nobody could foresee, after extend() for instance
-            self._gain_ratio = _NEUTRAL_GAIN
+            self._gain.ratio = NEUTRAL
+            self._still = []
             forget_direction(self.optimizer)
         values = self._measure(wanted, last_lrs)
         names = sorted(values)
@@ -240,6 +245,9 @@ class SignalCollector:
         for name in names:
             value = values[name]
             means[name] = tuple(next(numbers) for _ in range(len(value))) if value.ndim else next(numbers)
+        if "eval_loss" in wanted:
+            count, half = means.pop("eval_count"), max(1, (total_steps or _LONG) // 2)
+            means["eval_loss"] = self._evaluation.read(means["eval_loss"], count, update, half)
         return self._read(means, wanted)
 
     def _measure(self, wanted: frozenset[str], last_lrs: Sequence[float]) -> dict[str, Tensor]:
@@ -250,7 +258,7 @@ class SignalCollector:
         if "grad_norm" in wanted:
             values |= self._norm.fields()
         if wanted & DIRECTION_FIELDS:
-            values |= measure_previous_update(self.optimizer, last_lrs, wanted, self._adapters)
+            values |= measure_previous_update(self.optimizer, last_lrs, wanted, self._adapters, self._still)
         values |= self._inside.measure(wanted, first_rank=rank(self.group) == 0)
         if "eval_loss" in wanted:
             values |= self._evaluation.fields()
@@ -262,15 +270,12 @@ class SignalCollector:
         """The wanted signals from the means over ranks of what was measured."""
         if "root" in means:
             check_unscaled(means.pop("root"))
-        if "eval_loss" in wanted:
-            count = means.pop("eval_count")
-            means["eval_loss"] = means["eval_loss"] / count if count else math.nan
         if self._reads_loss:
             self._check_late(means.pop("deviation"))
         for name in wanted & set(PREDICTION_FIELDS):
             means[name] *= world_size(self.group)  # the other ranks gave 0
         if "gain_ratio" in wanted:
-            means["gain_ratio"] = self._gain_ratio
+            means["gain_ratio"] = self._gain.ratio
         return means
 
     def _check_late(self, deviation: float) -> None:
@@ -295,9 +300,9 @@ class SignalCollector:
             return
         self._prepared_for = update + 1
         if self.needs & DIRECTION_FIELDS:
-            remember_direction(self.optimizer)
+            self._still = remember_direction(self.optimizer)
         if "gain_ratio" in self.needs:
-            self._probe = GainProbe(self.optimizer)
+            self._gain.before_step()
             self._norm.before_step()
 
     def outcome(self, update: int) -> Outcome:
@@ -315,19 +320,9 @@ class SignalCollector:
 
     def finish(self) -> None:
         """After the update: measure the gain ratio if the next decision reads it, then forget the batch."""
-        if self._probe is not None:
-            self._gain_ratio = self._measure_gain(self._probe)
+        self._gain.after_step(self.losses.losses, self._passes, self._norm, lambda terms: self._exchange(terms, []))
         self._pending.applied()
         self.clear()
-
-    def _measure_gain(self, probe: GainProbe) -> float:
-        # The gradient promised it for the whole update, so all its micro-batches are looked at again.
-        passes = max(1, len(self._passes))
-        after = [self._passes.loss_again(number).double() for number in range(-passes, 0)]
-        before = [loss.double() for loss in self.losses.losses[-passes:]]
-        gained = torch.stack(before).mean() - torch.stack(after).mean()
-        gain, promised = self._exchange([gained, probe.promised(self._norm.clip_factor())], [])
-        return _NEUTRAL_GAIN if abs(promised) < 1e-30 else gain / promised
 
     # --- checkpoint ---------------------------------------------------------------------------------------------
 
@@ -335,14 +330,16 @@ class SignalCollector:
         """The signals from before a checkpoint that a decision after it needs; already averaged over ranks."""
         return {
             "eval_loss": self._evaluation.value,
-            "gain_ratio": self._gain_ratio,
+            "gain_ratio": self._gain.ratio,
             "prepared_for": self._prepared_for,
+            "without_gradient": list(self._still),
             "probabilities": None if self._inside.before is None else self._inside.before.cpu(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.clear()
-        self._evaluation.value, self._gain_ratio = float(state["eval_loss"]), float(state["gain_ratio"])
+        self._evaluation.value, self._gain.ratio = float(state["eval_loss"]), float(state["gain_ratio"])
         self._prepared_for = int(state["prepared_for"])
+        self._still = [int(place) for place in state.get("without_gradient", ())]
         self._inside.before = state.get("probabilities")
