@@ -85,6 +85,15 @@ def note_position(state: Any, updates: int) -> None:
     state.stateful_callbacks[_POSITION] = {"args": {}, "attributes": counts}
 
 
+def check_position(updates: int, steps: int) -> None:
+    """Fails fast (ValueError) where a loaded schedule has counted more updates than Trainer."""
+    if updates > steps:
+        raise ValueError(
+            f"{STATE_NAME} has counted {steps} updates and {_SCHEDULER} {updates}: they are of different checkpoints; "
+            "resume from another one"
+        )
+
+
 def _found(path: Path, kinds: tuple[str, ...]) -> Iterator[Path]:
     return (found for kind in kinds for found in path.glob(kind))
 
