@@ -76,8 +76,9 @@ class AdaptiveLRCallback(TrainerCallback):
         args, model = kwargs.get("st_args", args), kwargs.get("st_model", kwargs["model"])
         native = kwargs["lr_scheduler"]
         if args.lr_scheduler_type not in _REPLACED and not isinstance(native, ControlledLR):
+            named = SchedulerType(args.lr_scheduler_type).value
             warnings.warn(
-                f"lr_scheduler_type='{SchedulerType(args.lr_scheduler_type).value}' is overruled by AdaptiveLRCallback, but for its "
+                f"lr_scheduler_type='{named}' is overruled by AdaptiveLRCallback, but for its "
                 "warm-up; set it to 'constant_with_warmup' or 'constant'",
                 UserWarning,
                 stacklevel=2,
