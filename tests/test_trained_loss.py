@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from hf_adaptive_lr import AdaptiveLRCallback, AdaptiveLRTrainer, ControlledLR, Linear
 from hf_adaptive_lr.sensors.trained_loss import _root_of_backward
@@ -198,12 +199,12 @@ def test_a_regulariser_that_grows_in_mid_run_is_said_once() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     scheduler = ControlledLR(optimizer, LossOnly(), model=model)
     with pytest.warns(UserWarning, match=r"not the one that is trained.*said once") as caught:
-        for number, batch in enumerate(list(DataLoader(Tokens(), batch_size=4))[:8]):
+        for number, batch in enumerate(list(DataLoader(Tokens(160), batch_size=4))[:40]):
             output = model(**batch)
             (output.loss + max(0, number - 3) * (output.logits - 1).square().mean()).backward()
             optimizer.step()
             optimizer.zero_grad()
-    assert len(caught) == 1 and scheduler.updates == 8
+    assert len(caught) == 1 and scheduler.updates == 40
 
 
 def test_gradients_that_are_not_finite_are_no_neutral_alignment() -> None:
@@ -444,3 +445,10 @@ def test_an_optimizer_that_never_steps_is_said_once() -> None:
         assert train("sam").updates == 0
     assert len(said) == 1
     assert train("base").updates == 300
+
+
+def test_a_stand_in_for_layer_wise_optimizers_fails_fast() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    stand_in = LayerWiseDummyOptimizer(optimizer_dict={weight: torch.optim.SGD([weight], lr=0.1)}, lr=0.1)
+    with pytest.raises(ValueError, match="layer-wise optimizer.*use its form that is not layer-wise"):
+        ControlledLR(stand_in, Linear(), total_steps=3)

@@ -45,6 +45,8 @@ class TrainedLoss:
     """
 
     def __init__(self) -> None:
+        self.said = False
+        """Whether a deviation in mid-run has been warned of."""
         self._most_passes = 1  # of one update so far: the last window of an epoch may have fewer
         self.clear()
 
@@ -91,12 +93,13 @@ class TrainedLoss:
         """
         parts = [found.loss.isfinite().float() for found in self._found if not found.reached]
         self._most_passes = max(self._most_passes, len(self._passes))
-        scale, counts = _loss_scale(), {1, len(self._passes), self._most_passes, _accumulation_of_accelerate()}
+        scale, counts = _loss_scale(), sorted({1, len(self._passes), self._most_passes, _accumulation_of_accelerate()})
         for one in self._passes:
             if one.trained is not None:
                 parts.append(_difference(one.trained, one.heard))
             factor = one.factor / scale.to(one.factor.device)
-            parts.append(torch.stack([_difference(factor * n, torch.ones_like(factor)) for n in counts]).amin())
+            scaled = factor * factor.new_tensor(counts)
+            parts.append(_difference(scaled, torch.ones_like(scaled)).amin())
         worst = torch.stack([part.to(device) for part in parts]).amax() if parts else torch.zeros((), device=device)
         return torch.nan_to_num(worst, nan=0.0, posinf=0.0)
 
