@@ -141,7 +141,7 @@ class SignalCollector:
         if self._takes_losses:
             self.losses.pass_ended(loss, kwargs, output)
             if loss is not None and self._watches():
-                self._trained.listen(loss)
+                self._trained.listen(loss, differentiable(output))
 
     def evaluated(self) -> None:
         """Called by the forward hook after a pass in evaluation mode that returned a loss."""
@@ -167,7 +167,7 @@ class SignalCollector:
                 self.drop()
             replaced = self.losses.observe(tensors["loss"])
             if replaced:
-                self._trained.forget_last()
+                self._trained.believe()
             elif isinstance(loss, Tensor) and loss.requires_grad and self._listens():
                 self._norm.listen([loss])
         if "grad_norm" in tensors:
