@@ -21,22 +21,22 @@ from ..distributed import average_values, check_unsharded, rank, world_size
 from ..observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome, Value
 from .evaluation import EvaluationLoss
 from .forward_hook import ForwardHook, differentiable
+from .gain import NEUTRAL, GainSensor
 from .grad_norm import GradNorm, check_unscaled
-from .gradients import DIRECTION_FIELDS, GainProbe, forget_direction, measure_previous_update, remember_direction
+from .gradients import DIRECTION_FIELDS, forget_direction, measure_previous_update, remember_direction
 from .lora import Adapter, find_adapters
 from .loss_window import LossWindow
 from .outcome import ExtraLoss, OutcomeSensor
 from .pending import PendingUpdate
 from .predictions import LOGIT_FIELDS, PREDICTION_FIELDS, ModelSensors, find_logits
 from .replay import RecordedPasses
-from .requirements import REPLAYED, check_measurable, check_trained
+from .requirements import REPLAYED, check_measurable, check_trained, check_training_mode
 from .trained_loss import TrainedLoss
 from .weights import WEIGHT_FIELDS
 
 _LONG = 2000  # updates of a run of unknown length, for what is said half-way through
 _EVERY = 16  # decisions from one comparison with the trained loss to the next, later on
 _EARLY = 3  # first updates of a process, at which a loss that is not the trained one ends the run
-_NEUTRAL_GAIN = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
 
 
 class SignalCollector:
@@ -77,7 +77,8 @@ class SignalCollector:
         self._reads_loss = bool(needs & (REPLAYED | {"loss"}))
         self._passed = 0  # updates of this process whose checks have passed
         self._watched = False  # whether this update's losses were compared with the trained ones
-        self._gain_ratio = _NEUTRAL_GAIN
+        self._gain = GainSensor(optimizer)
+        self._still: list[int] = []  # places of parameters that the previous update did not move
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
         self.clear()
         hooked = model is not None and (hook or bool(needs & LOGIT_FIELDS))
@@ -90,7 +91,7 @@ class SignalCollector:
         self._norm.clear()
         self._passes.clear()
         self._outcomes.clear()
-        self._probe: GainProbe | None = None
+        self._gain.clear()
         self._inside.logits = None
         self.in_step = False
         """Whether the optimizer is stepping: passes in there are no micro-batches."""
@@ -221,6 +222,8 @@ class SignalCollector:
             of_weights = self.needs & {"update_ratio", "meta_inner", *WEIGHT_FIELDS}
             check_unsharded(self.optimizer, gradient_fields | of_weights)
             self._norm.check_clipping()
+        if self.model is not None and not self.model.training:
+            check_training_mode(self.needs, self.losses, self._norm)
         check_measurable(self.needs, self.losses, self._passes, self._norm, ranks=world_size(self.group))
         self._watched = self._watches()
         if self._watched and self._passed < _EARLY:
@@ -237,7 +240,8 @@ class SignalCollector:
         if not wanted:
             return {}
         if self._prepared_for != update:  # a decision that nobody could foresee, after extend() for instance
-            self._gain_ratio = _NEUTRAL_GAIN
+            self._gain.ratio = NEUTRAL
+            self._still = []
             forget_direction(self.optimizer)
         values = self._measure(wanted, last_lrs)
         names = sorted(values)
@@ -259,7 +263,7 @@ class SignalCollector:
         if "grad_norm" in wanted:
             values |= self._norm.fields()
         if wanted & DIRECTION_FIELDS:
-            values |= measure_previous_update(self.optimizer, last_lrs, wanted, self._adapters)
+            values |= measure_previous_update(self.optimizer, last_lrs, wanted, self._adapters, self._still)
         values |= self._inside.measure(wanted, first_rank=rank(self.group) == 0)
         if "eval_loss" in wanted:
             values |= self._evaluation.fields()
@@ -276,7 +280,7 @@ class SignalCollector:
         for name in wanted & set(PREDICTION_FIELDS):
             means[name] *= world_size(self.group)  # the other ranks gave 0
         if "gain_ratio" in wanted:
-            means["gain_ratio"] = self._gain_ratio
+            means["gain_ratio"] = self._gain.ratio
         return means
 
     def _exchange(self, values: list[Tensor], agreed: Sequence[float]) -> list[float]:
@@ -292,9 +296,9 @@ class SignalCollector:
             return
         self._prepared_for = update + 1
         if self.needs & DIRECTION_FIELDS:
-            remember_direction(self.optimizer)
+            self._still = remember_direction(self.optimizer)
         if "gain_ratio" in self.needs:
-            self._probe = GainProbe(self.optimizer)
+            self._gain.before_step()
             self._norm.before_step()
 
     def outcome(self, update: int) -> Outcome:
@@ -312,19 +316,9 @@ class SignalCollector:
 
     def finish(self) -> None:
         """After the update: measure the gain ratio if the next decision reads it, then forget the batch."""
-        if self._probe is not None:
-            self._gain_ratio = self._measure_gain(self._probe)
+        self._gain.after_step(self.losses.losses, self._passes, self._norm, lambda terms: self._exchange(terms, []))
         self._pending.applied()
         self.clear()
-
-    def _measure_gain(self, probe: GainProbe) -> float:
-        # The gradient promised it for the whole update, so all its micro-batches are looked at again.
-        passes = max(1, len(self._passes))
-        after = [self._passes.loss_again(number).double() for number in range(-passes, 0)]
-        before = [loss.double() for loss in self.losses.losses[-passes:]]
-        gained = torch.stack(before).mean() - torch.stack(after).mean()
-        gain, promised = self._exchange([gained, probe.promised(self._norm.clip_factor())], [])
-        return _NEUTRAL_GAIN if abs(promised) < 1e-30 else gain / promised
 
     # --- checkpoint ---------------------------------------------------------------------------------------------
 
@@ -332,14 +326,16 @@ class SignalCollector:
         """The signals from before a checkpoint that a decision after it needs; already averaged over ranks."""
         return {
             "eval_loss": self._evaluation.value,
-            "gain_ratio": self._gain_ratio,
+            "gain_ratio": self._gain.ratio,
             "prepared_for": self._prepared_for,
+            "without_gradient": list(self._still),
             "probabilities": None if self._inside.before is None else self._inside.before.cpu(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.clear()
-        self._evaluation.value, self._gain_ratio = float(state["eval_loss"]), float(state["gain_ratio"])
+        self._evaluation.value, self._gain.ratio = float(state["eval_loss"]), float(state["gain_ratio"])
         self._prepared_for = int(state["prepared_for"])
+        self._still = [int(place) for place in state.get("without_gradient", ())]
         self._inside.before = state.get("probabilities")

@@ -14,6 +14,18 @@ REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
 _SCALED = frozenset({"loss", "grad_norm", "gain_ratio", "slope", "group_slope", "loss_before", "loss_after"})
 
 
+def check_training_mode(needs: frozenset[str], losses: LossWindow, norm: GradNorm) -> None:
+    """ValueError where the model is in evaluation mode, in which its passes are not taken for training."""
+    unseen = ["loss"] if needs & (REPLAYED | {"loss"}) and not losses else []
+    hidden = norm.hidden_by_clipping(needs)
+    for name in [*unseen, *([hidden] if hidden else [])]:
+        raise ValueError(
+            f"the controller needs {name}, and the model is in evaluation mode (model.training is False), in which "
+            "its passes are not taken for training. Call model.train() before the run; to train without dropout, set "
+            "its probability to 0, or pass hook=False and call before_forward() and observe(loss=...)"
+        )
+
+
 def check_measurable(
     needs: frozenset[str],
     losses: LossWindow,
@@ -42,6 +54,12 @@ def check_measurable(
         raise ValueError(
             f"the controller needs {repeated[0]}, for which the last micro-batch is computed again; call "
             "before_forward() ahead of it and observe(loss=..., closure=...) after it, or use AdaptiveLRTrainer"
+        )
+    outcomes = sorted(needs & {"loss_before", "loss_after"})
+    if outcomes and passes.surrogate:
+        raise ValueError(
+            f"the controller needs {outcomes[0]}, and the value of this loss does not follow the weights (a policy "
+            "gradient on samples of the same policy); use a controller that does not need it, such as 'hypergradient'"
         )
     scaled = sorted(needs & _SCALED)
     if scaled and losses.shares and (len(losses) > 1 or ranks > 1):

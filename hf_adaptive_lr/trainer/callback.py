@@ -78,8 +78,8 @@ class AdaptiveLRCallback(TrainerCallback):
         if args.lr_scheduler_type not in _REPLACED and not isinstance(native, ControlledLR):
             named = SchedulerType(args.lr_scheduler_type).value
             warnings.warn(
-                f"lr_scheduler_type='{named}' is overruled by AdaptiveLRCallback, but for its "
-                "warm-up; set it to 'constant_with_warmup' or 'constant'",
+                f"lr_scheduler_type='{named}' is overruled by AdaptiveLRCallback, but for its warm-up; "
+                "set it to 'constant_with_warmup' or 'constant'",
                 UserWarning,
                 stacklevel=2,
             )
