@@ -242,9 +242,9 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
 
     def _replay(self, repeat: Callable[..., Any], num_items_in_batch: Any) -> Callable[[], Tensor]:
         # A loss that is normalised over the whole update is the micro-batch's share of it; the others are its mean.
-        scaled = (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or bool(self.compute_loss_func)
-        if getattr(self, "loss_is_scaled_for_ga", None) is not None:
-            scaled = self.loss_is_scaled_for_ga
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        if scaled is None:
+            scaled = (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or self.compute_loss_func
         share = self.current_gradient_accumulation_steps if scaled else 1
 
         def replay() -> Tensor:
