@@ -301,7 +301,7 @@ class SignalCollector:
         if self.needs & DIRECTION_FIELDS:
             self._still = remember_direction(self.optimizer)
         if "gain_ratio" in self.needs:
-            self._gain.before_step()
+            self._gain.before_step(self.losses.losses, self._passes)
             self._norm.before_step()
 
     def outcome(self, update: int) -> Outcome:
