@@ -124,6 +124,8 @@ def only_writer(folder: Path) -> Iterator[None]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield
     finally:
+        with suppress(OSError):  # while it is held: who waits for it notices that it is gone, and makes a new one
+            os.unlink(lock.lock_file)
         lock.release()
         with suppress(OSError):  # not empty
             for path in made:

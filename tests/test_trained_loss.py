@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from hf_adaptive_lr import AdaptiveLRCallback, AdaptiveLRTrainer, ControlledLR, Linear
+from hf_adaptive_lr.sensors.trained_loss import _root_of_backward
 from tests import integrations
 from tests.controllers_for_tests import LossOnly, Watcher
 from tests.tiny import Tokens, bert
@@ -169,16 +171,12 @@ def test_other_forms_of_the_same_loss_are_heard() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_not_taken_for_another_one() -> None:
-    def step(model, batch) -> None:
-        loss = model(**batch).loss
-        (loss * torch.tensor(float("nan"))).backward()
-
     def poisoned(model, batch) -> None:
         with torch.no_grad():
             model.classifier.bias.fill_(float("nan"))
         model(**batch).loss.backward()
 
-    with pytest.warns(UserWarning, match="learning rate kept: loss is nan"):
+    with pytest.warns(UserWarning, match="learning rate kept: update 0: loss is nan"):
         assert _loop(poisoned).updates == 3
 
 
@@ -206,6 +204,40 @@ def test_a_regulariser_that_grows_in_mid_run_is_said_once() -> None:
             optimizer.step()
             optimizer.zero_grad()
     assert len(caught) == 1 and scheduler.updates == 8
+
+
+def test_gradients_that_are_not_finite_are_no_neutral_alignment() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    scheduler = ControlledLR(optimizer, "hypergradient")
+    with pytest.warns(UserWarning, match="learning rate kept: update 2: alignment is nan"):
+        for gradient in (1.0, 1.0, float("nan"), float("inf")):
+            weight.grad = torch.full_like(weight, gradient)
+            optimizer.step()
+    assert [decision.reason for decision in scheduler.trace] == ["decision", "decision", "held", "held"]
+
+
+def test_the_root_is_found_from_a_thread_of_the_autograd_engine() -> None:
+    """Hooks of tensors on an accelerator run in such a thread, while the one that called backward() waits."""
+    found = []
+
+    class InAnotherThread(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            thread = threading.Thread(target=lambda: found.append(_root_of_backward()))
+            thread.start()
+            thread.join()
+            return gradient
+
+    loss = InAnotherThread.apply(torch.tensor(2.0, requires_grad=True)) * 3
+    loss.backward()
+    root, value = found[0]
+    assert root is loss and float(value) == 6.0
+    assert _root_of_backward() == (None, None)
 
 
 # --- step() on every micro-batch ------------------------------------------------------------------------------------
@@ -291,7 +323,7 @@ def test_a_learning_rate_set_in_mid_run_is_overruled_and_said_once(tensor) -> No
         UserWarning, match=r"group 0 to 0.7, where ControlledLR had left 0.1; that is overruled"
     ) as said:
         _steps(optimizer, between)
-    assert len(said) == 1 and scheduler.lr_history() == [0.1] * 4
+    assert len(said) == 1 and scheduler.lr_history() == pytest.approx([0.1] * 4)
 
 
 def test_a_group_woken_from_zero_is_said() -> None:

@@ -27,8 +27,8 @@ from hf_adaptive_lr import (
     Plateau,
     Relative,
 )
-from hf_adaptive_lr.defaults import DEFAULT_CONTROLLER, RHO_BY_START
 from hf_adaptive_lr.finetune.options import FinetuneConfig
+from hf_adaptive_lr.trainer.defaults import DEFAULT_CONTROLLER, RHO_BY_START
 from tests import integrations
 from tests.tiny import Tokens, batches, bert, mlp
 

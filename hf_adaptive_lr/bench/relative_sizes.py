@@ -121,7 +121,7 @@ def _digits() -> list[Example]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A data set, trained in one way; `kind` is one of `defaults.RHO_BY_START` or "lora"."""
+    """A data set, trained in one way; `kind` is one of `trainer.defaults.RHO_BY_START` or "lora"."""
 
     name: str
     kind: str

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import SETTINGS_NAME
-from ..defaults import DEFAULT_CONTROLLER, RHO_BY_START, WARMUP
+from ..trainer.defaults import DEFAULT_CONTROLLER, RHO_BY_START, WARMUP
 from .data import Wanted
 from .errors import FinetuneError
 from .labels import PROBLEM_TYPES

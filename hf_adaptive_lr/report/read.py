@@ -105,13 +105,18 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _newest_state(folder: Path, notes: list[str]) -> dict[str, Any]:
-    """Trainer's state with the most updates: in the folder, or in a checkpoint."""
-    best: dict[str, Any] = {}
-    for path in [folder / STATE_NAME, *sorted(folder.glob(f"checkpoint-*/{STATE_NAME}"))]:
-        state = _mapping(path, notes)
-        if state and whole(state.get("global_step"), -1) > whole(best.get("global_step"), -1):
-            best = state
-    return best
+    """Trainer's state with the most updates: in the folder, or in the newest checkpoint that can be read.
+
+    Only that one is opened: each holds the whole log up to it, so that all together grow with the square of a run.
+    """
+    numbered = sorted(folder.glob(f"checkpoint-*/{STATE_NAME}"), key=_number_of, reverse=True)
+    newest = next((state for path in numbered if (state := _mapping(path, notes))), {})
+    return max(_mapping(folder / STATE_NAME, notes), newest, key=lambda state: whole(state.get("global_step"), -1))
+
+
+def _number_of(path: Path) -> int:
+    number = path.parent.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() and len(number) < 16 else -1
 
 
 # --- the trace -------------------------------------------------------------------------------------------------------

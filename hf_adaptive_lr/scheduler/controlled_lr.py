@@ -31,8 +31,6 @@ from .config import SchedulerConfig, SchedulerOptions
 from .decision import Decision
 from .runtime import ControllerRun
 
-_LONG = 2000  # updates of a run of unknown length, for what is said half-way through
-
 
 class ControlledLR(LRScheduler):
     """A learning-rate scheduler whose value a [`Controller`] decides, in the same step that it is used in.
@@ -366,8 +364,9 @@ class ControlledLR(LRScheduler):
         self._add_new_groups()
         self._signals.in_step = True  # a closure given to optimizer.step must not be taken for a micro-batch
         t, due = self.run.updates, self.run.plan().decides
-        self._signals.check(halfway=t == (self.run.total_steps or _LONG) // 2)
-        fields = self._signals.fields(t, [float(lr) for lr in self._last_lr]) if due else {}
+        self._signals.check()
+        last_lrs = [float(lr) for lr in self._last_lr]
+        fields = self._signals.fields(t, last_lrs, self.run.total_steps) if due else {}
         self._decision = self.run.decide(fields)
         self._written.write(list(self._decision.lr))
         self._signals.before_step(t, self._decision.lr[0], outcome=self._outcome_wanted(self._decision))

@@ -6,7 +6,6 @@ one copy to the host. A signal that this integration cannot measure exactly make
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -36,6 +35,7 @@ from .requirements import REPLAYED, check_measurable, check_trained, check_train
 from .trained_loss import TrainedLoss
 from .weights import WEIGHT_FIELDS
 
+_LONG = 2000  # updates of a run of unknown length, for what is said half-way through
 _EARLY = 3  # first updates of a process, at which a loss that is not the trained one ends the run
 
 
@@ -201,16 +201,16 @@ class SignalCollector:
 
     # --- the decision -------------------------------------------------------------------------------------------
 
-    def check(self, *, halfway: bool) -> None:
+    def check(self) -> None:
         """ValueError, before an update is applied, when a needed signal cannot be measured exactly here.
 
         Looks at the first updates of this process, whether or not a decision is due, and at every decision.
-        `halfway` is whether half of the run is over with this update.
         """
         due = self._plan().decides
-        self._evaluation.check(due=due, halfway=halfway)
         if self._passed >= _EARLY and not due:
             return
+        if due:
+            self._evaluation.check()
         if not self._passed:
             gradient_fields = {n for n in self.needs if n in OPTIONAL_FIELDS and OPTIONAL_FIELDS[n].reads_gradients}
             if self._norm.observed is not None:
@@ -225,10 +225,11 @@ class SignalCollector:
             check_trained(self.needs, self._trained, float(self._trained.deviation(self._first_param().device)))
         self._passed += 1
 
-    def fields(self, update: int, last_lrs: Sequence[float]) -> dict[str, Value]:
+    def fields(self, update: int, last_lrs: Sequence[float], total_steps: int | None) -> dict[str, Value]:
         """All signals that the controller needs, as Python floats; equal bits on all ranks.
 
-        `update` is the one about to be applied, `last_lrs` are the learning rates of the previous one.
+        `update` is the one about to be applied, of `total_steps` if known; `last_lrs` are the learning rates of the
+        previous one.
         """
         wanted = self.needs & OPTIONAL_FIELDS.keys()
         if not wanted:
@@ -244,6 +245,9 @@ class SignalCollector:
         for name in names:
             value = values[name]
             means[name] = tuple(next(numbers) for _ in range(len(value))) if value.ndim else next(numbers)
+        if "eval_loss" in wanted:
+            count, half = means.pop("eval_count"), max(1, (total_steps or _LONG) // 2)
+            means["eval_loss"] = self._evaluation.read(means["eval_loss"], count, update, half)
         return self._read(means, wanted)
 
     def _measure(self, wanted: frozenset[str], last_lrs: Sequence[float]) -> dict[str, Tensor]:
@@ -266,9 +270,6 @@ class SignalCollector:
         """The wanted signals from the means over ranks of what was measured."""
         if "root" in means:
             check_unscaled(means.pop("root"))
-        if "eval_loss" in wanted:
-            count = means.pop("eval_count")
-            means["eval_loss"] = means["eval_loss"] / count if count else math.nan
         if self._reads_loss:
             self._check_late(means.pop("deviation"))
         for name in wanted & set(PREDICTION_FIELDS):

@@ -21,14 +21,15 @@ class EvaluationLoss:
     """
 
     def __init__(self, *, needed: bool, fresh: bool) -> None:
-        self._needed, self._fresh = needed, needed and fresh
+        self._fresh = needed and fresh
         self.value = math.nan
         """NaN where there is none."""
-        self._ever_observed = self._passed_by = False
+        self._ever_observed = self._passed_by = self._said = False
+        self._first: int | None = None  # update at which this process first asked
 
     def observe(self, loss: Tensor) -> None:
         """Take a new evaluation loss, 0-d."""
-        self.value, self._ever_observed = float(loss), True
+        self.value = float(loss)
         if math.isnan(self.value):
             warnings.warn("an evaluation loss of NaN was ignored", UserWarning, stacklevel=4)
 
@@ -36,27 +37,12 @@ class EvaluationLoss:
         """The model has just returned a loss in evaluation mode; whoever asked for it may still report it."""
         self._passed_by = True
 
-    def check(self, *, due: bool, halfway: bool) -> None:
-        """Before an update. ValueError where a needed evaluation is missing, or was made and not reported.
-
-        Evaluations may be rare, so without any there is only a warning, half-way through the run.
-        """
-        if due and self._fresh and math.isnan(self.value):
+    def check(self) -> None:
+        """Before a decision: ValueError where it needs a new evaluation and there is none."""
+        if self._fresh and math.isnan(self.value):
             raise ValueError(
-                f"the controller needs an evaluation at every decision and none was observed; {_WAYS}. A decision "
-                "is near where scheduler.due()"
-            )
-        if not self._needed or self._ever_observed:
-            return
-        if self._passed_by:
-            raise ValueError(
-                f"the controller needs eval_loss, and the model was evaluated without a report of it; {_WAYS}"
-            )
-        if halfway:
-            warnings.warn(
-                f"half of the run is over, and the controller needs eval_loss and has seen none; {_WAYS}",
-                UserWarning,
-                stacklevel=4,
+                f"the controller needs an evaluation at every decision and none was observed; {_WAYS}. The next "
+                "update is a decision where scheduler.due()"
             )
 
     def fields(self) -> dict[str, Tensor]:
@@ -68,3 +54,26 @@ class EvaluationLoss:
         }
         self.value = math.nan
         return values
+
+    def read(self, total: float, count: float, update: int, half: int) -> float:
+        """Mean evaluation loss of a decision, from the means of `fields` over all ranks; NaN where no rank has one.
+
+        ValueError where the model was evaluated and no rank has ever reported it. Evaluations may be rare, so where
+        there are none at all there is only a warning, after `half` updates.
+        """
+        if count:
+            self._ever_observed = True
+            return total / count
+        if self._passed_by and not self._ever_observed:
+            raise ValueError(
+                f"the controller needs eval_loss, and the model was evaluated without a report of it; {_WAYS}"
+            )
+        self._first = update if self._first is None else self._first
+        if not self._ever_observed and not self._said and update - self._first >= half:
+            self._said = True
+            warnings.warn(
+                f"half of the run is over, and the controller needs eval_loss and has seen none; {_WAYS}",
+                UserWarning,
+                stacklevel=6,
+            )
+        return math.nan

@@ -70,10 +70,10 @@ def inner(left: Iterable[Tensor], right: Iterable[Tensor], batch_ndim: int = 0) 
 
 
 def cosine(dot: Tensor, left_sq: Tensor, right_sq: Tensor) -> Tensor:
-    """Cosine from an inner product and two squared norms, in [-1, 1]; 0 where a norm is 0."""
+    """Cosine from an inner product and two squared norms, in [-1, 1]; 0 where a norm is 0, NaN where one is NaN."""
     norms = (left_sq * right_sq).sqrt()
     angle = dot / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    return torch.where(norms > 0, angle, torch.zeros_like(dot)).clamp(-1, 1)
+    return torch.where(norms == 0, torch.zeros_like(dot), angle).clamp(-1, 1)
 
 
 # --- readers: one live optimizer ---------------------------------------------------------------------------------

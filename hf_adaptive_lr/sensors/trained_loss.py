@@ -52,11 +52,13 @@ class TrainedLoss:
         """Forget the losses of this update."""
         self._found: list[_Found] = []
         self._passes: list[_Pass] = []
+        self._eps = 0.0  # of the coarsest number format of a loss
 
     def listen(self, loss: Tensor) -> None:
         """Follow this loss, 0-d with a graph."""
         found = _Found(loss.detach().clone())  # `loss /= n` would change what a detached view shows
         self._found.append(found)
+        self._eps = max(self._eps, torch.finfo(loss.dtype).eps)
         loss.register_hook(partial(self._reached, found))  # type: ignore[no-untyped-call]
 
     def forget_last(self) -> None:
@@ -72,6 +74,8 @@ class TrainedLoss:
         factor = gradient.detach().float()
         heard = factor * found.loss.float()
         root, trained = _root_of_backward()
+        if root is not None:
+            self._eps = max(self._eps, torch.finfo(root.dtype).eps)
         last = self._passes[-1] if self._passes else None
         if root is not None and last is not None and last.root is not None and last.root() is root:
             last.heard, last.factor = last.heard + heard, last.factor + factor
@@ -98,7 +102,7 @@ class TrainedLoss:
 
     def tolerance(self) -> float:
         """The deviation that rounding explains."""
-        return max([_TOLERANCE, *(4 * torch.finfo(found.loss.dtype).eps for found in self._found)])
+        return max(_TOLERANCE, 4 * self._eps)
 
     def explain(self) -> str:
         """The losses of this update in words; reads them from the device."""

@@ -14,12 +14,12 @@ from transformers import TrainingArguments
 from .._checks import did_you_mean
 from ..auto import AutoController
 from ..controller import Controller
-from ..defaults import DEFAULT_CONTROLLER, RHO_BY_START
 from ..hub.config import configure
 from ..optimizers import DSA
 from ..optimizers.layers import check_factors
 from ..scheduler.config import SchedulerConfig
 from ..scheduler.envelope import Envelope
+from .defaults import DEFAULT_CONTROLLER, RHO_BY_START
 from .guard_callback import GuardCallback
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, Unpack
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import SchedulerType, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..auto import resolve_controller
 from ..controller import Controller
@@ -76,9 +76,10 @@ class AdaptiveLRCallback(TrainerCallback):
         args, model = kwargs.get("st_args", args), kwargs.get("st_model", kwargs["model"])
         native = kwargs["lr_scheduler"]
         if args.lr_scheduler_type not in _REPLACED and not isinstance(native, ControlledLR):
+            named = SchedulerType(args.lr_scheduler_type).value
             warnings.warn(
-                f"lr_scheduler_type='{args.lr_scheduler_type.value}' is overruled by AdaptiveLRCallback, but for its "
-                "warm-up; set it to 'constant_with_warmup' or 'constant'",
+                f"lr_scheduler_type='{named}' is overruled by AdaptiveLRCallback, but for its warm-up; "
+                "set it to 'constant_with_warmup' or 'constant'",
                 UserWarning,
                 stacklevel=2,
             )

@@ -128,9 +128,10 @@ class ControllerData(_Trainer):
     def _replay(self, repeat: Callable[..., Any], num_items_in_batch: Any) -> Callable[[], Tensor]:
         """Mean loss of a micro-batch, from `repeat`, which makes the call of `compute_loss` once more."""
         # A loss that is normalised over the whole update is the micro-batch's share of it; the others are its mean.
-        scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        scaled: bool | None = getattr(self, "loss_is_scaled_for_ga", None)
         if scaled is None:
-            scaled = (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or self.compute_loss_func
+            has_share = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = has_share or bool(self.compute_loss_func)
         share = self.current_gradient_accumulation_steps if scaled else 1
 
         def replay() -> Tensor:
