@@ -218,7 +218,7 @@ class SignalCollector:
             of_weights = self.needs & {"update_ratio", "meta_inner", *WEIGHT_FIELDS}
             check_unsharded(self.optimizer, gradient_fields | of_weights)
             self._norm.check_clipping()
-        if self.model is not None and not self.model.training:
+        if self._hook is not None and self.model is not None and not self.model.training:
             check_training_mode(self.needs, self.losses, self._norm)
         check_measurable(self.needs, self.losses, self._passes, self._norm, ranks=world_size(self.group))
         if self._reads_loss and self._passed < _EARLY:
