@@ -154,3 +154,13 @@ def test_a_native_schedule_that_is_not_constant_warns_once(tmp_path) -> None:
     with pytest.warns(UserWarning, match="overruled by AdaptiveLRCallback") as caught:
         integrations.called_back(Hypergradient(), tmp_path, lr_scheduler_type="linear")
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize("native", ["constant", "constant_with_warmup"])
+def test_the_callback_warms_up_as_the_arguments_say(native, tmp_path) -> None:
+    _, (lrs, weights) = integrations.subclassed(Hypergradient(), tmp_path, warmup_steps=3)
+    _, (other_lrs, other_weights) = integrations.called_back(
+        Hypergradient(), tmp_path, warmup_steps=3, lr_scheduler_type=native
+    )
+    assert other_lrs == lrs and lrs[0] == pytest.approx(integrations.LR / 3)
+    assert torch.equal(other_weights, weights)

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from hf_adaptive_lr import AdaptiveLRCallback, AdaptiveLRTrainer, ControlledLR, Linear
 from hf_adaptive_lr.sensors.trained_loss import _root_of_backward
@@ -26,6 +27,16 @@ def _weighted(output, batch) -> torch.Tensor:
     return 10 * cross_entropy(output.logits, batch["labels"], WEIGHTS)
 
 
+def _two_passes(output, batch) -> torch.Tensor:
+    (output.logits - 1).square().mean().backward(retain_graph=True)
+    return output.loss
+
+
+def _second_pass(output, batch) -> torch.Tensor:
+    output.loss.backward(retain_graph=True)
+    return (output.logits - 1).square().mean()
+
+
 UNHEARD: dict[str, Loss] = {
     "class weights": _weighted,
     "scaled": lambda output, batch: 10 * output.loss,
@@ -33,6 +44,8 @@ UNHEARD: dict[str, Loss] = {
     "regulariser in place": lambda output, batch: output.loss.add_((output.logits - 1).square().mean()),
     "distillation": lambda output, batch: 0.5 * output.loss + 0.5 * output.logits.softmax(-1).square().sum(-1).mean(),
     "two heads": lambda output, batch: output.loss + cross_entropy(output.logits.roll(1, -1), batch["labels"]),
+    "a pass of its own": _two_passes,
+    "a second pass": _second_pass,
     "focused": lambda output, batch: output.loss**2,
 }
 
@@ -170,6 +183,17 @@ def test_other_forms_of_the_same_loss_are_heard() -> None:
         assert _loop(step).updates == 3
 
 
+def test_the_same_loss_computed_once_more_is_heard() -> None:
+    """As TRL's SFTTrainer does, from the log-probabilities."""
+
+    def step(model, batch) -> None:
+        for part in range(2):
+            rows = {name: value[part::2] for name, value in batch.items()}
+            (cross_entropy(model(**rows).logits, rows["labels"]) / 2).backward()
+
+    assert _loop(step).updates == 3
+
+
 def test_a_loss_that_is_not_finite_is_not_taken_for_another_one() -> None:
     def poisoned(model, batch) -> None:
         with torch.no_grad():
@@ -180,14 +204,18 @@ def test_a_loss_that_is_not_finite_is_not_taken_for_another_one() -> None:
         assert _loop(poisoned).updates == 3
 
 
-def test_what_a_caller_reports_is_believed() -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_a_caller_reports_is_believed(when) -> None:
     model = bert(dropout=0.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     scheduler = ControlledLR(optimizer, LossOnly(), model=model)
     for batch in list(DataLoader(Tokens(), batch_size=8))[:2]:
         loss = _weighted(model(**batch), batch)
-        scheduler.observe(loss=loss)
+        if when == "before":
+            scheduler.observe(loss=loss)
         loss.backward()
+        if when == "after":
+            scheduler.observe(loss=loss)
         optimizer.step()
         optimizer.zero_grad()
         assert scheduler.trace[-1].observation["loss"] == pytest.approx(float(loss.detach()))
@@ -198,12 +226,12 @@ def test_a_regulariser_that_grows_in_mid_run_is_said_once() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     scheduler = ControlledLR(optimizer, LossOnly(), model=model)
     with pytest.warns(UserWarning, match=r"not the one that is trained.*said once") as caught:
-        for number, batch in enumerate(list(DataLoader(Tokens(), batch_size=4))[:8]):
+        for number, batch in enumerate(list(DataLoader(Tokens(160), batch_size=4))[:40]):
             output = model(**batch)
             (output.loss + max(0, number - 3) * (output.logits - 1).square().mean()).backward()
             optimizer.step()
             optimizer.zero_grad()
-    assert len(caught) == 1 and scheduler.updates == 8
+    assert len(caught) == 1 and scheduler.updates == 40
 
 
 def test_gradients_that_are_not_finite_are_no_neutral_alignment() -> None:
@@ -444,3 +472,10 @@ def test_an_optimizer_that_never_steps_is_said_once() -> None:
         assert train("sam").updates == 0
     assert len(said) == 1
     assert train("base").updates == 300
+
+
+def test_a_stand_in_for_layer_wise_optimizers_fails_fast() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    stand_in = LayerWiseDummyOptimizer(optimizer_dict={weight: torch.optim.SGD([weight], lr=0.1)}, lr=0.1)
+    with pytest.raises(ValueError, match="layer-wise optimizer.*use its form that is not layer-wise"):
+        ControlledLR(stand_in, Linear(), total_steps=3)

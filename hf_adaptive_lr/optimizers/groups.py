@@ -10,13 +10,14 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+_STAND_IN = "LayerWiseDummyOptimizer"
 _FREE_OF_LR = ("Prodigy", "DAdapt", "ScheduleFree")
 
 
 def raw(optimizer: Optimizer) -> Optimizer:
     """The optimizer inside Accelerate's wrapper, or the optimizer itself.
 
-    TypeError where it is no torch optimizer, ValueError where DeepSpeed's engine steps it.
+    TypeError where it is no torch optimizer; ValueError where DeepSpeed's engine steps it, or every layer has its own.
     """
     # Accelerate's wrapper has no step hooks and replaces step; the optimizer inside has both.
     given, inner = optimizer, getattr(optimizer, "optimizer", None)
@@ -30,6 +31,11 @@ def raw(optimizer: Optimizer) -> Optimizer:
         )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if type(optimizer).__name__ == _STAND_IN:
+        raise ValueError(
+            "a layer-wise optimizer (GaLore, APOLLO) updates each weight within the backward pass, before the "
+            "update's gradient is known, so nothing can decide; use its form that is not layer-wise"
+        )
     return optimizer
 
 

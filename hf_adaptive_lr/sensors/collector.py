@@ -6,7 +6,6 @@ one copy to the host. A signal that this integration cannot measure exactly make
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -36,6 +35,7 @@ from .trained_loss import TrainedLoss
 from .weights import WEIGHT_FIELDS
 
 _LONG = 2000  # updates of a run of unknown length, for what is said half-way through
+_EVERY = 16  # decisions from one comparison with the trained loss to the next, later on
 _EARLY = 3  # first updates of a process, at which a loss that is not the trained one ends the run
 
 
@@ -76,7 +76,7 @@ class SignalCollector:
         self._trained = TrainedLoss()
         self._reads_loss = bool(needs & (REPLAYED | {"loss"}))
         self._passed = 0  # updates of this process whose checks have passed
-        self._said_untrained = False
+        self._watched = False  # whether this update's losses were compared with the trained ones
         self._gain = GainSensor(optimizer)
         self._still: list[int] = []  # places of parameters that the previous update did not move
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
@@ -141,8 +141,8 @@ class SignalCollector:
             self._norm.listen(differentiable(output))
         if self._takes_losses:
             self.losses.pass_ended(loss, kwargs, output)
-            if loss is not None and self._reads_loss and self._listens():
-                self._trained.listen(loss)
+            if loss is not None and self._watches():
+                self._trained.listen(loss, differentiable(output))
 
     def evaluated(self) -> None:
         """Called by the forward hook after a pass in evaluation mode that returned a loss."""
@@ -168,7 +168,7 @@ class SignalCollector:
                 self.drop()
             replaced = self.losses.observe(tensors["loss"])
             if replaced:
-                self._trained.forget_last()
+                self._trained.believe()
             elif isinstance(loss, Tensor) and loss.requires_grad and self._listens():
                 self._norm.listen([loss])
         if "grad_norm" in tensors:
@@ -181,6 +181,10 @@ class SignalCollector:
     def _listens(self) -> bool:
         """Whether this update's passes are needed: at decisions, for gain ratios, and for the first checks."""
         return self._passed < _EARLY or self._plan().decides or self._plan().next_decides
+
+    def _watches(self) -> bool:
+        """Whether this update's losses are compared with the trained ones; the same on all ranks."""
+        return self._reads_loss and self._listens() and (self._passed < _EARLY or self._passed % _EVERY == 0)
 
     def _scalar(self, name: str, value: Tensor | float) -> Tensor:
         tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
@@ -221,7 +225,8 @@ class SignalCollector:
         if self._hook is not None and self.model is not None and not self.model.training:
             check_training_mode(self.needs, self.losses, self._norm)
         check_measurable(self.needs, self.losses, self._passes, self._norm, ranks=world_size(self.group))
-        if self._reads_loss and self._passed < _EARLY:
+        self._watched = self._watches()
+        if self._watched and self._passed < _EARLY:
             check_trained(self.needs, self._trained, float(self._trained.deviation(self._first_param().device)))
         self._passed += 1
 
@@ -262,7 +267,7 @@ class SignalCollector:
         values |= self._inside.measure(wanted, first_rank=rank(self.group) == 0)
         if "eval_loss" in wanted:
             values |= self._evaluation.fields()
-        if self._reads_loss:
+        if self._watched:
             values["deviation"] = self._trained.deviation(self._first_param().device)
         return values
 
@@ -270,22 +275,13 @@ class SignalCollector:
         """The wanted signals from the means over ranks of what was measured."""
         if "root" in means:
             check_unscaled(means.pop("root"))
-        if self._reads_loss:
-            self._check_late(means.pop("deviation"))
+        if "deviation" in means:
+            check_trained(self.needs, self._trained, means.pop("deviation"), late=True)
         for name in wanted & set(PREDICTION_FIELDS):
             means[name] *= world_size(self.group)  # the other ranks gave 0
         if "gain_ratio" in wanted:
             means["gain_ratio"] = self._gain.ratio
         return means
-
-    def _check_late(self, deviation: float) -> None:
-        """Warns once where the loss stops to be the trained one in mid-run, as a regulariser that grows from 0."""
-        if not self._said_untrained:
-            try:
-                check_trained(self.needs, self._trained, deviation)
-            except ValueError as error:
-                self._said_untrained = True
-                warnings.warn(f"{error} (said once)", UserWarning, stacklevel=5)
 
     def _exchange(self, values: list[Tensor], agreed: Sequence[float]) -> list[float]:
         return average_values(values, agreed, self._first_param().device, self.group)

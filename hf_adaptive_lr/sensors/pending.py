@@ -61,8 +61,8 @@ class PendingUpdate:
         if self._missed == _MANY:
             warnings.warn(
                 f"the controlled optimizer ({type(self._optimizer).__name__}) has applied no update; does another "
-                "optimizer train this model, as with optimizers=(None, scheduler), with SAM's first_step and "
-                "second_step (then control its base_optimizer), or with an optimizer in every layer (GaLore)?",
+                "optimizer train this model, as with optimizers=(None, scheduler), or with SAM's first_step and "
+                "second_step (then control its base_optimizer)?",
                 UserWarning,
                 stacklevel=4,
             )

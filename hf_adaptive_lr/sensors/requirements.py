@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from .grad_norm import GradNorm
 from .loss_window import LossWindow
 from .replay import RecordedPasses
@@ -68,13 +70,21 @@ def check_measurable(
         )
 
 
-def check_trained(needs: frozenset[str], trained: TrainedLoss, deviation: float) -> None:
-    """ValueError where the loss in the model's output is not the one that the backward passes differentiate."""
+def check_trained(needs: frozenset[str], trained: TrainedLoss, deviation: float, *, late: bool = False) -> None:
+    """ValueError where the loss in the model's output is not the one that the backward passes differentiate.
+
+    `late` is in mid-run, as where a regulariser grows from 0: then one warning, as the run would be lost.
+    """
     if deviation > trained.tolerance():
         field = sorted(needs & (REPLAYED | {"loss"}))[0]
-        raise ValueError(
+        text = (
             f"the controller needs {field}, and the loss in the model's output is not the one that is trained: "
             f"{trained.explain()}. The trained one is computed elsewhere (compute_loss, class weights, a regulariser, "
             "several heads). Use AdaptiveLRTrainer, which hears the result of compute_loss, or report the trained "
             "loss with observe(loss=...) for every micro-batch"
         )
+        if not late:
+            raise ValueError(text)
+        if not trained.said:
+            trained.said = True
+            warnings.warn(f"{text} (said once)", UserWarning, stacklevel=6)

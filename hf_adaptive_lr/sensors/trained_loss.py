@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType, FrameType
@@ -21,21 +22,22 @@ _TOLERANCE = 1e-3  # relative; of a loss in 16 bits 4 units in the last place
 
 
 @dataclass
-class _Found:
-    """A loss that the hook found, and whether a backward pass has reached it."""
-
-    loss: Tensor
-    reached: bool = False
-
-
-@dataclass
 class _Pass:
-    """One backward pass: its root, the root's value if known, and what found losses contribute to that value."""
+    """One backward pass: its root, the root's value, and what found losses contribute to that, as far as is known."""
 
     root: weakref.ref[Tensor] | None
     trained: Tensor | None
-    heard: Tensor
-    factor: Tensor
+    heard: Tensor | None = None
+    factor: Tensor | None = None
+
+
+@dataclass
+class _Found:
+    """A loss that the hook found, whether a backward pass has reached it, or at least what came with it."""
+
+    loss: Tensor
+    reached: bool = False
+    touched: _Pass | None = None
 
 
 class TrainedLoss:
@@ -45,6 +47,8 @@ class TrainedLoss:
     """
 
     def __init__(self) -> None:
+        self.said = False
+        """Whether a deviation in mid-run has been warned of."""
         self._most_passes = 1  # of one update so far: the last window of an epoch may have fewer
         self.clear()
 
@@ -53,18 +57,24 @@ class TrainedLoss:
         self._found: list[_Found] = []
         self._passes: list[_Pass] = []
         self._eps = 0.0  # of the coarsest number format of a loss
+        self._believed = False
 
-    def listen(self, loss: Tensor) -> None:
-        """Follow this loss, 0-d with a graph."""
+    def listen(self, loss: Tensor, others: Iterable[Tensor] = ()) -> None:
+        """Follow this loss, 0-d with a graph, and what else with a graph the model returned, such as logits.
+
+        A trainer may compute the same loss once more from the others: then the root of its pass has the same value.
+        """
         found = _Found(loss.detach().clone())  # `loss /= n` would change what a detached view shows
         self._found.append(found)
         self._eps = max(self._eps, torch.finfo(loss.dtype).eps)
         loss.register_hook(partial(self._reached, found))  # type: ignore[no-untyped-call]
+        for other in others:
+            if other is not loss:
+                other.register_hook(partial(self._touched, found))  # type: ignore[no-untyped-call]
 
-    def forget_last(self) -> None:
-        """The last loss does not count: a caller has reported a better one for its micro-batch."""
-        if self._found:
-            self._found.pop()
+    def believe(self) -> None:
+        """Compare nothing in this update: a caller has reported a loss of its own."""
+        self._believed = True
 
     @torch.no_grad()
     def _reached(self, found: _Found, gradient: Tensor | None) -> None:
@@ -73,31 +83,60 @@ class TrainedLoss:
         found.reached = True
         factor = gradient.detach().float()
         heard = factor * found.loss.float()
+        one = self._pass() or _Pass(None, None)
+        if one.root is None:
+            self._passes.append(one)
+        one.heard = heard if one.heard is None else one.heard + heard
+        one.factor = factor if one.factor is None else one.factor + factor
+
+    @torch.no_grad()
+    def _touched(self, found: _Found, gradient: Tensor | None) -> None:
+        if gradient is not None:
+            one = self._pass()
+            found.touched = found.touched or one
+
+    def _pass(self) -> _Pass | None:
+        """The backward pass under way; None where its root is not found."""
         root, trained = _root_of_backward()
-        if root is not None:
-            self._eps = max(self._eps, torch.finfo(root.dtype).eps)
+        if root is None:
+            return None
+        self._eps = max(self._eps, torch.finfo(root.dtype).eps)
         last = self._passes[-1] if self._passes else None
-        if root is not None and last is not None and last.root is not None and last.root() is root:
-            last.heard, last.factor = last.heard + heard, last.factor + factor
-        else:
-            self._passes.append(_Pass(None if root is None else weakref.ref(root), trained, heard, factor))
+        if last is None or last.root is None or last.root() is not root:
+            self._passes.append(_Pass(weakref.ref(root), trained))
+        return self._passes[-1]
 
     @torch.no_grad()
     def deviation(self, device: torch.device) -> Tensor:
         """Largest relative difference between heard and trained loss: 0-d, in [0, 2], 0 where nothing is known.
 
         A pass may differentiate the loss, or 1 / n of it under accumulation of n micro-batches, times the factor of
-        a `GradScaler`. A found loss that no pass reached counts as 1, and one that is not finite as 0.
+        a `GradScaler`, or a value that is equal to it. What cannot be explained counts as 1, not finite ones as 0.
         """
-        parts = [found.loss.isfinite().float() for found in self._found if not found.reached]
         self._most_passes = max(self._most_passes, len(self._passes))
-        scale, counts = _loss_scale(), {1, len(self._passes), self._most_passes, _accumulation_of_accelerate()}
-        for one in self._passes:
-            if one.trained is not None:
-                parts.append(_difference(one.trained, one.heard))
-            factor = one.factor / scale.to(one.factor.device)
-            parts.append(torch.stack([_difference(factor * n, torch.ones_like(factor)) for n in counts]).amin())
-        worst = torch.stack([part.to(device) for part in parts]).amax() if parts else torch.zeros((), device=device)
+        counts = sorted({1, len(self._passes), self._most_passes, _accumulation_of_accelerate()})
+        scale = _loss_scale()
+
+        def from_expected(value: Tensor, whole: Tensor) -> Tensor:
+            shares = value / scale.to(value.device) * value.new_tensor(counts)
+            return _difference(shares, whole.expand_as(shares)).amin()
+
+        parts = []
+        for found in self._found:
+            if not found.reached:
+                value = None if found.touched is None else found.touched.trained
+                one = found.loss.isfinite().float()
+                parts.append(one if value is None else from_expected(value, found.loss.float()))
+        for each in self._passes:
+            if each.factor is not None and each.heard is not None:
+                parts.append(from_expected(each.factor, torch.ones_like(each.factor)))
+                if each.trained is not None:
+                    parts.append(_difference(each.trained, each.heard))
+            elif not any(found.touched is each and not found.reached for found in self._found):
+                parts.append(torch.ones((), device=device))  # a second term has its own backward pass
+        if not parts or self._believed:
+            return torch.zeros((), device=device)
+        worst = torch.stack([part.to(device) for part in parts]).amax()
         return torch.nan_to_num(worst, nan=0.0, posinf=0.0)
 
     def tolerance(self) -> float:
@@ -107,14 +146,12 @@ class TrainedLoss:
     def explain(self) -> str:
         """The losses of this update in words; reads them from the device."""
         heard = ", ".join(f"{float(found.loss):.4g}" for found in self._found)
+        began = ", ".join(f"{float(one.trained):.4g}" for one in self._passes if one.trained is not None)
+        text = f"the output has the loss {heard}, and backward() began at {began or 'an unknown value'}"
         if not all(found.reached for found in self._found):
-            return f"the output has the loss {heard}, and no backward pass came through it"
-        began = [f"{float(one.trained):.4g}" for one in self._passes if one.trained is not None]
-        factors = ", ".join(f"{float(one.factor):.4g}" for one in self._passes)
-        return (
-            f"the output has the loss {heard}, and backward() began at {', '.join(began) or 'an unknown value'}, "
-            f"in which that loss has the factor {factors}"
-        )
+            return f"{text}, without passing through that loss"
+        factors = ", ".join("0" if one.factor is None else f"{float(one.factor):.4g}" for one in self._passes)
+        return f"{text}, in which that loss has the factor {factors}"
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
