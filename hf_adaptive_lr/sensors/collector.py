@@ -36,7 +36,7 @@ from .weights import WEIGHT_FIELDS
 
 _LONG = 2000  # updates of a run of unknown length, for what is said half-way through
 _EVERY = 16  # decisions from one comparison with the trained loss to the next, later on
-_EARLY = 3  # first updates of a process, at which a loss that is not the trained one ends the run
+_EARLY = 3  # first decisions of a process, at which a loss that is not the trained one ends the run
 
 
 class SignalCollector:
@@ -75,7 +75,7 @@ class SignalCollector:
         self._pending = PendingUpdate(optimizer)
         self._trained = TrainedLoss()
         self._reads_loss = bool(needs & (REPLAYED | {"loss"}))
-        self._passed = 0  # updates of this process whose checks have passed
+        self._passed = 0  # checks in this process: the first update's, then those of decisions
         self._watched = False  # whether this update's losses were compared with the trained ones
         self._gain = GainSensor(optimizer)
         self._still: list[int] = []  # places of parameters that the previous update did not move
@@ -179,12 +179,14 @@ class SignalCollector:
             self._evaluation.observe(tensors["eval_loss"])
 
     def _listens(self) -> bool:
-        """Whether this update's passes are needed: at decisions, for gain ratios, and for the first checks."""
-        return self._passed < _EARLY or self._plan().decides or self._plan().next_decides
+        """Whether this update's passes are needed: at decisions, for gain ratios, for the first check."""
+        return not self._passed or self._plan().decides or self._plan().next_decides
 
     def _watches(self) -> bool:
         """Whether this update's losses are compared with the trained ones; the same on all ranks."""
-        return self._reads_loss and self._listens() and (self._passed < _EARLY or self._passed % _EVERY == 0)
+        if not self._reads_loss or not (self._plan().decides or not self._passed):
+            return False
+        return self._passed < _EARLY or self._passed % _EVERY == 0
 
     def _scalar(self, name: str, value: Tensor | float) -> Tensor:
         tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
@@ -208,10 +210,10 @@ class SignalCollector:
     def check(self) -> None:
         """ValueError, before an update is applied, when a needed signal cannot be measured exactly here.
 
-        Looks at the first updates of this process, whether or not a decision is due, and at every decision.
+        Looks at the first update of this process, whether or not a decision is due, and at every decision.
         """
         due = self._plan().decides
-        if self._passed >= _EARLY and not due:
+        if self._passed and not due:
             return
         if due:
             self._evaluation.check()
@@ -226,7 +228,7 @@ class SignalCollector:
             check_training_mode(self.needs, self.losses, self._norm)
         check_measurable(self.needs, self.losses, self._passes, self._norm, ranks=world_size(self.group))
         self._watched = self._watches()
-        if self._watched and self._passed < _EARLY:
+        if self._watched and not due:  # else with what else is read
             check_trained(self.needs, self._trained, float(self._trained.deviation(self._first_param().device)))
         self._passed += 1
 
@@ -276,7 +278,7 @@ class SignalCollector:
         if "root" in means:
             check_unscaled(means.pop("root"))
         if "deviation" in means:
-            check_trained(self.needs, self._trained, means.pop("deviation"), late=True)
+            check_trained(self.needs, self._trained, means.pop("deviation"), late=self._passed > _EARLY)
         for name in wanted & set(PREDICTION_FIELDS):
             means[name] *= world_size(self.group)  # the other ranks gave 0
         if "gain_ratio" in wanted:
