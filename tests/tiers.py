@@ -14,8 +14,8 @@ TIERS = {
     # Whole trainings, several processes, the Hub, the command line, other libraries, the demo and the examples.
     "integration": """
         anytime cli compatibility demo_data demo_image_model docs dsa_claims env envelope_runs evolution examples
-        finetune guard_callback hub hub_cli hub_server learn_schedule look_ahead meta_trainer notebook_and_space
-        packaging papers_everywhere ppo ranks resume train trainer
+        finetune guard_callback guard_restless hub hub_cli hub_server learn_schedule look_ahead meta_trainer
+        notebook_and_space packaging papers_everywhere ppo ranks resume train trainer
     """,
     # The benchmark and the studies: their runs, their statistics, and the pages that their rows make.
     "bench": """

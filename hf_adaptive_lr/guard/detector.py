@@ -23,7 +23,7 @@ EARLY = "early_divergence"
 """A guard's reason when the loss rises at once (`Detector.rising`) and the weights are already far from the start."""
 
 _STRICT_WINDOW = 16  # healthy updates after a rollback until a shift has to last again
-_EXPLODED = 10  # times the run's first losses
+_EXPLODED = 30  # times the run's first losses
 
 
 class Detector:
@@ -156,9 +156,8 @@ class Detector:
         self._best, self._slow, self._strict = None, 0, 0
 
     def exploded(self, loss: float) -> bool:
-        """Whether a loss is far above both the first ones of the run and those that the data has brought."""
-        track = self._loss
-        return loss > _EXPLODED * max(abs(track.top), abs(track.ceiling or 0.0))
+        """Whether a loss is so far above the first ones of the run that it is no shift any more."""
+        return loss > _EXPLODED * abs(self._loss.top)
 
     def go_back(self, state: Mapping[str, Any] | None) -> None:
         """To an earlier state, None for a fresh one; what the data was seen to bring since is not forgotten."""

@@ -316,8 +316,8 @@ class DivergenceGuard(GuardState):
         back = f"the weights of update {restored['update']} are restored" if restored else "nothing was restored"
         numbers = f"loss {seen['loss']:.4g}, gradient norm {seen['grad_norm']:.4g}"
         return self._end(
-            f"{seen['reason']} at update {seen['update']} ({numbers}) after {self.rollbacks} rollbacks; {back}{where}. "
-            "Look at the data of these batches, lower the learning rate, or raise max_rollbacks"
+            f"{seen['reason']} at update {seen['update']} ({numbers}) after {self.rollbacks} rollbacks; {back}{where}."
+            " Look at the data of these batches, lower the learning rate, or raise max_rollbacks"
         )
 
     def _end(self, message: str) -> Action:
