@@ -222,6 +222,22 @@ def test_snapshots_of_a_checkpoint_do_not_fit_a_model_that_trains_otherwise(tmp_
     assert other.events[-1]["restored_update"] == guard.updates
 
 
+class _Freeze(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step == 17:
+            kwargs["model"].bert.embeddings.requires_grad_(False)
+
+
+def test_a_trainer_that_freezes_a_part_in_mid_run_goes_back_to_where_it_did(tmp_path) -> None:
+    from transformers import Trainer
+
+    args = integrations.arguments(tmp_path, max_steps=30, learning_rate=1e-3, logging_strategy="no")
+    watch = GuardCallback(snapshot_every=5)
+    Trainer(model=bert(), args=args, train_dataset=Tokens(), callbacks=[_Freeze(), _Noise(), watch]).train()
+    (back,) = (event for event in watch.guard.events if event["action"] == "rollback")
+    assert back["restored_update"] == 17
+
+
 # --- damage that the loss does not show ------------------------------------------------------------------------------
 
 
