@@ -85,6 +85,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from .artifacts import library_version
+
+        return library_version()
     if name not in _HOMES:
         raise AttributeError(f"module 'hf_adaptive_lr' has no attribute '{name}'; it has: {', '.join(__all__)}")
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

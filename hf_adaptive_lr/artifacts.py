@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,11 @@ SETTINGS_NAME = "finetune_config.json"
 STATE_NAME = "trainer_state.json"
 """The file that Trainer writes last into a checkpoint."""
 
+_TORCH_CANNOT_WRITE = ("inline_container", "Parent directory", "PytorchStreamWriter", "cannot be opened")
+
+LOCK_NAME = ".lock"
+"""Held by the process that writes into an output folder."""
+
 CARD_NAME = "README.md"
 """Card of a controller or of a trained model."""
 
@@ -87,6 +95,56 @@ def replace_file(path: Path, content: str | Callable[[Path], object]) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+class FolderInUseError(RuntimeError):
+    """Another process writes into a folder; the message names it."""
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes out of an output folder, and remove the drafts that a killed one left in it.
+
+    The folder is made; if nothing is in it at the end, it goes again. Processes that do not ask for the lock do not
+    notice it. Raises [`FolderInUseError`] at once where another process has it.
+    """
+    from filelock import FileLock, Timeout
+
+    made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.absolute() / LOCK_NAME)  # the working folder may change
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise FolderInUseError(
+            f"another process writes into '{folder}'; wait until it has ended, or name another folder"
+        ) from error
+    try:
+        for path in drafts(folder):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        yield
+    finally:
+        with suppress(OSError):  # while it is held: who waits for it notices that it is gone, and makes a new one
+            os.unlink(lock.lock_file)
+        lock.release()
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+
+
+def write_failed(error: BaseException) -> bool:
+    """Whether an error is of the disk or the file system, as when it is full or a folder was deleted in mid-run.
+
+    torch and safetensors raise such errors as other types than OSError.
+    """
+    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_CANNOT_WRITE)
+
+
+def drafts(folder: Path) -> list[Path]:
+    """Files and folders that a process was writing; those of a process that was killed stay behind."""
+    return [path for path in folder.glob(".*") if re.fullmatch(r"\..+\.\d+\.(tmp|old)", path.name)]
 
 
 def parse_json(data: bytes) -> Any:

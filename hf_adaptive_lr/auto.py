@@ -22,6 +22,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from ._checks import MissingTensorError
 from .controller import Controller
 from .controllers import CONTROLLERS
 from .hub import repo, serialization
@@ -51,8 +52,8 @@ class AutoController:
 
         Args:
             pretrained_model_name_or_path: a name of [`CONTROLLERS`] (with its default config) or of a bundled
-                controller; a folder with `config.json`; a class of your own in a file, "my_rules.py:MyRule"; or a
-                repository of the Hub, "user/repo".
+                controller; a folder with `config.json`; a class of your own in a file, "my_rules.py:MyRule", or what
+                it saved, "my_rules.py:MyRule:folder"; or a repository of the Hub, "user/repo".
             **options: of a repository:
                 `revision`, a branch, tag, commit or `refs/pr/N`; all files come from the one commit that it is at this
                 moment. `token` for private and gated repositories, by default that of `hf auth login`. `cache_dir`
@@ -66,6 +67,7 @@ class AutoController:
             FileNotFoundError: a folder without config.json.
             HubError: the repository cannot be read; the message says why and what helps. It is an OSError.
             OSError: a file cannot be read or written.
+            TypeError: no text and no path.
             ValueError: nothing of that name; the message lists all attempts and the closest names. Also files that
                 are not exactly a controller's.
 
@@ -74,14 +76,69 @@ class AutoController:
             'cosine'
         """
         repo.check_options(options)
-        if is_own(os.fspath(pretrained_model_name_or_path)):
-            return load_own(os.fspath(pretrained_model_name_or_path))
-        return repo.load(pretrained_model_name_or_path, CONTROLLERS, **options)
+        if not isinstance(pretrained_model_name_or_path, str | os.PathLike):
+            raise TypeError(
+                "from_pretrained takes a name, a folder, FILE.py:CLASS or a repository, got "
+                f"{pretrained_model_name_or_path!r}; names are: {', '.join(known_names())}"
+            )
+        wanted = os.fspath(pretrained_model_name_or_path)
+        if is_own(wanted):
+            return load_own(wanted)
+        return repo.load(pretrained_model_name_or_path, known_classes(), **options)
+
+    @staticmethod
+    def register(controller_type: str, controller_class: type[Controller]) -> None:
+        """Make a class of your own known by name in this process, so that what it saved loads like any other.
+
+        Where a process is not yours to prepare (the command line), name file and folder: "my_rules.py:MyRule:saved/".
+
+        Args:
+            controller_type: the class's own `controller_type`.
+            controller_class: a subclass of [`Controller`]; a frozen dataclass.
+
+        Raises:
+            TypeError: no controller class.
+            ValueError: the name is another's, or not the class's own.
+
+        Example:
+            >>> from dataclasses import dataclass
+            >>> from hf_adaptive_lr import Constant
+            >>> @dataclass(frozen=True, kw_only=True)
+            ... class Mine(Constant):
+            ...     controller_type = "mine"
+            >>> AutoController.register("mine", Mine)  # doctest: +SKIP
+            >>> AutoController.from_pretrained("mine").controller_type  # doctest: +SKIP
+            'mine'
+        """
+        found = controller_class
+        if not (isinstance(found, type) and issubclass(found, Controller) and found is not Controller):
+            raise TypeError(f"register takes a subclass of Controller, got {found!r}")
+        _check_class(found.__name__, found)
+        if controller_type != found.controller_type:
+            raise ValueError(
+                f"{found.__name__} has controller_type {found.controller_type!r}, not {controller_type!r}"
+            )
+        known = known_classes().get(controller_type)
+        same_code = known is not None and (known.__module__, known.__qualname__) == (
+            found.__module__,
+            found.__qualname__,
+        )
+        if controller_type in CONTROLLERS or (known is not None and not same_code):
+            raise ValueError(f"'{controller_type}' is {known!r} already; give your class another controller_type")
+        _REGISTERED[controller_type] = found
+
+
+_REGISTERED: dict[str, type[Controller]] = {}
+
+
+def known_classes() -> dict[str, type[Controller]]:
+    """The classes of this library and those that were registered, by their `controller_type`."""
+    return {**CONTROLLERS, **_REGISTERED}
 
 
 def known_names() -> list[str]:
     """Names that `AutoController.from_pretrained` knows without a file or network."""
-    return repo.known_names(CONTROLLERS)
+    return repo.known_names(known_classes())
 
 
 def resolve_controller(controller: Controller | str | os.PathLike[str]) -> Controller:
@@ -93,7 +150,10 @@ def resolve_controller(controller: Controller | str | os.PathLike[str]) -> Contr
     if isinstance(controller, str | os.PathLike):
         controller = AutoController.from_pretrained(controller)
     if isinstance(controller, Controller):
-        if controller.controller_type == controller.provenance.get("source") == "universal":
+        origin = controller.provenance
+        if controller.controller_type == origin.get("source") == "universal" and "params" not in origin.get(
+            "changed", ""
+        ):
             _caution()
         return controller
     raise TypeError(
@@ -103,28 +163,38 @@ def resolve_controller(controller: Controller | str | os.PathLike[str]) -> Contr
 
 @functools.cache
 def _caution() -> None:
-    """Warn once in a process that the bundled `universal` is experimental on pretrained encoders."""
+    """Warn once, on the first process, that the bundled `universal` is experimental on pretrained encoders."""
+    if int(os.environ.get("RANK", "0")):
+        return
     logger.warning(
         "controller 'universal' is experimental on pretrained encoders: on data sets it was not chosen on, it was "
         "worse than a tuned linear schedule on average and ruined some runs; 'relative' with rho=0.001 is safer there"
     )
 
 
+_OWN = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)(?::(?P<folder>.+))?", re.DOTALL)
+
+
 def is_own(text: str) -> bool:
     """Whether this names a class in a Python file, as `rules/my_controller.py:MyController` does."""
-    return re.fullmatch(r".+\.py:[A-Za-z_]\w*", text) is not None
+    return _OWN.fullmatch(text) is not None
 
 
 def load_own(text: str) -> Controller:
     """The controller that "FILE.py:CLASS" defines, with its default config; file and hash are its `provenance`.
 
-    FileNotFoundError without the file; ValueError for no such class in it, one that is no controller, or one that
-    cannot be made without arguments.
+    "FILE.py:CLASS:FOLDER" has the config and weights that `save_pretrained` wrote.
+
+    FileNotFoundError without the file or folder; ValueError for no such class in it, one that is no controller, or one
+    that cannot be made without arguments; also for files that are not exactly this class's.
     """
-    path_text, _, name = text.rpartition(":")
-    path = Path(path_text)
+    match = _OWN.fullmatch(text)
+    assert match is not None  # `is_own` says so
+    path, name, folder = Path(match["file"]), match["name"], match["folder"]
     if not path.is_file():
-        raise FileNotFoundError(f"no file '{path}' for the controller '{text}'; write FILE.py:CLASS")
+        raise FileNotFoundError(
+            f"no file '{path}' for the controller '{text}'; write FILE.py:CLASS, or FILE.py:CLASS:FOLDER"
+        )
     code = hashlib.sha256(path.read_bytes()).hexdigest()
     module = _module(path, code)
     found = getattr(module, name, None)
@@ -138,13 +208,23 @@ def load_own(text: str) -> Controller:
         hint = f"did you mean {close[0]}?" if close else "it defines none; subclass hf_adaptive_lr.Controller"
         raise ValueError(f"'{path}' has no controller '{name}'; {hint}")
     _check_class(text, found)
+    origin = {"source": text, "folder": "", "commit": "", "revision": "", "code": code}
+    if folder is not None:
+        origin["folder"] = str(Path(folder).absolute())
+        made = serialization.load(Path(folder), {found.controller_type: found}, origin)
+    else:
+        made = _with_defaults(text, found).replace(provenance=origin)
+    try_out(made, ())
+    return made
+
+
+def _with_defaults(text: str, found: type[Controller]) -> Controller:
     try:
-        made = found()
+        return found()
     except TypeError as error:
         raise ValueError(f"'{text}' cannot be made without arguments: {error}; give its fields defaults") from error
-    try_out(made, ())
-    origin = {"source": text, "folder": "", "commit": "", "revision": "", "code": code}
-    return made.replace(provenance=origin)
+    except MissingTensorError as error:
+        raise ValueError(f"'{text}' has weights: {error}; name the folder that has them, {text}:FOLDER") from error
 
 
 def try_out(controller: Controller, batch_shape: tuple[int, ...]) -> None:

@@ -111,9 +111,11 @@ def sharder(optimizer: Optimizer) -> str | None:
     if any(hasattr(p, "ds_id") for p in params):
         return "DeepSpeed"
     if any(hasattr(p, "placements") for p in params):
-        return "fully_shard (DTensor parameters)"
+        return "fully_shard or tensor parallelism (DTensor parameters)"
     if any(getattr(p, "_is_flat_param", False) for p in params):
         return "FSDP (flat parameters)"
+    if any(getattr(p, "_fsdp_flattened", False) for p in params):  # they look whole, and are views of a shard
+        return "FSDP (use_orig_params=True)"
     return None
 
 

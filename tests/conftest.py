@@ -34,6 +34,8 @@ import pytest
 import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# The threads of a process are not in its forks: one that computes on more than one waits for them for ever.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background, where Ctrl-C is not heard
     signal.signal(signal.SIGINT, signal.default_int_handler)

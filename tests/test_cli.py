@@ -14,8 +14,9 @@ from hf_adaptive_lr.auto import known_names
 from hf_adaptive_lr.cli import finetune as finetune_verb
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.demo.data import DemoDataError
-from hf_adaptive_lr.finetune import config, data
+from hf_adaptive_lr.finetune import data
 from hf_adaptive_lr.scheduler.trace import TraceWriter
+from hf_adaptive_lr.trainer.checkpoints import newest_whole
 from tests.job import python, texts, write_csv, write_image_model, write_images, write_text_model
 
 
@@ -107,7 +108,7 @@ GOOD = "finetune --data ../shelf/good.csv --model ../shelf/model --output-dir ou
         ("--task image --data ../shelf/photos --image-column absent", "its columns are: image, label"),
         ("--task image --data ../shelf/photos --image-column label --label-column image", "labels are strings or"),
         ("--task image --data ../shelf/photos", "Unrecognized configuration class"),
-        ("--resume", "has no whole checkpoint to resume from"),
+        ("--resume", "has no run to resume"),
         ("--resume --overwrite", "exclude each other"),
         ("--output-dir ../shelf/notes.txt", "is a file; name a folder"),
     ],
@@ -217,9 +218,7 @@ def test_a_run_ends_with_a_table_or_with_json(here, capfd) -> None:
 # --- interrupted and killed ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("at", "hint"), [(2, "there is no checkpoint yet; start again with: "), (6, "continue with: ")]
-)
+@pytest.mark.parametrize(("at", "hint"), [(2, "continue with: "), (6, "continue with: ")])
 def test_an_interrupted_run_says_how_to_go_on(at, hint, here, capfd, monkeypatch) -> None:
     write = TraceWriter.__call__
 
@@ -243,6 +242,7 @@ KILL_AT_UPDATE_7 = """
 import os, signal, sys
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.scheduler.trace import TraceWriter
+from hf_adaptive_lr.trainer.checkpoints import newest_whole
 write = TraceWriter.__call__
 def kill(self, decision):
     write(self, decision)
@@ -266,7 +266,7 @@ def test_a_killed_run_resumes_to_the_same_results(controller, tmp_path, shelf) -
     killed = python("-c", KILL_AT_UPDATE_7, *shlex.split(line), cwd=parted)
     assert killed.returncode == -9, killed.stderr
     assert len((parted / "out" / "lr_trace.jsonl").read_text().splitlines()) == 7
-    assert config.last_checkpoint(parted / "out") == parted / "out" / "checkpoint-4"
+    assert newest_whole(parted / "out") == parted / "out" / "checkpoint-4"
     assert not (parted / "out" / "results.json").exists()
     resumed = python("-m", "hf_adaptive_lr.cli", "finetune", "--output-dir", "out", "--resume", cwd=parted)
     assert resumed.returncode == 0, resumed.stderr

@@ -8,8 +8,10 @@ import json
 import pytest
 import yaml
 
+import hf_adaptive_lr
 from hf_adaptive_lr import cli
 from hf_adaptive_lr.cli import config_file, main
+from tests.job import python
 
 VERBS = [verb.__name__.rpartition(".")[2] for verb in cli.VERBS]
 
@@ -45,7 +47,14 @@ BAD = [
     ("finetun", "did you mean finetune?"),
     ("--nonsense", "the following arguments are required: VERB"),
     ("finetune --learing-rate 3", "unrecognized arguments: --learing-rate 3; did you mean --learning-rate?"),
+    ("finetune --learning-rat 3", "unrecognized arguments: --learning-rat 3; did you mean --learning-rate?"),
     ("finetune --task txt", "task 'txt' must be one of: text, image"),
+    ("finetune --delimiter ;", "the demo's data have their own"),
+    ("finetune --problem-type classes", "problem_type 'classes' must be one of: single_label_classification, "),
+    ("finetune --skip-unreadable", "skip_unreadable is for --task image"),
+    ("finetune --task image --text-pair-column b", "text_pair_column is for --task text"),
+    ("finetune --controller-kwargs [1]", "controller_kwargs='[1]' is not a JSON object"),
+    ("finetune --controller absent.py:Mine:saved", "no file 'absent.py' for the controller"),
     ("finetune --controller linar", "did you mean linear?"),
     ("finetune --learning-rate fast", "invalid learning rate value: 'fast'"),
     ("finetune --learning-rate=-1", "learning_rate"),
@@ -101,6 +110,20 @@ def test_bad_input_is_one_line_and_exit_code_2(words, said, tmp_path, monkeypatc
 
 def test_every_verb_has_bad_inputs_above() -> None:
     assert {words.split()[0] for words, _ in BAD} >= set(VERBS)
+
+
+def test_both_ways_to_call_it_say_their_version(tmp_path) -> None:
+    for module in ("hf_adaptive_lr", "hf_adaptive_lr.cli"):
+        done = python("-m", module, "--version", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (0, f"hf-adaptive-lr {hf_adaptive_lr.__version__}\n"), done.stderr
+
+
+def test_the_hub_that_cannot_be_reached_is_said_at_once(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"a retry after {seconds} s"))
+    assert call("list", "--hub") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and ("no connection to" in error or "HF_HUB_OFFLINE" in error)
 
 
 # --- options in a file ---

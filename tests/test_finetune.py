@@ -23,13 +23,15 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_adaptive_lr import Hypergradient
+from hf_adaptive_lr.artifacts import drafts, only_writer
 from hf_adaptive_lr.cli import finetune as finetune_verb
-from hf_adaptive_lr.finetune.config import last_checkpoint
-from hf_adaptive_lr.finetune.data import JobData, load_data, open_image
+from hf_adaptive_lr.finetune.data import JobData, load_data
+from hf_adaptive_lr.finetune.images import open_image
 from hf_adaptive_lr.finetune.job import FinetuneConfig, FinetuneError, run
 from hf_adaptive_lr.finetune.model import load_parts
 from hf_adaptive_lr.finetune.outputs import installed_version, table
 from hf_adaptive_lr.scheduler.trace import read_trace
+from hf_adaptive_lr.trainer.checkpoints import newest_whole
 from tests.job import texts, write_csv, write_image_model, write_images, write_text_model
 
 
@@ -60,7 +62,8 @@ def text_job(tmp_path, text_model) -> FinetuneConfig:
 
 
 def read(data: str | None, **changes: Any) -> JobData:
-    return load_data("text", data, **{"input_column": "text", "label_column": "label", **changes})
+    config = FinetuneConfig(data=data, **changes)
+    return load_data(config.source, config.wanted)
 
 
 # --- a whole run -----------------------------------------------------------------------------------------------------
@@ -70,6 +73,7 @@ def test_a_text_run_learns_and_leaves_four_outputs(text_job) -> None:
     results = run(text_job)
     out = text_job.folder
     assert results["accuracy"] > 0.9 > results["majority_accuracy"] == pytest.approx(1 / 3, abs=1e-5)
+    assert results["macro_f1"] > 0.9 and "macro F1" in table(results, out)
     assert json.loads((out / "results.json").read_text()) == results
     assert results["data"] == {
         "name": text_job.data,
@@ -78,6 +82,8 @@ def test_a_text_run_learns_and_leaves_four_outputs(text_job) -> None:
         "report_split": "test",
         "labels": 3,
         "left_out": 0,
+        "unreadable": 0,
+        "problem_type": "single_label_classification",
         "rare_labels": {},
     }
     assert results["controller"] == {"controller_type": "hypergradient", **Hypergradient().config()}
@@ -120,7 +126,8 @@ def test_nothing_but_data_and_a_model_need_be_said(text_job) -> None:
         ),
         ({"warmup_steps": 0, "controller_kwargs": '{"rho": 0.1}'}, "relative", {"rho": 0.1}, 0, "default for"),
         ({"controller": "universal"}, "universal", {}, None, "given"),
-        ({"controller": "relative"}, "relative", {}, None, "given"),
+        ({"controller": "relative"}, "relative", {"rho": 0.001}, 8, "given"),
+        ({"task": "image", "controller": "relative"}, "relative", {"rho": 0.016}, 15, "given"),
         ({"optimizer": "dsa"}, "constant", {}, None, "default for dsa"),
     ],
 )
@@ -176,6 +183,7 @@ def test_runs_resume_with_the_controller_they_began_with(text_job) -> None:
     path = old.folder / "finetune_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in settings.items() if k not in ("warmup_steps", "choice")}))
+    assert json.loads(path.read_text())["stratified"]
     grown = run(replace(job, output_dir=old.output_dir, max_steps=6, resume=True))
     assert grown["controller"]["controller_type"] == "universal" and grown["updates"] == 6
     assert grown["controller_choice"] == "of the run that is resumed"
@@ -224,6 +232,37 @@ def test_an_image_run_learns_with_the_demo_model_and_with_one_from_a_folder(tmp_
     assert AutoImageProcessor.from_pretrained(job.folder / "model").size["height"] == 32
     own = replace(job, model=str(write_image_model(tmp_path / "model")), output_dir=str(tmp_path / "out2"))
     assert run(own)["model"]["name"] == own.model
+
+
+def test_numbers_and_several_labels_are_learned(text_job, tmp_path) -> None:
+    rows = [(text, label, label != "cars", label == "cars") for text, label in texts(48)]
+    path = write_csv(
+        tmp_path / "d.csv",
+        [(t, {"cars": -1.5, "space": 0.25, "sport": 1.5}[name], int(a), int(b)) for t, name, a, b in rows],
+        header=("text", "value", "goes", "drives"),
+    )
+    job = replace(text_job, data=str(path), max_steps=60)
+    results = run(replace(job, label_column="value"))
+    assert results["r2"] > 0.7 and "accuracy" not in results and "majority_accuracy" not in results
+    assert results["data"]["problem_type"] == "regression" and "r2 " in table(results, job.folder)
+    model = AutoModelForSequenceClassification.from_pretrained(job.folder / "model")
+    assert model.config.problem_type == "regression" and model.config.id2label == {0: "value"}
+    results = run(replace(job, label_column="goes,drives", overwrite=True))
+    assert results["accuracy"] > 0.8 and results["macro_f1"] > 0.8
+    model = AutoModelForSequenceClassification.from_pretrained(job.folder / "model")
+    assert model.config.problem_type == "multi_label_classification"
+    assert run(replace(job, label_column="goes,drives", resume=True))["loss"] == results["loss"]
+
+
+def test_pairs_of_texts_are_read_together(text_job, tmp_path) -> None:
+    words = [text for text, _ in texts(60)]
+    rows = [(one, one if i % 2 else words[i - 7], i % 2) for i, one in enumerate(words)]
+    path = write_csv(tmp_path / "d.csv", rows, header=("one", "other", "label"))
+    job = replace(text_job, data=str(path), text_column="one", text_pair_column="other", max_steps=2)
+    run(job)
+    parts = load_parts("text", job.model, ["0", "1"], max_length=16)
+    both = parts.collate([{"input": "the ball", "pair": "a goal", "label": 1}])["input_ids"]
+    assert both.shape == (1, 4), "both are in it"
 
 
 def test_the_demo_images_are_learned(tmp_path) -> None:
@@ -293,7 +332,7 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(text_job) -> None:
     assert {path: path.stat().st_mtime_ns for path in job.folder.rglob("*")} == before
     again = run(replace(job, max_steps=3, overwrite=True))
     assert again["updates"] == len(read_trace(job.folder / "lr_trace.jsonl")) == 3
-    assert last_checkpoint(job.folder) == job.folder / "checkpoint-3"
+    assert newest_whole(job.folder) == job.folder / "checkpoint-3"
     assert not (job.folder / "checkpoint-2").exists()
 
 
@@ -318,14 +357,54 @@ def test_a_resumed_run_must_have_the_same_settings(text_job) -> None:
         run(replace(job, resume=True, learning_rate=0.01))
 
 
-def test_a_checkpoint_cut_short_is_passed_over(tmp_path) -> None:
-    for step, state in ((5, "{}"), (10, "{}"), (15, '{"half'), (100, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-notes.txt").write_text("mine")
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert last_checkpoint(tmp_path / "absent") is None
+def test_a_run_without_a_whole_checkpoint_begins_again_to_the_same_results(text_job, caplog) -> None:
+    """Killed during its first checkpoint, or the only checkpoint was damaged since."""
+    job = replace(text_job, max_steps=4, save_steps=2)
+    first = run(job)
+    (job.folder / "results.json").unlink()
+    (newest_whole(job.folder) / "optimizer.pt").unlink()
+    (job.folder / ".model.123.tmp").mkdir()
+    (job.folder / ".results.json.123.tmp").touch()
+    caplog.clear()
+    again = run(replace(job, resume=True))
+    assert {**again, "wall_seconds": 0} == {**first, "wall_seconds": 0}
+    assert "has no whole checkpoint yet (checkpoint-4: it has no optimizer.pt" in caplog.text
+    assert not drafts(job.folder)
+    (newest_whole(job.folder) / "optimizer.pt").unlink()  # of a finished run
+    with pytest.raises(FinetuneError, match="no whole checkpoint to resume from .checkpoint-4: .*pass --overwrite"):
+        run(replace(job, resume=True))
+
+
+def test_a_folder_that_a_killed_run_left_takes_a_new_run(text_job) -> None:
+    job = replace(text_job, max_steps=2)
+    first = run(job)
+    half = job.folder / "checkpoint-2"
+    (half / "trainer_state.json").unlink()
+    shutil.rmtree(job.folder / "model")
+    for name in ("results.json", "curves.png"):
+        (job.folder / name).unlink()
+    second = run(replace(job, learning_rate=0.01))
+    assert {**second, "wall_seconds": 0} != {**first, "wall_seconds": 0}
+    assert (half / "trainer_state.json").is_file()
+
+
+def test_two_processes_do_not_share_a_folder(text_job) -> None:
+    job = replace(text_job, max_steps=2)
+    with only_writer(job.folder):
+        with pytest.raises(FinetuneError, match="another process writes into "):
+            run(job)
+        assert [path.name for path in job.folder.iterdir()] == [".lock"]
+    assert not job.folder.exists()
+    run(job)
+
+
+def test_a_trace_of_two_runs_makes_no_results(text_job) -> None:
+    job = replace(text_job, max_steps=2)
+    run(job)
+    trace = job.folder / "lr_trace.jsonl"
+    trace.write_text(trace.read_text() * 2)
+    with pytest.raises(FinetuneError, match="does not hold updates 0 ... 3 in their order"):
+        run(replace(job, resume=True))
 
 
 # --- sources, splits, labels -----------------------------------------------------------------------------------------
@@ -412,7 +491,6 @@ def test_sizes_are_kept_and_the_rows_do_not_depend_on_the_seed(tmp_path, text_jo
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("a", 0.5), ("b", 1.5), ("c", 2.5)], "holds float64; labels are strings or whole numbers"),
         ([("a", "x"), ("b", "x"), ("c", "x")], "has 1 label; at least 2"),
         ([("a", ""), ("b", ""), ("c", "y"), ("", "x")], "3 of 4 rows have no text in 'text' or no label in 'label'"),
         ([(1, "x"), (2, "y"), (3, "y")], "text column 'text' holds int64, not text"),
@@ -442,7 +520,7 @@ def test_a_folder_of_images_without_classes_says_how_they_should_lie(tmp_path) -
     for number in range(3):
         Image.new("L", (4, 4), number).save(tmp_path / f"{number}.png")
     with pytest.raises(FinetuneError, match="has no label column 'label'; .*one folder for each class.*photos/cat"):
-        load_data("image", str(tmp_path), input_column="image", label_column="label")
+        read(str(tmp_path), task="image")
 
 
 def test_a_split_is_needed_when_there_are_several(tmp_path) -> None:
@@ -470,7 +548,7 @@ def test_a_broken_image_is_named(tmp_path) -> None:
     whole = file.read_bytes()
     file.write_bytes(b"no picture")
     with pytest.raises(FinetuneError, match=r"dark/3\.png cannot be read"):
-        load_data("image", str(tmp_path / "photos"), input_column="image", label_column="label")
+        read(str(tmp_path / "photos"), task="image")
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FinetuneError, match=r"dark/3\.png cannot be read"):
         open_image({"bytes": None, "path": str(file)})
@@ -479,7 +557,7 @@ def test_a_broken_image_is_named(tmp_path) -> None:
 def test_images_in_another_column_type_are_refused(tmp_path) -> None:
     path = save_splits(tmp_path / "d", train=[0, 1, 1])
     with pytest.raises(FinetuneError, match="image column 'text' holds string, not images"):
-        load_data("image", path, input_column="text", label_column="label")
+        read(path, task="image", image_column="text")
 
 
 def test_half_precision_checkpoints_are_trained_in_float32(tmp_path, text_model) -> None:

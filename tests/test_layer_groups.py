@@ -21,7 +21,7 @@ from hf_adaptive_lr import (
     ControlledLR,
     split_groups,
 )
-from hf_adaptive_lr.optimizers.layers import PARTS, depth_of, part_of
+from hf_adaptive_lr.optimizers.places import PARTS, places
 from tests import integrations
 from tests.compatibility.models import llama, t5
 from tests.tiny import LENGTH, VOCAB, Tokens, bert, mlp, vit
@@ -52,27 +52,23 @@ def _resnet() -> ResNetForImageClassification:
         (_gpt2, "transformer.wte.weight", "embeddings"),
         (_gpt2, "transformer.h.1.attn.c_attn.weight", "body"),
         (_resnet, "classifier.1.weight", "head"),
-        (t5, "shared.weight", "body"),
+        (_gpt2, "transformer.wpe.weight", "embeddings"),
+        (t5, "shared.weight", "embeddings"),
         (mlp, "0.weight", "body"),
     ],
 )
 def test_the_part_of_a_parameter(make, name, part) -> None:
     model = make()
     assert name in dict(model.named_parameters())
-    assert part_of(name, model) == part
+    assert places(model)[name].part == part
 
 
 def test_adapters_and_saved_modules_of_peft() -> None:
     config = LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"])
     model = get_peft_model(bert(), config)
-    parts = {part_of(name, model) for name, p in model.named_parameters() if p.requires_grad}
+    found = places(model)
+    parts = {found[name].part for name, p in model.named_parameters() if p.requires_grad}
     assert parts == {"lora_A", "lora_B", "head"}
-
-
-def test_depth_counts_from_the_embeddings_up() -> None:
-    names = ["bert.embeddings.x", "bert.encoder.layer.0.x", "bert.encoder.layer.1.x", "bert.pooler.x", "classifier.x"]
-    parts = ["embeddings", "body", "body", "body", "head"]
-    assert [depth_of(n, p, 2) for n, p in zip(names, parts, strict=True)] == [0, 1, 2, 3, 3]
 
 
 # --- splitting ---
@@ -85,10 +81,11 @@ def test_every_parameter_once_with_its_own_settings() -> None:
     split_groups(optimizer, model, {"embeddings": 0.1, "head": 10.0})
     after = [(id(p), group) for group in optimizer.param_groups for p in group["params"]]
     assert len(after) == len(before)
-    names = {id(p): n for n, p in model.named_parameters()}
+    found = places(model)
+    parts = {id(p): found[n].part for n, p in model.named_parameters()}
     for key, group in after:
         assert group["weight_decay"] == before[key]
-        factor = {"embeddings": 0.1, "head": 10.0}.get(part_of(names[key], model), 1.0)
+        factor = {"embeddings": 0.1, "head": 10.0}.get(parts[key], 1.0)
         assert group["lr"] == pytest.approx(integrations.LR * factor)
     assert optimizer.param_groups[0]["lr"] == integrations.LR, "the group that is reported"
 
@@ -133,6 +130,32 @@ def test_an_optimizer_that_has_stepped_fails_fast() -> None:
     optimizer.step()
     with pytest.raises(ValueError, match="has made updates already"):
         split_groups(optimizer, model, {"body": 2.0})
+
+
+def test_a_part_that_the_model_does_not_have_fails_fast() -> None:
+    model = _gpt2()
+    with pytest.raises(
+        ValueError, match=r"no 'head' \(a head that is tied to the embeddings is theirs\); there are: "
+    ):
+        split_groups(torch.optim.SGD(model.parameters(), lr=1.0), model, {"head": 10.0})
+    with pytest.raises(ValueError, match="no 'lora_B'; there are: embeddings "):
+        split_groups(torch.optim.SGD(model.parameters(), lr=1.0), model, {"lora_B": 16.0})
+
+
+def test_the_optimizer_of_another_model_fails_fast() -> None:
+    with pytest.raises(ValueError, match="4 of the optimizer's parameters are not in this model"):
+        split_groups(torch.optim.SGD(mlp().parameters(), lr=1.0), bert(), layer_decay=0.9)
+
+
+def test_what_was_put_where_is_logged(caplog) -> None:
+    model = llama()
+    with caplog.at_level("INFO", "hf_adaptive_lr"):
+        split_groups(torch.optim.SGD(model.parameters(), lr=1.0), model, layer_decay=0.5)
+    assert (
+        "embeddings (3 below the head): model.embed_tokens; body (2 below the head): model.layers.0; "
+        "body (1 below the head): model.layers.1; body (0 below the head): model.norm; head (0 below the head): "
+        "lm_head"
+    ) in caplog.text
 
 
 # --- under a controller ---

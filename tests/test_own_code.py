@@ -13,7 +13,7 @@ from hf_adaptive_lr.bench.yardstick_methods import third_party
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.controller import ControllerError
 from tests import integrations
-from tests.job import texts, write_csv, write_text_model
+from tests.job import python, texts, write_csv, write_text_model
 from tests.tiny import Tokens, bert
 
 EXAMPLE = f"{Path(__file__).parent.parent / 'examples' / 'own_controller.py'}:LossProportional"
@@ -212,3 +212,77 @@ def test_an_error_in_the_file_keeps_its_traceback(tmp_path) -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             AutoController.from_pretrained(f"{tmp_path}/mine.py:X")
+
+
+# --- what one's own class has saved ---
+
+
+def saved(tmp_path: Path) -> Path:
+    """A folder that the example's class saved, in another module than any other test's."""
+    (tmp_path / "rules.py").write_text(Path(EXAMPLE.rpartition(":")[0]).read_text())
+    loaded = AutoController.from_pretrained(f"{tmp_path}/rules.py:LossProportional")
+    return loaded.replace(power=0.25).save_pretrained(tmp_path / "saved")
+
+
+def test_file_class_and_folder_load_what_was_saved(tmp_path) -> None:
+    folder = saved(tmp_path)
+    text = f"{tmp_path}/rules.py:LossProportional:{folder}"
+    controller = AutoController.from_pretrained(text)
+    assert controller.power == 0.25 and controller.provenance["source"] == text
+    assert controller.provenance["folder"] == str(folder) and len(controller.provenance["code"]) == 64
+    assert third_party(text).spec()["weights"] != third_party(text.rpartition(":")[0]).spec()["weights"]
+    with pytest.raises(FileNotFoundError, match="nowhere' does not exist"):
+        AutoController.from_pretrained(f"{tmp_path}/rules.py:LossProportional:nowhere")
+    AutoController.from_pretrained("plateau").save_pretrained(tmp_path / "plateau")
+    with pytest.raises(ValueError, match="controller_type is 'plateau', expected one of: loss_proportional"):
+        AutoController.from_pretrained(f"{tmp_path}/rules.py:LossProportional:{tmp_path / 'plateau'}")
+
+
+def test_another_process_loads_the_folder_by_the_file_and_after_registration(tmp_path) -> None:
+    folder = saved(tmp_path)
+    code = f"""
+import sys; sys.path.insert(0, {str(tmp_path)!r})
+from hf_adaptive_lr import AutoController
+print(AutoController.from_pretrained("rules.py:LossProportional:saved").power)
+try: AutoController.from_pretrained("./saved")
+except ValueError as error: print(error)
+from rules import LossProportional
+AutoController.register("loss_proportional", LossProportional)
+print(AutoController.from_pretrained({str(folder)!r}).power, AutoController.from_pretrained("loss_proportional").power)
+"""
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, error, last = done.stdout.splitlines()
+    assert first == "0.25" and last == "0.25 1.0"
+    assert "loads as FILE.py:CLASS:FOLDER, or after AutoController.register(its name, the class)" in error
+
+
+def test_registering_fails_fast_on_what_could_not_be_found_again(monkeypatch) -> None:
+    monkeypatch.setattr(auto, "_REGISTERED", {})
+    own = type(AutoController.from_pretrained(EXAMPLE))
+    with pytest.raises(TypeError, match="takes a subclass of Controller, got 'cosine'"):
+        AutoController.register("cosine", "cosine")
+    with pytest.raises(ValueError, match="has controller_type 'loss_proportional', not 'mine'"):
+        AutoController.register("mine", own)
+    with pytest.raises(ValueError, match="'plateau' is .* already; give your class another controller_type"):
+        AutoController.register("plateau", type(AutoController.from_pretrained("plateau")))
+    AutoController.register("loss_proportional", own)
+    AutoController.register("loss_proportional", own)  # a notebook's cell that is run again
+    assert "loss_proportional" in auto.known_names()
+
+
+def test_no_name_at_all_is_said_in_a_sentence() -> None:
+    for wrong in (None, 3):
+        with pytest.raises(TypeError, match=f"takes a name, a folder, FILE.py:CLASS or a repository, got {wrong};"):
+            AutoController.from_pretrained(wrong)
+
+
+def test_the_caution_about_universal_is_for_the_bundled_weights_on_the_first_process(monkeypatch, caplog) -> None:
+    bundled = AutoController.from_pretrained("universal")
+    other = bundled.replace(params={name: torch.zeros_like(tensor) for name, tensor in bundled.params.items()})
+    for controller, rank, said in ((other, "0", 0), (bundled, "1", 0), (bundled, "0", 1)):
+        auto._caution.cache_clear()
+        caplog.clear()
+        monkeypatch.setenv("RANK", rank)
+        auto.resolve_controller(controller)
+        assert caplog.text.count("experimental") == said

@@ -242,6 +242,46 @@ def test_sharded_gradients_fail_fast_and_losses_do_not(tmp_path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def _sharded_by_the_first_fsdp(folder: Path) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    torch.set_num_threads(1)
+    model = FullyShardedDataParallel(mlp(), use_orig_params=True, device_id=torch.device("cpu"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    x, y = batches(1)[0]
+    for controller in (Hypergradient(), Watcher(fields=("grad_norm",)), LossOnly()):
+        ControlledLR(optimizer, controller, model=model.module).close()
+        scheduler = ControlledLR(optimizer, controller)
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        scheduler.observe(loss=loss)
+        loss.backward()
+        if controller.needs == {"loss"}:
+            optimizer.step()
+            assert scheduler.updates == 1
+            continue
+        with pytest.raises(ValueError, match=r"(slope|grad_norm|alignment), and FSDP \(use_orig_params=True\) leaves"):
+            optimizer.step()
+        assert scheduler.updates == 0
+        optimizer.zero_grad()
+    (folder / f"refused-{dist.get_rank()}").touch()
+
+
+def test_gradients_that_look_whole_and_are_sharded_fail_fast(tmp_path) -> None:
+    """The first FSDP with `use_orig_params=True`, Trainer's default for it."""
+    _launch(_sharded_by_the_first_fsdp, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_accelerates_wrapper_for_deepspeed_fails_fast() -> None:
+    """The wrapper is real, and is what a callback gets; DeepSpeed's engine itself is not installed here."""
+    from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
+
+    AcceleratorState(cpu=True)
+    wrapped = DeepSpeedOptimizerWrapper(torch.optim.AdamW(mlp().parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="DeepSpeed steps the optimizer inside backward"):
+        ControlledLR(wrapped, "constant")
+
+
 def test_the_check_knows_deepspeed_by_its_marks() -> None:
     """A unit test of the check only: DeepSpeed itself needs a GPU build that is not installed here."""
     parameter = torch.nn.Parameter(torch.zeros(2))

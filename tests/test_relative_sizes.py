@@ -8,7 +8,7 @@ import pytest
 
 from hf_adaptive_lr.bench import relative_sizes
 from hf_adaptive_lr.bench.runner import read_rows
-from hf_adaptive_lr.finetune.config import RHO_BY_START
+from hf_adaptive_lr.trainer.defaults import RHO_BY_START
 
 DIGITS = next(task for task in relative_sizes.TASKS if task.name == "digits")
 

@@ -553,6 +553,24 @@ def real_runs(tmp_path_factory) -> list[Path]:
     return [folder / "hypergradient", folder / "linear"]
 
 
+def test_of_many_checkpoints_the_newest_is_read(tmp_path, monkeypatch) -> None:
+    """Each has the whole log up to it: 400 of a run of 200,000 updates would be 40 million entries."""
+    run = write_run(tmp_path / "run", lines(30))
+    for step in (2, 10, 20, 30):
+        (run / f"checkpoint-{step}").mkdir()
+        state = {"global_step": step, "log_history": [{"step": s, "loss": float(s)} for s in range(1, step + 1)]}
+        (run / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+    (run / "checkpoint-30" / "trainer_state.json").write_text('{"cut')
+    (run / "checkpoint-mine").mkdir()
+    (run / "checkpoint-mine" / "trainer_state.json").write_text("{}")
+    opened = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.append(path.parent.name), read(path))[1])
+    found = read_run(run)
+    assert found.losses[-1] == (19, 20.0) and len(found.losses) == 20
+    assert [name for name in opened if name.startswith("checkpoint")] == ["checkpoint-30", "checkpoint-20"]
+
+
 def test_what_the_main_job_leaves_is_understood(real_runs) -> None:
     run = read_run(real_runs[0])
     assert not run.notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -162,3 +163,22 @@ def test_two_processes_write_the_rows_of_one(tmp_path) -> None:
 def timeless(row: dict) -> str:
     """A row without what was measured with a clock."""
     return json.dumps({name: value for name, value in row.items() if "seconds" not in name})
+
+
+def _append_many(path: Path, writer: int) -> None:
+    for number in range(40):
+        append_row(path, {"writer": writer, "number": number})
+
+
+def test_rows_of_several_writers_are_all_there(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=_append_many, args=(path, writer)) for writer in range(4)]
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join()
+    assert [process.exitcode for process in writers] == [0] * 4
+    assert sorted((row["writer"], row["number"]) for row in read_rows(path)) == [
+        (writer, number) for writer in range(4) for number in range(40)
+    ]

@@ -10,7 +10,7 @@ import torch
 from hf_adaptive_lr import ControlledLR, Hypergradient
 from hf_adaptive_lr.sensors.gradients import adam_direction, cosine, inner, measure_previous_update, sgd_direction
 from tests.controllers_for_tests import Everything, Watcher
-from tests.tiny import batches, flat, mlp
+from tests.tiny import Tokens, batches, bert, flat, mlp
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -324,3 +324,87 @@ def test_an_unforeseen_decision_reads_nothing_stale() -> None:
     assert seen[5] == 0.0
     assert seen[1] != 0.0
     assert seen[6] != 0.0
+
+
+# --- optimizers that are not what they seem ---
+
+
+class _Timid(torch.optim.AdamW):
+    """Moves the weights by a hundredth of what AdamW does, with the same state."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        before = [p.clone() for group in self.param_groups for p in group["params"]]
+        super().step(closure)
+        for p, old in zip((p for group in self.param_groups for p in group["params"]), before, strict=True):
+            p.lerp_(old, 0.99)
+
+
+class _Named(torch.optim.AdamW):
+    """AdamW, but for its name and a default."""
+
+    def __init__(self, params) -> None:
+        super().__init__(params, lr=0.01)
+
+
+def test_a_subclass_with_a_step_of_its_own_is_refused_and_another_is_not() -> None:
+    watcher = Watcher(fields=("update_ratio",))
+    with pytest.raises(ValueError, match="update_ratio.*test_sensors._Timid has a step of its own.*'plateau'"):
+        ControlledLR(_Timid(mlp().parameters()), watcher)
+    ControlledLR(_Timid(mlp().parameters()), Watcher(fields=("loss",)))
+    ControlledLR(_Named(mlp().parameters()), watcher)
+
+
+def test_an_optimizer_of_the_same_name_is_told_by_its_package() -> None:
+    """As bitsandbytes' AdamW, which keeps 8 bits."""
+    other = type("AdamW", (torch.optim.Optimizer,), {"__module__": "elsewhere.optim"})
+    with pytest.raises(ValueError, match="state of torch's SGD, Adam or AdamW, and elsewhere.optim.AdamW keeps a st"):
+        ControlledLR(other(mlp().parameters(), {"lr": 0.1}), Watcher(fields=("alignment",)))
+
+
+def test_an_optimizer_that_sets_its_own_rate_is_named() -> None:
+    from transformers.optimization import Adafactor
+
+    with pytest.raises(ValueError, match=r"Adafactor was made with lr=None.*lr=\.\.\., relative_step=False"):
+        ControlledLR(Adafactor(mlp().parameters()), "constant")
+    fixed = Adafactor(mlp().parameters(), lr=0.01, relative_step=False, scale_parameter=False)
+    assert ControlledLR(fixed, "constant").get_last_lr() == [0.01]
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum", "nesterov", "sgd"])
+def test_parameters_without_a_gradient_did_not_move(name) -> None:
+    """Two experts take turns, as in a mixture; a checkpoint between two updates keeps who moved."""
+    experts = torch.nn.ModuleList([mlp(0), mlp(1)])
+    optimizer = OPTIMIZERS[name](experts.parameters())
+    scheduler = ControlledLR(optimizer, Watcher(fields=("alignment", "update_ratio")), max_grad_norm=0)
+    moved = None
+    for step, (x, y) in enumerate(batches(7)):
+        torch.nn.functional.cross_entropy(experts[step % 2 if step < 5 else 0](x), y).backward()
+        gradient = _vector(torch.zeros_like(p) if p.grad is None else p.grad for p in experts.parameters())
+        weights = flat(experts).double()
+        if step == 4:
+            saved = scheduler.state_dict()
+            scheduler = ControlledLR(optimizer, Watcher(fields=("alignment", "update_ratio")), max_grad_norm=0)
+            scheduler.load_state_dict(saved)
+        optimizer.step()
+        optimizer.zero_grad()
+        if moved is not None:
+            seen = scheduler.trace[-1].observation
+            assert seen["update_ratio"] == pytest.approx(float(moved.norm() / weights.norm()), rel=2e-4)
+            expected = -(gradient @ moved) / gradient.norm() / moved.norm()
+            assert seen["alignment"] == pytest.approx(float(expected), abs=2e-4)
+        moved = flat(experts).double() - weights
+
+
+# --- a model in evaluation mode ---
+
+
+@pytest.mark.parametrize("field", ["loss", "grad_norm"])
+def test_a_model_in_evaluation_mode_is_the_cause_that_is_named(field) -> None:
+    model = bert().eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    ControlledLR(optimizer, Watcher(fields=(field,)), model=model)
+    rows = [Tokens()[row] for row in range(4)]
+    model(**{name: torch.stack([row[name] for row in rows]) for name in rows[0]}).loss.backward()
+    with pytest.raises(ValueError, match=f"needs {field}, and the model is in evaluation mode.*model.train"):
+        optimizer.step()

@@ -286,7 +286,6 @@ def _write_and_die(folder: Path, point: str) -> None:
 
 
 def _write_for_ever(folder: Path) -> None:
-    torch.set_num_threads(1)  # the threads of the process that was forked are not here
     model = nn.Linear(300, 300)
     snapshot = Snapshot(model)
     for value in range(10_000):

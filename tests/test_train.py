@@ -93,7 +93,7 @@ def test_a_training_stopped_and_resumed_gives_the_same_weights(method, stop, che
     assert torch.equal(drive(tmp_path / "part", 4, resume=True), whole)
 
 
-@pytest.mark.parametrize(("at", "hint"), [(0, "begin again with: "), (2, "continue with: ")])
+@pytest.mark.parametrize(("at", "hint"), [(0, "continue with: "), (2, "continue with: ")])
 def test_ctrl_c_says_how_to_go_on(at, hint, tmp_path, capsys, monkeypatch) -> None:
     line = ["train", "ppo", "--suite", "quadratic", "--runs", "4", "--hidden-size", "4", "--iterations", "3"]
     line += ["--output-dir", str(tmp_path / "out")]
@@ -109,7 +109,7 @@ def test_ctrl_c_says_how_to_go_on(at, hint, tmp_path, capsys, monkeypatch) -> No
         patch.setattr(PPOTrainer, "iterate", interrupted)
         assert main(line) == 130
     command = capsys.readouterr().err.splitlines()[-1].partition(hint)[2]
-    assert ("--resume" in command) == (at > 0)
+    assert "--resume" in command
     assert main(shlex.split(command)[1:]) == 0
     assert json.loads((tmp_path / "out" / "training.json").read_text())["iterations"] == 3
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import HfArgumentParser, Seq2SeqTrainer, Trainer, TrainingArguments
 
@@ -24,7 +25,10 @@ from hf_adaptive_lr import (
     Observation,
     Outcome,
     Plateau,
+    Relative,
 )
+from hf_adaptive_lr.finetune.options import FinetuneConfig
+from hf_adaptive_lr.trainer.defaults import DEFAULT_CONTROLLER, RHO_BY_START
 from tests import integrations
 from tests.tiny import Tokens, batches, bert, mlp
 
@@ -53,8 +57,14 @@ def test_settings_come_from_the_command_line_and_from_yaml(tmp_path) -> None:
         ({"controller_split": 0.9}, r"controller_split=0.9 is outside \(0, 0.5\]"),
         ({"controller_eval_steps": 0}, "controller_eval_steps=0"),
         ({"controller": "nonsense"}, "no controller 'nonsense'"),
-        ({"controller_kwargs": {"bta": 0.1}}, "unknown key 'bta'; known keys: beta"),
-        ({"controller_kwargs": {"beta": "x"}}, "key 'beta' must be float"),
+        ({"controller_kwargs": {"rh": 0.1}}, "unknown key 'rh'; known keys: rho"),
+        ({"controller_kwargs": {"rho": "x"}}, "key 'rho' must be float"),
+        ({"controller_kwargs": "[1]"}, r"controller_kwargs='\[1\]' is not a JSON object"),
+        ({"controller_envelope": "3"}, "controller_envelope='3' is not a JSON object"),
+        ({"controller_envelope": {"hihg": 3}}, "controller_envelope: no setting 'hihg'; did you mean high?"),
+        ({"controller_envelope": {"high": 0.5}}, "Envelope: high=0.5 is outside"),
+        ({"divergence_guard_kwargs": {"max_skip": 3}}, "divergence_guard_kwargs: no setting 'max_skip'; did you mean"),
+        ({"dsa_kwargs": {"betta": 0.1}}, "dsa_kwargs: no setting 'betta'; did you mean beta?"),
         ({"controller_every": -1}, "every=-1"),
     ],
 )
@@ -63,6 +73,29 @@ def test_bad_settings_fail_by_name(settings, message, tmp_path) -> None:
         args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, **settings)
         AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens()).train()
     assert not (tmp_path / "lr_trace.jsonl").exists()
+
+
+def test_the_default_controller_is_the_same_everywhere_and_sized_by_the_model(tmp_path, caplog) -> None:
+    args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, learning_rate=5e-5)
+    assert args.controller == FinetuneConfig().resolved().controller == DEFAULT_CONTROLLER
+    new, old = bert(), bert()
+    old.config._name_or_path = "somewhere/bert"
+    for model, kind in ((new, "scratch"), (old, "pretrained")):
+        made = AdaptiveLRTrainer(model=model, args=args, train_dataset=Tokens()).controller
+        assert made == Relative(rho=RHO_BY_START[kind])
+    assert args.make_controller(get_peft_model(old, LoraConfig(target_modules=["query"]))).rho == 0.016
+    args.controller_kwargs = {"rho": 0.003}
+    assert args.make_controller(new).rho == 0.003
+    AdaptiveLRTrainer(
+        model=bert(),
+        args=integrations.arguments(tmp_path, AdaptiveLRTrainingArguments),
+        train_dataset=Tokens(),
+        controller="linear",
+    )
+    assert "is not used" not in caplog.text
+    rated = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, learning_rate=0.1)
+    AdaptiveLRTrainer(model=bert(), args=rated, train_dataset=Tokens())
+    assert caplog.text.count("learning_rate=0.1 is not used: controller 'relative', the default, finds it") == 1
 
 
 def test_a_trainer_without_a_controller_or_with_two_schedulers_fails_fast(tmp_path) -> None:

@@ -337,7 +337,6 @@ def test_a_killed_comparison_goes_on_to_the_same_rows(tmp_path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
 
     def run(folder: Path) -> None:
-        torch.set_num_threads(1)  # the threads of the process that was forked are not in the killed one
         complete([vector(steps=60)], [METHODS["hypergradient"]], TINY, Book(folder), bar=False)
 
     process = multiprocessing.get_context("fork").Process(target=run, args=(killed,))

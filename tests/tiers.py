@@ -7,15 +7,18 @@ from functools import cache
 TIERS = {
     # Contracts, formulas and files: seconds a file, within one process.
     "core": """
-        actor_critic adapters bilevel cadence card cli_options controllers dsa envelope files_of_v0_1 guard hostile
-        idle_updates imports integrations layer_groups loss_window mlr_snet model_sensors own_code plrs ppo_schedule
-        range_test refine report runtime sensors snapshot tasks universal updates
+        actor_critic adapters bilevel cadence card cli_options controllers dsa envelope files_of_v0_1 finetune_data
+        gain guard hostile idle_updates imports integrations layer_groups loss_window mlr_snet model_places
+        model_sensors negative_losses own_code plrs ppo_schedule range_test refine report runtime sensors snapshot
+        tasks trace trained_loss universal updates
     """,
     # Whole trainings, several processes, the Hub, the command line, other libraries, the demo and the examples.
     "integration": """
-        anytime cli compatibility demo_data demo_image_model docs dsa_claims env envelope_runs evolution examples
-        finetune guard_callback guard_restless hub hub_cli hub_server learn_schedule look_ahead meta_trainer
-        notebook_and_space packaging papers_everywhere ppo ranks resume train trainer
+        anytime checkpoints cli compatibility demo_data demo_image_model docs dsa_claims env envelope_runs
+        evaluation_loss evolution examples files_in_the_way finetune guard_callback guard_restless hub hub_cli
+        hub_server kills
+        learn_schedule look_ahead meta_trainer notebook_and_space packaging papers_everywhere ppo ranks resume
+        second_look train trainer
     """,
     # The benchmark and the studies: their runs, their statistics, and the pages that their rows make.
     "bench": """

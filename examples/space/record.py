@@ -41,16 +41,8 @@ class Recorder(Replay):
 
 def record(task: str, lr: float, folder: str) -> list[dict[str, float]]:
     """Train, and return what was seen at every update."""
-    config = FinetuneConfig(task=task, controller="linear", learning_rate=lr, max_steps=UPDATES).resolved()
-    data = load_data(
-        task,
-        None,
-        data_config=None,
-        input_column=config.text_column if task == "text" else config.image_column,
-        label_column=config.label_column,
-        train_size=config.train_size,
-        eval_size=10,
-    )
+    config = FinetuneConfig(task=task, controller="linear", learning_rate=lr, max_steps=UPDATES, eval_size=10)
+    data = load_data(config.source, config.wanted)
     torch.manual_seed(0)
     parts = load_parts(task, None, data.labels, config.max_length)
     args = AdaptiveLRTrainingArguments(

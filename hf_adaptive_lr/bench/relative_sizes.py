@@ -121,7 +121,7 @@ def _digits() -> list[Example]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A data set, trained in one way; `kind` is one of `finetune.config.RHO_BY_START` or "lora"."""
+    """A data set, trained in one way; `kind` is one of `trainer.defaults.RHO_BY_START` or "lora"."""
 
     name: str
     kind: str
@@ -171,7 +171,9 @@ def run(task: Task, method: str, value: float, seed: int) -> Row:
 
     from ..controllers.linear import Linear
     from ..controllers.relative import Relative
-    from ..finetune.model import accuracy, load_parts, most_likely
+    from ..finetune.labels import CLASSES
+    from ..finetune.metrics import kept_answers, scored_by
+    from ..finetune.model import load_parts
     from ..trainer.arguments import AdaptiveLRTrainingArguments
     from ..trainer.mixin import AdaptiveLRTrainer
     from .yardstick_data import adapted
@@ -190,8 +192,8 @@ def run(task: Task, method: str, value: float, seed: int) -> Row:
         )  # fmt: skip
         trainer = AdaptiveLRTrainer(
             model=model, args=args, controller=Relative(rho=value) if method == "relative" else Linear(),
-            train_dataset=train, data_collator=parts.collate, compute_metrics=accuracy,
-            preprocess_logits_for_metrics=most_likely,
+            train_dataset=train, data_collator=parts.collate, compute_metrics=scored_by(CLASSES),
+            preprocess_logits_for_metrics=kept_answers(CLASSES),
         )  # fmt: skip
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
 from ..artifacts import replace_file
@@ -128,24 +129,36 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Write one line and sync it to the disk; what was torn off before is cut away first."""
+    """Write one line and sync it to the disk; what was torn off before is cut away first.
+
+    Several processes may append to one file: each waits for the others.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = len(_whole(path))
     line = json.dumps(_finite(row), allow_nan=False) + "\n"
-    with path.open("ab") as file:
-        file.truncate(whole)
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    with _only_writer(path):
+        whole = len(_whole(path))
+        with path.open("ab") as file:
+            file.truncate(whole)
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def forget_errors(path: Path) -> int:
     """Take the rows of runs that raised out of a file, so that they are done again; returns how many there were."""
-    rows = read_rows(path)
-    kept = [row for row in rows if "error" not in row]
-    if len(kept) < len(rows):
-        replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+    if not path.is_file():
+        return 0
+    with _only_writer(path):
+        rows = read_rows(path)
+        kept = [row for row in rows if "error" not in row]
+        if len(kept) < len(rows):
+            replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
     return len(rows) - len(kept)
+
+
+def _only_writer(path: Path) -> FileLock:
+    """A lock beside a file of rows; it frees itself when its process ends, however that is."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def _whole(path: Path) -> bytes:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from .._checks import did_you_mean
-from ..artifacts import PROGRAM, library_version
+from ..artifacts import PROGRAM, library_version, printable
 from . import bench, card, config_file, finetune, pull, push, refine, report, train
 from . import list as list_verb
 from .errors import UserError
@@ -30,10 +30,12 @@ class _Parser(argparse.ArgumentParser):
     words: Sequence[str] = ()
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **settings})
+        # The beginning of an option would be another option in the next version.
+        given = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings}
+        super().__init__(**given)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {message}{self._hint(message)} (see {self._help()})\n")
+        self.exit(2, f"{PROGRAM}: error: {printable(message)}{self._hint(message)} (see {self._help()})\n")
 
     def _help(self) -> str:
         """The help that has the answer: the verb's, although argparse reports unknown options from the root parser."""
@@ -82,12 +84,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         config_file.add_option(verbs.choices[verb.__name__.rpartition(".")[2]])
     words = [*(sys.argv[1:] if argv is None else argv)]
     parser.verbs, parser.words = verbs.choices, words
+    for option in (word[:-3] for word in words if re.fullmatch(r"--[\w-]+=--", word)):
+        verbs.choices.get(words[0], parser).error(f"argument {option}: expected one argument")  # argparse takes a list
     try:
         args = parser.parse_args(config_file.expand(words, verbs.choices))
         code: int = args.run(args)
         return code
     except UserError as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {printable(error)}", file=sys.stderr)
+        return error.code
+    except (
+        OSError
+    ) as error:  # a name that is too long, a folder without permission, ...: of the user's files, not ours
+        print(f"{PROGRAM}: error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{PROGRAM}: interrupted", file=sys.stderr)

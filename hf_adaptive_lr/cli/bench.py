@@ -51,7 +51,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         action="append",
         default=[],
         metavar="X",
-        help="also this: a name, a folder, user/repo, or FILE.py:CLASS",
+        help="also this: a name, a folder, user/repo, FILE.py:CLASS or FILE.py:CLASS:FOLDER",
     )
     parser.add_argument(
         "--write-results",

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         )
         if args.output is not None:
             args.output.parent.mkdir(parents=True, exist_ok=True)
-            artifacts.replace_file(args.output, lambda path: path.write_text(text, encoding="utf-8"))
+            artifacts.replace_file(args.output, text)
     if args.json:
         facts = {"controller": args.controller, "controller_type": controller.controller_type}
         written = None if args.output is None else str(args.output)

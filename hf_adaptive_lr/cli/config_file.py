@@ -60,11 +60,15 @@ def _named(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 def _read(path: Path) -> dict[str, Any]:
     import yaml
 
+    if path.exists() and not path.is_file():  # a device would never end
+        raise UserError(f"'{path}' cannot be read: it is no regular file")
     try:
         # Scalars stay words: YAML 1.1 reads `1e-4` as text and `no` as false.
         found = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"'{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except RecursionError as error:
+        raise UserError(f"'{path}' is not a mapping of options to values: it is nested too deep") from error
     except yaml.YAMLError as error:
         raise UserError(f"'{path}' is not YAML: {error}") from error
     if found is None or found == "":

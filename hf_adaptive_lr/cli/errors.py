@@ -12,7 +12,14 @@ _HTTP = ("huggingface_hub", "httpx2", "httpx")
 
 
 class UserError(Exception):
-    """A request that cannot be carried out; its message is one line for the user."""
+    """A request that cannot be carried out; its message is one line for the user.
+
+    The exit code is 2; 1 for something that had begun and left files.
+    """
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @contextmanager

@@ -14,8 +14,10 @@ from typing import Any
 
 from ..artifacts import PROGRAM
 from ..demo.data import DemoDataError
-from ..finetune.config import AUTO, FinetuneConfig, can_resume, load_config
+from ..finetune.config import AUTO, FinetuneConfig, load_config
 from ..finetune.data import FinetuneError
+from ..finetune.folder import can_resume
+from ..finetune.job import FinetuneStoppedError
 from ..finetune.job import run as run_job
 from ..finetune.outputs import table
 from .errors import UserError
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         config = _config({name: value for name, value in vars(args).items() if name in names})
         results = _run(config)
     except (FinetuneError, DemoDataError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(str(error), 1 if isinstance(error, FinetuneStoppedError) else 2) from error
     except RuntimeError as error:
         from ..controller import ControllerError  # loads torch, which is there by now
 
@@ -94,7 +96,7 @@ def _run(config: FinetuneConfig) -> dict[str, Any] | None:
         again = f"--output-dir {shlex.quote(str(config.folder))} --resume"
         way_on = f"continue with: {PROGRAM} finetune {again}"
         if not can_resume(config):
-            way_on = f"there is no checkpoint yet; start again with: {config.command()}"
+            way_on = f"nothing has been written yet; start again with: {config.command()}"
         print(f"{PROGRAM}: interrupted; {way_on}", file=sys.stderr)
         return None
 

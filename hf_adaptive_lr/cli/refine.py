@@ -97,7 +97,7 @@ def _write_record(args: argparse.Namespace, runs: list[Any], controller: Any, pe
         "versions": {"hf_adaptive_lr": library_version()},
     }
     text = json.dumps(record, indent=1) + "\n"
-    replace_file(args.output_dir / TRAINING_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(args.output_dir / TRAINING_NAME, text)
 
 
 def _at(controller: Any, progress: float) -> float:

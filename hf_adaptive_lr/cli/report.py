@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import replace_file
+from ..artifacts import printable, replace_file
 from .errors import UserError, check_own_file
 
 _EXAMPLES = """\
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         page = render_report([read_run(folder) for folder in args.run_dirs])
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(args.output, lambda path: path.write_text(page, encoding="utf-8", newline="\n"))
+        replace_file(args.output, page)
     except (ReportError, OSError) as error:
         raise UserError(str(error)) from error
     size = len(page.encode())
@@ -52,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
         runs = [str(folder) for folder in args.run_dirs]
         print(json.dumps({"output": str(args.output), "bytes": size, "runs": runs}, indent=2))
     else:
-        print(f"written to {args.output} ({size / 1e3:,.0f} kB): open it in a browser")
+        print(f"written to {printable(args.output)} ({size / 1e3:,.0f} kB): open it in a browser")
     return 0

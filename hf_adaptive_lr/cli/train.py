@@ -83,7 +83,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 130 when interrupted."""
-    from ..artifacts import CHECKPOINT_NAME, TRAINING_NAME
+    from ..artifacts import CHECKPOINT_NAME, TRAINING_NAME, FolderInUseError, write_failed
     from ..demo.data import DemoDataError
     from ..meta.driver import DriverConfig, check_folder
     from ..meta.driver import run as drive
@@ -116,11 +116,17 @@ def run(args: argparse.Namespace) -> int:
         if (args.output_dir / CHECKPOINT_NAME).is_file():
             how = f"interrupted; continue with: {shlex.join([PROGRAM, *words, '--resume'])}"
         else:
-            how = f"interrupted in the first iteration; begin again with: {shlex.join([PROGRAM, *words])}"
+            how = f"interrupted before the first iteration; begin again with: {shlex.join([PROGRAM, *words])}"
         print(f"\n{PROGRAM}: {how}", file=sys.stderr)
         return 130
-    except DemoDataError as error:
+    except (DemoDataError, FolderInUseError) as error:
         raise UserError(str(error)) from error
+    except Exception as error:
+        if not write_failed(error):
+            raise
+        raise UserError(
+            f"the training stopped, as a file cannot be written: {error}; go on with --resume", 1
+        ) from error
     if int(os.environ.get("RANK", "0")) == 0:
         record = json.loads((args.output_dir / TRAINING_NAME).read_text(encoding="utf-8"))
         weights = sum(p.numel() for p in controller.params.values())
@@ -187,11 +193,9 @@ def _check_method(method: str, suite: str, runs: int, given: dict[str, Any]) -> 
 
 def _check_settings(trainer: Any, folder: Path) -> None:
     """Fails fast when a training would resume with other options than it began with."""
-    import torch
+    from ..meta.driver import load_checkpoint
 
-    from ..artifacts import CHECKPOINT_NAME
-
-    trainer.load_state_dict(torch.load(folder / CHECKPOINT_NAME, weights_only=True)["trainer"])
+    trainer.load_state_dict(load_checkpoint(folder)["trainer"])
 
 
 def _join_processes() -> None:

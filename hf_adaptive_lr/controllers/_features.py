@@ -2,6 +2,10 @@
 
 Every feature is a logarithm of a ratio, a cosine or a share, clipped to a few units, so that none depends on a model's
 size. The history is explicit state, so one encoder serves a live run and hundreds of vectorised ones.
+
+Ratios need a positive loss. From the first negative one on (the likelihood of a density, a policy gradient) a constant
+is added, so that the lowest loss so far stands four times its distance to the highest above zero; the history is put
+on the new scale whenever the constant grows. Runs without a negative loss do not notice.
 """
 
 from __future__ import annotations
@@ -44,13 +48,17 @@ hundredth of those in a toy. "trend / scatter" is the fall of the loss in units 
 _FAST, _SLOW = 0.5, 0.85  # decay per decision: half-lives of one and about four decisions
 _LOG_CLIP = 4.0
 _TINY, _HUGE = 1e-12, 1e12
+_RESERVE = 4.0  # distance of the lowest loss from zero, in units of the range, once a loss was negative
 _UPDATE, _GAIN, _ALIGNMENT = (FEATURES.index(name) for name in ("update ratio", "gain ratio", "alignment"))
 _VISIBLE = 1e-5  # relative update below which the gain ratio is rounding of the loss
 
 
 def init_history(batch_shape: tuple[int, ...], device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """State of the encoder before the first decision: `seen` counts decisions, the others are logarithms."""
-    names = ("first_loss", "fast", "slow", "best", "first_norm", "norm", "move")
+    """State of the encoder before the first decision: `seen` counts decisions, `low`, `high` and `offset` are losses.
+
+    `offset` is what is added to every loss; the others are logarithms.
+    """
+    names = ("first_loss", "fast", "slow", "best", "first_norm", "norm", "move", "low", "high", "offset")
     zeros = {name: torch.zeros(batch_shape, dtype=torch.float32, device=device) for name in names}
     return {**zeros, "seen": torch.zeros(batch_shape, dtype=torch.int64, device=device)}
 
@@ -61,7 +69,8 @@ def encode(obs: Observation, history: Mapping[str, Tensor]) -> tuple[Tensor, dic
     `obs` has every field of [`NEEDS`], but perhaps the gain ratio, which is then 0; without `total_steps`, progress is
     0 and remaining 1. `history` is from `init_history` or the last call.
     """
-    loss, norm = _log(obs.require("loss")), _log(obs.require("grad_norm"))
+    history = {**history, **_above_zero(obs, history)}
+    loss, norm = _log(obs.require("loss").float() + history["offset"]), _log(obs.require("grad_norm"))
     start = history["seen"] == 0
     first_loss = torch.where(start, loss, history["first_loss"])
     first_norm = torch.where(start, norm, history["first_norm"])
@@ -96,10 +105,30 @@ def encode(obs: Observation, history: Mapping[str, Tensor]) -> tuple[Tensor, dic
         "best": best,
         "first_norm": first_norm,
         "norm": average,
-        "move": history["move"],
         "seen": history["seen"] + 1,
+        **{name: history[name] for name in ("move", "low", "high", "offset")},
     }
     return features, after
+
+
+def _above_zero(obs: Observation, history: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of the history that changes when a new constant has to be added to all losses; see the module."""
+    loss, start = obs.require("loss").float(), history["seen"] == 0
+    # States of version 0.1 have none of these.
+    low, high = (history.get(name, history["first_loss"].exp()) for name in ("low", "high"))
+    before = history.get("offset", torch.zeros_like(loss))
+    known = torch.isfinite(loss)
+    low = torch.where(known, torch.where(start, loss, torch.minimum(low, loss)), low)
+    high = torch.where(known, torch.where(start, loss, torch.maximum(high, loss)), high)
+    offset = torch.where(low < 0, torch.maximum(_RESERVE * (high - low) - low, before), before)
+    more = offset - before
+    changed: dict[str, Tensor] = {"low": low, "high": high, "offset": offset}
+    for name in ("first_loss", "fast", "slow", "best"):
+        changed[name] = torch.where(more > 0, (history[name].exp() + more).log(), history[name])
+    if "scatter" in history:  # a square of differences of logarithms
+        shrunk = (history["slow"] - changed["slow"]).exp().square() * history["scatter"]
+        changed["scatter"] = torch.where(more > 0, shrunk, history["scatter"])
+    return changed
 
 
 def encode_steering(
@@ -110,6 +139,7 @@ def encode_steering(
     `obs` as for [`encode`]; `state` has the history, `unit`, `first_unit` (see `_relative_update`) and `shift`, of
     which `max_shift` is the scale. `rho` is the relative update that counts as 1.
     """
+    state = {**state, **_above_zero(obs, state)}
     features, after = encode(obs, state)
     noise, more_after = _signal_over_noise(obs, state, after)
     features[..., _ALIGNMENT] = noise[0]
@@ -130,7 +160,7 @@ def _signal_over_noise(
 ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
     """Two features that are ratios of a running mean to a running size, and the history of both."""
     cosine = obs.require("alignment").float().nan_to_num(0.0)
-    off = (_log(obs.require("loss")) - before["slow"]).square()
+    off = (_log(obs.require("loss").float() + before["offset"]) - before["slow"]).square()
     start, second = before["seen"] == 0, before["seen"] == 1  # before the first there is no update, nor a scatter
     mean = torch.where(second, cosine, _SLOW * before["cosine"] + (1 - _SLOW) * cosine)
     size = torch.where(second, cosine.square(), _SLOW * before["cosine_sq"] + (1 - _SLOW) * cosine.square())

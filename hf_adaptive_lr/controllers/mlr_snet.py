@@ -196,6 +196,11 @@ class MLRSNet(Controller):
             gamma = torch.full_like(average, self.gamma)
         else:
             level = torch.where(first & (state["initial"] > 0), state["initial"], average)
+            if bool(((level < 0) & (snapshot != state["snapshot"])).any()):
+                raise ValueError(
+                    f"MLRSNet: gamma comes from the loss, which must be above 0 and is {float(level.min()):.4g}; "
+                    "give gamma=, for instance 1.0, or a loss that is positive, such as this one plus a constant"
+                )
             level, classes = level.clamp_min(1e-12), obs.require("classes") if self.classes is None else self.classes
             gamma = (level.sqrt() * (level * classes).log() / classes**0.25).abs() / 4
         gamma = torch.where(snapshot == state["snapshot"], state["gamma"], gamma)

@@ -226,7 +226,7 @@ def read_mnist() -> tuple[_Images, _Images]:
         raise DemoDataError(f"The demo's image set is missing. Get it with: {_MNIST_INSTALL}") from error
     pixels, digits = mnist_data()
     images, labels = pixels.reshape(-1, 28, 28).astype("uint8"), digits.astype(int)
-    order = _balanced_order(labels.tolist(), seed=0)
+    order = balanced_order(labels.tolist(), seed=0)
     test, train = order[:1000], order[1000:]
     return (images[train], labels[train].tolist()), (images[test], labels[test].tolist())
 
@@ -237,12 +237,12 @@ def _build(labels: Sequence[int], value: Callable[[int], Any], features: Any, se
 
     if size is not None and size < 1:
         raise ValueError(f"A size must be at least 1, or None for all rows; got {size}.")
-    rows = _balanced_order(labels, seed)[:size]
+    rows = balanced_order(labels, seed)[:size]
     column = next(iter(features))
     return Dataset.from_dict({column: [value(r) for r in rows], "label": [labels[r] for r in rows]}, features=features)
 
 
-def _balanced_order(labels: Sequence[int], seed: int) -> list[int]:
+def balanced_order(labels: Sequence[int], seed: int) -> list[int]:
     """Row numbers in a random order whose every prefix has the class shares of the whole, up to a row or two."""
     draw = random.Random(seed).random  # gives the same sequence in every Python version
     members: defaultdict[int, list[int]] = defaultdict(list)

@@ -7,12 +7,18 @@ ends in the same numbers as one that was not.
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import STATE_NAME
-from .config import FinetuneConfig, check, last_checkpoint, prepare_folder
-from .data import FinetuneError, JobData, load_data
+from ..artifacts import STATE_NAME, FolderInUseError, only_writer, write_failed
+from .config import FinetuneConfig, check
+from .data import JobData, load_data
+from .errors import FinetuneError, one_line
+from .folder import check_folder, checkpoint_to_resume, prepare_folder
 from .outputs import collect, write_outputs
 
 if TYPE_CHECKING:
@@ -45,39 +51,62 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     config = config.resolved()
+    check_folder(config)
     controller = check(config)
-    data = load_data(
-        config.task,
-        config.data,
-        data_config=config.data_config,
-        input_column=config.text_column if config.task == "text" else config.image_column,
-        label_column=config.label_column,
-        train_size=config.train_size,
-        eval_size=config.eval_size,
-    )
+    data = load_data(config.source, config.wanted)
+    try:
+        with only_writer(config.folder) if _first_process() else nullcontext():
+            check_folder(config)  # again: another process may just have ended
+            return _run(config, controller, data, started)
+    except FolderInUseError as error:
+        raise FinetuneError(str(error)) from error
 
+
+def _first_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+class FinetuneStoppedError(FinetuneError):
+    """The file system ended a run that had begun; the message says how to go on."""
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not write_failed(error):
+            raise
+        raise FinetuneStoppedError(
+            f"the run stopped, as a file cannot be written or read: {one_line(error)}; free the disk or restore the "
+            "folder, and go on with --resume"
+        ) from error
+
+
+def _run(config: FinetuneConfig, controller: Controller, data: JobData, started: float) -> dict[str, Any]:
     from transformers import TrainerState, set_seed
 
     from .model import load_parts, one_bar
 
-    checkpoint = last_checkpoint(config.folder) if config.resume else None
+    checkpoint = checkpoint_to_resume(config)
     state = TrainerState.load_from_json(str(checkpoint / STATE_NAME)) if checkpoint else TrainerState()
     trained = state.global_step >= (config.max_steps or 0)
     set_seed(config.seed)
-    parts = load_parts(config.task, str(checkpoint) if trained else config.model, data.labels, config.max_length)
+    parts = load_parts(config.task, config.model, data.labels, config.max_length, data.problem_type)
     trainer = _trainer(config, controller, data, parts)
-    if trainer.is_world_process_zero():
-        prepare_folder(config)
-    with one_bar(trainer):
+    with _in_one_line(), one_bar(trainer):
+        if trainer.is_world_process_zero():
+            prepare_folder(config, checkpoint)
         if trained:  # killed after its last update; Trainer would do one more
             trainer.state = state
+            trainer._load_from_checkpoint(str(checkpoint))
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         scores = trainer.evaluate(data.report, metric_key_prefix="report")
         results = collect(config, controller, data, parts, trainer, scores)
         results["wall_seconds"] = round(time.perf_counter() - started, 1)
         if trainer.is_world_process_zero():
-            write_outputs(config.folder, results, parts, trainer.state.log_history)
+            write_outputs(Path(trainer.args.output_dir), results, parts, trainer.state.log_history)
     return results
 
 
@@ -86,12 +115,12 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
 
     from ..trainer.arguments import AdaptiveLRTrainingArguments
     from ..trainer.mixin import AdaptiveLRTrainer
-    from .model import accuracy, most_likely
+    from .metrics import kept_answers, scored_by
 
     assert config.max_steps and config.batch_size  # `resolved` set them
     optim: dict[str, Any] = {"optim": "sgd"} if config.optimizer == "sgd" else {}
     args = AdaptiveLRTrainingArguments(
-        output_dir=str(config.folder),
+        output_dir=str(config.folder.absolute()),
         learning_rate=config.base_lr,
         max_steps=config.max_steps,
         per_device_train_batch_size=config.batch_size,
@@ -116,6 +145,6 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
         train_dataset=data.train,
         data_collator=parts.collate,
         processing_class=parts.processor,
-        compute_metrics=accuracy,
-        preprocess_logits_for_metrics=most_likely,
+        compute_metrics=scored_by(data.problem_type),
+        preprocess_logits_for_metrics=kept_answers(data.problem_type),
     )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -18,7 +17,6 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    EvalPrediction,
     PreTrainedModel,
     ProgressCallback,
     ResNetConfig,
@@ -28,7 +26,9 @@ from transformers import (
 
 from ..demo.data import demo_text_model
 from ..demo.image_model import no_bars, no_report
-from .data import FinetuneError, one_line, open_image, quiet_hub
+from .errors import FinetuneError, one_line, quiet_hub
+from .images import open_image
+from .labels import CLASSES
 
 logger = logging.getLogger(__name__)
 
@@ -45,33 +45,21 @@ class Parts:
 
     model: PreTrainedModel
     processor: Any  # tokenizer or image processor, saved beside the model
-    collate: Callable[[list[dict[str, Any]]], Batch]  # of rows with `input` and `label`
+    collate: Callable[[list[dict[str, Any]]], Batch]  # of rows with `input`, `label` and perhaps `pair`
 
 
-def load_parts(task: str, model: str | None, labels: list[str], max_length: int) -> Parts:
+def load_parts(task: str, model: str | None, labels: list[str], max_length: int, problem_type: str = CLASSES) -> Parts:
     """Load the model of a job; a head that does not fit the labels starts at random, so seed before.
 
-    None is the demo's model; texts are cut to `max_length` tokens, or to what the model can read.
+    None is the demo's model; texts are cut to `max_length` tokens, or to what the model can read, pairs of texts by
+    the longer one first. `problem_type` is transformers' name of what the head is trained for.
 
     Raises:
         FinetuneError: the model or its processor cannot be loaded for this task.
         DemoDataError: the demo's text model is not installed.
     """
-    if task == "text":
-        return _text_parts(model, labels, max_length)
-    return _image_parts(model, labels)
-
-
-def most_likely(logits: Any, labels: Tensor) -> Tensor:
-    """The most likely label, which is all that evaluation keeps of a batch's logits."""
-    del labels
-    kept: Tensor = (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
-    return kept
-
-
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of right answers, in [0, 1], from what `most_likely` kept."""
-    return {"accuracy": float(np.mean(np.asarray(prediction.predictions) == np.asarray(prediction.label_ids)))}
+    head = _head(labels, problem_type)
+    return _text_parts(model, head, max_length) if task == "text" else _image_parts(model, head)
 
 
 class ProgressBar(ProgressCallback):
@@ -106,9 +94,9 @@ def one_bar(trainer: Trainer) -> Iterator[None]:
         bar.close()
 
 
-def _text_parts(model: str | None, labels: list[str], max_length: int) -> Parts:
+def _text_parts(model: str | None, head: dict[str, Any], max_length: int) -> Parts:
     source = str(demo_text_model()) if model is None else model
-    net = _load_model(AutoModelForSequenceClassification, source, labels)
+    net = _load_model(AutoModelForSequenceClassification, source, head)
     tokenizer = _load(AutoTokenizer, source, "tokenizer")
     if tokenizer.pad_token is None:  # decoders come without one; any token does, its positions are masked
         if tokenizer.eos_token is None:
@@ -121,18 +109,18 @@ def _text_parts(model: str | None, labels: list[str], max_length: int) -> Parts:
     longest = min(max_length, tokenizer.model_max_length)
 
     def collate(rows: list[dict[str, Any]]) -> Batch:
-        texts = [row["input"] for row in rows]
-        batch = tokenizer(texts, truncation=True, max_length=longest, padding=True, return_tensors="pt")
+        texts = [[row[name] for row in rows] for name in ("input", "pair") if name in rows[0]]
+        batch = tokenizer(*texts, truncation=True, max_length=longest, padding=True, return_tensors="pt")
         return {**batch, "labels": _label_tensor(rows)}
 
     return Parts(net, tokenizer, collate)
 
 
-def _image_parts(model: str | None, labels: list[str]) -> Parts:
+def _image_parts(model: str | None, head: dict[str, Any]) -> Parts:
     if model is None:
-        net, processor = _demo_image_model(labels)
+        net, processor = _demo_image_model(head)
     else:
-        net = _load_model(AutoModelForImageClassification, model, labels)
+        net = _load_model(AutoModelForImageClassification, model, head)
         processor = _load(AutoImageProcessor, model, "image processor")
 
     def collate(rows: list[dict[str, Any]]) -> Batch:
@@ -142,7 +130,7 @@ def _image_parts(model: str | None, labels: list[str]) -> Parts:
     return Parts(net, processor, collate)
 
 
-def _demo_image_model(labels: list[str]) -> tuple[PreTrainedModel, Any]:
+def _demo_image_model(head: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     """A ResNet that learns small pictures from scratch within a minute; a ViT of this size needs far more data."""
     from transformers import ViTImageProcessorPil
 
@@ -151,28 +139,31 @@ def _demo_image_model(labels: list[str]) -> tuple[PreTrainedModel, Any]:
         hidden_sizes=[32, 64, 128],
         depths=[1, 1, 1],
         layer_type="basic",
-        **_label_config(labels),
+        **head,
     )
     size = {"height": _DEMO_IMAGE_SIZE, "width": _DEMO_IMAGE_SIZE}
     return ResNetForImageClassification(config), ViTImageProcessorPil(size=size)
 
 
 def _label_tensor(rows: list[dict[str, Any]]) -> Tensor:
-    return torch.tensor([row["label"] for row in rows])
+    return torch.tensor([row["label"] for row in rows])  # class numbers, or floats for the other kinds of heads
 
 
-def _label_config(labels: list[str]) -> dict[str, Any]:
+def _head(labels: list[str], problem_type: str) -> dict[str, Any]:
+    """The config of a head; of one class it says no more than transformers assumes."""
+    kind = {} if problem_type == CLASSES else {"problem_type": problem_type}
     return {
+        **kind,
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
     }
 
 
-def _load_model(auto: Any, source: str, labels: list[str]) -> PreTrainedModel:
+def _load_model(auto: Any, source: str, head: dict[str, Any]) -> PreTrainedModel:
     # float32 whatever the checkpoint holds: an optimizer step would get lost in half-precision weights.
     wanted = {"ignore_mismatched_sizes": True, "output_loading_info": True, "dtype": torch.float32}
-    net, info = _load(auto, source, "model", **wanted, **_label_config(labels))
+    net, info = _load(auto, source, "model", **wanted, **head)
     fresh = sorted(key for key in info["missing_keys"] if key.startswith(f"{net.base_model_prefix}."))
     if fresh:
         logger.warning("%d weights below the head are not in '%s' and start at random: %s", len(fresh), source, fresh)

@@ -13,7 +13,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import CURVES_NAME, EVENTS_NAME, MODEL_NAME, RESULTS_NAME, TRACE_NAME, library_version, replace_file
+from ..artifacts import (
+    CURVES_NAME,
+    EVENTS_NAME,
+    MODEL_NAME,
+    RESULTS_NAME,
+    TRACE_NAME,
+    library_version,
+    printable,
+    replace_file,
+)
+from .data import FinetuneError
 
 if TYPE_CHECKING:
     from ..controller import Controller
@@ -42,16 +52,20 @@ def collect(
     """
     from ..scheduler.trace import read_trace
     from .config import AUTO
+    from .labels import NUMBER
+    from .metrics import METRICS
     from .model import DEMO_MODELS
 
-    trace = read_trace(config.folder / TRACE_NAME)
-    acts = [event["action"] for event in read_trace(config.folder / EVENTS_NAME)]
+    folder = Path(trainer.args.output_dir)  # absolute, whatever the working folder is by now
+    trace = read_trace(folder / TRACE_NAME)
+    _check_trace(trace, config.folder)
+    acts = [event["action"] for event in read_trace(folder / EVENTS_NAME)]
     rates = [row["lr"] for row in trace]
     return {
         "task": config.task,
-        "accuracy": _number(scores["report_accuracy"]),
+        **{name: _number(scores[f"report_{name}"]) for name in METRICS[data.problem_type]},
         "loss": _number(scores["report_loss"]),
-        "majority_accuracy": round(data.majority_accuracy(), 6),
+        **({} if data.problem_type == NUMBER else {"majority_accuracy": round(data.majority_accuracy(), 6)}),
         "data": {
             "name": data.name,
             "train_rows": len(trainer.train_dataset),
@@ -59,6 +73,8 @@ def collect(
             "report_split": data.report_split,
             "labels": len(data.labels),
             "left_out": data.left_out,
+            "unreadable": data.unreadable,
+            "problem_type": data.problem_type,
             "rare_labels": data.rare_labels(),
         },
         "model": {"name": config.model or DEMO_MODELS[config.task], "parameters": parts.model.num_parameters()},
@@ -86,6 +102,14 @@ def collect(
         "versions": {"hf_adaptive_lr": library_version(), **{name: installed_version(name) for name in _PACKAGES}},
         "command": config.command(),
     }
+
+
+def _check_trace(trace: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    if [row["step"] for row in trace] != list(range(len(trace))):
+        raise FinetuneError(
+            f"{folder / TRACE_NAME} does not hold updates 0 ... {len(trace) - 1} in their order, each once: another "
+            "process wrote into this folder; start again with --overwrite, or name another --output-dir"
+        )
 
 
 def write_outputs(
@@ -133,7 +157,9 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
     """The short table that stands at the end of a run: lines of name and value."""
     data, lr = results["data"], results["lr"]
     written = [name for name in (RESULTS_NAME, TRACE_NAME, CURVES_NAME, MODEL_NAME) if (folder / name).exists()]
-    left_out = f" ({data['left_out']} without input or label left out)" if data.get("left_out") else ""
+    why = {"left_out": "without input or label", "unreadable": "unreadable"}
+    left_out = ", ".join(f"{data[name]} {text}" for name, text in why.items() if data.get(name))
+    left_out = f" ({left_out} left out)" if left_out else ""
     split = data["report_split"]
     reported = split if split.startswith(f"{data['report_rows']} ") else f"{data['report_rows']} of {split}"
     rare = "; ".join(
@@ -145,7 +171,7 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
         **({"few rows": rare} if rare else {}),
         "data": f"{data['name']}: {data['train_rows']} rows{left_out}; reported: {reported}",
         "model": results["model"]["name"],
-        "accuracy": f"{_shown(results['accuracy'])}  (majority class {results['majority_accuracy']:.3f})",
+        **_scores(results),
         "loss": _shown(results["loss"]),
         "controller": _controller(results),
         "learning rate": f"{lr['first']:.3g} first, {lr['max']:.3g} largest, {lr['last']:.3g} last{unused}",
@@ -153,7 +179,15 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
         "written to": f"{folder}: {' '.join(written)}",
         "why": f"hf-adaptive-lr report {shlex.quote(str(folder))}",
     }
-    return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
+    return "\n".join(f"{name:<14} {printable(value)}" for name, value in rows.items())
+
+
+def _scores(results: Mapping[str, Any]) -> dict[str, str]:
+    """How well the model does; results of earlier versions have the accuracy alone."""
+    if "accuracy" not in results:
+        return {name: _shown(results[name]) for name in ("mae", "rmse", "r2")}
+    lines = {"accuracy": f"{_shown(results['accuracy'])}  (majority class {results['majority_accuracy']:.3f})"}
+    return lines | ({"macro F1": _shown(results["macro_f1"])} if "macro_f1" in results else {})
 
 
 def _controller(results: Mapping[str, Any]) -> str:

@@ -120,8 +120,9 @@ def load(
     try:
         folder, commit = pull(wanted, **options)
     except HubError as error:
-        hint = _hint(wanted, classes)
-        close = f"; {hint}" if hint.startswith("did") else ""
+        # Somebody's "repo" is no misspelt "replay".
+        near = difflib.get_close_matches(wanted.rpartition("/")[2], known_names(classes), n=1, cutoff=0.8)
+        close = f"; did you mean {near[0]}?" if near else ""
         raise HubError(
             f"no controller '{wanted}': it is neither a known name nor a folder with {CONFIG_NAME}, and as a "
             f"Hub repository: {error}{close}"
@@ -309,7 +310,10 @@ def search(limit: int = 20, token: bool | str | None = None) -> list[dict[str, A
     For each `id`, `commit`, `tags`, `downloads` and `likes`; all but `id` are None where the Hub does not tell.
     HubError: the Hub cannot be reached, or does not answer.
     """
+    from huggingface_hub import constants, get_session
+
     with clear_errors("models", None, "list the Hub's"):
+        get_session().head(constants.ENDPOINT, timeout=10)  # fails at once where listing tries again and again
         found = _api(token).list_models(filter=CONTROLLER_TAGS, sort="downloads", limit=limit, full=True)
         return [
             {"id": m.id, "commit": m.sha, "tags": m.tags, "downloads": m.downloads, "likes": m.likes} for m in found

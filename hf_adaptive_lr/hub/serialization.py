@@ -107,7 +107,8 @@ def load(folder: Path, classes: Mapping[str, type[C]], provenance: Mapping[str, 
     if not isinstance(kind, str) or kind not in classes:
         raise ValueError(
             f"{path}: controller_type is {shown(kind)}, expected one of: {', '.join(classes)}; a class of your own "
-            f"loads with ThatClass.from_pretrained(...) or as FILE.py:CLASS{_upgrade(written_by)}"
+            f"loads as FILE.py:CLASS:FOLDER, or after AutoController.register(its name, the class)"
+            f"{_upgrade(written_by)}"
         )
     cls = classes[kind]
     check_config(config, cls, path)

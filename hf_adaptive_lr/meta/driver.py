@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,15 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from tqdm import tqdm
 
 from .._checks import did_you_mean
-from ..artifacts import CHECKPOINT_NAME, TRAINING_NAME, library_version, replace_file
+from ..artifacts import (
+    CHECKPOINT_NAME,
+    LOCK_NAME,
+    TRAINING_NAME,
+    drafts,
+    library_version,
+    only_writer,
+    replace_file,
+)
 from ..controller import Controller
 from ..distributed import rank, world_size
 from .problem import Problem
@@ -108,10 +117,12 @@ def check_folder(config: DriverConfig, method: str, *, resume: bool) -> None:
     if not path.is_file():
         if resume:
             raise ValueError(f"'{config.output_dir}' has no {CHECKPOINT_NAME} to resume from; start without --resume")
-        if config.output_dir.is_file() or (config.output_dir.is_dir() and any(config.output_dir.iterdir())):
+        if os.path.lexists(config.output_dir) and not config.output_dir.is_dir():
+            raise ValueError(f"'{config.output_dir}' is a file, or a link to nothing; name a folder")
+        if _holds_something(config.output_dir):
             raise ValueError(f"'{config.output_dir}' is not empty; name another folder")
         return
-    saved = torch.load(path, weights_only=True)["identity"]
+    saved = load_checkpoint(config.output_dir)["identity"]
     for key, mine in _identity(config, method).items():
         if saved[key] != mine:
             raise ValueError(
@@ -119,6 +130,24 @@ def check_folder(config: DriverConfig, method: str, *, resume: bool) -> None:
             )
     if not resume:
         raise ValueError(f"'{config.output_dir}' holds a training of {method}; pass --resume, or name another folder")
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether there is more in a folder than a training leaves that is killed before its first checkpoint."""
+    return folder.is_dir() and bool({*folder.iterdir()} - {folder / LOCK_NAME, *drafts(folder)})
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """The checkpoint of the training in a folder; ValueError in one line where it cannot be read."""
+    path = folder / CHECKPOINT_NAME
+    try:
+        saved: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception as error:  # of many kinds: torch, pickle, zip, the file system
+        raise ValueError(
+            f"'{path}' cannot be read ({type(error).__name__}): it is cut short or damaged; begin again in another "
+            "folder"
+        ) from error
+    return saved
 
 
 def run(
@@ -138,17 +167,27 @@ def run(
 
     Raises:
         ValueError: settings out of range, or a folder that holds something else; nothing was written then.
+        FolderInUseError: another process trains in the folder.
     """
     config.check()
     check_folder(config, trainer.method, resume=resume)
     if world_size(None) > 1:
         dist.barrier()  # nobody writes before everybody has looked at the folder
+    if rank() > 0:
+        return _run(trainer, config, resume, command, bar)
+    with only_writer(config.output_dir):
+        check_folder(config, trainer.method, resume=resume)  # again: another process may just have ended
+        return _run(trainer, config, resume, command, bar)
+
+
+def _run(trainer: Trainer, config: DriverConfig, resume: bool, command: str, bar: bool) -> Controller:
     suite, curves, spent, iteration = SUITES[config.suite], [], 0.0, 0
     if resume:
-        saved = torch.load(config.output_dir / CHECKPOINT_NAME, weights_only=True)
+        saved = load_checkpoint(config.output_dir)
         trainer.load_state_dict(saved["trainer"])
         curves, spent, iteration = saved["curves"], saved["seconds"], saved["iteration"]
-    config.output_dir.mkdir(parents=True, exist_ok=True)
+    else:  # so that a training that is killed can always be resumed
+        _save_checkpoint(config, _checkpoint(trainer, config, 0, [], 0.0))
     started, last_saved = time.monotonic() - spent, time.monotonic()
     trackers = _trackers(config, trainer.method)
     shown = tqdm(total=config.iterations, initial=iteration, unit="it", disable=not bar or rank() > 0)
@@ -265,4 +304,4 @@ def _save_training(config: DriverConfig, controller: Controller, checkpoint: dic
         "curves": curves,
     }
     text = json.dumps(record, indent=1) + "\n"
-    replace_file(config.output_dir / TRAINING_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(config.output_dir / TRAINING_NAME, text)

@@ -70,8 +70,8 @@ def make_trainer(
 def _changes(controller_kwargs: str) -> dict[str, Any]:
     try:
         changes = json.loads(controller_kwargs)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"controller_kwargs={controller_kwargs!r} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"controller_kwargs={controller_kwargs[:200]!r} is not valid JSON: {error}") from error
     if not isinstance(changes, dict) or "hidden_size" in changes:
         raise ValueError(
             f"controller_kwargs={controller_kwargs!r} must be a JSON object; --hidden-size is for the width"

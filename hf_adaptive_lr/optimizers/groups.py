@@ -14,20 +14,38 @@ _FREE_OF_LR = ("Prodigy", "DAdapt", "ScheduleFree")
 
 
 def raw(optimizer: Optimizer) -> Optimizer:
-    """The optimizer inside Accelerate's wrapper, or the optimizer itself; TypeError where it is no torch optimizer."""
+    """The optimizer inside Accelerate's wrapper, or the optimizer itself.
+
+    TypeError where it is no torch optimizer, ValueError where DeepSpeed's engine steps it.
+    """
     # Accelerate's wrapper has no step hooks and replaces step; the optimizer inside has both.
-    inner = getattr(optimizer, "optimizer", None)
+    given, inner = optimizer, getattr(optimizer, "optimizer", None)
     while isinstance(inner, Optimizer):
         optimizer, inner = inner, getattr(inner, "optimizer", None)
+    inside = type(inner).__module__.split(".")[0] == "deepspeed"  # no torch optimizer
+    if inside or type(given).__name__ == "DeepSpeedOptimizerWrapper":
+        raise ValueError(
+            "DeepSpeed steps the optimizer inside backward, before the loss and gradient norm are known; train under "
+            "DDP, or with DeepSpeed's own scheduler"
+        )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     return optimizer
 
 
 def base_lrs(optimizer: Optimizer) -> list[float]:
-    """Learning rate of every group as the user set it, kept in `initial_lr` as torch's schedulers do."""
+    """Learning rate of every group as the user set it, kept in `initial_lr` as torch's schedulers do.
+
+    ValueError: an optimizer without one, such as Adafactor with `relative_step=True`.
+    """
     for group in optimizer.param_groups:
         lr = group["lr"]
+        if lr is None:
+            more = ", relative_step=False and warmup_init=False" if "relative_step" in group else ""
+            raise ValueError(
+                f"{type(optimizer).__name__} was made with lr=None and sets its own learning rate, so nothing is left "
+                f"to control; give it lr=...{more}"
+            )
         group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else lr)
     return [float(group["initial_lr"]) for group in optimizer.param_groups]
 

@@ -7,8 +7,8 @@ its groups say (weight decay, betas) stays.
 
 from __future__ import annotations
 
+import logging
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,37 +16,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .groups import raw
+from .places import PARTS, Place, listed, places
 
-PARTS = ("embeddings", "body", "head", "lora_A", "lora_B")
-"""Names of the parts. Adapters are parts of their own wherever they sit."""
+logger = logging.getLogger(__name__)
 
-_LAYER = re.compile(r"\.(?:layers?|blocks?|h|encoder_layers|stages)\.(\d+)\.")
 _RANGE = (1e-6, 1e6)
-
-
-def part_of(name: str, model: nn.Module) -> str:
-    """Part that a parameter belongs to, one of [`PARTS`], by its name in `model.named_parameters()`.
-
-    In any but a transformers model, perhaps with PEFT adapters, all but adapters is body.
-    """
-    for adapter in ("lora_A", "lora_B"):
-        if f"{adapter}." in name or name.endswith(adapter):
-            return adapter
-    bare = _bare(name)
-    prefix = getattr(_base(model), "base_model_prefix", "")
-    if "embeddings." in bare or ".embed" in f".{bare}" or bare.startswith(("wte.", "wpe.")) or ".wte." in bare:
-        return "embeddings"
-    if prefix and hasattr(_base(model), prefix) and not bare.startswith(f"{prefix}."):
-        return "head"
-    return "body"
-
-
-def depth_of(name: str, part: str, layers: int) -> int:
-    """Number of a parameter's layer from the bottom: 0 for embeddings, 1 ... layers, layers + 1 for the rest."""
-    if part == "embeddings":
-        return 0
-    found = _LAYER.search(f".{_bare(name)}")
-    return int(found[1]) + 1 if found and part != "head" else layers + 1
 
 
 def split_groups(
@@ -64,10 +38,12 @@ def split_groups(
         optimizer: has made no update yet.
         model: what it optimizes.
         factors: part to factor, in [1e-6, 1e6]; parts are [`PARTS`], those left out have 1.
-        layer_decay: factor from one layer to the one below, in (0, 1]: ULMFiT's and BEiT's layer-wise decay.
+        layer_decay: factor from one layer to the one below, in (0, 1]: ULMFiT's and BEiT's layer-wise decay. What is
+            in which layer, [`places`] reads from the model; it is logged at level INFO.
 
     Raises:
-        ValueError: an unknown part, a factor out of range, an optimizer that has made updates.
+        ValueError: an unknown part or one that the model does not have, a factor out of range, an optimizer that has
+            made updates or is another model's; with `layer_decay` a parameter whose layer the model does not tell.
 
     Example:
         >>> import torch
@@ -84,39 +60,50 @@ def split_groups(
     optimizer = raw(optimizer)
     if optimizer.state:
         raise ValueError("the optimizer has made updates already; split its groups before training begins")
-    named = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = [match for name in named.values() if (match := _LAYER.search(f".{_bare(name)}"))]
-    layers = max((int(match[1]) + 1 for match in found), default=0)
-    groups = [
-        piece
-        for group in optimizer.param_groups
-        for piece in _split(group, named, model, layers, factors, layer_decay)
-    ]
+    found = places(model)
+    _check_places(found, factors, layer_decay)
+    placed = {id(parameter): found[name] for name, parameter in model.named_parameters()}
+    strange = sum(id(parameter) not in placed for group in optimizer.param_groups for parameter in group["params"])
+    if strange:
+        raise ValueError(f"{strange} of the optimizer's parameters are not in this model; pass the model it optimizes")
+    logger.info("learning rates by part of the model: %s", listed(found))
+    groups = [piece for group in optimizer.param_groups for piece in _split(group, placed, factors, layer_decay)]
     first = min(groups, key=lambda group: abs(math.log(group["lr_factor"])))
     optimizer.param_groups[:] = [first, *(group for group in groups if group is not first)]
 
 
 def _split(
-    group: dict[str, Any],
-    named: Mapping[int, str],
-    model: nn.Module,
-    layers: int,
-    factors: Mapping[str, float],
-    layer_decay: float | None,
+    group: dict[str, Any], placed: Mapping[int, Place], factors: Mapping[str, float], layer_decay: float | None
 ) -> list[dict[str, Any]]:
     """The group's pieces, by part and factor, in order of their first parameter."""
     pieces: dict[tuple[str, float], list[nn.Parameter]] = {}
     for parameter in group["params"]:
-        name = named.get(id(parameter), "")
-        part = part_of(name, model)
-        factor = float(factors.get(part, 1.0))
+        place = placed[id(parameter)]
+        factor = float(factors.get(place.part, 1.0))
         if layer_decay is not None:
-            factor *= layer_decay ** (layers + 1 - depth_of(name, part, layers))
-        pieces.setdefault((part, factor), []).append(parameter)
+            assert place.below is not None  # checked
+            factor *= layer_decay**place.below
+        pieces.setdefault((place.part, factor), []).append(parameter)
     return [
         {**group, "params": params, "lr": group["lr"] * factor, "lr_factor": factor, "name": part}
         for (part, factor), params in pieces.items()
     ]
+
+
+def _check_places(found: Mapping[str, Place], factors: Mapping[str, float], layer_decay: float | None) -> None:
+    """ValueError for a part that this model does not have, or a parameter that is in no known layer."""
+    there = {place.part for place in found.values()}
+    for part in factors:
+        if part not in there:
+            tied = " (a head that is tied to the embeddings is theirs)" if part == "head" else ""
+            raise ValueError(f"this model has no '{part}'{tied}; there are: {listed(found)}")
+    unknown = [name for name, place in found.items() if place.below is None]
+    if layer_decay is not None and unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise ValueError(
+            f"layer_decay={layer_decay}: the model does not tell in which layer {', '.join(unknown[:5])}{more} is; "
+            f"give the optimizer groups of your own instead. What is known: {listed(found)}"
+        )
 
 
 def check_factors(factors: Mapping[str, float], layer_decay: float | None) -> None:
@@ -129,16 +116,3 @@ def check_factors(factors: Mapping[str, float], layer_decay: float | None) -> No
             raise ValueError(f"factor {factor!r} of '{part}' is outside [{low:g}, {high:g}]; 1 leaves it as it is")
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay} is outside (0, 1]; 0.9 is usual, 1 leaves all layers alike")
-
-
-def _base(model: nn.Module) -> nn.Module:
-    inner = getattr(model, "get_base_model", None)  # PEFT
-    out: nn.Module = inner() if callable(inner) else model
-    return out
-
-
-def _bare(name: str) -> str:
-    """The name without the additions of wrappers (PEFT, DDP, torch.compile)."""
-    for words in ("base_model.model.", "module.", "_orig_mod."):
-        name = name.removeprefix(words)
-    return name.replace(".modules_to_save.default", "").replace(".original_module", "").replace(".base_layer", "")

@@ -67,7 +67,7 @@ def read_run(folder: Path) -> Run:
     state = _newest_state(folder, notes)
     rows, events = _with_events(rows, _events(folder / EVENTS_NAME, notes))
     losses, evals = _logged(state, "loss"), _logged(state, "eval_loss")
-    seen = [(row.step, loss) for row in rows if isinstance(loss := row.observation.get("loss"), float)]
+    seen = [(row.step, loss) for row in rows if (loss := number(row.seen.get("loss"))) is not None]
     if not (losses or seen):
         notes.append("No loss was found: no trainer_state.json with one, and the controller observed none.")
     base_lr = _base_lr(rows) or _declared_base_lr(rows, {**settings, **results})
@@ -105,13 +105,18 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _newest_state(folder: Path, notes: list[str]) -> dict[str, Any]:
-    """Trainer's state with the most updates: in the folder, or in a checkpoint."""
-    best: dict[str, Any] = {}
-    for path in [folder / STATE_NAME, *sorted(folder.glob(f"checkpoint-*/{STATE_NAME}"))]:
-        state = _mapping(path, notes)
-        if state and whole(state.get("global_step"), -1) > whole(best.get("global_step"), -1):
-            best = state
-    return best
+    """Trainer's state with the most updates: in the folder, or in the newest checkpoint that can be read.
+
+    Only that one is opened: each holds the whole log up to it, so that all together grow with the square of a run.
+    """
+    numbered = sorted(folder.glob(f"checkpoint-*/{STATE_NAME}"), key=_number_of, reverse=True)
+    newest = next((state for path in numbered if (state := _mapping(path, notes))), {})
+    return max(_mapping(folder / STATE_NAME, notes), newest, key=lambda state: whole(state.get("global_step"), -1))
+
+
+def _number_of(path: Path) -> int:
+    number = path.parent.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() and len(number) < 16 else -1
 
 
 # --- the trace -------------------------------------------------------------------------------------------------------
@@ -149,7 +154,8 @@ def _row(item: Mapping[str, Any], group: int) -> Row:
         bounded=measured(item.get("bounded")),
         detail=text(item.get("detail", "")),
         lrs=lrs,
-        observation={text(k): measured(v) for k, v in seen.items()} if isinstance(seen, dict) else {},
+        unchanged=max(0, whole(item.get("unchanged"), 0)),
+        seen=seen if isinstance(seen, dict) else {},
     )
 
 
@@ -249,7 +255,7 @@ def _counted(run: Run) -> dict[str, Any]:
     rates = [row.lr for row in applied if row.lr is not None]
     reasons = [row.reason for row in applied]
     return {
-        "updates in the trace": len(applied),
+        "updates in the trace": sum(1 + row.unchanged for row in applied),
         "decisions": sum(reason in ("decision", "bounded", "held") for reason in reasons),
         "bounded": reasons.count("bounded"),
         "held": reasons.count("held"),

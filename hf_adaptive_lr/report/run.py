@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+from .values import measured, text
 
 Points = list[tuple[int, float]]
 
@@ -19,7 +22,7 @@ class Row:
 
     `lr` is that of the charted group as applied, `lrs` of all groups where they differ; `proposed` is the controller's
     answer as it stands in the trace, a factor or a learning rate, `bounded` a learning rate of group 0; both may be a
-    text like "nan", and so may what was observed.
+    text like "nan", and so may what was observed. `unchanged` updates before it have no line, as nothing changed.
     """
 
     step: int
@@ -30,7 +33,14 @@ class Row:
     bounded: float | str | None = None
     detail: str = ""
     lrs: tuple[float, ...] = ()
-    observation: Mapping[str, Any] = field(default_factory=dict)
+    unchanged: int = 0
+    seen: Mapping[Any, Any] = field(default_factory=dict)
+    """What was observed, as it stands in the file."""
+
+    @cached_property
+    def observation(self) -> dict[str, Any]:
+        """What was observed, as texts and numbers; a page shows that of a few thousand rows only."""
+        return {text(k): measured(v) for k, v in self.seen.items()}
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..controller import Controller
 
 STATE_FORMAT = 1
+_WAY_OUT = "it is damaged, resume from another checkpoint"
 
 
 def identity(controller: Controller) -> dict[str, Any]:
@@ -27,7 +32,7 @@ def identity(controller: Controller) -> dict[str, Any]:
 
 def check_saved(state: Mapping[str, Any], controller: Controller, mine: Mapping[str, Any], n_groups: int) -> None:
     """Fails fast (ValueError) on a `state_dict` that a controller with the identity `mine` cannot continue."""
-    if "controller_type" not in state or "answer" not in state:
+    if "controller_type" not in state or "answer" not in state or state.get("lr_lambdas"):
         raise ValueError(
             "this state was not saved by ControlledLR (another scheduler wrote it); resume with that scheduler, or "
             "start a new run from the saved weights"
@@ -36,6 +41,7 @@ def check_saved(state: Mapping[str, Any], controller: Controller, mine: Mapping[
         raise ValueError(
             f"this state has format {state['format']}, newer than this library reads ({STATE_FORMAT}); upgrade"
         )
+    _check_numbers(state)
     saved = {**state, "config": _completed(state, controller)}
     for key, value in mine.items():
         if saved[key] != value:
@@ -44,6 +50,29 @@ def check_saved(state: Mapping[str, Any], controller: Controller, mine: Mapping[
             )
     if len(state["base_lrs"]) != n_groups:
         raise ValueError(f"this state has {len(state['base_lrs'])} parameter groups, the optimizer has {n_groups}")
+
+
+def _check_numbers(state: Mapping[str, Any]) -> None:
+    """Fails fast on counts and numbers that no run can have had."""
+    for name in ("updates", "held"):
+        value = state[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(
+                f"this state says {name}={value!r}, which must be a whole number of at least 0; {_WAY_OUT}"
+            )
+    for name in ("scale", "applied_lr", "base_lrs", "answer"):
+        found = state.get(name, 0.0)
+        values = found if isinstance(found, list | tuple) else [found]
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+            raise ValueError(f"this state says {name}={found!r}, which must be finite; {_WAY_OUT}")
+    inside = state["controller_state"]
+    if not isinstance(inside, Mapping):
+        raise ValueError(
+            f"this state's controller_state is a {type(inside).__name__}, which must be a dict; {_WAY_OUT}"
+        )
+    for name, value in inside.items():  # infinity may stand for "none so far"; a controller never decides on NaN
+        if isinstance(value, Tensor | float) and bool(torch.as_tensor(value).isnan().any()):
+            raise ValueError(f"this state's controller_state has NaN in '{name}'; {_WAY_OUT}")
 
 
 def _completed(state: Mapping[str, Any], controller: Controller) -> str:

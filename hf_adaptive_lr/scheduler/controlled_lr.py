@@ -21,7 +21,8 @@ from .._checks import check_range, did_you_mean
 from ..auto import resolve_controller
 from ..controller import Controller, State
 from ..observation import Value
-from ..optimizers.groups import base_lrs, no_update, raw, set_lrs, warn_if_free_of_lr
+from ..optimizers.groups import no_update, raw, warn_if_free_of_lr
+from ..optimizers.writers import WrittenLRs
 from ..sensors.collector import SignalCollector
 from ..sensors.gradients import check_readable
 from ..sensors.loss_window import LossWindow
@@ -40,7 +41,9 @@ class ControlledLR(LRScheduler):
     so calling it too often (Accelerate calls it once per process) does no harm.
 
     Args:
-        optimizer: any torch optimizer, raw or prepared by Accelerate. Its `lr` values are the base learning rates.
+        optimizer: any torch optimizer, raw or prepared by Accelerate. Its `lr` values are the base learning rates, or
+            its `initial_lr` where an earlier scheduler has left them. Nobody else may write them: that is overruled,
+            with one warning.
         controller: a [`Controller`], or the name of one.
         model: the unwrapped module. With it a forward hook calls `observe` for every training micro-batch whose output
             carries a `loss`, and sensors that repeat a forward pass can work.
@@ -101,7 +104,8 @@ class ControlledLR(LRScheduler):
         self.optimizer = raw(optimizer)
         self.controller = resolve_controller(controller)
         check_readable(self.optimizer, self.controller.needs)
-        self.run = ControllerRun(self.controller, base_lrs(self.optimizer), SchedulerConfig(**settings))
+        self._written = WrittenLRs.of(self.optimizer)
+        self.run = ControllerRun(self.controller, self._written.base_lrs(), SchedulerConfig(**settings))
         self._signals = SignalCollector(
             self.optimizer,
             self.controller,
@@ -118,7 +122,6 @@ class ControlledLR(LRScheduler):
         self._last_lr: list[float | Tensor] = list(self.run.base_lrs)
         self._last_observation: Mapping[str, Value] = {}
         self._decision: Decision | None = None
-        self._updates_at_step = 0
         self._handles: list[RemovableHandle] = []
         warn_if_free_of_lr(self.optimizer)
         self._attach()
@@ -161,12 +164,14 @@ class ControlledLR(LRScheduler):
         self._signals.before_forward(replay)
 
     def step(self, epoch: int | None = None) -> None:
-        """Changes no learning rate (the optimizer's hooks do); drops the losses of an update that was skipped."""
+        """Changes no learning rate (the optimizer's hooks do); call it after updates, micro-batches, or not at all."""
         del epoch
         self._step_count += 1
-        if self._updates_at_step == self.run.updates:
-            self.drop_pending()
-        self._updates_at_step = self.run.updates
+        self._signals.step_called()
+
+    def accept_lrs(self) -> None:
+        """Expect the learning rates that the optimizer has now; one that somebody else wrote is warned of."""
+        self._written.accept()
 
     def drop_pending(self) -> None:
         """Forget the losses of an update that is not going to happen."""
@@ -322,6 +327,7 @@ class ControlledLR(LRScheduler):
             "last_lr": [float(lr) for lr in self._last_lr],
             "last_observation": dict(self._last_observation),
             "last_epoch": self.last_epoch,
+            "lr_lambdas": [],  # without it the schedules of a plain Trainer (LambdaLR) could not go on from here
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -336,7 +342,7 @@ class ControlledLR(LRScheduler):
         self._last_lr = list(state_dict["last_lr"])
         self._last_observation = dict(state_dict.get("last_observation", {}))
         self.last_epoch = state_dict["last_epoch"]
-        self._updates_at_step = self.run.updates
+        self.accept_lrs()
 
     # --- hooks of the optimizer ---------------------------------------------------------------------------------
 
@@ -348,6 +354,7 @@ class ControlledLR(LRScheduler):
         self._handles = [
             self.optimizer.register_step_pre_hook(self._pre_step),
             self.optimizer.register_step_post_hook(self._post_step),
+            self.optimizer.register_load_state_dict_post_hook(lambda _: self._written.accept()),
         ]
 
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -356,11 +363,12 @@ class ControlledLR(LRScheduler):
             return
         self._add_new_groups()
         self._signals.in_step = True  # a closure given to optimizer.step must not be taken for a micro-batch
-        self._signals.check()
         t, due = self.run.updates, self.run.plan().decides
-        fields = self._signals.fields(t, [float(lr) for lr in self._last_lr]) if due else {}
+        self._signals.check()
+        last_lrs = [float(lr) for lr in self._last_lr]
+        fields = self._signals.fields(t, last_lrs, self.run.total_steps) if due else {}
         self._decision = self.run.decide(fields)
-        set_lrs(optimizer, self._decision.lr)
+        self._written.write(list(self._decision.lr))
         self._signals.before_step(t, self._decision.lr[0], outcome=self._outcome_wanted(self._decision))
 
     def _outcome_wanted(self, decision: Decision) -> bool:

@@ -6,7 +6,6 @@ one copy to the host. A signal that this integration cannot measure exactly make
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -21,19 +20,23 @@ from ..cadence import Plan
 from ..controller import Controller
 from ..distributed import average_values, check_unsharded, rank, world_size
 from ..observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome, Value
+from .evaluation import EvaluationLoss
 from .forward_hook import ForwardHook, differentiable
+from .gain import NEUTRAL, GainSensor
 from .grad_norm import GradNorm, check_unscaled
-from .gradients import DIRECTION_FIELDS, GainProbe, forget_direction, measure_previous_update, remember_direction
+from .gradients import DIRECTION_FIELDS, forget_direction, measure_previous_update, remember_direction
 from .lora import Adapter, find_adapters
 from .loss_window import LossWindow
 from .outcome import ExtraLoss, OutcomeSensor
+from .pending import PendingUpdate
 from .predictions import LOGIT_FIELDS, PREDICTION_FIELDS, ModelSensors, find_logits
 from .replay import RecordedPasses
-from .requirements import REPLAYED, check_measurable
+from .requirements import REPLAYED, check_measurable, check_trained, check_training_mode
+from .trained_loss import TrainedLoss
 from .weights import WEIGHT_FIELDS
 
-_MANY_DROPPED = 60  # far more than a gradient scaler or a guard skips in a row
-_NEUTRAL_GAIN = OPTIONAL_FIELDS["gain_ratio"].neutral or 1.0
+_LONG = 2000  # updates of a run of unknown length, for what is said half-way through
+_EARLY = 3  # first updates of a process, at which a loss that is not the trained one ends the run
 
 
 class SignalCollector:
@@ -68,11 +71,14 @@ class SignalCollector:
         self._passes = RecordedPasses(model)
         self._outcomes = OutcomeSensor(optimizer, needs, model, extra)
         self._inside = ModelSensors(optimizer, model)
-        self._fresh_eval = controller.fresh_eval and "eval_loss" in needs
-        self._checked = False  # whether the first update of this process has passed
-        self._dropped = 0
-        self._eval_loss = math.nan
-        self._gain_ratio = _NEUTRAL_GAIN
+        self._evaluation = EvaluationLoss(needed="eval_loss" in needs, fresh=controller.fresh_eval)
+        self._pending = PendingUpdate(optimizer)
+        self._trained = TrainedLoss()
+        self._reads_loss = bool(needs & (REPLAYED | {"loss"}))
+        self._passed = 0  # updates of this process whose checks have passed
+        self._said_untrained = False
+        self._gain = GainSensor(optimizer)
+        self._still: list[int] = []  # places of parameters that the previous update did not move
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
         self.clear()
         hooked = model is not None and (hook or bool(needs & LOGIT_FIELDS))
@@ -81,10 +87,11 @@ class SignalCollector:
     def clear(self) -> None:
         """Forget the reports about an update that was applied, or is not going to be."""
         self.losses.clear()
+        self._trained.clear()
         self._norm.clear()
         self._passes.clear()
         self._outcomes.clear()
-        self._probe: GainProbe | None = None
+        self._gain.clear()
         self._inside.logits = None
         self.in_step = False
         """Whether the optimizer is stepping: passes in there are no micro-batches."""
@@ -92,15 +99,12 @@ class SignalCollector:
     def drop(self) -> None:
         """Forget the reports about an update that was skipped."""
         if self.losses:
-            self._dropped += 1
-            if self._dropped == _MANY_DROPPED:
-                warnings.warn(
-                    f"{_MANY_DROPPED} losses were observed and the controlled optimizer applied no update; does "
-                    "another optimizer train this model, as with optimizers=(None, scheduler)?",
-                    UserWarning,
-                    stacklevel=3,
-                )
+            self._pending.missed()
         self.clear()
+
+    def step_called(self) -> None:
+        """`scheduler.step()` was called, after an update or a micro-batch."""
+        self._pending.step_called(heard=bool(self.losses))
 
     def close(self) -> None:
         """Take the forward hook off the model."""
@@ -114,7 +118,8 @@ class SignalCollector:
         """A micro-batch begins. Where all gradients are None the update before was skipped: its losses are dropped."""
         if self.in_step:
             return
-        if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
+        idle = all(p.grad is None for group in self.optimizer.param_groups for p in group["params"])
+        if self._pending.abandoned(before_forward=True) or idle:
             self.drop()
         plan = self._plan()
         outcome = plan.outcome and bool(self.needs & {"loss_before", "loss_after"})
@@ -132,10 +137,17 @@ class SignalCollector:
             return
         if self.needs & LOGIT_FIELDS:
             self._inside.logits = find_logits(output)
-        if self._norm_due():
+        if self._listens():
             self._norm.listen(differentiable(output))
         if self._takes_losses:
             self.losses.pass_ended(loss, kwargs, output)
+            if loss is not None and self._reads_loss and self._listens():
+                self._trained.listen(loss)
+
+    def evaluated(self) -> None:
+        """Called by the forward hook after a pass in evaluation mode that returned a loss."""
+        if not self.in_step:
+            self._evaluation.evaluated()
 
     def observe(
         self,
@@ -152,21 +164,23 @@ class SignalCollector:
         checked = {"loss": loss, "grad_norm": grad_norm, "eval_loss": eval_loss}
         tensors = {name: self._scalar(name, value) for name, value in checked.items() if value is not None}
         if "loss" in tensors:
+            if self._pending.abandoned(before_forward=False):
+                self.drop()
             replaced = self.losses.observe(tensors["loss"])
-            if not replaced and isinstance(loss, Tensor) and loss.requires_grad and self._norm_due():
+            if replaced:
+                self._trained.forget_last()
+            elif isinstance(loss, Tensor) and loss.requires_grad and self._listens():
                 self._norm.listen([loss])
         if "grad_norm" in tensors:
             self._norm.observe(tensors["grad_norm"])
         if closure is not None:
             self._passes.set_replay(closure)
         if "eval_loss" in tensors:
-            self._eval_loss = float(tensors["eval_loss"])
-            if math.isnan(self._eval_loss):
-                warnings.warn("an evaluation loss of NaN was ignored", UserWarning, stacklevel=3)
+            self._evaluation.observe(tensors["eval_loss"])
 
-    def _norm_due(self) -> bool:
-        """Whether this update's norm is needed: at decisions, for gain ratios, and for the check of the first one."""
-        return not self._checked or self._plan().decides or self._plan().next_decides
+    def _listens(self) -> bool:
+        """Whether this update's passes are needed: at decisions, for gain ratios, and for the first checks."""
+        return self._passed < _EARLY or self._plan().decides or self._plan().next_decides
 
     def _scalar(self, name: str, value: Tensor | float) -> Tensor:
         tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
@@ -190,64 +204,88 @@ class SignalCollector:
     def check(self) -> None:
         """ValueError, before an update is applied, when a needed signal cannot be measured exactly here.
 
-        Looks at the first update of this process, whether or not a decision is due, and at every decision.
+        Looks at the first updates of this process, whether or not a decision is due, and at every decision.
         """
         due = self._plan().decides
-        if self._checked and not due:
+        if self._passed >= _EARLY and not due:
             return
-        if not self._checked:
+        if due:
+            self._evaluation.check()
+        if not self._passed:
             gradient_fields = {n for n in self.needs if n in OPTIONAL_FIELDS and OPTIONAL_FIELDS[n].reads_gradients}
             if self._norm.observed is not None:
                 gradient_fields.discard("grad_norm")
             of_weights = self.needs & {"update_ratio", "meta_inner", *WEIGHT_FIELDS}
             check_unsharded(self.optimizer, gradient_fields | of_weights)
             self._norm.check_clipping()
-        lacks = due and self._fresh_eval and math.isnan(self._eval_loss)
-        ranks = world_size(self.group)
-        check_measurable(self.needs, self.losses, self._passes, self._norm, ranks=ranks, lacks_evaluation=lacks)
-        self._checked = True
+        if self.model is not None and not self.model.training:
+            check_training_mode(self.needs, self.losses, self._norm)
+        check_measurable(self.needs, self.losses, self._passes, self._norm, ranks=world_size(self.group))
+        if self._reads_loss and self._passed < _EARLY:
+            check_trained(self.needs, self._trained, float(self._trained.deviation(self._first_param().device)))
+        self._passed += 1
 
-    def fields(self, update: int, last_lrs: Sequence[float]) -> dict[str, Value]:
+    def fields(self, update: int, last_lrs: Sequence[float], total_steps: int | None) -> dict[str, Value]:
         """All signals that the controller needs, as Python floats; equal bits on all ranks.
 
-        `update` is the one about to be applied, `last_lrs` are the learning rates of the previous one.
+        `update` is the one about to be applied, of `total_steps` if known; `last_lrs` are the learning rates of the
+        previous one.
         """
         wanted = self.needs & OPTIONAL_FIELDS.keys()
         if not wanted:
             return {}
         if self._prepared_for != update:  # a decision that nobody could foresee, after extend() for instance
-            self._gain_ratio = _NEUTRAL_GAIN
+            self._gain.ratio = NEUTRAL
+            self._still = []
             forget_direction(self.optimizer)
-        values: dict[str, Tensor] = {}
-        if "loss" in wanted:
-            values["loss"] = self.losses.mean()
-        if "grad_norm" in wanted:
-            values |= self._norm.fields()
-        if wanted & DIRECTION_FIELDS:
-            values |= measure_previous_update(self.optimizer, last_lrs, wanted, self._adapters)
-        values |= self._inside.measure(wanted, first_rank=rank(self.group) == 0)
-        if "eval_loss" in wanted:
-            # Perhaps only some ranks evaluated: averaged over those that did.
-            fresh = 0.0 if math.isnan(self._eval_loss) else 1.0
-            values["eval_count"] = torch.tensor(fresh, dtype=torch.float64)
-            values["eval_loss"] = torch.tensor(self._eval_loss if fresh else 0.0, dtype=torch.float64)
-            self._eval_loss = math.nan
+        values = self._measure(wanted, last_lrs)
         names = sorted(values)
         numbers = iter(self._exchange([values[n] for n in names], [update, *last_lrs]))
         means: dict[str, Any] = {}
         for name in names:
             value = values[name]
             means[name] = tuple(next(numbers) for _ in range(len(value))) if value.ndim else next(numbers)
+        if "eval_loss" in wanted:
+            count, half = means.pop("eval_count"), max(1, (total_steps or _LONG) // 2)
+            means["eval_loss"] = self._evaluation.read(means["eval_loss"], count, update, half)
+        return self._read(means, wanted)
+
+    def _measure(self, wanted: frozenset[str], last_lrs: Sequence[float]) -> dict[str, Tensor]:
+        """This rank's values, and those that only serve to read them, still on the device."""
+        values: dict[str, Tensor] = {}
+        if "loss" in wanted:
+            values["loss"] = self.losses.mean()
+        if "grad_norm" in wanted:
+            values |= self._norm.fields()
+        if wanted & DIRECTION_FIELDS:
+            values |= measure_previous_update(self.optimizer, last_lrs, wanted, self._adapters, self._still)
+        values |= self._inside.measure(wanted, first_rank=rank(self.group) == 0)
+        if "eval_loss" in wanted:
+            values |= self._evaluation.fields()
+        if self._reads_loss:
+            values["deviation"] = self._trained.deviation(self._first_param().device)
+        return values
+
+    def _read(self, means: dict[str, Any], wanted: frozenset[str]) -> dict[str, Value]:
+        """The wanted signals from the means over ranks of what was measured."""
         if "root" in means:
             check_unscaled(means.pop("root"))
-        if "eval_loss" in wanted:
-            count = means.pop("eval_count")
-            means["eval_loss"] = means["eval_loss"] / count if count else math.nan
+        if self._reads_loss:
+            self._check_late(means.pop("deviation"))
         for name in wanted & set(PREDICTION_FIELDS):
             means[name] *= world_size(self.group)  # the other ranks gave 0
         if "gain_ratio" in wanted:
-            means["gain_ratio"] = self._gain_ratio
+            means["gain_ratio"] = self._gain.ratio
         return means
+
+    def _check_late(self, deviation: float) -> None:
+        """Warns once where the loss stops to be the trained one in mid-run, as a regulariser that grows from 0."""
+        if not self._said_untrained:
+            try:
+                check_trained(self.needs, self._trained, deviation)
+            except ValueError as error:
+                self._said_untrained = True
+                warnings.warn(f"{error} (said once)", UserWarning, stacklevel=5)
 
     def _exchange(self, values: list[Tensor], agreed: Sequence[float]) -> list[float]:
         return average_values(values, agreed, self._first_param().device, self.group)
@@ -262,9 +300,9 @@ class SignalCollector:
             return
         self._prepared_for = update + 1
         if self.needs & DIRECTION_FIELDS:
-            remember_direction(self.optimizer)
+            self._still = remember_direction(self.optimizer)
         if "gain_ratio" in self.needs:
-            self._probe = GainProbe(self.optimizer)
+            self._gain.before_step()
             self._norm.before_step()
 
     def outcome(self, update: int) -> Outcome:
@@ -282,34 +320,26 @@ class SignalCollector:
 
     def finish(self) -> None:
         """After the update: measure the gain ratio if the next decision reads it, then forget the batch."""
-        if self._probe is not None:
-            self._gain_ratio = self._measure_gain(self._probe)
-        self._dropped = 0
+        self._gain.after_step(self.losses.losses, self._passes, self._norm, lambda terms: self._exchange(terms, []))
+        self._pending.applied()
         self.clear()
-
-    def _measure_gain(self, probe: GainProbe) -> float:
-        # The gradient promised it for the whole update, so all its micro-batches are looked at again.
-        passes = max(1, len(self._passes))
-        after = [self._passes.loss_again(number).double() for number in range(-passes, 0)]
-        before = [loss.double() for loss in self.losses.losses[-passes:]]
-        gained = torch.stack(before).mean() - torch.stack(after).mean()
-        gain, promised = self._exchange([gained, probe.promised(self._norm.clip_factor())], [])
-        return _NEUTRAL_GAIN if abs(promised) < 1e-30 else gain / promised
 
     # --- checkpoint ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The signals from before a checkpoint that a decision after it needs; already averaged over ranks."""
         return {
-            "eval_loss": self._eval_loss,
-            "gain_ratio": self._gain_ratio,
+            "eval_loss": self._evaluation.value,
+            "gain_ratio": self._gain.ratio,
             "prepared_for": self._prepared_for,
+            "without_gradient": list(self._still),
             "probabilities": None if self._inside.before is None else self._inside.before.cpu(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.clear()
-        self._eval_loss, self._gain_ratio = float(state["eval_loss"]), float(state["gain_ratio"])
+        self._evaluation.value, self._gain.ratio = float(state["eval_loss"]), float(state["gain_ratio"])
         self._prepared_for = int(state["prepared_for"])
+        self._still = [int(place) for place in state.get("without_gradient", ())]
         self._inside.before = state.get("probabilities")

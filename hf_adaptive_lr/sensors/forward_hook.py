@@ -26,9 +26,12 @@ class ForwardListener(Protocol):
     def pass_ended(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
         """The model returned this output for the micro-batch, and in it this loss, if any."""
 
+    def evaluated(self) -> None:
+        """The model returned a loss in evaluation mode."""
+
 
 class ForwardHook:
-    """Reports the training passes of a model to a listener; evaluation and no-grad passes are ignored.
+    """Reports the training passes of a model to a listener; no-grad passes are ignored, but for evaluated losses.
 
     `model` is the module whose outputs carry `loss`, not its DDP or compiled wrapper. Both ends are weak references:
     the hook keeps neither alive. A copy of the model, or a model saved whole, carries an inert stand-in from the
@@ -62,6 +65,10 @@ class ForwardHook:
         listener = self._active(module)
         if listener is not None:
             listener.pass_ended(_find_loss(output), kwargs, output)
+        elif module is self._model() and not module.training and isinstance(_loss_field(output), Tensor):
+            evaluating = self._listener()
+            if evaluating is not None:
+                evaluating.evaluated()
 
 
 class _Hook:
@@ -78,15 +85,19 @@ class _Hook:
         return (getattr, (contextlib.nullcontext(), "__exit__"))
 
 
+def _loss_field(output: Any) -> Any:
+    return output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+
+
 def _find_loss(output: Any) -> Tensor | None:
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    loss = _loss_field(output)
     if loss is None and isinstance(output, tuple) and output:
         loss = output[0]
     return loss if isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad else None
 
 
 def _loss_of(output: Any) -> Tensor:
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    loss = _loss_field(output)
     chosen: Tensor = loss if loss is not None else output[0]
     return chosen
 

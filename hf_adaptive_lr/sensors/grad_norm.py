@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..distributed import sharder
 from .forward_hook import after_backward
 
 _LARGEST_ROOT = 1.001  # gradient of the loss itself: 1, or 1 / n under accumulation, unless it was scaled
@@ -28,7 +29,14 @@ def measure_grad_norm(optimizer: Optimizer, model: nn.Module | None = None) -> T
     if model is not None:
         mine = {id(p) for p in params}
         params = [p for p in model.parameters() if id(p) in mine]
-    return torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]) / loss_scale(optimizer)
+    return torch.nn.utils.get_total_norm([dense(p.grad) for p in params if p.grad is not None]) / loss_scale(optimizer)
+
+
+def dense(grad: Tensor) -> Tensor:
+    """The gradient itself, unless it is sparse (ValueError)."""
+    if grad.is_sparse:
+        raise ValueError("a sparse gradient cannot be compared with other updates; use sparse=False in the embedding")
+    return grad
 
 
 def loss_scale(optimizer: Optimizer) -> Tensor | float:
@@ -49,6 +57,7 @@ class GradNorm:
         self._optimizer, self._model, self.max_grad_norm = optimizer, model, max_grad_norm
         self._wanted = bool(needs & {"grad_norm", "gain_ratio"})
         self._checked_clipping = False
+        self._sharded: bool | None = None  # not known before the first backward pass
         self._ever_observed = False  # then the backward pass need not be listened to
         self.clear()
 
@@ -75,6 +84,10 @@ class GradNorm:
             after_backward(tensors, self._backward_ended)
 
     def _backward_ended(self, root: Tensor | None) -> None:
+        if self._sharded is None:
+            self._sharded = sharder(self._optimizer) is not None
+        if self._sharded:  # the check ahead of the update says so, in words
+            return
         if any(p.grad is not None for group in self._optimizer.param_groups for p in group["params"]):
             self.unclipped, self._root = measure_grad_norm(self._optimizer, self._model), root
 

@@ -8,15 +8,16 @@ already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ..observation import PER_GROUP
-from .grad_norm import loss_scale
+from .grad_norm import dense, loss_scale
 from .lora import Adapter
 
 PREVIOUS_DIRECTION = "adaptive_lr_direction"
@@ -69,24 +70,57 @@ def inner(left: Iterable[Tensor], right: Iterable[Tensor], batch_ndim: int = 0) 
 
 
 def cosine(dot: Tensor, left_sq: Tensor, right_sq: Tensor) -> Tensor:
-    """Cosine from an inner product and two squared norms, in [-1, 1]; 0 where a norm is 0."""
+    """Cosine from an inner product and two squared norms, in [-1, 1]; 0 where a norm is 0, NaN where one is NaN."""
     norms = (left_sq * right_sq).sqrt()
     angle = dot / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    return torch.where(norms > 0, angle, torch.zeros_like(dot)).clamp(-1, 1)
+    return torch.where(norms == 0, torch.zeros_like(dot), angle).clamp(-1, 1)
 
 
 # --- readers: one live optimizer ---------------------------------------------------------------------------------
 
 
 def check_readable(optimizer: Optimizer, needs: frozenset[str]) -> None:
-    """ValueError when the controller needs the optimizer's state and the optimizer is not SGD, Adam or AdamW."""
+    """ValueError when the controller needs the optimizer's state and the optimizer is not torch's SGD, Adam or AdamW.
+
+    A subclass will do where the step is theirs: one that moves the weights in another way would be misread. So does
+    Adam on float16 weights, where its eps is 0 and its first update NaN.
+    """
     wanted = sorted(needs & DIRECTION_FIELDS)
-    if wanted and not isinstance(optimizer, SGD | Adam):
-        raise ValueError(
-            f"the controller needs {' and '.join(wanted)}, read from the optimizer's state, and "
-            f"{type(optimizer).__name__} is not one whose state is known (SGD, Adam, AdamW); use one of these, or a "
-            "controller that does not need it"
-        )
+    if not wanted:
+        return
+    if _steps_like_torch(optimizer):
+        _check_half(optimizer)
+        return
+    kind, known = type(optimizer), isinstance(optimizer, SGD | Adam)
+    why = "has a step of its own, so the state does not tell its update" if known else "keeps a state of its own"
+    raise ValueError(
+        f"the controller needs {' and '.join(wanted)}, read from the state of torch's SGD, Adam or AdamW, and "
+        f"{kind.__module__}.{kind.__qualname__} {why}; use one of these three, or a controller that does not need it, "
+        "such as 'plateau' or 'cosine'"
+    )
+
+
+def _check_half(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups if isinstance(optimizer, Adam) else ():
+        half = any(p.dtype == torch.float16 for p in group["params"])
+        if half and not torch.tensor(group["eps"], dtype=torch.float16):
+            raise ValueError(
+                f"{type(optimizer).__name__} with eps={group['eps']:g} cannot train float16 weights: the squares of "
+                "the gradients and eps are 0 there, and the first update makes them NaN. Keep the weights in float32 "
+                "and train with fp16=True or bf16=True (autocast)"
+            )
+
+
+def _steps_like_torch(optimizer: Optimizer) -> bool:
+    """Whether the class is SGD, Adam or AdamW, or inherits the step and the layout of the state unchanged."""
+    if type(optimizer) in (SGD, Adam, AdamW):
+        return True
+    base: Any = next((cls for cls in (SGD, Adam) if isinstance(optimizer, cls)), None)
+    kind: Any = type(optimizer)
+    # torch wraps the step of every class once, for its hooks.
+    return base is not None and all(
+        inspect.unwrap(getattr(kind, name)) is inspect.unwrap(getattr(base, name)) for name in ("step", "_init_group")
+    )
 
 
 class _Term(NamedTuple):
@@ -100,11 +134,13 @@ class _Term(NamedTuple):
     shift: Any
 
 
-def _terms(optimizer: Optimizer) -> Iterator[_Term]:
+def _terms(optimizer: Optimizer, still: Collection[int]) -> Iterator[_Term]:
+    place = -1
     for index, group in enumerate(optimizer.param_groups):
         for p in group["params"]:
+            place += 1
             state = optimizer.state.get(p)
-            if not state:
+            if not state or place in still:
                 continue
             if isinstance(optimizer, Adam):
                 if "exp_avg" in state:
@@ -132,22 +168,23 @@ def needs_copy(group: dict[str, Any]) -> bool:
 
 
 @torch.no_grad()
-def remember_direction(optimizer: Optimizer) -> None:
+def remember_direction(optimizer: Optimizer) -> list[int]:
     """Keep the direction of the update that is about to be made, where SGD's own state will not contain it.
 
-    Before and not after, because some steps (foreach with Nesterov momentum) change the gradients in place. ValueError
-    for a sparse gradient.
+    Before and not after, because some steps (foreach with Nesterov momentum) change the gradients in place. Returns
+    the places, over all groups in order, of the parameters that this update will not move as they have no gradient.
+    ValueError for a sparse gradient.
     """
-    if not isinstance(optimizer, SGD):
-        return
-    for group in (g for g in optimizer.param_groups if needs_copy(g)):
-        for p in (p for p in group["params"] if p.grad is not None):
+    for group in optimizer.param_groups if isinstance(optimizer, SGD) else ():
+        for p in (p for p in group["params"] if p.grad is not None and needs_copy(group)):
             state = optimizer.state[p]
             direction = _sgd_next_direction(p, dense(p.grad), state.get("momentum_buffer"), group)
             if PREVIOUS_DIRECTION in state:
                 state[PREVIOUS_DIRECTION].copy_(direction)
             else:
                 state[PREVIOUS_DIRECTION] = direction.clone(memory_format=torch.preserve_format)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return [place for place, p in enumerate(params) if p.grad is None]
 
 
 def forget_direction(optimizer: Optimizer) -> None:
@@ -165,13 +202,6 @@ def _sgd_next_direction(p: Tensor, grad: Tensor, buffer: Tensor | None, group: d
     if momentum:
         buffer = grad if buffer is None else buffer * momentum + grad * (1 - group["dampening"])
     return sgd_direction(grad, buffer, momentum=momentum, nesterov=group["nesterov"])
-
-
-def dense(grad: Tensor) -> Tensor:
-    """The gradient itself, unless it is sparse (ValueError)."""
-    if grad.is_sparse:
-        raise ValueError("a sparse gradient cannot be compared with other updates; use sparse=False in the embedding")
-    return grad
 
 
 def chunks(tensors: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -211,18 +241,23 @@ def _adam_chunk(numerator: Tensor, square: Tensor, shift: Any, scratch: Tensor) 
 
 @torch.no_grad()
 def measure_previous_update(
-    optimizer: Optimizer, lrs: Sequence[float], needs: frozenset[str], adapters: Sequence[Adapter] = ()
+    optimizer: Optimizer,
+    lrs: Sequence[float],
+    needs: frozenset[str],
+    adapters: Sequence[Adapter] = (),
+    still: Collection[int] = (),
 ) -> dict[str, Tensor]:
     """The [`DIRECTION_FIELDS`] in `needs`, of the gradients now in `param.grad` and the previous update, in one pass.
 
     The optimizer is SGD, Adam or AdamW (foreach and fused keep the same state); `lrs` are those of the previous
-    update, one per group; the `update_ratio` of LoRA's adapters is that of the weights they are added to. Returns
+    update, one per group; the `update_ratio` of LoRA's adapters is that of the weights they are added to. `still` are
+    the places of the parameters that had no gradient then (from `remember_direction`) and did not move. Returns
     float64 tensors, 0-d or (n_groups,), neutral before the first update. No host sync.
 
     Clipping, loss scaling and accumulation multiply the whole gradient, so the alignment does not see them; the slope
     is that of the gradient as the optimizer uses it, clipped where it was clipped.
     """
-    terms = list(_terms(optimizer))
+    terms = list(_terms(optimizer, still))
     out: dict[str, Tensor] = {}
     if not terms:
         groups = len(optimizer.param_groups)
@@ -270,25 +305,3 @@ def _by_group(sums: Tensor, terms: Sequence[_Term], optimizer: Optimizer) -> Ten
     """Sums of every parameter group, of shape (n_groups, 3)."""
     groups = torch.tensor([term.group for term in terms], device=sums.device)
     return sums.new_zeros(len(optimizer.param_groups), 3).index_add_(0, groups, sums)
-
-
-class GainProbe:
-    """Keeps weights and gradients from before one update, to measure the decrease that the gradient promised for it.
-
-    The copies cost twice the memory of the trained weights and exist only from the pre-step to the post-step hook of
-    the update before a decision. The gradients are copied too because some steps change them in place.
-    """
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._scale = loss_scale(optimizer)
-        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._kept = [(p, p.detach().clone(), dense(p.grad).clone()) for p in params]
-
-    @torch.no_grad()
-    def promised(self, clip_factor: Tensor | float) -> Tensor:
-        """-g . (w[t] - w[t-1]), with g before clipping by a factor in (0, 1]; 0-d float64, no host sync."""
-        sums: list[Tensor] = []
-        for p, before, grad in self._kept:
-            for now, then, g in chunks([p, before, grad]):
-                sums.append(torch.dot(g, now - then))
-        return -torch.stack(sums).double().sum() / (clip_factor * self._scale)

@@ -43,8 +43,11 @@ class LossWindow:
         """Called by the forward hook after a pass, with the loss that it found in the output, if any."""
         if loss is not None:
             self.shares |= kwargs.get("num_items_in_batch") is not None
-            self.losses.append(loss.detach())
+            self.losses.append(loss.detach().clone())  # a view would change with `loss /= n`
             self._from_hook = True
+
+    def evaluated(self) -> None:
+        """Called by the forward hook after a pass in evaluation mode; nothing is kept of it."""
 
     def observe(self, loss: Tensor) -> bool:
         """Take the mean loss of a micro-batch, 0-d; whether it replaced a loss that the forward hook had reported."""
@@ -52,7 +55,7 @@ class LossWindow:
         if replaced:
             self.losses.pop()
             self.shares = False
-        self.losses.append(loss.detach())
+        self.losses.append(loss.detach().clone())
         self._from_hook = False
         return replaced
 

@@ -7,16 +7,20 @@ computed again after the update; buffers and generators are put back afterwards,
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 
 class ReplayPoint:
-    """The moment before a forward pass: generators (CPU, `device`) and autocast, to run it again on updated weights.
+    """The moment before a forward pass: generators and autocast, to run it again on updated weights.
 
-    Taking one copies about 5 kB per generator and syncs nothing.
+    The generators are torch's (CPU, `device`), Python's and NumPy's (SpecAugment draws its masks there). Taking one
+    copies about 5 kB per generator and syncs nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -43,17 +47,24 @@ class ReplayPoint:
                 yield
 
 
-def _generator_states(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
+class _Generators(NamedTuple):
+    cpu: Tensor
+    device: Tensor | None
+    python: Any
+    numpy: Any
 
 
-def _restore_generators(device: torch.device, states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+def _generator_states(device: torch.device) -> _Generators:
+    there = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return _Generators(torch.get_rng_state(), there, random.getstate(), np.random.get_state())
+
+
+def _restore_generators(device: torch.device, states: _Generators) -> None:
+    torch.set_rng_state(states.cpu)
+    if states.device is not None:
+        torch.cuda.set_rng_state(states.device, device)
+    random.setstate(states.python)
+    np.random.set_state(states.numpy)
 
 
 @contextlib.contextmanager
@@ -79,6 +90,15 @@ def frozen_generators(device: torch.device) -> Iterator[None]:
         _restore_generators(device, states)
 
 
+def surrogate() -> Tensor:
+    """Stands for the replay of a loss whose value does not follow the weights, so that it is not computed again.
+
+    Raises:
+        RuntimeError: always.
+    """
+    raise RuntimeError("this loss does not follow the weights, so that computing it again tells nothing")
+
+
 class RecordedPasses:
     """The forward passes of one update's micro-batches, kept so that their losses can be computed again after it."""
 
@@ -89,7 +109,7 @@ class RecordedPasses:
     def clear(self) -> None:
         """Forget the passes of this update."""
         self._passes: list[tuple[Callable[[], Tensor] | None, ReplayPoint]] = []
-        self._announced = self._repeatable = False
+        self._announced = self._repeatable = self._surrogate = False
 
     def __len__(self) -> int:
         return len(self._passes)
@@ -99,12 +119,18 @@ class RecordedPasses:
         """Whether the last micro-batch was announced ahead of its pass, with a function that computes it again."""
         return self._announced and self._repeatable
 
+    @property
+    def surrogate(self) -> bool:
+        """Whether one of the losses does not follow the weights."""
+        return self._surrogate
+
     def begin(self, replay: Callable[[], Tensor] | None, device: torch.device | None) -> None:
         """A forward pass begins, whose loss `replay` (or what `set_replay` gets later) computes again.
 
         `device` is where the weights are; None keeps nothing, as the pass will not be repeated.
         """
         self._announced, self._repeatable = True, replay is not None
+        self._surrogate |= replay is surrogate
         if device is not None:
             self._passes.append((replay, ReplayPoint(device)))
 

@@ -5,10 +5,23 @@ from __future__ import annotations
 from .grad_norm import GradNorm
 from .loss_window import LossWindow
 from .replay import RecordedPasses
+from .trained_loss import TrainedLoss
 
 REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
 """Signals for which the last micro-batch is computed again."""
 _SCALED = frozenset({"loss", "grad_norm", "gain_ratio", "slope", "group_slope", "loss_before", "loss_after"})
+
+
+def check_training_mode(needs: frozenset[str], losses: LossWindow, norm: GradNorm) -> None:
+    """ValueError where the model is in evaluation mode, in which its passes are not taken for training."""
+    unseen = ["loss"] if needs & (REPLAYED | {"loss"}) and not losses else []
+    hidden = norm.hidden_by_clipping(needs)
+    for name in [*unseen, *([hidden] if hidden else [])]:
+        raise ValueError(
+            f"the controller needs {name}, and the model is in evaluation mode (model.training is False), in which "
+            "its passes are not taken for training. Call model.train() before the run; to train without dropout, set "
+            "its probability to 0, or pass hook=False and call before_forward() and observe(loss=...)"
+        )
 
 
 def check_measurable(
@@ -18,14 +31,8 @@ def check_measurable(
     norm: GradNorm,
     *,
     ranks: int,
-    lacks_evaluation: bool,
 ) -> None:
     """ValueError for a needed signal that was not delivered for this update: why, and the integration that can."""
-    if lacks_evaluation:
-        raise ValueError(
-            "the controller needs an evaluation at every decision and none was observed. Use AdaptiveLRTrainer, or "
-            "call observe(eval_loss=...) before every update at which scheduler.due()"
-        )
     if needs & (REPLAYED | {"loss"}) and not losses:
         raise ValueError(
             "the controller needs the loss of the update and none was observed: the model returns none (label "
@@ -46,10 +53,28 @@ def check_measurable(
             f"the controller needs {repeated[0]}, for which the last micro-batch is computed again; call "
             "before_forward() ahead of it and observe(loss=..., closure=...) after it, or use AdaptiveLRTrainer"
         )
+    outcomes = sorted(needs & {"loss_before", "loss_after"})
+    if outcomes and passes.surrogate:
+        raise ValueError(
+            f"the controller needs {outcomes[0]}, and the value of this loss does not follow the weights (a policy "
+            "gradient on samples of the same policy); use a controller that does not need it, such as 'hypergradient'"
+        )
     scaled = sorted(needs & _SCALED)
     if scaled and losses.shares and (len(losses) > 1 or ranks > 1):
         raise ValueError(
             f"the controller needs {scaled[0]}, and Trainer passes num_items_in_batch to the model: with "
             "accumulation or several processes most heads then return inflated losses and gradients. Use "
             "AdaptiveLRTrainer, or set trainer.model_accepts_loss_kwargs = False"
+        )
+
+
+def check_trained(needs: frozenset[str], trained: TrainedLoss, deviation: float) -> None:
+    """ValueError where the loss in the model's output is not the one that the backward passes differentiate."""
+    if deviation > trained.tolerance():
+        field = sorted(needs & (REPLAYED | {"loss"}))[0]
+        raise ValueError(
+            f"the controller needs {field}, and the loss in the model's output is not the one that is trained: "
+            f"{trained.explain()}. The trained one is computed elsewhere (compute_loss, class weights, a regulariser, "
+            "several heads). Use AdaptiveLRTrainer, which hears the result of compute_loss, or report the trained "
+            "loss with observe(loss=...) for every micro-batch"
         )

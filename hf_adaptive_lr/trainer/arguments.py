@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
+from .._checks import did_you_mean
 from ..auto import AutoController
 from ..controller import Controller
 from ..hub.config import configure
+from ..optimizers import DSA
 from ..optimizers.layers import check_factors
 from ..scheduler.config import SchedulerConfig
 from ..scheduler.envelope import Envelope
+from .defaults import DEFAULT_CONTROLLER, RHO_BY_START
+from .guard_callback import GuardCallback
+
+logger = logging.getLogger(__name__)
 
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+def _is_pretrained(model: Any) -> bool:
+    """Whether all of a model is trained further, from weights that `from_pretrained` read."""
+    config = getattr(model, "config", None)
+    whole = getattr(model, "peft_config", None) is None
+    return whole and bool(getattr(config, "name_or_path", "") or getattr(config, "_name_or_path", ""))
+
+
 @dataclass
 class AdaptiveLRTrainingArguments(TrainingArguments):
     """TrainingArguments plus the controller's settings, all searchable by `hyperparameter_search`.
 
-    `learning_rate` is the base learning rate, `warmup_steps` ramps the controller's answer up, `lr_scheduler_type` is
-    not used. Each field is explained in its help; ranges are checked when training begins, by [`ControlledLR`].
+    `learning_rate` is the base learning rate, which the default controller does not use: it finds one. `warmup_steps`
+    ramps the controller's answer up, `lr_scheduler_type` is not used. Each field is explained in its help; ranges are
+    checked when training begins, by [`ControlledLR`].
 
     Example:
         >>> AdaptiveLRTrainingArguments(output_dir="out", controller="cosine").controller
         'cosine'
     """
 
-    controller: str = _option("hypergradient", "Learning-rate controller: a known name, or a folder with config.json.")
+    controller: str = _option(
+        DEFAULT_CONTROLLER,
+        "Learning-rate controller: a known name, a folder with config.json, user/repo on the Hub, FILE.py:CLASS or "
+        "FILE.py:CLASS:FOLDER. relative finds the learning rate; its rho is by default 0.001 for a pretrained model, "
+        "0.016 for one from scratch or with adapters.",
+    )
     # `dict | str | None` and not a parametrised dict: HfArgumentParser reads it as a JSON string.
     controller_kwargs: dict | str | None = _option(  # type: ignore[type-arg]
         None, "Config fields of the controller to change, as JSON, for example '{\"beta\": 0.02}'."
@@ -106,20 +128,52 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
                     setattr(self, name, json.loads(value))
                 except ValueError as error:
                     raise ValueError(f"{name}={value!r} is not valid JSON: {error}") from error
+            self._check_object(name, value)
         check_factors(self.lr_factors if isinstance(self.lr_factors, dict) else {}, self.layer_decay)
         if not 0 < self.controller_split <= 0.5:
             raise ValueError(f"controller_split={self.controller_split} is outside (0, 0.5]; 0.1 holds out a tenth")
         if self.controller_eval_steps is not None and self.controller_eval_steps < 1:
             raise ValueError(f"controller_eval_steps={self.controller_eval_steps} must be at least 1, or None")
 
-    def make_controller(self) -> Controller:
-        """The controller that `controller` and `controller_kwargs` describe.
+    def _check_object(self, name: str, given: Any) -> None:
+        """Fail fast on JSON that is no object, and on settings that there are not, when the arguments are made."""
+        value = getattr(self, name)
+        if value is None or (name, value) == ("controller_envelope", "off"):
+            return
+        if not isinstance(value, dict):
+            raise ValueError(f"{name}={given!r} is not a JSON object such as '{{\"name\": 1}}'")
+        takers = {"controller_envelope": Envelope, "divergence_guard_kwargs": GuardCallback, "dsa_kwargs": DSA}
+        if name not in takers:
+            return
+        known = [key for key in inspect.signature(takers[name]).parameters if key not in ("base", "anchor")]
+        for key in value:
+            if key not in known:
+                raise ValueError(f"{name}: no setting '{key}'{did_you_mean(key, known)}")
+        if name != "dsa_kwargs":
+            with torch.random.fork_rng(devices=[]):  # the guard makes a module to try its settings on
+                takers[name](**value)  # values out of range fail here, too
+
+    def make_controller(self, model: Any = None) -> Controller:
+        """The controller that `controller` and `controller_kwargs` describe, of a size for the `model` to be trained.
 
         Raises:
             ValueError: an unknown name, or a key or value that its config does not have.
         """
         changes: dict[str, Any] = dict(self.controller_kwargs) if isinstance(self.controller_kwargs, dict) else {}
+        if self.controller == DEFAULT_CONTROLLER and model is not None:
+            changes = {"rho": RHO_BY_START["pretrained" if _is_pretrained(model) else "scratch"], **changes}
         return configure(AutoController.from_pretrained(self.controller), changes)
+
+    def warn_of_unused_rate(self) -> None:
+        """Say that a learning rate was given although the default controller finds it."""
+        usual = type(self).__dataclass_fields__["learning_rate"].default
+        if self.controller == DEFAULT_CONTROLLER and self.learning_rate != usual:
+            logger.warning(
+                "learning_rate=%s is not used: controller '%s', the default, finds it; leave it out, or name a "
+                "controller that starts from yours (controller='linear')",
+                self.learning_rate,
+                DEFAULT_CONTROLLER,
+            )
 
     def make_envelope(self, controller: Controller) -> Envelope | None:
         """The envelope for this controller; see `controller_envelope`.

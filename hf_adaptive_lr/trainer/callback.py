@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from typing import Any, Unpack
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import SchedulerType, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..auto import resolve_controller
 from ..controller import Controller
+from ..optimizers.groups import raw
+from ..optimizers.writers import WrittenLRs
 from ..scheduler.config import SchedulerOptions
 from ..scheduler.controlled_lr import ControlledLR
 from .cooldown import shorten, stop_after_cooldown
@@ -16,15 +18,18 @@ from .cooldown import shorten, stop_after_cooldown
 STATE_ATTRIBUTE = "adaptive_lr_state"
 """Attribute of the native scheduler that carries the run state through Trainer's checkpoints."""
 
+_REPLACED = ("constant", "constant_with_warmup")  # native schedules that a controller takes nothing away from
+
 
 class AdaptiveLRCallback(TrainerCallback):
     """Lets a controller set the learning rate of an unmodified Trainer: `Trainer(..., callbacks=[...])`.
 
     The loss is read by a forward hook on the model, the gradient norm before clipping at the end of the backward pass.
-    Fails fast, before the first update, where a callback cannot measure a signal exactly (a loss that the model does
-    not return, the norm under a float16 gradient scaler); `AdaptiveLRTrainer` measures everything. Set
-    `lr_scheduler_type="constant"`: the native schedule is overruled and only carries the logged value and the
-    checkpoint.
+    Evaluation losses are Trainer's own, of its `eval_dataset`, and `warmup_steps` is that of the arguments. Fails fast
+    where a callback cannot measure a signal exactly (a loss that the model does not return or that is not the trained
+    one, the norm under a float16 gradient scaler); `AdaptiveLRTrainer` measures everything. Set
+    `lr_scheduler_type="constant"` or `"constant_with_warmup"`: the native schedule is overruled and only carries the
+    logged value and the checkpoint.
 
     Args:
         controller: a [`Controller`] or the name of one.
@@ -50,6 +55,7 @@ class AdaptiveLRCallback(TrainerCallback):
         self.settings, self.anytime = settings, anytime
         self.scheduler: ControlledLR | None = None
         self._state: TrainerState | None = None
+        self._native: Any = None
 
     def cooldown(self, steps: int) -> None:
         """Let the learning rate fall linearly to zero within the next `steps` updates, and training stop there.
@@ -69,15 +75,22 @@ class AdaptiveLRCallback(TrainerCallback):
         # SetFit passes its own arguments and model, and calls the trainer's `st_args`, `st_model`.
         args, model = kwargs.get("st_args", args), kwargs.get("st_model", kwargs["model"])
         native = kwargs["lr_scheduler"]
-        if args.lr_scheduler_type != "constant" and not isinstance(native, ControlledLR):
+        if args.lr_scheduler_type not in _REPLACED and not isinstance(native, ControlledLR):
+            named = SchedulerType(args.lr_scheduler_type).value
             warnings.warn(
-                f"lr_scheduler_type='{args.lr_scheduler_type}' is overruled by AdaptiveLRCallback; set it to "
-                f"'constant'",
+                f"lr_scheduler_type='{named}' is overruled by AdaptiveLRCallback, but for its warm-up; "
+                "set it to 'constant_with_warmup' or 'constant'",
                 UserWarning,
                 stacklevel=2,
             )
-        settings: SchedulerOptions = {"total_steps": None if self.anytime else state.max_steps, "seed": args.seed}
+        settings: SchedulerOptions = {
+            "total_steps": None if self.anytime else state.max_steps,
+            "warmup_steps": args.get_warmup_steps(state.max_steps),
+            "seed": args.seed,
+        }
         settings.update(self.settings)
+        self._check_evaluations(args)
+        WrittenLRs.of(raw(kwargs["optimizer"])).accept()  # the native schedule's first one
         self.scheduler = ControlledLR(
             kwargs["optimizer"],
             self.controller,
@@ -85,7 +98,7 @@ class AdaptiveLRCallback(TrainerCallback):
             max_grad_norm=args.max_grad_norm or 0.0,
             **settings,
         )
-        self._state = state
+        self._state, self._native = state, native
         saved = getattr(native, STATE_ATTRIBUTE, None)
         if state.global_step > 0 and saved is not None:
             self.scheduler.load_state_dict(saved)
@@ -94,20 +107,66 @@ class AdaptiveLRCallback(TrainerCallback):
                 "the checkpoint has no controller state; the controller starts anew", UserWarning, stacklevel=2
             )
 
+    def _check_evaluations(self, args: TrainingArguments) -> None:
+        needs, fresh = self.controller.needs, self.controller.fresh_eval
+        if "eval_loss" not in needs:
+            return
+        name = self.controller.controller_type
+        if fresh and not args.eval_on_start:
+            raise ValueError(
+                f"'{name}' needs an evaluation before every decision, also the first; set eval_on_start=True, or use "
+                "AdaptiveLRTrainer"
+            )
+        if not fresh and args.eval_strategy == "no":
+            raise ValueError(
+                f"'{name}' needs eval_loss, and eval_strategy='no' makes no evaluations; set eval_strategy='steps' "
+                "and eval_steps, or use AdaptiveLRTrainer"
+            )
+
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Let a cooldown end the training."""
         if self.scheduler is not None:
             stop_after_cooldown(self.scheduler, state)
+            written = [group["lr"] for group in self.scheduler.optimizer.param_groups]
+            if written == getattr(self._native, "_last_lr", None):
+                self.scheduler.accept_lrs()  # the native schedule's
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Mirror the applied learning rate to where Trainer reads it for the log."""
         if self.scheduler is not None:
             kwargs["lr_scheduler"]._last_lr = self.scheduler.get_last_lr()
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Put the run state into the native scheduler, with which Trainer saves it in every checkpoint."""
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the run state into the native scheduler, with which Trainer saves it in every checkpoint.
+
+        Asks Trainer for an evaluation where a controller needs a new one for its next decision.
+        """
+        if self.scheduler is None:
+            return
+        self._keep_state()
+        needs = self.controller.fresh_eval and "eval_loss" in self.controller.needs
+        if needs and self.scheduler.due() and state.global_step < state.max_steps:
+            control.should_evaluate = True
+
+    def on_evaluate(self, *args: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Report Trainer's `eval_loss` to a controller that needs it."""
+        if self.scheduler is None or "eval_loss" not in self.controller.needs:
+            return
+        found = metrics or {}
+        if "eval_loss" not in found:
+            raise ValueError(
+                f"'{self.controller.controller_type}' needs eval_loss, and the evaluation gave {sorted(found)}: the "
+                "eval_dataset has no labels, or there are several. Pass one that has labels, or use "
+                "AdaptiveLRTrainer(controller_dataset=...)"
+            )
+        self.scheduler.observe(eval_loss=found["eval_loss"])
+        self._keep_state()  # a checkpoint of this update is written after its evaluation
+
+    def _keep_state(self) -> None:
         if self.scheduler is not None:
-            setattr(kwargs["lr_scheduler"], STATE_ATTRIBUTE, self.scheduler.state_dict())
+            setattr(self._native, STATE_ATTRIBUTE, self.scheduler.state_dict())
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Take the hooks off the model and the optimizer."""

@@ -5,7 +5,7 @@ Batch number i is the same whenever it is asked for, so nothing has to be rememb
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import Trainer
 
 from ..controller import Controller
-from ..sensors.replay import frozen_generators
+from ..sensors.replay import frozen_generators, undisturbed
+from .losses import has_tensors, unlogged
 
 if TYPE_CHECKING:
     _Trainer = Trainer
@@ -102,27 +103,44 @@ class ControllerData(_Trainer):
         else:
             collate = self._get_collator_with_removed_columns(self.data_collator, description="controller")
             batches = ExtraBatches(dataset, collate, size, seed)
-        return lambda number: self._loss(self._prepare_inputs(batches(number)))
+        with frozen_generators(self.args.device):
+            ready = has_tensors(batches(0))
+        if not ready:
+            raise ValueError(
+                f"the controller needs the loss of other batches than the one that trains, and {type(self).__name__} "
+                "makes its batches from rows while it trains (GRPO and RLOO generate them), so there are none; use a "
+                "controller that does not need it"
+            )
 
-    def _loss(self, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        def loss(number: int) -> Tensor:
+            with unlogged(self):
+                return self._loss(self._prepare_inputs(batches(number)))
+
+        return loss
+
+    def _loss(self, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         # DDP's wrapper would start a collective; alone, the compiled module gives the same bits as the training pass.
         alone = self.accelerator.num_processes == 1
         model = self.model_wrapped if alone else self.accelerator.unwrap_model(self.model)
-        loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        loss: Any = self.compute_loss(model, inputs, *args, **kwargs)
         return (loss if isinstance(loss, Tensor) else loss[0]).mean()
 
     @torch.no_grad()
     def _mean_loss(self, model: nn.Module, dataset: Any) -> float:
-        """Mean loss per example in evaluation mode, equal on all ranks; draws no random number of training's."""
+        """Mean loss per example in evaluation mode, equal on all ranks; neither training nor its log notice it."""
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        with frozen_generators(self.args.device):
+        training = [module for module in model.modules() if module.training]
+        with undisturbed(self.args.device, model), unlogged(self):
             model.eval()
-            for inputs in self._each_once(dataset):
-                inputs = self._prepare_inputs(inputs)
-                rows = next(v for v in inputs.values() if isinstance(v, Tensor)).shape[0]
-                loss = self._loss(inputs).double()
-                total += torch.stack((loss * rows, torch.full_like(loss, rows)))
-            model.train()
+            try:
+                for inputs in self._each_once(dataset):
+                    inputs = self._prepare_inputs(inputs)
+                    rows = _rows(inputs)
+                    loss = self._loss(inputs).double()
+                    total += torch.stack((loss * rows, torch.full_like(loss, rows)))
+            finally:
+                for module in training:
+                    module.training = True
         summed = self.accelerator.reduce(total, reduction="sum")
         return float(summed[0] / summed[1])
 
@@ -133,3 +151,14 @@ class ControllerData(_Trainer):
             return self.get_eval_dataloader(dataset)
         finally:
             self.accelerator.even_batches = even
+
+
+def _rows(batch: Any) -> int:
+    """Length of the first tensor of a batch of any kind; ValueError where there is none."""
+    if isinstance(batch, Tensor):
+        return batch.shape[0]
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    for part in parts:
+        if has_tensors(part):
+            return _rows(part)
+    raise ValueError("a batch of the controller's data has no tensor in it, so its rows cannot be counted")

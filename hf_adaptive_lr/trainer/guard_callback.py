@@ -110,6 +110,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         self._writer: EventWriter | None = None
         self._applied, self._flagged, self._place = False, False, 0
         self._sound = 0  # updates that Trainer had counted when the weights were last known to be good
+        self._run: tuple[TrainingArguments, TrainerState] | None = None  # under way
         self._hook: ForwardHook | None = None
         self._losses = LossWindow()
         self._forget()
@@ -180,10 +181,9 @@ class GuardCallback(TrainerCallback, ExportableState):
             self._running().after_step()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add the snapshots to the checkpoint; it is whole without them."""
-        folder, guard = _checkpoint(args, state.global_step), self.guard
-        if guard is not None and guard.snapshots is not None and self.save_snapshots and folder.is_dir():
-            guard.snapshots.to_disk(folder, rank=args.process_index)
+        """Add this process's generators to the checkpoint; `state` has written the rest, if it was asked here."""
+        if not args.should_save:
+            self._save_snapshots(args, state)
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Take the hooks off; `guard` stays, with its events."""
@@ -195,13 +195,19 @@ class GuardCallback(TrainerCallback, ExportableState):
         """Take the forward hooks off the model."""
         if self._hook is not None:
             self._hook.close()
-        self._hook = None
+        self._hook = self._run = None
         self._forget()
 
     # --- state in Trainer's checkpoints -------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """For `trainer_state.json`: settings and the guard's state."""
+        """For `trainer_state.json`: settings and the guard's state.
+
+        Trainer asks for it just before it writes that file, which is the last of a checkpoint and marks it as whole,
+        and then deletes older ones; so this is where the snapshots are written.
+        """
+        if self._run is not None:
+            self._save_snapshots(*self._run)
         thresholds = asdict(self.thresholds)
         saved = self.saved_state if self.guard is None else self.guard.state_dict()
         options = {"raise_on_stop": self.raise_on_stop, "save_snapshots": self.save_snapshots}
@@ -211,6 +217,11 @@ class GuardCallback(TrainerCallback, ExportableState):
         }
 
     # --- inside -------------------------------------------------------------------------------------------------
+
+    def _save_snapshots(self, args: TrainingArguments, state: TrainerState) -> None:
+        folder, guard = _checkpoint(args, state.global_step), self.guard
+        if guard is not None and guard.snapshots is not None and self.save_snapshots and folder.is_dir():
+            guard.snapshots.to_disk(folder, rank=args.process_index)
 
     def _running(self) -> DivergenceGuard:
         if self.guard is None:
@@ -243,6 +254,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         self._applied, self._flagged, self._place = False, False, self._step(state)
         if state.global_step > 0:
             self._resume(args, state)
+        self._run = (args, state)
         if self._writer is not None:
             self._writer.start(self.guard.updates)
         self._hook = ForwardHook(model, self._losses)

@@ -28,16 +28,20 @@ from ..optimizers.groups import raw
 from ..optimizers.layers import split_groups
 from ..scheduler.controlled_lr import ControlledLR
 from ..scheduler.trace import TraceWriter
+from ..sensors.replay import surrogate
+from ..sensors.requirements import REPLAYED
 from .cooldown import shorten, stop_after_cooldown
 from .data import ControllerData
 from .guard_callback import GuardCallback
+from .losses import is_surrogate, recorded, unlogged
+from .saving import WholeCheckpoints
 
 # Heads whose loss really is normalised by num_items_in_batch; most classification heads accept the argument and ignore
 # it, and then loss and gradients come out multiplied by accumulation steps x processes.
 _TOKEN_WEIGHTED = ("ForCausalLM", "ForConditionalGeneration", "ForMaskedLM")
 
 
-class AdaptiveLRMixin(ControllerData):
+class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
     """Lets a controller decide the learning rate of any Trainer: `class MyTrainer(AdaptiveLRMixin, Trainer)`.
 
     Args:
@@ -58,6 +62,7 @@ class AdaptiveLRMixin(ControllerData):
     _created_lr_scheduler: bool
     _look_ahead: LookAhead | None = None
     _guard: GuardCallback | None = None
+    _computes_loss = True
 
     def __init__(
         self,
@@ -78,6 +83,8 @@ class AdaptiveLRMixin(ControllerData):
         self._prepare_guard()
         if self._controller is None and not hasattr(self.args, "make_controller"):
             raise ValueError("no controller: pass controller=, or args=AdaptiveLRTrainingArguments(controller=...)")
+        if self._controller is None and hasattr(self.args, "warn_of_unused_rate"):
+            self.args.warn_of_unused_rate()
         self._prepare_controller_data(self.controller)
         if getattr(self._inner_model(), "loss_type", None) not in _TOKEN_WEIGHTED:
             self.model_accepts_loss_kwargs = False
@@ -85,7 +92,9 @@ class AdaptiveLRMixin(ControllerData):
     @property
     def controller(self) -> Controller:
         """The controller that decides, or will decide at the next `train()`."""
-        made: Controller = self._controller if self._controller is not None else self.args.make_controller()
+        if self._controller is not None:
+            return self._controller
+        made: Controller = self.args.make_controller(self.accelerator.unwrap_model(self.model))
         return made
 
     def _inner_model(self) -> nn.Module:
@@ -149,7 +158,8 @@ class AdaptiveLRMixin(ControllerData):
         )
         self._look_ahead, self._guard = LookAhead.of(target, model), self.guard_callback
         if self.is_world_process_zero():
-            scheduler.listeners.append(TraceWriter(Path(self.args.output_dir) / TRACE_NAME, controller))
+            trace = TraceWriter(Path(self.args.output_dir) / TRACE_NAME, controller, num_training_steps)
+            scheduler.listeners.append(trace)
         self.lr_scheduler, self._created_lr_scheduler = scheduler, True
         self._eval_every = getattr(self.args, "controller_eval_steps", None) or max(1, num_training_steps // 20)
         return scheduler
@@ -205,24 +215,56 @@ class AdaptiveLRMixin(ControllerData):
             "seed": self.args.seed,
         }
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch; its loss is kept for the controller, on the device."""
-        scheduler, replay = self.lr_scheduler, self._replay(dict(inputs), num_items_in_batch)
+        scheduler, begun = self.lr_scheduler, 0
         stop_after_cooldown(scheduler, self.state)
-        scheduler.before_forward(replay)
-        if self._look_ahead is not None:
-            self._look_ahead.add(replay, self.args.device)
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not self._computes_loss:  # then nothing else announces the micro-batch
+            scheduler.before_forward()
+
+        def begins(repeat: Callable[..., Any], prepared: Any) -> None:
+            nonlocal begun
+            begun += 1
+            replay = self._replay(repeat, num_items_in_batch)
+            scheduler.before_forward(surrogate if is_surrogate(prepared) else replay)
+            if self._look_ahead is not None:
+                self._look_ahead.add(replay, self.args.device)
+
+        with recorded(self, begins):
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._computes_loss = begun > 0
+        if begun != 1:
+            self._check_not_repeated(begun)
         # Trainer returns each micro-batch's share of the update's loss; its mean loss is that times the number of
         # shares.
         scheduler.observe(loss=loss * self.current_gradient_accumulation_steps)
         return loss
 
-    def _replay(self, inputs: dict[str, Any], num_items_in_batch: Any) -> Callable[[], Tensor]:
+    def _replay(self, repeat: Callable[..., Any], num_items_in_batch: Any) -> Callable[[], Tensor]:
         # A loss that is normalised over the whole update is the micro-batch's share of it; the others are its mean.
-        scaled = (self.model_accepts_loss_kwargs and num_items_in_batch is not None) or bool(self.compute_loss_func)
+        scaled: bool | None = getattr(self, "loss_is_scaled_for_ga", None)
+        if scaled is None:
+            has_share = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = has_share or bool(self.compute_loss_func)
         share = self.current_gradient_accumulation_steps if scaled else 1
-        return lambda: self._loss(self._prepare_inputs(dict(inputs)), num_items_in_batch) * share
+
+        def replay() -> Tensor:
+            with unlogged(self):
+                loss: Tensor = repeat(self._loss)
+                return loss * share
+
+        return replay
+
+    def _check_not_repeated(self, calls: int) -> None:
+        """ValueError where a loss has to be computed again, and the training step does not tell which that is."""
+        needed = sorted(self.lr_scheduler.controller.needs & REPLAYED)
+        if needed or self._look_ahead is not None:
+            who = f"the controller needs {needed[0]}" if needed else "DSA looks ahead"
+            raise ValueError(
+                f"{who}, for which the loss of a micro-batch is computed again, and a training step of "
+                f"{type(self).__name__} calls compute_loss {calls} times, not once; use a controller that needs "
+                "nothing repeated, such as 'hypergradient', or an optimizer other than DSA"
+            )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]

@@ -17,10 +17,12 @@ import torch
 from transformers import Trainer
 
 from hf_adaptive_lr.auto import AutoController
+from hf_adaptive_lr.controllers.constant import Constant
 from hf_adaptive_lr.controllers.linear import Linear
 from hf_adaptive_lr.trainer.callback import AdaptiveLRCallback
 from hf_adaptive_lr.trainer.mixin import AdaptiveLRMixin
 from tests.compatibility.models import flat
+from tests.controllers_for_tests import Watcher
 
 STEPS, LR, CLIP = 6, 1e-2, 0.1
 
@@ -167,6 +169,27 @@ def check_resume(kit: Kit, folder: Path) -> str:
     require(again.lr_scheduler.lr_history() == rates, "resumed learning rates are the same")
     require(torch.equal(expected, got), "resumed weights are the same")
     return "resumes to the bit"
+
+
+def logged(trainer: Any) -> list[dict[str, Any]]:
+    """What a training logged, but for times and what this library adds."""
+    own = ("adaptive_lr/", "train_", "eval_runtime", "eval_samples", "eval_steps", "step_time")
+    history: list[dict[str, Any]] = trainer.state.log_history
+    return [{name: value for name, value in entry.items() if not name.startswith(own)} for entry in history]
+
+
+def check_log(kit: Kit, folder: Path) -> str:
+    """A second look at each batch is not in the log."""
+    quiet = kit.build(folder / "once", Constant())
+    expected = trained(quiet)
+    looking = kit.build(
+        folder / "twice", Watcher(fields=("gain_ratio",))
+    )  # only now: it draws from where Trainer seeds
+    require(torch.equal(expected, trained(looking)), "weights are the same with a second look at each batch")
+    for entry, other in zip(logged(quiet), logged(looking), strict=True):
+        differ = {name: (entry.get(name), other.get(name)) for name in entry if entry.get(name) != other.get(name)}
+        require(not differ, f"the log is the same with a second look at each batch, but for {differ}")
+    return "the log is the same where a batch is computed twice"
 
 
 def check_callback_refuses(kit: Kit, folder: Path) -> str:

@@ -14,6 +14,7 @@ from transformers import (
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -60,6 +61,18 @@ def copies(rows: int = ROWS, seed: int = 0) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"input_ids": ids, "attention_mask": made["attention_mask"], "labels": ids})
 
 
+def prompts(rows: int = ROWS) -> datasets.Dataset:
+    """Texts of two words that are to be completed."""
+    return datasets.Dataset.from_dict({"prompt": [" ".join(text.split()[:2]) for text in sentences(rows)["text"]]})
+
+
+def preferences(rows: int = ROWS) -> datasets.Dataset:
+    """The same with a completion that was chosen and one that was rejected."""
+    texts, starts = sentences(rows)["text"], prompts(rows)["prompt"]
+    columns = {"prompt": list(starts), "chosen": ["dog cat"] * rows, "rejected": [text.split()[-1] for text in texts]}
+    return datasets.Dataset.from_dict(columns)
+
+
 def _layers(width: int = 16) -> dict[str, Any]:
     return {
         "vocab_size": VOCABULARY,
@@ -84,6 +97,15 @@ def llama(seed: int = 0) -> LlamaForCausalLM:
     set_seed(seed)
     more: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "max_position_embeddings": 64}
     return LlamaForCausalLM(LlamaConfig(**_layers(), **more, num_key_value_heads=2))
+
+
+def llama_scores(seed: int = 0) -> LlamaForSequenceClassification:
+    """The same body with one score per text."""
+    set_seed(seed)
+    more: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "max_position_embeddings": 64}
+    config = LlamaConfig(**_layers(), **more, num_key_value_heads=2)
+    config.num_labels = 1
+    return LlamaForSequenceClassification(config)
 
 
 def t5(seed: int = 0) -> T5ForConditionalGeneration:

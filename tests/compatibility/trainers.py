@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hf_adaptive_lr.controllers.linear import Linear
 from hf_adaptive_lr.trainer.callback import AdaptiveLRCallback
 from hf_adaptive_lr.trainer.mixin import AdaptiveLRMixin, AdaptiveLRTrainer
 from tests.compatibility import models as tiny
-from tests.compatibility.checks import LR, STEPS, Check, Kit, check_kit, require, trained
+from tests.compatibility.checks import LR, STEPS, Check, Kit, check_kit, check_log, require, trained
 
 
 def _trainer(folder: Path) -> list[str]:
@@ -34,12 +35,62 @@ def _sft_parts(**more: Any) -> dict[str, Any]:
     return {"model": tiny.llama(), "train_dataset": texts, "processing_class": tiny.tokenizer(), **more}
 
 
-def _sft(folder: Path) -> list[str]:
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
+_TRL = {"bf16": False, "gradient_checkpointing": False}
 
-    settings = {"max_length": 16, "bf16": False, "gradient_checkpointing": False}
-    return check_kit(Kit(SFTTrainer, SFTConfig, _sft_parts, settings), folder)
+
+def _trl(name: str, parts: Callable[[], dict[str, Any]], *, loss: bool = False, **settings: Any) -> Callable[..., Any]:
+    """The facts of one of TRL's trainers; `loss` is whether the loss that it trains is the model's own."""
+
+    def facts(folder: Path) -> list[str]:
+        import trl
+
+        trainer, arguments = getattr(trl, f"{name}Trainer"), getattr(trl, f"{name}Config")
+        kit = Kit(trainer, arguments, parts, {**_TRL, **settings}, callback_sees_loss=loss)
+        return [*check_kit(kit, folder), check_log(kit, folder)]
+
+    return facts
+
+
+def _preference_parts() -> dict[str, Any]:
+    return {
+        "model": tiny.llama(),
+        "ref_model": tiny.llama(),
+        "train_dataset": tiny.preferences(),
+        "processing_class": tiny.tokenizer(),
+    }
+
+
+def _kto_parts() -> dict[str, Any]:
+    rows = tiny.preferences()
+    halves = {
+        "prompt": list(rows["prompt"]),
+        "completion": list(rows["chosen"]),
+        "label": [True, False] * (len(rows) // 2),
+    }
+    return {**_preference_parts(), "train_dataset": datasets.Dataset.from_dict(halves)}
+
+
+def _reward_parts() -> dict[str, Any]:
+    return {"model": tiny.llama_scores(), "train_dataset": tiny.preferences(), "processing_class": tiny.tokenizer()}
+
+
+def dogs(completions: list[str], **_: Any) -> list[float]:
+    """Reward of a completion: the share of its words that are "dog"."""
+    return [text.split().count("dog") / 4 for text in completions]
+
+
+def rollout_parts() -> dict[str, Any]:
+    """What GRPO and RLOO train with, the reward between 0 and 1."""
+    return {
+        "model": tiny.llama(),
+        "train_dataset": tiny.prompts(),
+        "processing_class": tiny.tokenizer(),
+        "reward_funcs": dogs,
+    }
+
+
+ROLLOUT: dict[str, Any] = {"num_generations": 4, "max_completion_length": 4, "beta": 0.0}
+"""Settings of GRPO and RLOO: no reference model, as one would be loaded from the Hub."""
 
 
 def _sft_lora(folder: Path) -> list[str]:
@@ -180,8 +231,13 @@ def _timm(folder: Path) -> list[str]:
 TRAINERS: tuple[Check, ...] = (
     Check("Trainer", ("transformers",), _trainer),
     Check("Seq2SeqTrainer", ("transformers",), _seq2seq),
-    Check("TRL's SFTTrainer", ("trl",), _sft),
+    Check("TRL's SFTTrainer", ("trl",), _trl("SFT", _sft_parts, loss=True, max_length=16)),
     Check("TRL's SFTTrainer with LoRA", ("trl", "peft"), _sft_lora),
+    Check("TRL's DPOTrainer", ("trl",), _trl("DPO", _preference_parts, max_length=16)),
+    Check("TRL's KTOTrainer", ("trl",), _trl("KTO", _kto_parts, max_length=16)),
+    Check("TRL's RewardTrainer", ("trl",), _trl("Reward", _reward_parts, max_length=16)),
+    Check("TRL's GRPOTrainer", ("trl",), _trl("GRPO", rollout_parts, **ROLLOUT)),
+    Check("TRL's RLOOTrainer", ("trl",), _trl("RLOO", rollout_parts, **ROLLOUT)),
     Check("sentence-transformers' trainer", ("sentence-transformers",), _sentence),
     Check("SetFit's trainer", ("setfit",), _setfit),
     Check("PEFT LoRA", ("peft",), _lora),

@@ -1,0 +1,72 @@
+"""Tells whether the losses heard so far still belong to the update that is being computed."""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+_MANY = 120  # more than a gradient scaler skips in a row, or anybody accumulates one by one
+
+
+class _Mark(NamedTuple):
+    gradient: Tensor | None
+    version: int
+
+
+class PendingUpdate:
+    """Follows the gradients of the update that is being computed, to tell a skipped update from an accumulated one.
+
+    `scheduler.step()` is called after every update, also after one that a gradient scaler skipped, and by some after
+    every micro-batch. What happens to the gradients next shows which it was: after a skipped update they are removed
+    or zeroed, between micro-batches they stay.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._mark: _Mark | None = None
+        self._missed = 0
+        self._ever_applied = False
+
+    def applied(self) -> None:
+        """The optimizer has updated."""
+        self._mark, self._missed, self._ever_applied = None, 0, True
+
+    def step_called(self, *, heard: bool) -> None:
+        """`scheduler.step()` was called; `heard` is whether losses are waiting for an update."""
+        if heard:
+            gradient = self._gradient()
+            self._mark = _Mark(gradient, 0 if gradient is None else gradient._version)
+        if not self._ever_applied:
+            self.missed()
+
+    def abandoned(self, *, before_forward: bool) -> bool:
+        """Whether the update whose losses had been heard at `step_called` is not going to happen.
+
+        Before a forward pass also zeroed gradients show it; after one they may have been added to.
+        """
+        mark, self._mark = self._mark, None
+        if mark is None:
+            return False
+        gradient = self._gradient()
+        if gradient is None or gradient is not mark.gradient:
+            return True
+        return before_forward and gradient._version != mark.version
+
+    def missed(self) -> None:
+        """Count an update that was not applied; after many in succession, warn once."""
+        self._missed += 1
+        if self._missed == _MANY:
+            warnings.warn(
+                f"the controlled optimizer ({type(self._optimizer).__name__}) has applied no update; does another "
+                "optimizer train this model, as with optimizers=(None, scheduler), with SAM's first_step and "
+                "second_step (then control its base_optimizer), or with an optimizer in every layer (GaLore)?",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _gradient(self) -> Tensor | None:
+        gradients = (p.grad for group in self._optimizer.param_groups for p in group["params"])
+        return next((gradient for gradient in gradients if gradient is not None), None)

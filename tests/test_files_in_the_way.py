@@ -1,0 +1,144 @@
+"""What the file system does to a command: one line on stderr, exit code 2, or 1 where a run had begun."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_adaptive_lr.cli import main
+from hf_adaptive_lr.scheduler.trace import TraceWriter
+from tests.job import texts, write_csv, write_text_model
+
+LONG = "x" * 300
+ESCAPE = "\x1b[31mred\x07"
+TRAIN = ["train", "ppo", "--suite", "quadratic", "--runs", "4", "--hidden-size", "4", "--iterations", "2"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing" / "there")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "deep.yaml").write_text("a: " + "[" * 3000 + "]" * 3000)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lr_trace.jsonl").write_text('{"step": 0, "lr": 0.1, "reason": "decision"}\n')
+    return tmp_path
+
+
+def _one_line(words: list[str], capfd: pytest.CaptureFixture[str], code: int = 2) -> str:
+    try:
+        found = main(words)
+    except SystemExit as end:
+        found = end.code
+    out, err = capfd.readouterr()
+    assert found == code, err
+    err = err.splitlines(keepends=True)[-1] if code == 1 else err  # after the bar and Trainer's own words
+    assert err.count("\n") == 1, err
+    assert err.startswith("hf-adaptive-lr: error: ")
+    assert "\x1b" not in out + err and "\x07" not in out + err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["finetune", "--save-steps=--"], "--save-steps: expected one argument"),
+        (["finetune", "--save=--"], "--save: expected one argument"),
+        (["finetune", "--config=--"], "--config: expected one argument"),
+        (["finetune", "--config", "deep.yaml"], "nested too deep"),
+        (["finetune", "--config", "device"], "it is no regular file"),
+        (["finetune", "--controller-kwargs", "[" * 3000], "is not valid JSON"),
+        (["finetune", "--output-dir", "dangling"], "is a link to nothing"),
+        (["finetune", "--output-dir", LONG], "File name too long"),
+        (["finetune", "--data", LONG], "File name too long"),
+        (["finetune", "--output-dir", ESCAPE, "--resume"], "'[31mred' has no run to resume"),
+        (["finetune", "--controller", ESCAPE], "no controller '[31mred'"),
+        (["finetune", f"--{ESCAPE}"], "unrecognized arguments: --[31mred"),
+        (["train", "universal", "--iterations", "1", "--output-dir", "o", "--controller-kwargs", "[" * 9999], "JSON"),
+        ([*TRAIN, "--output-dir", "dangling"], "or a link to nothing"),
+        ([*TRAIN, "--output-dir", LONG], "File name too long"),
+        (["report", "run", "--output", LONG], "File name too long"),
+        (["report", ESCAPE], "'[31mred': no such folder"),
+        (["pull", "a/b", "--output-dir", LONG], "File name too long"),
+        (["refine", ESCAPE, "--output-dir", "o"], "'[31mred' is no folder"),
+    ],
+)
+def test_odd_arguments_are_one_line(line, said, here, capfd) -> None:
+    before = sorted(here.iterdir())
+    assert said in _one_line(line, capfd)
+    assert sorted(here.iterdir()) == before
+
+
+def test_a_page_with_an_odd_name_is_announced_without_control_characters(here, capfd) -> None:
+    assert main(["report", "run", "--output", f"a{ESCAPE}.html"]) == 0
+    assert "\x1b" not in capfd.readouterr().out
+
+
+JOB = ["finetune", "--data", "good.csv", "--model", "model", "--controller", "linear", "--batch-size", "8"]
+JOB += ["--max-steps", "6", "--save-steps", "2", "--output-dir", "out"]
+
+
+@pytest.fixture
+def job(here) -> Path:
+    write_csv(here / "good.csv", texts(48))
+    write_text_model(here / "model")
+    return here
+
+
+def test_a_disk_that_is_full_ends_a_run_in_one_line_and_it_goes_on(job, capfd, monkeypatch) -> None:
+    save, files = torch.save, []
+
+    def full(content: object, path: object, *args: object, **kwargs: object) -> None:
+        files.append(str(path))
+        if "checkpoint-4" in str(path):
+            Path(str(path)).write_bytes(b"PK half")
+            raise RuntimeError(
+                "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"
+            )  # torch's own words
+        save(content, path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        assert "go on with --resume" in _one_line(JOB, capfd, code=1)
+    assert any("checkpoint-4" in name for name in files)
+    assert main([*JOB, "--resume"]) == 0
+    whole = [*JOB[:-1], "whole"]
+    assert main(whole) == 0
+    weights = [(job / name / "model" / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("what", ["deleted", "full", "elsewhere"])
+def test_a_folder_that_changes_in_mid_run(what, job, capfd, monkeypatch) -> None:
+    write = TraceWriter.__call__
+
+    def trouble(self: TraceWriter, decision: object) -> None:
+        if decision.step == 3:
+            if what == "deleted":
+                shutil.rmtree(job / "out")
+            elif what == "full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            else:
+                os.chdir("model")
+        write(self, decision)
+
+    monkeypatch.setattr(TraceWriter, "__call__", trouble)
+    if what == "elsewhere":
+        assert main(JOB) == 0
+        assert (job / "out" / "results.json").is_file() and (job / "out" / "checkpoint-6").is_dir()
+        return
+    said = {"deleted": "No such file or directory", "full": "No space left on device"}[what]
+    assert said in _one_line(JOB, capfd, code=1)
+
+
+def test_a_training_whose_disk_is_full_ends_in_one_line(here, capfd, monkeypatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    assert "No space left on device" in _one_line([*TRAIN, "--output-dir", "out"], capfd, code=1)

@@ -1,0 +1,110 @@
+"""The gain ratio where it cannot be told from rounding, and losses that do not follow the weights."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from hf_adaptive_lr import AutoController, ControlledLR
+from hf_adaptive_lr.controllers.actor_critic import ActorCritic
+from hf_adaptive_lr.sensors.gain import gain_ratio
+from hf_adaptive_lr.sensors.replay import surrogate
+from tests.controllers_for_tests import Watcher
+from tests.tiny import Tokens, bert
+
+LOOKING = Watcher(fields=("gain_ratio",))
+
+
+def _gains(dtype: torch.dtype, lr: float) -> list[float]:
+    """Gain ratios of a BERT on one batch after the first update, under AdamW."""
+    model = bert(dropout=0.0).to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    scheduler = ControlledLR(optimizer, LOOKING, model=model, max_grad_norm=0)
+    rows = [Tokens()[row] for row in range(16)]
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    for _ in range(6):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [row.observation["gain_ratio"] for row in list(scheduler.trace)[1:]]
+
+
+def test_below_float32_a_small_update_is_not_measured_and_that_is_said_once() -> None:
+    assert all(abs(gain - 1) < 0.2 for gain in _gains(torch.float32, 1e-3))
+    with pytest.warns(UserWarning, match="gain_ratio is not measured, and 1 stands for it") as said:
+        gains = _gains(torch.bfloat16, 1e-3)  # 0, 13 and -5 in version 0.1
+    assert gains == [1.0] * 5 and len(said) == 1
+
+
+def test_below_float32_a_large_update_is_measured() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        coarse, fine = (_gains(dtype, 0.03) for dtype in (torch.bfloat16, torch.float32))
+    measured = [(a, b) for a, b in zip(coarse, fine, strict=True) if a != 1.0]
+    assert measured and all(abs(a - b) < 0.35 for a, b in measured[:1]), (coarse, fine)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "ratio", "why"),
+    [
+        ((0.5e-3, 1e-3, 1e-7, 2.0**-23), 0.5, None),
+        ((3e-8, 1e-8, 1e-7, 2.0**-23), 3.0, None),  # in float32 the features know how small an update was
+        ((0.0, 1e-8, 1e-7, 2.0**-23), 0.0, None),
+        ((0.0, 1e-3, 1e-7, 2.0**-23), 1.0, "does not follow the weights"),
+        ((0.01, 0.02, 0.008, 2.0**-7), 1.0, "too coarse"),
+        ((0.05, 0.1, 0.008, 2.0**-7), 0.5, None),
+        ((0.1, 0.0, 0.1, 2.0**-7), 1.0, None),
+    ],
+)
+def test_when_a_gain_is_measured(numbers, ratio, why) -> None:
+    *values, eps = numbers
+    found, unmeasured = gain_ratio(*values, eps)
+    assert found == pytest.approx(ratio)
+    assert (unmeasured is None) if why is None else (why in str(unmeasured))
+
+
+def _policy_gradient(scheduler: ControlledLR, replay) -> None:
+    weight = scheduler.optimizer.param_groups[0]["params"][0]
+    for _ in range(3):
+        ratio = (weight - weight.detach()).exp()  # 1, whatever the weights are
+        scheduler.before_forward(replay or (lambda: -(weight - weight.detach()).exp().sum()))
+        loss = -ratio.sum()
+        loss.backward()
+        scheduler.observe(loss=loss)
+        scheduler.optimizer.step()
+        scheduler.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("replay", [surrogate, None], ids=["told", "noticed"])
+def test_a_loss_that_does_not_follow_the_weights_has_no_gain(replay) -> None:
+    model = torch.nn.Linear(3, 1, bias=False)
+    scheduler = ControlledLR(
+        torch.optim.SGD(model.parameters(), lr=0.1), LOOKING, model=model, hook=False, max_grad_norm=0
+    )
+    with pytest.warns(UserWarning, match="does not follow the weights"):
+        _policy_gradient(scheduler, replay)
+    assert [row.observation["gain_ratio"] for row in scheduler.trace] == [1.0, 1.0, 1.0]
+
+
+def test_an_outcome_of_such_a_loss_is_refused() -> None:
+    model = torch.nn.Linear(3, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    controller = ActorCritic(same_batch=True)
+    scheduler = ControlledLR(optimizer, controller, model=model, hook=False, max_grad_norm=0, total_steps=3)
+    with pytest.raises(ValueError, match="loss_after, and the value of this loss does not follow the weights"):
+        _policy_gradient(scheduler, surrogate)
+    assert scheduler.updates == 0
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_adam_on_float16_weights_is_named(fused) -> None:
+    """Its first update makes all of them NaN, and then no signal is finite any more."""
+    model = bert().half()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
+    universal = AutoController.from_pretrained("universal")
+    with pytest.raises(ValueError, match=r"AdamW with eps=1e-08 cannot train float16 weights.*bf16=True"):
+        ControlledLR(optimizer, universal, model=model, total_steps=10)
+    for usable in (torch.optim.AdamW(model.parameters(), eps=1e-4), torch.optim.SGD(model.parameters(), lr=0.1)):
+        ControlledLR(usable, universal, model=model, total_steps=10)

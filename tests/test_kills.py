@@ -1,0 +1,16 @@
+"""A few kills of the real commands at random moments; `python -m tests.kills` does a hundred."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kills import COMMANDS, kill_and_resume, prepare
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_killed_command_resumes_to_the_same_outputs(command, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    prepare(tmp_path)
+    outcome = kill_and_resume(command, tmp_path, times=4, seed=1)
+    assert len(outcome.kills) >= 4
+    assert not outcome.failures
