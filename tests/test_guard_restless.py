@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from hf_adaptive_lr import GuardCallback
 from hf_adaptive_lr.guard.detector import Detector
 from hf_adaptive_lr.guard.guard import STATE, DivergenceGuard
+from hf_adaptive_lr.guard.thresholds import Thresholds
 from tests import integrations
 from tests.tiny import Tokens, bert, mlp
 
@@ -84,6 +85,18 @@ def test_losses_around_zero_that_diverge_do_alarm() -> None:
         losses = [rng.gauss(0, 0.05) + (0.05 * 1.5 ** (t - 150) if t > 150 else 0.0) for t in range(170)]
         reasons = [detector.see(loss, 1.0) for loss in losses]
         assert set(reasons[:151]) == {None} and "loss_shift" in reasons[151:]
+
+
+def test_a_run_that_had_learnt_and_unlearns_slowly_is_found_before_it_is_as_bad_as_at_first() -> None:
+    for seed in range(10):
+        rng, detector = random.Random(seed), Detector(Thresholds(creep_updates=0))
+        found = None
+        for t in range(600):
+            level = math.exp(-t / 40) if t < 100 else 0.08 * 1.007 ** (t - 100)
+            if detector.see(2.0 * level * math.exp(rng.gauss(0, 0.1)), 1.0) is not None:
+                found = level
+                break
+        assert found is not None and found < 1.0
 
 
 def test_a_single_hard_row_in_a_run_that_has_memorised_is_no_spike() -> None:

@@ -172,10 +172,14 @@ class Detector:
         level = median(track.levels[-t.slow_window :])
         self._best = level if self._best is None else min(self._best, level)
         start = track.level(track.start)
-        bound = min(start + math.log(t.slow_rise), max(self._best + math.log(t.slow_far), start - math.log(2.0)))
+        above_start, above_best = start + math.log(t.slow_rise), self._best + math.log(t.slow_far)
+        far = max(above_best, start - math.log(2.0))
+        bound = min(above_start, far)
         if level > bound:  # the scatter takes a sort, so it is asked for last
             bound += t.slow_sigmas * min(sigma(track.levels), 1.0)
-            bound = max(bound, track.floor + math.log(t.slow_rise), track.slow_limit())
+            bound = max(
+                bound, track.floor + math.log(t.slow_rise), track.slow_limit(self._best if far < above_start else None)
+            )
         self._slow = self._slow + 1 if level > bound else 0
         if self._slow < t.slow_patience:
             return None

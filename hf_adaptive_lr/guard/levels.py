@@ -130,12 +130,16 @@ class Track:
             limit = max(limit, wide, crest(self.levels, t.shift_patience, math.log(t.shift_rise)))
         return limit if level > limit else None
 
-    def slow_limit(self) -> float:
-        """Level that the median has to pass to be above the first values by more than the scatter, in their units."""
+    def slow_limit(self, best: float | None) -> float:
+        """Level that the median has to pass to be out of the scatter in the values' own units.
+
+        Above the first values, or above the level `best` where that is given and all values are positive.
+        """
         values = self._raw()
-        if sorted(values)[len(values) // 4] <= self.top:  # a quarter is as before
+        least = self.top if best is None or min(values) <= 0.0 else self.value(best)
+        if sorted(values)[len(values) // 4] <= least:  # a quarter is as before
             return math.inf
-        return self.level(self.top + self._thresholds.slow_sigmas * scatter(values[-SHIFT_SPREAD:]))
+        return self.level(least + self._thresholds.slow_sigmas * scatter(values[-SHIFT_SPREAD:]))
 
     def creep_limit(self) -> dict[str, float] | None:
         """Limit for the mean of the last losses, and the typical loss; None when the mean is under the limit."""
