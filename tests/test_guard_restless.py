@@ -153,6 +153,16 @@ def test_a_restless_stream_is_not_stopped_and_goes_back_once_at_most(name) -> No
         assert acts["skip"] <= 25, acts
 
 
+def test_the_same_shift_again_at_the_same_snapshot_is_accepted_and_a_spike_again_is_not() -> None:
+    def acts(factor: float) -> list[tuple[str, int]]:
+        guard = _guarded(lambda t: factor if 40 <= t < 44 or 52 <= t < 56 else 1.0, 0, updates=80, scatter=0.02)
+        back = [e.get("restored_update") for e in guard.events if e["action"] in ("rollback", "accept")]
+        return [(e["action"], e["update"]) for e in guard.events if e["action"] in ("rollback", "accept")] + back[:1]
+
+    assert acts(2.0) == [("rollback", 43), ("accept", 54), 30]
+    assert [action for action, _ in acts(20.0)[:-1]] == ["rollback", "rollback"]
+
+
 def test_a_loss_that_explodes_still_ends_the_run() -> None:
     guard = _guarded(lambda t: 1.0 if t < 50 else min(1.2 ** (t - 50), 1e300), 0, updates=400)
     assert guard.stopped and guard.rollbacks == 3
