@@ -77,7 +77,7 @@ def load_model(path: str | None, names: list[str]) -> tuple[Any, Any]:
 
 def main() -> None:
     parser = HfArgumentParser((ModelArguments, DataArguments, AdaptiveLRTrainingArguments))
-    parser.set_defaults(output_dir="runs/example-image", max_steps=300, warmup_steps=15, logging_steps=20)
+    parser.set_defaults(output_dir="runs/example-image", max_steps=300, logging_steps=20)
     parser.set_defaults(per_device_train_batch_size=32, per_device_eval_batch_size=64, dataloader_pin_memory=False)
     parser.set_defaults(remove_unused_columns=False)  # the transform below reads the image column
     model_args, data_args, training_args = parser.parse_args_into_dataclasses()

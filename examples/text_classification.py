@@ -67,7 +67,7 @@ def load_data(args: DataArguments) -> DatasetDict:
 
 def main() -> None:
     parser = HfArgumentParser((ModelArguments, DataArguments, AdaptiveLRTrainingArguments))
-    parser.set_defaults(output_dir="runs/example-text", max_steps=150, warmup_steps=8, logging_steps=10)
+    parser.set_defaults(output_dir="runs/example-text", max_steps=150, logging_steps=10)
     parser.set_defaults(per_device_train_batch_size=16, per_device_eval_batch_size=64, dataloader_pin_memory=False)
     model_args, data_args, training_args = parser.parse_args_into_dataclasses()
     set_seed(training_args.seed)

@@ -61,9 +61,9 @@ class Outcome:
 def _child(words: list[str], cwd: Path, at: int | None, seen: Any) -> None:
     """The command in this process, which is a fork: it counts its file operations, and dies at number `at`."""
     os.chdir(cwd)
-    log = os.open(cwd / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    sys.stdout = sys.stderr = log = (cwd / "log.txt").open("a", buffering=1)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
         if event in _FOLDER_EVENTS and isinstance(args[0], str | os.PathLike) and "out" in Path(args[0]).parts:
@@ -79,8 +79,7 @@ def _child(words: list[str], cwd: Path, at: int | None, seen: Any) -> None:
     sys.argv = ["hf-adaptive-lr", *words]
     sys.addaudithook(watch)
     code = main(words)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    log.flush()
     os._exit(code)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from hf_adaptive_lr import AdaptiveLRTrainer, ControlledLR, GuardCallback
+from hf_adaptive_lr import AdaptiveLRCallback, AdaptiveLRTrainer, ControlledLR, GuardCallback
 from hf_adaptive_lr.controllers import CONTROLLERS
 from tests.tiny import Tokens, bert, flat, mlp
 
@@ -162,6 +162,22 @@ def test_a_plain_trainer_goes_on_from_a_checkpoint_with_its_own_schedule(mine) -
     assert rates[1:] == pytest.approx([0.01 * (UPDATES - step) / UPDATES for step in (5, 6, 7)])  # linear to 0
     with pytest.raises(ValueError, match="another scheduler wrote it"):  # and not back again
         trainer.train(str(mine / "checkpoint-8"))
+
+
+def test_a_callback_does_not_go_on_from_a_later_schedule(tmp_path) -> None:
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=UPDATES,
+        save_steps=4,
+        lr_scheduler_type="constant",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    Trainer(bert(), args, train_dataset=Tokens(), callbacks=[AdaptiveLRCallback("hypergradient")]).train()
+    shutil.copy(tmp_path / "checkpoint-8" / "scheduler.pt", tmp_path / "checkpoint-4")
+    again = Trainer(bert(), args, train_dataset=Tokens(), callbacks=[AdaptiveLRCallback("hypergradient")])
+    with pytest.raises(ValueError, match="has counted 4 updates and scheduler.pt 8"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 NAN = float("nan")

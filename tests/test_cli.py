@@ -14,7 +14,7 @@ from hf_adaptive_lr.auto import known_names
 from hf_adaptive_lr.cli import finetune as finetune_verb
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.demo.data import DemoDataError
-from hf_adaptive_lr.finetune import data
+from hf_adaptive_lr.finetune import data, errors
 from hf_adaptive_lr.scheduler.trace import TraceWriter
 from hf_adaptive_lr.trainer.checkpoints import newest_whole
 from tests.job import python, texts, write_csv, write_image_model, write_images, write_text_model
@@ -91,13 +91,13 @@ GOOD = "finetune --data ../shelf/good.csv --model ../shelf/model --output-dir ou
         ("--data /absent/folder", "data '/absent/folder' does not exist"),
         ("--data ./absent.csv", "data './absent.csv' does not exist"),
         ("--data nobody/nothing", "data 'nobody/nothing' cannot be read"),
-        ("--data ../shelf/notes.txt", "must end in one of: .csv, .json, .jsonl, .parquet"),
+        ("--data ../shelf/notes.txt", "must end in one of: .csv, .tsv, .json, .jsonl, .parquet"),
         ("--data ../shelf/empty.csv", "cannot be read"),
         ("--data ../shelf/broken.json", "cannot be read"),
         ("--data ../shelf/broken.parquet", "cannot be read"),
         ("--data ../shelf/hollow", "cannot be read"),
         ("--data ../shelf/numbers.csv", "holds int64, not text"),
-        ("--data ../shelf/measures.csv", "holds float64; labels are strings or whole numbers"),
+        ("--data ../shelf/measures.csv --problem-type single_label_classification", "holds float (0.5); labels are"),
         ("--text-column absent", "has no text column 'absent'; its columns are: text, label"),
         ("--label-column absent", "has no label column 'absent'; its columns are: text, label"),
         ("--model ./absent", "model './absent' does not exist"),
@@ -106,7 +106,7 @@ GOOD = "finetune --data ../shelf/good.csv --model ../shelf/model --output-dir ou
         ("--task image --data ../shelf/hollow", "cannot be read"),
         ("--task image --data ../shelf/damaged --model ../shelf/image_model", "damaged/dark/0.png cannot be read"),
         ("--task image --data ../shelf/photos --image-column absent", "its columns are: image, label"),
-        ("--task image --data ../shelf/photos --image-column label --label-column image", "labels are strings or"),
+        ("--task image --data ../shelf/photos --label-column image", "labels are strings or"),
         ("--task image --data ../shelf/photos", "Unrecognized configuration class"),
         ("--resume", "has no run to resume"),
         ("--resume --overwrite", "exclude each other"),
@@ -142,7 +142,7 @@ def test_missing_demo_data_is_one_line_with_the_command(here, capfd, monkeypatch
 
 
 def test_a_missing_package_is_one_line_with_the_extra(here, capfd, monkeypatch) -> None:
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: None)
     assert call("finetune --task image --output-dir out") == 2
     assert "pip install 'hf_adaptive_lr[demo]'" in capfd.readouterr().err
 

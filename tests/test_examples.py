@@ -67,7 +67,8 @@ def accuracy_and_rates(printed: str) -> tuple[float, float, float]:
 def test_text_classification(shelf, tmp_path) -> None:
     words = ["--train_file", f"{shelf}/train.csv", "--validation_file", f"{shelf}/test.csv"]
     words += ["--model_name_or_path", f"{shelf}/text_model", "--output_dir", "out", "--use_cpu"]
-    words += ["--max_steps", "40", "--per_device_train_batch_size", "8", "--controller_kwargs", '{"rho": 0.06}']
+    words += ["--max_steps", "40", "--learning_rate", "0.02", "--per_device_train_batch_size", "8"]
+    words += ["--controller", "hypergradient"]
     accuracy, low, high = accuracy_and_rates(run_alone("text_classification.py", *words, cwd=tmp_path))
     assert accuracy > 0.6
     assert low < high

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 from collections import Counter
@@ -178,6 +179,14 @@ def test_delimiters_and_encodings(tmp_path) -> None:
 def test_a_text_or_class_named_none_is_no_blank(tmp_path) -> None:
     job = read(write_csv(tmp_path / "d.csv", [("None", "a"), ("NA", "b"), ("null", "a"), ("n/a", "b"), ("   ", "a")]))
     assert {*job.train["input"], *job.report["input"]} == {"None", "NA", "null", "n/a"} and job.left_out == 1
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # datasets leaves a file open that it cannot read to the end
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_blank_word_far_down_in_a_column_of_numbers(tmp_path) -> None:
+    job = read(write_csv(tmp_path / "d.csv", rows_of([*([7, 8] * 5010), "NA", 7])))
+    gc.collect()
+    assert (job.labels, job.left_out) == (["7", "8"], 1)
 
 
 def test_pairs_of_texts(tmp_path) -> None:

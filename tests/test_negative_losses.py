@@ -126,3 +126,9 @@ def test_mlr_snet_says_that_its_gamma_needs_a_positive_loss() -> None:
     with pytest.raises(ValueError, match=r"gamma comes from the loss, which must be above 0 and is -0.5; give gamma="):
         controller.decide(obs, controller.init())
     assert MLRSNet(gamma=1.0, params=MLRSNet.random_params()).decide(obs, controller.init())[0] > 0
+
+
+def test_universal_trains_a_density_below_zero() -> None:
+    """-0.07 in version 0.1, where the same loss + 4 reached -2.5: all losses below zero looked alike."""
+    reached, shifted = _nll(0.0), _nll(4.0)
+    assert shifted < -1.2 and reached < -1.0, (reached, shifted)

@@ -408,3 +408,12 @@ def test_a_model_in_evaluation_mode_is_the_cause_that_is_named(field) -> None:
     model(**{name: torch.stack([row[name] for row in rows]) for name in rows[0]}).loss.backward()
     with pytest.raises(ValueError, match=f"needs {field}, and the model is in evaluation mode.*model.train"):
         optimizer.step()
+
+
+def test_a_sparse_gradient_is_named_and_no_error_of_torch_comes_first() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 3, sparse=True), torch.nn.Flatten(), torch.nn.Linear(6, 1))
+    scheduler = ControlledLR(torch.optim.SGD(model.parameters(), lr=0.1), Watcher(fields=("grad_norm",)), model=model)
+    loss = model(torch.tensor([[0, 1], [2, 3]])).square().mean()
+    scheduler.observe(loss=loss)
+    with pytest.raises(ValueError, match="a sparse gradient cannot be compared.*sparse=False"):
+        loss.backward()

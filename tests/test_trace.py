@@ -65,6 +65,16 @@ def test_the_report_counts_them_and_draws_the_same(long, tmp_path) -> None:
     assert f"of {UPDATES:,} updates are in this table" in render_report([few])
 
 
+def test_two_writers_of_one_trace_are_told(tmp_path) -> None:
+    writers = [TraceWriter(tmp_path / "lr_trace.jsonl") for _ in range(2)]
+    for writer in writers:
+        writer(_decision(0))
+    writers[1](_decision(1))
+    with pytest.warns(UserWarning, match="another process writes into .* of its own"):
+        writers[0](_decision(1))
+    writers[0](_decision(2))
+
+
 def test_a_run_that_changes_its_working_folder_keeps_its_trace(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     writer = TraceWriter(Path("lr_trace.jsonl"))

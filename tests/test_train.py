@@ -179,6 +179,23 @@ def test_bad_requests_are_one_line_and_write_nothing(change, message, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_a_killed_training_left_is_no_dead_end(tmp_path, capsys) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    (folder / ".checkpoint.pt.123.tmp").write_bytes(b"half")  # killed during its first checkpoint
+    assert main([*LINE, "--output-dir", str(folder), "--resume"]) == 2
+    assert "start without --resume" in capsys.readouterr().err
+    assert main([*LINE, "--output-dir", str(folder)]) == 0
+    assert not list(folder.glob(".*"))
+    checkpoint = folder / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-40])
+    capsys.readouterr()
+    assert main([*LINE, "--output-dir", str(folder), "--resume"]) == 2
+    err = capsys.readouterr().err
+    assert "is cut short or damaged" in err and "checkpoint.pt" in err and err.count("\n") == 1
+
+
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path, capsys) -> None:
     folder = tmp_path / "out"
     assert main([*LINE, "--output-dir", str(folder)]) == 0

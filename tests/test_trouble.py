@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,12 @@ from transformers import Trainer, TrainerCallback
 from hf_adaptive_lr.bench import trouble, trouble_pages, trouble_run
 from hf_adaptive_lr.bench.run_record import evaluate
 from hf_adaptive_lr.bench.runner import read_rows, run_all
+from hf_adaptive_lr.bench.trouble import STREAM_SEEDS
 from hf_adaptive_lr.bench.trouble_figures import Figures, first_alarm, tolerance, within
 from hf_adaptive_lr.bench.trouble_injections import INJECTIONS, Striker, strikes
 from hf_adaptive_lr.bench.trouble_methods import METHODS, guard_settings
 from hf_adaptive_lr.bench.trouble_pages import TROUBLES
+from hf_adaptive_lr.bench.trouble_restless import STREAMS
 from hf_adaptive_lr.bench.trouble_run import TroubledTrainer, TroubleRun
 from hf_adaptive_lr.bench.trouble_tasks import (
     EVALUATIONS,
@@ -284,6 +287,64 @@ def test_weight_noise_comes_before_the_forward_pass(parts, tmp_path) -> None:
     assert changed == list(trainer.striker.updates)
 
 
+# --- healthy but restless streams ------------------------------------------------------------------------------------
+
+
+def stream_batches(name: str, parts: Parts, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], range]:
+    """The batches of a stream, those of the clean run, and the updates at which it is at work."""
+    run = TroubleRun(dataclasses.replace(QUICK_TASKS["image"], updates=30), STREAMS[name], METHODS["none"], 0)
+    struck, trainer = spied(run, parts, folder)
+    calm, _ = spied(dataclasses.replace(run, injection=INJECTIONS["clean"]), parts, folder)
+    assert all(torch.isfinite(loss) for loss in trainer.losses)
+    return struck.batches, calm.batches, trainer.striker.updates
+
+
+def test_sources_alternate_in_blocks_of_ten(parts, tmp_path) -> None:
+    batches, clean, at = stream_batches("alternating", parts, tmp_path)
+    other = [not torch.equal(a["labels"], b["labels"]) for a, b in zip(batches, clean, strict=True)]
+    assert at == range(30) and not any(other[:10]) and all(other[10:20]) and not any(other[20:])
+    same = torch.cat([(a["labels"] == b["labels"]).float() for a, b in zip(batches[10:20], clean[10:20], strict=True)])
+    assert 0.4 < same.mean() < 0.7  # half of them are drawn, a tenth of these as they were
+
+
+def test_a_change_is_for_good(parts, tmp_path) -> None:
+    batches, clean, at = stream_batches("change", parts, tmp_path)
+    other = [not torch.equal(a["labels"], b["labels"]) for a, b in zip(batches, clean, strict=True)]
+    assert 9 <= at.start <= 15 and at.stop == 30
+    assert not any(other[: at.start]) and all(other[at.start :])
+
+
+def test_the_same_batch_is_repeated(parts, tmp_path) -> None:
+    batches, _, _ = stream_batches("same_batch", parts, tmp_path)
+    assert all(torch.equal(batch["pixel_values"], batches[0]["pixel_values"]) for batch in batches)
+
+
+def test_a_loss_around_zero_trains_as_it_would(clean, parts, tmp_path) -> None:
+    run = TroubleRun(QUICK_TASKS["image"], STREAMS["around_zero"], METHODS["none"], 0).train()
+    assert abs(sum(run.losses)) / len(run.losses) < 0.05 and 0.02 < torch.tensor(run.losses).std() < 0.1
+    assert run.grad_norms == pytest.approx(clean.grad_norms, rel=1e-4)
+
+
+def test_a_season_is_a_factor_of_the_loss(clean) -> None:
+    run = TroubleRun(QUICK_TASKS["image"], STREAMS["seasonal"], METHODS["none"], 0).train()
+    assert run.losses[0] == pytest.approx(clean.losses[0])
+    assert run.losses[1] / clean.losses[1] == pytest.approx(1 + 0.6 * math.sin(1 / 3), rel=0.05)
+
+
+def test_a_stream_is_compared_with_its_own_unguarded_run() -> None:
+    def of(method: str, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
+        return row("seasonal", method, seed, accuracy, **more)
+
+    rows = [*ROWS, *(of("none", seed, 0.5) for seed in range(4))]
+    rows += [of("guard", 0, 0.48, actions={"rollback": 1}), of("guard", 1, 0.479), of("guard", 2, 0.6)]
+    rows += [of("guard", 3, 0.5, actions={"rollback": 2, "stop": 1})]
+    stream = Figures(rows).stream("seasonal")
+    assert (stream.within, stream.stops, stream.rollbacks) == (2, 1, 2)
+    page = trouble_pages.render({"image": rows, "text": []}, command=COMMAND)
+    cells = "2 of 4 | 1 of 4 | 2 | 0.75 rollback, 0.25 stop | +1.5 | -2.1"
+    assert f"| image | seasonal | {cells} |" in page.splitlines()
+
+
 # --- methods and measures -------------------------------------------------------------------------------------------
 
 
@@ -347,7 +408,7 @@ def test_texts_are_labelled_by_topic_and_pixels_lie_around_zero() -> None:
 
 def row(injection: str, method: str, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
     """A row as the runs write it."""
-    made = TroubleRun(TASKS["image"], INJECTIONS[injection], METHODS[method], seed)
+    made = TroubleRun(TASKS["image"], {**INJECTIONS, **STREAMS}[injection], METHODS[method], seed)
     guarded = {"actions": {}, "reasons": {}, "events": [], "factor": 1.0} if method == "guard" else {}
     setting = {**made.task.spec(), "rows": {"train": 7, "valid": 8, "test": 9}}
     setting |= {"parameters": 1000, "trained_parameters": 900}
@@ -437,7 +498,7 @@ def test_a_share_that_only_rounds_to_the_goal_is_not_shown_as_it() -> None:
 
 def test_without_rows_there_is_no_verdict() -> None:
     page = trouble_pages.render({"image": [], "text": []}, command=COMMAND)
-    assert "**No guarded runs yet.**" in page and page.count("No runs yet.") == 2
+    assert "**No guarded runs yet.**" in page and page.count("No runs yet.") == 3
 
 
 def test_settings_that_are_mixed_are_said() -> None:
@@ -470,6 +531,7 @@ def run_command(tmp_path: Path, *options: str) -> int:
 def test_the_command_goes_on_where_it_was_and_keeps_the_notes(tmp_path, capsys, monkeypatch) -> None:
     chosen = {name: INJECTIONS[name] for name in ("clean", "lr_spike", "nan_batch")}
     monkeypatch.setattr(trouble, "INJECTIONS", chosen)
+    monkeypatch.setattr(trouble, "STREAMS", {})
     assert run_command(tmp_path, "--methods", "guard", "none") == 0
     path, page = tmp_path / "rows" / "guard_image.jsonl", tmp_path / "GUARD.md"
     rows, text = path.read_bytes(), page.read_text()
@@ -495,11 +557,15 @@ def test_the_plan_has_ten_seeds_of_what_counts_and_three_of_the_rest() -> None:
     counts = {(r.injection.name, r.method.name): 0 for r in runs}
     for r in runs:
         counts[r.injection.name, r.method.name] += 1
-    assert len(counts) == len(INJECTIONS) * len(METHODS) and len({r.key for r in runs}) == len(runs)
+    streams = {key: n for key, n in counts.items() if key[0] in STREAMS}
+    assert streams == {(stream, method): STREAM_SEEDS for stream in STREAMS for method in ("guard", "none")}
+    assert len({r.key for r in runs}) == len(runs)
+    counts = {key: n for key, n in counts.items() if key not in streams}
+    assert len(counts) == len(INJECTIONS) * len(METHODS)
     assert all(n == (10 if (i, m) == ("clean", "none") or m == "guard" else 3) for (i, m), n in counts.items())
     alone = trouble.plan(TASKS["image"], ["guard"], 10)
     assert {r.method.name for r in alone if r.injection.name == "clean"} == {"guard", "none"}
-    assert len(alone) == 10 * (len(INJECTIONS) + 1)
+    assert len(alone) == 10 * (len(INJECTIONS) + 1) + 2 * STREAM_SEEDS * len(STREAMS)
 
 
 def test_new_defaults_of_the_guard_are_run_anew(tmp_path, monkeypatch) -> None:

@@ -39,7 +39,9 @@ def plan(task: TroubleTask, methods: Sequence[str], seeds: int) -> list[TroubleR
     cases = [("clean", UNGUARDED, seeds)]
     for injection in INJECTIONS:
         cases += [(injection, m, seeds if m == GUARD else min(seeds, OTHER_SEEDS)) for m in METHODS if m in methods]
-    cases += [(stream, m, min(seeds, STREAM_SEEDS)) for stream in STREAMS for m in (GUARD, UNGUARDED) if m in methods]
+    cases += [
+        (stream, m, min(seeds, STREAM_SEEDS)) for stream in STREAMS for m in (GUARD, UNGUARDED) if GUARD in methods
+    ]
     known = {**INJECTIONS, **STREAMS}
     runs = [TroubleRun(task, known[i], METHODS[m], seed) for i, m, count in cases for seed in range(count)]
     return list({run.key: run for run in runs}.values())

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..artifacts import printable
 from .errors import FinetuneError, some
 
 if TYPE_CHECKING:
@@ -118,6 +119,8 @@ def encode(where: str, column: str, values: list[Any], known: list[str], problem
     """
     said = f"{where}: column '{column}'"
     lists = any(isinstance(value, tuple) for value in values)
+    flat = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
+    _check_kind(said, flat, str | int | float)
     if problem_type is None:
         fractions = any(isinstance(value, float) for value in values)
         problem_type = SEVERAL if lists else NUMBER if fractions else CLASSES
@@ -129,10 +132,7 @@ def encode(where: str, column: str, values: list[Any], known: list[str], problem
         raise FinetuneError(f"{said} holds {held}, which is not {problem_type}{hint}")
     if problem_type == NUMBER:
         return Labels(NUMBER, [column], _numbers(said, values))
-    flat = [item for value in values for item in value] if lists else values
-    odd = next((item for item in flat if not isinstance(item, str | int)), None)
-    if odd is not None:
-        raise FinetuneError(f"{said} holds {type(odd).__name__} ({odd!r}); labels are strings or whole numbers")
+    _check_kind(said, flat, str | int)
     found = {str(item): item for item in flat}
     numeric = all(isinstance(item, int) for item in found.values())
     new = sorted(found.keys() - set(known), key=(lambda name: (found[name], name)) if numeric else None)
@@ -145,6 +145,13 @@ def encode(where: str, column: str, values: list[Any], known: list[str], problem
         return Labels(CLASSES, names, [number[str(value)] for value in values])
     sets = [{number[str(item)] for item in value} for value in values]
     return Labels(SEVERAL, names, [[float(index in one) for index in range(len(names))] for one in sets])
+
+
+def _check_kind(said: str, values: list[Any], kind: Any) -> None:
+    odd = next((value for value in values if not isinstance(value, kind)), None)
+    if odd is not None:
+        held = f"{type(odd).__name__} ({printable(repr(odd), 60)})"
+        raise FinetuneError(f"{said} holds {held}; labels are strings or whole numbers")
 
 
 def _check_repeats(said: str, values: list[Any]) -> None:

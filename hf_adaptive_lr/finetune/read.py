@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+# Only a blank cell is missing: pandas would drop rows of a class, or a text, named "None" or "NA".
+_ONLY_BLANK = {"keep_default_na": False, "na_values": [""]}
 _TABLES, _JSON = (".csv", ".tsv"), (".json", ".jsonl")
 
 
@@ -71,14 +73,13 @@ class Source:
         path = self.path
         try:
             if path.is_file():
-                how = self._options(path.suffix)
-                loaded = load_dataset(_BUILDERS[path.suffix], data_files={"train": str(path)}, **how)
+                loaded = self._table(_BUILDERS[path.suffix], path.suffix, data_files={"train": str(path)})
             elif path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
                 loaded = load_from_disk(str(path))
             elif path.is_dir() and task == "image":
                 loaded = load_dataset("imagefolder", data_dir=str(path))
             elif path.is_dir():
-                loaded = load_dataset(str(path), self.config, **self._options(_only_suffix(path)))
+                loaded = self._table(str(path), _only_suffix(path), name=self.config)
             else:
                 loaded = load_dataset(self.data, self.config)
         except (OSError, ValueError, LookupError, DatasetsError) as error:
@@ -88,6 +89,20 @@ class Source:
             raise FinetuneError(f"data '{self.data}' cannot be read{where}: {_reason(cause)}") from error
         return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
 
+    def _table(self, what: str, suffix: str, **how: Any) -> Any:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+
+        options = self._options(suffix)
+        try:
+            return load_dataset(what, **how, **options)
+        except DatasetsError:
+            if "na_values" not in options:
+                raise
+        # A column is read 10,000 rows at a time: numbers first and an NA later would not fit together.
+        options = {key: value for key, value in options.items() if key not in _ONLY_BLANK}
+        return load_dataset(what, **how, **options)
+
     def _options(self, suffix: str) -> dict[str, Any]:
         """What the reader of such files is told."""
         encoding = {} if self.encoding is None else {"encoding": self.encoding}
@@ -95,8 +110,7 @@ class Source:
             return encoding if suffix in _JSON else {}
         delimiter = self.delimiter or ("tab" if suffix == ".tsv" else None)
         between = {} if delimiter is None else {"sep": _character(delimiter)}
-        # Only a blank cell is missing: pandas would drop rows of a class, or a text, named "None" or "NA".
-        return {"keep_default_na": False, "na_values": [""], **between, **encoding}
+        return {**_ONLY_BLANK, **between, **encoding}
 
 
 def check_exists(what: str, source: str) -> None:

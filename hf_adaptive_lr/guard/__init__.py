@@ -10,10 +10,16 @@ the learning rate is cut to where it moves them by `safe_drift`.
 
 Trouble that is there again at the very next update after a rollback comes from the data, not from weights or LR: the
 cut is undone. A finite loss is then skipped for 20 more updates, which outlives a burst of bad batches, and after
-that accepted: the data has changed for good. For values that are not finite each further rollback leaves the LR alone
-and doubles the patience.
+that accepted: the data has changed for good. Either way losses like these do not alarm when they come again (another
+source, a season), until they have not been seen for some hundred updates. For values that are not finite each further
+rollback leaves the LR alone and doubles the patience.
+
+A shift of the loss is also accepted when going back for one has not helped before: it would go back to the same
+snapshot, or the loss is no higher than it was less than 128 updates ago. Shifts alone end no run; values that are not
+finite, and losses that explode, do.
 
 Snapshots are taken every `snapshot_every` applied updates, only when nothing is suspicious; one counts as good after
-2 more healthy updates and if it is older than the trouble, until then the guard goes back to the one before.
-Rollbacks are never forgotten: at most `max_rollbacks` in a run.
+2 more healthy updates and if it is older than the trouble, until then the guard goes back to the one before. When
+other weights train than before, a new one replaces them all. If weights or optimizer state turn out not to be finite
+when one is due, the guard goes back. Rollbacks are never forgotten: at most `max_rollbacks` in a run.
 """

@@ -23,7 +23,7 @@ EARLY = "early_divergence"
 """A guard's reason when the loss rises at once (`Detector.rising`) and the weights are already far from the start."""
 
 _STRICT_WINDOW = 16  # healthy updates after a rollback until a shift has to last again
-_EXPLODED = 10  # times the run's first losses
+_EXPLODED = 30  # times the run's first losses
 
 
 class Detector:
@@ -156,9 +156,8 @@ class Detector:
         self._best, self._slow, self._strict = None, 0, 0
 
     def exploded(self, loss: float) -> bool:
-        """Whether a loss is far above both the first ones of the run and those that the data has brought."""
-        track = self._loss
-        return loss > _EXPLODED * max(abs(track.top), abs(track.ceiling or 0.0))
+        """Whether a loss is so far above the first ones of the run that it is no shift any more."""
+        return loss > _EXPLODED * abs(self._loss.top)
 
     def go_back(self, state: Mapping[str, Any] | None) -> None:
         """To an earlier state, None for a fresh one; what the data was seen to bring since is not forgotten."""
@@ -173,10 +172,14 @@ class Detector:
         level = median(track.levels[-t.slow_window :])
         self._best = level if self._best is None else min(self._best, level)
         start = track.level(track.start)
-        bound = min(start + math.log(t.slow_rise), max(self._best + math.log(t.slow_far), start - math.log(2.0)))
+        above_start, above_best = start + math.log(t.slow_rise), self._best + math.log(t.slow_far)
+        far = max(above_best, start - math.log(2.0))
+        bound = min(above_start, far)
         if level > bound:  # the scatter takes a sort, so it is asked for last
             bound += t.slow_sigmas * min(sigma(track.levels), 1.0)
-            bound = max(bound, track.floor + math.log(t.slow_rise), track.slow_limit())
+            bound = max(
+                bound, track.floor + math.log(t.slow_rise), track.slow_limit(self._best if far < above_start else None)
+            )
         self._slow = self._slow + 1 if level > bound else 0
         if self._slow < t.slow_patience:
             return None

@@ -243,10 +243,9 @@ class DivergenceGuard(GuardState):
         if not self._trouble.persists(finite=finite, at_once=at_once or self._damaged):
             return self._skip(seen)
         last = self.rollbacks >= self.max_rollbacks
-        only_shifts = reason == "loss_shift" and not self.detector.exploded(seen["loss"])
+        shifts = reason == "loss_shift" and not self.detector.exploded(seen["loss"])
         target = self._history.target(self.detector.unseen + 1)
-        again = self._trouble.comes_again(seen, target, self.detector.thresholds.shift_rise)
-        if (last and only_shifts) or (again and finite and reason != EARLY):
+        if (last and shifts) or self._trouble.comes_again(seen, target, self.detector.thresholds.shift_rise):
             return self._accept(seen)
         return self._stop(seen) if last else self._roll_back(seen)
 
@@ -316,8 +315,8 @@ class DivergenceGuard(GuardState):
         back = f"the weights of update {restored['update']} are restored" if restored else "nothing was restored"
         numbers = f"loss {seen['loss']:.4g}, gradient norm {seen['grad_norm']:.4g}"
         return self._end(
-            f"{seen['reason']} at update {seen['update']} ({numbers}) after {self.rollbacks} rollbacks; {back}{where}. "
-            "Look at the data of these batches, lower the learning rate, or raise max_rollbacks"
+            f"{seen['reason']} at update {seen['update']} ({numbers}) after {self.rollbacks} rollbacks; {back}{where}."
+            " Look at the data of these batches, lower the learning rate, or raise max_rollbacks"
         )
 
     def _end(self, message: str) -> Action:

@@ -48,7 +48,7 @@ class GuardState:
             **self._lr.state_dict(),
             **self._history.state_dict(),
             "detector": self.detector.state_dict(),
-            "events": [dict(event) for event in self.events],
+            "events": [dict(event) for event in self._log.events],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

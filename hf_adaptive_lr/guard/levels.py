@@ -127,15 +127,19 @@ class Track:
             # have a chance of 1 in 316,251 when nothing has changed, whatever they are distributed like.
             if len(self.levels) >= RANKED:
                 wide = min(wide, max(*self.levels[-RANKED:], floor))
-            limit = max(limit, wide)
+            limit = max(limit, wide, crest(self.levels, t.shift_patience, math.log(t.shift_rise)))
         return limit if level > limit else None
 
-    def slow_limit(self) -> float:
-        """Level that the median has to pass to be above the first values by more than the scatter, in their units."""
+    def slow_limit(self, best: float | None) -> float:
+        """Level that the median has to pass to be out of the scatter in the values' own units.
+
+        Above the first values, or above the level `best` where that is given and all values are positive.
+        """
         values = self._raw()
-        if sorted(values)[len(values) // 4] <= self.top:  # a quarter is as before
+        least = self.top if best is None or min(values) <= 0.0 else self.value(best)
+        if sorted(values)[len(values) // 4] <= least:  # a quarter is as before
             return math.inf
-        return self.level(self.top + self._thresholds.slow_sigmas * scatter(values[-SHIFT_SPREAD:]))
+        return self.level(least + self._thresholds.slow_sigmas * scatter(values[-SHIFT_SPREAD:]))
 
     def creep_limit(self) -> dict[str, float] | None:
         """Limit for the mean of the last losses, and the typical loss; None when the mean is under the limit."""
@@ -153,7 +157,7 @@ class Track:
             return None
         values = [self.value(level) for level in ref]
         raw = self.value(middle) + t.creep_z * scatter(values[-SHIFT_SPREAD:]) / math.sqrt(len(last))
-        limit = max(limit, self.level(raw))
+        limit = max(limit, self.level(raw), crest(ref, t.shift_patience or 1, math.log(t.creep_rise)))
         return {"typical": self.value(middle), "limit": self.value(limit)} if mean > limit else None
 
     def state_dict(self, name: str) -> dict[str, Any]:
@@ -192,6 +196,21 @@ def spread(levels: Sequence[float]) -> float:
     """Standard deviation of a level about its trend: successive ones differ by the square root of 2 times as much."""
     steps = [after - before for before, after in zip(levels, levels[1:], strict=False)]
     return sigma(steps) / math.sqrt(2.0) if steps else 0.0
+
+
+def crest(levels: Sequence[float], width: int, rise: float) -> float:
+    """Highest level in a wave: `width` in succession that are `rise` above some before them; -inf without any.
+
+    A season or another source that has come and gone makes one, a loss that falls does not.
+    """
+    low, high = math.inf, -math.inf
+    for end in range(width, len(levels) + 1):
+        stretch = levels[end - width : end]
+        mean = sum(stretch) / width
+        low = min(low, mean)
+        if mean >= low + rise:
+            high = max(high, max(stretch))
+    return high
 
 
 def scatter(values: Sequence[float]) -> float:

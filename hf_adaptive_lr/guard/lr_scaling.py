@@ -86,7 +86,8 @@ class LRScaling:
         """
         then = self.factor if factor_then is None else factor_then
         self.factor *= ratio
-        self.last_cut, self.cut_hold = ratio, 0 if lost is None or not self._recover else max(_CUT_HOLD, lost + 4)
+        back = lost is not None and self._recover and ratio < 1.0
+        self.last_cut, self.cut_hold = ratio, max(_CUT_HOLD, (lost or 0) + 4) if back else 0
         self.scale(self.factor / then)
 
     def undo_cut(self) -> None:

@@ -13,7 +13,11 @@ FIRST = 3  # updates; so few can a far too large LR not yet have spoilt
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When an update counts as divergent. The defaults alarm in well under 1 % of healthy runs (tests/test_guard.py).
+    """When an update counts as divergent.
+
+    The defaults alarm in well under 1 % of healthy runs of 300 to 500 updates (tests/test_guard.py), also where losses
+    swing around zero or are negative (tests/test_guard_restless.py): there a value must also be out of the scatter in
+    its own units.
 
     A value spikes when it is above the reference by `z` robust standard deviations of its level *and* `rise` times
     above the largest value, in each of the windows. The reference is the window's median, but at least `floor` times

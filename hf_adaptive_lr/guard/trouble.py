@@ -60,15 +60,14 @@ class TroubleCount:
         return lasts or self.unpaid > self.max_skips * 2**self.failed_rollbacks
 
     def comes_again(self, seen: Mapping[str, Any], target: int | None, rise: float) -> bool:
-        """Whether going back, to the update `target`, has been tried for this before and has not helped."""
-        if self.last_back is None:
+        """Whether going back, to the update `target`, has been tried for such a shift before and has not helped."""
+        if self.last_back is None or seen["reason"] != "loss_shift":
             return False
         reason, update, loss, there = self.last_back
-        if seen["reason"] == reason and target is not None and target <= there:
-            return True
+        same = reason == "loss_shift" and target is not None and target <= there
         # A rate that is too large drives the loss higher than this; a season or another source brings it again.
-        soon = seen["update"] - update <= _SOON
-        return soon and seen["reason"] == "loss_shift" and bool(seen["loss"] <= rise * loss)
+        soon = seen["update"] - update <= _SOON and seen["loss"] <= rise * loss
+        return bool(same or soon)
 
     def count_rollback(self, seen: Mapping[str, Any]) -> None:
         """Count a rollback, which failed until a healthy update follows."""

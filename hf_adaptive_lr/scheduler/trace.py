@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ class TraceWriter:
 
     def __init__(self, path: Path, controller: Controller | None = None, total_steps: int | None = None) -> None:
         self.path, self._controller, self._total = path.absolute(), controller, total_steps
-        self._started = False
+        self._started, self._said = False, False
+        self._size: int | None = None  # of the file after the last line
         self._written: Mapping[str, Any] = {}  # the last line
         self._unchanged = 0  # updates since then
 
@@ -46,8 +48,20 @@ class TraceWriter:
             return
         line = {**row, "unchanged": self._unchanged} if self._unchanged else row
         with self.path.open("a", encoding="utf-8") as file:
+            self._check_alone(file.tell())
             file.write(json.dumps(line) + "\n")
+            self._size = file.tell()
         self._written, self._unchanged = row, 0
+
+    def _check_alone(self, size: int) -> None:
+        if self._size not in (None, size) and not self._said:
+            self._said = True
+            warnings.warn(
+                f"another process writes into '{self.path}' or has changed it: the trace mixes runs; give each run an "
+                "output folder of its own (said once)",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _may_be_counted(self, row: Mapping[str, Any]) -> bool:
         step, last = row["step"], self._written

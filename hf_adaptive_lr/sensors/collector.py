@@ -224,7 +224,7 @@ class SignalCollector:
             of_weights = self.needs & {"update_ratio", "meta_inner", *WEIGHT_FIELDS}
             check_unsharded(self.optimizer, gradient_fields | of_weights)
             self._norm.check_clipping()
-        if self.model is not None and not self.model.training:
+        if self._hook is not None and self.model is not None and not self.model.training:
             check_training_mode(self.needs, self.losses, self._norm)
         check_measurable(self.needs, self.losses, self._passes, self._norm, ranks=world_size(self.group))
         self._watched = self._watches()
@@ -300,7 +300,7 @@ class SignalCollector:
         if self.needs & DIRECTION_FIELDS:
             self._still = remember_direction(self.optimizer)
         if "gain_ratio" in self.needs:
-            self._gain.before_step()
+            self._gain.before_step(self.losses.losses, self._passes)
             self._norm.before_step()
 
     def outcome(self, update: int) -> Outcome:

@@ -1,18 +1,23 @@
 """The gain ratio: by how much an update lowered its own batch's loss, over what the gradient promised for it.
 
-Two losses are subtracted that differ by a few thousandths. Below float32 their rounding is as large as that, so the
-ratio is then measured only for updates that promise more than it; and a loss whose value does not follow the weights
+Two losses are subtracted that differ by a few thousandths. A loss below float32 is rounded by as much as that, so both
+are then computed once more, with what is given to torch's loss functions in float32; where that does not help, the
+ratio is measured only for updates that promise more than the rounding. A loss whose value does not follow the weights
 (a policy gradient's, whose ratio to the policy that sampled is 1 wherever it is computed) has none at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from .grad_norm import GradNorm, dense, loss_scale
 from .gradients import chunks
@@ -20,9 +25,40 @@ from .replay import RecordedPasses
 
 NEUTRAL = 1.0
 """Stands for a gain ratio that is not measured."""
+_LOSSES = frozenset(
+    {
+        functional.binary_cross_entropy,
+        functional.binary_cross_entropy_with_logits,
+        functional.cross_entropy,
+        functional.huber_loss,
+        functional.kl_div,
+        functional.l1_loss,
+        functional.log_softmax,
+        functional.mse_loss,
+        functional.nll_loss,
+        functional.smooth_l1_loss,
+    }
+)
 _SINGLE = torch.finfo(torch.float32).eps
 _TOLD_APART = 4.0  # roundings of the loss that a promise must exceed, for an error of about a quarter
+_OF_WEIGHTS = 1 / 32  # rounding of a float32 loss by coarser weights, in roundings of these
 _FROZEN = 16.0  # roundings that were promised, where not one was seen
+
+
+class _FineLosses(TorchFunctionMode):
+    """Inside, torch's loss functions compute in float32."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in _LOSSES:
+            args, given = tuple(map(_single, args)), {name: _single(value) for name, value in given.items()}
+        return func(*args, **given)
+
+
+def _single(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def precision(tensors: Iterable[Tensor]) -> float:
@@ -87,6 +123,12 @@ class GainProbe:
         return -torch.stack(sums).double().sum() / (clip_factor * self._scale)
 
 
+def _again(passes: RecordedPasses, *, fine: bool) -> list[Tensor]:
+    """Losses of the micro-batches at the weights as they are now."""
+    with _FineLosses() if fine else contextlib.nullcontext():
+        return [passes.loss_again(number) for number in range(-max(1, len(passes)), 0)]
+
+
 class GainSensor:
     """Measures the gain ratio of the updates before decisions, and keeps the last one for the decision."""
 
@@ -98,10 +140,16 @@ class GainSensor:
     def clear(self) -> None:
         """Forget the weights from before the update."""
         self._probe: GainProbe | None = None
+        self._fine: list[Tensor] | None = None
 
-    def before_step(self) -> None:
-        """Keep weights and gradients: the update that is about to be made is one to be measured."""
+    def before_step(self, losses: Sequence[Tensor], passes: RecordedPasses) -> None:
+        """Keep weights and gradients: the update that is about to be made is one to be measured.
+
+        Losses below float32 are computed again.
+        """
         self._probe = GainProbe(self._optimizer)
+        if precision(losses) > _SINGLE and not passes.surrogate:
+            self._fine = _again(passes, fine=True)
 
     def after_step(
         self,
@@ -114,11 +162,9 @@ class GainSensor:
         if self._probe is None:
             return
         # The gradient promised it for the whole update, so all its micro-batches are looked at again.
-        count = max(1, len(passes))
-        before = after = losses[-count:]
-        if not passes.surrogate:
-            after = [passes.loss_again(number) for number in range(-count, 0)]
-        eps = precision([*before, *after, *self._probe.weights])
+        before = losses[-max(1, len(passes)) :] if self._fine is None else self._fine
+        after = before if passes.surrogate else _again(passes, fine=self._fine is not None)
+        eps = max(precision([*before, *after]), precision(self._probe.weights) * _OF_WEIGHTS)
         terms = gain_terms(before, after, self._probe.promised(norm.clip_factor()), eps)
         gained, promised, rounding = exchange(terms)
         self.ratio, unmeasured = gain_ratio(gained, promised, rounding, eps)

@@ -13,6 +13,7 @@ from ..optimizers.groups import raw
 from ..optimizers.writers import WrittenLRs
 from ..scheduler.config import SchedulerOptions
 from ..scheduler.controlled_lr import ControlledLR
+from .checkpoints import check_position
 from .cooldown import shorten, stop_after_cooldown
 
 STATE_ATTRIBUTE = "adaptive_lr_state"
@@ -102,6 +103,7 @@ class AdaptiveLRCallback(TrainerCallback):
         saved = getattr(native, STATE_ATTRIBUTE, None)
         if state.global_step > 0 and saved is not None:
             self.scheduler.load_state_dict(saved)
+            check_position(self.scheduler.updates, state.global_step)
         elif state.global_step > 0:
             warnings.warn(
                 "the checkpoint has no controller state; the controller starts anew", UserWarning, stacklevel=2

@@ -18,7 +18,8 @@ from ..artifacts import STATE_NAME
 
 _SCHEDULER = "scheduler.pt"
 _POSITION = "AdaptiveLR"  # key in trainer_state.json, among the states of callbacks
-_WEIGHTS = ("*.safetensors", "pytorch_model*", "adapter_model*")
+_WEIGHTS = ("*.safetensors", "pytorch_model*", "adapter_model*", "*/*.safetensors", "*/pytorch_model*")
+_ZIPPED = ("optimizer", "scheduler", "scaler", "rng_state", "snapshot", "pytorch_model")  # not what a user adds
 _STATES = {  # all ways in which Trainer names them: one process or several, FSDP
     "optimizer.pt": ("optimizer.pt", "optimizer.bin", "optimizer_*"),
     _SCHEDULER: (_SCHEDULER,),
@@ -85,6 +86,15 @@ def note_position(state: Any, updates: int) -> None:
     state.stateful_callbacks[_POSITION] = {"args": {}, "attributes": counts}
 
 
+def check_position(updates: int, steps: int) -> None:
+    """Fails fast (ValueError) where a loaded schedule has counted more updates than Trainer."""
+    if updates > steps:
+        raise ValueError(
+            f"{STATE_NAME} has counted {steps} updates and {_SCHEDULER} {updates}: they are of different checkpoints; "
+            "resume from another one"
+        )
+
+
 def _found(path: Path, kinds: tuple[str, ...]) -> Iterator[Path]:
     return (found for kind in kinds for found in path.glob(kind))
 
@@ -99,7 +109,8 @@ def _cut_short(file: Path) -> bool:
                 return False
         except (OSError, SafetensorError):
             return True
-    return file.suffix in (".pt", ".pth", ".bin") and file.is_file() and not zipfile.is_zipfile(file)
+    ours = file.suffix in (".pt", ".pth", ".bin") and file.name.startswith(_ZIPPED)
+    return ours and file.is_file() and not zipfile.is_zipfile(file)
 
 
 def _counts(path: Path) -> str | None:

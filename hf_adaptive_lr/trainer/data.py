@@ -74,7 +74,7 @@ def hold_out(dataset: Any, share: float, seed: int) -> tuple[Any, Any]:
 
 
 class ControllerData(_Trainer):
-    """The part of `AdaptiveLRMixin` that computes losses on other batches than the one that trains."""
+    """The part of `AdaptiveLRMixin` that computes losses again, and on other batches than the one that trains."""
 
     args: Any  # TrainingArguments, with or without the controller's fields
     train_dataset: Any
@@ -124,6 +124,22 @@ class ControllerData(_Trainer):
         model = self.model_wrapped if alone else self.accelerator.unwrap_model(self.model)
         loss: Any = self.compute_loss(model, inputs, *args, **kwargs)
         return (loss if isinstance(loss, Tensor) else loss[0]).mean()
+
+    def _replay(self, repeat: Callable[..., Any], num_items_in_batch: Any) -> Callable[[], Tensor]:
+        """Mean loss of a micro-batch, from `repeat`, which makes the call of `compute_loss` once more."""
+        # A loss that is normalised over the whole update is the micro-batch's share of it; the others are its mean.
+        scaled: bool | None = getattr(self, "loss_is_scaled_for_ga", None)
+        if scaled is None:
+            has_share = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = has_share or bool(self.compute_loss_func)
+        share = self.current_gradient_accumulation_steps if scaled else 1
+
+        def replay() -> Tensor:
+            with unlogged(self):
+                loss: Tensor = repeat(self._loss)
+                return loss * share
+
+        return replay
 
     @torch.no_grad()
     def _mean_loss(self, model: nn.Module, dataset: Any) -> float:

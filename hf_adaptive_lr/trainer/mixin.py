@@ -33,7 +33,7 @@ from ..sensors.requirements import REPLAYED
 from .cooldown import shorten, stop_after_cooldown
 from .data import ControllerData
 from .guard_callback import GuardCallback
-from .losses import is_surrogate, recorded, unlogged
+from .losses import is_surrogate, recorded
 from .saving import WholeCheckpoints
 
 # Heads whose loss really is normalised by num_items_in_batch; most classification heads accept the argument and ignore
@@ -233,38 +233,17 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
         with recorded(self, begins):
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._computes_loss = begun > 0
-        if begun != 1:
-            self._check_not_repeated(begun)
+        needed = sorted(scheduler.controller.needs & REPLAYED) + ["DSA's second gradient"] * bool(self._look_ahead)
+        if begun != 1 and needed:
+            raise ValueError(
+                f"{needed[0]} takes the loss of a micro-batch a second time, and a training step of "
+                f"{type(self).__name__} calls compute_loss {begun} times, not once; use a controller that needs "
+                "nothing repeated, such as 'hypergradient', or an optimizer other than DSA"
+            )
         # Trainer returns each micro-batch's share of the update's loss; its mean loss is that times the number of
         # shares.
         scheduler.observe(loss=loss * self.current_gradient_accumulation_steps)
         return loss
-
-    def _replay(self, repeat: Callable[..., Any], num_items_in_batch: Any) -> Callable[[], Tensor]:
-        # A loss that is normalised over the whole update is the micro-batch's share of it; the others are its mean.
-        scaled: bool | None = getattr(self, "loss_is_scaled_for_ga", None)
-        if scaled is None:
-            has_share = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            scaled = has_share or bool(self.compute_loss_func)
-        share = self.current_gradient_accumulation_steps if scaled else 1
-
-        def replay() -> Tensor:
-            with unlogged(self):
-                loss: Tensor = repeat(self._loss)
-                return loss * share
-
-        return replay
-
-    def _check_not_repeated(self, calls: int) -> None:
-        """ValueError where a loss has to be computed again, and the training step does not tell which that is."""
-        needed = sorted(self.lr_scheduler.controller.needs & REPLAYED)
-        if needed or self._look_ahead is not None:
-            who = f"the controller needs {needed[0]}" if needed else "DSA looks ahead"
-            raise ValueError(
-                f"{who}, for which the loss of a micro-batch is computed again, and a training step of "
-                f"{type(self).__name__} calls compute_loss {calls} times, not once; use a controller that needs "
-                "nothing repeated, such as 'hypergradient', or an optimizer other than DSA"
-            )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.compatibility import page as compatibility
+from tests.compatibility import rollouts
 from tests.compatibility.checks import Check, CheckFailed, require
 from tests.compatibility.page import CHECKS, measure, page
 
@@ -112,3 +113,22 @@ def test_settings_of_two_trainers_go_together_and_keep_the_first_ones_defaults(t
     )
     assert both.divergence_guard and both.lr_factors == {"lora_B": 16}
     assert (both.learning_rate, both.logging_steps) == (theirs.learning_rate, theirs.logging_steps) != (5e-5, 500)
+
+
+def test_rollouts_generate_once_an_update_and_learn(tmp_path) -> None:
+    """The small version of `python -m tests.compatibility.rollouts`."""
+    for name in rollouts.TRAINERS:
+        row = rollouts.run(name, "subclass", "constant", guard=True, seed=0, updates=60)
+        assert row["generations"] == row["updates"] == 60 and not row["alarms"], row
+        assert row["last_reward"] > 3 * row["first_reward"], row
+        row = rollouts.run(name, "subclass", "universal", guard=False, seed=0, updates=8)
+        assert row["generations"] == row["updates"] == 8, row
+    row = rollouts.run("GRPO", "callback", "universal", guard=True, seed=0, updates=4)
+    assert row["updates"] == 0 and row["generations"] == 1 and "is not the one that is trained" in row["error"]
+
+
+def test_the_page_of_rollouts_is_what_its_rows_say() -> None:
+    cards = Path(__file__).parents[2] / "model_cards"
+    rows = [json.loads(line) for line in (cards / rollouts.ROWS).read_text().splitlines()]
+    assert rollouts.page(rows) == (cards / rollouts.PAGE).read_text()
+    assert {row["trainer"] for row in rows if row["row"] == "run"} == set(rollouts.TRAINERS)
