@@ -7,9 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from transformers import Trainer, TrainerCallback
 
-from hf_adaptive_lr import ControlledLR, Linear
+from hf_adaptive_lr import AdaptiveLRCallback, ControlledLR, Linear
+from tests import integrations
 from tests.controllers_for_tests import Watcher
+from tests.tiny import Tokens, bert
 
 
 def _steps(optimizer: torch.optim.Optimizer, between: Callable[[int], None], count: int = 4) -> None:
@@ -45,6 +48,44 @@ def test_a_learning_rate_set_in_mid_run_is_overruled_and_said_once(tensor) -> No
     ) as said:
         _steps(optimizer, between)
     assert len(said) == 1 and scheduler.lr_history() == pytest.approx([0.1] * 4)
+
+
+def test_a_native_schedule_with_tensor_learning_rates_is_accepted_without_a_host_sync(tmp_path, monkeypatch) -> None:
+    looks: list[str] = []
+
+    class Callback(AdaptiveLRCallback):
+        def on_step_begin(self, *args, **kwargs) -> None:
+            with monkeypatch.context() as patch:
+                for name in ("__float__", "__bool__", "item", "tolist"):
+                    patch.setattr(torch.Tensor, name, lambda *_, name=name: looks.append(name) or 1.0)
+                super().on_step_begin(*args, **kwargs)
+
+    class Intruder(TrainerCallback):
+        def on_step_end(self, args, state, control, optimizer=None, **kwargs) -> None:
+            if state.global_step == 4:
+                optimizer.param_groups[0]["lr"].fill_(0.7)
+
+    def train(*callbacks: TrainerCallback) -> ControlledLR:
+        model, callback = bert(), Callback("linear")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.01))
+        native = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        args = integrations.arguments(tmp_path)
+        trainer = Trainer(
+            model=model,
+            args=args,
+            train_dataset=Tokens(),
+            optimizers=(optimizer, native),
+            callbacks=[callback, *callbacks],
+        )
+        trainer.train()
+        assert callback.scheduler is not None
+        return callback.scheduler
+
+    expected = [0.01 * (1 - step / 6) for step in range(6)]
+    assert train().lr_history() == pytest.approx(expected) and not looks
+    monkeypatch.setattr(Callback, "on_step_begin", AdaptiveLRCallback.on_step_begin)
+    with pytest.warns(UserWarning, match="group 0 to 0.7, where ControlledLR had left"):
+        assert train(Intruder()).lr_history() == pytest.approx(expected)
 
 
 def test_a_group_woken_from_zero_is_said() -> None:

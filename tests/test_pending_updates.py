@@ -98,6 +98,41 @@ def test_an_optimizer_that_never_steps_is_said_once() -> None:
     assert train("base").updates == 300
 
 
+@pytest.mark.parametrize("controller", [Linear(), LossOnly()], ids=["no loss", "loss"])
+def test_many_micro_batches_before_the_first_update_are_no_missed_updates(controller) -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = ControlledLR(optimizer, controller, model=model, hook=False, total_steps=2)
+    for number in range(256):
+        scheduler.before_forward()
+        loss = model(torch.ones(1, 2)).square().mean()
+        (loss / 128).backward()
+        if controller.needs:
+            scheduler.observe(loss=loss)
+        if number % 128 == 127:
+            optimizer.step()
+            optimizer.zero_grad()
+        scheduler.step()
+    assert scheduler.updates == 2
+
+
+@pytest.mark.parametrize("controller", [Linear(), LossOnly()], ids=["no loss", "loss"])
+def test_updates_that_another_optimizer_makes_are_missed_ones(controller) -> None:
+    model = torch.nn.Linear(2, 1)
+    mine, other = (torch.optim.SGD(model.parameters(), lr=0.01) for _ in range(2))
+    scheduler = ControlledLR(mine, controller, model=model, total_steps=300)
+    with pytest.warns(UserWarning, match=r"has applied no update; does another optimizer train this model") as said:
+        for _ in range(200):
+            loss = model(torch.ones(1, 2)).square().mean()
+            loss.backward()
+            if controller.needs:
+                scheduler.observe(loss=loss)
+            other.step()
+            scheduler.step()
+            other.zero_grad()
+    assert len(said) == 1
+
+
 def test_a_stand_in_for_layer_wise_optimizers_fails_fast() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     stand_in = LayerWiseDummyOptimizer(optimizer_dict={weight: torch.optim.SGD([weight], lr=0.1)}, lr=0.1)

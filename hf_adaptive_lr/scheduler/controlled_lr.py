@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from torch import Tensor, nn
@@ -169,9 +169,17 @@ class ControlledLR(LRScheduler):
         self._step_count += 1
         self._signals.step_called()
 
-    def accept_lrs(self) -> None:
-        """Expect the learning rates that the optimizer has now; one that somebody else wrote is warned of."""
-        self._written.accept()
+    def accept_lrs(self, of: Sequence[float | Tensor] | None = None) -> None:
+        """Expect the learning rates that the optimizer has now; one that somebody else wrote is warned of.
+
+        Args:
+            of: what another scheduler wrote that may write them; others are not accepted then.
+        """
+        self._written.accept(of)
+
+    def expect_evaluations(self) -> None:
+        """Say that whoever calls this reports every evaluation: a pass in evaluation mode may be something else."""
+        self._signals.expect_evaluations()
 
     def drop_pending(self) -> None:
         """Forget the losses of an update that is not going to happen."""
