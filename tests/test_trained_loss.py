@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,38 +13,9 @@ from transformers import Trainer
 from hf_adaptive_lr import AdaptiveLRCallback, AdaptiveLRTrainer, ControlledLR, Linear
 from hf_adaptive_lr.sensors.trained_loss import _root_of_backward
 from tests import integrations
-from tests.controllers_for_tests import LossOnly, Watcher, by_default
+from tests.controllers_for_tests import LossOnly
+from tests.own_losses import UNHEARD, Loss, loop, weighted
 from tests.tiny import Tokens, bert
-
-Loss = Callable[..., torch.Tensor]
-WEIGHTS = torch.tensor([1.0, 20.0, 1.0])
-
-
-def _weighted(output, batch) -> torch.Tensor:
-    return 10 * cross_entropy(output.logits, batch["labels"], WEIGHTS)
-
-
-def _two_passes(output, batch) -> torch.Tensor:
-    (output.logits - 1).square().mean().backward(retain_graph=True)
-    return output.loss
-
-
-def _second_pass(output, batch) -> torch.Tensor:
-    output.loss.backward(retain_graph=True)
-    return (output.logits - 1).square().mean()
-
-
-UNHEARD: dict[str, Loss] = {
-    "class weights": _weighted,
-    "scaled": lambda output, batch: 10 * output.loss,
-    "regulariser": lambda output, batch: output.loss + (output.logits - 1).square().mean(),
-    "regulariser in place": lambda output, batch: output.loss.add_((output.logits - 1).square().mean()),
-    "distillation": lambda output, batch: 0.5 * output.loss + 0.5 * output.logits.softmax(-1).square().sum(-1).mean(),
-    "two heads": lambda output, batch: output.loss + cross_entropy(output.logits.roll(1, -1), batch["labels"]),
-    "a pass of its own": _two_passes,
-    "a second pass": _second_pass,
-    "focused": lambda output, batch: output.loss**2,
-}
 
 
 def _trainer(loss: Loss, base: type[Trainer] = Trainer) -> type[Trainer]:
@@ -58,23 +28,10 @@ def _trainer(loss: Loss, base: type[Trainer] = Trainer) -> type[Trainer]:
     return Own
 
 
-def _loop(step: Callable[..., None], controller=None, **settings) -> ControlledLR:
-    """Three updates by a function of model and batch, and perhaps the scheduler, that does one's backward passes."""
-    model = bert(dropout=0.0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    scheduler = ControlledLR(optimizer, controller or LossOnly(), model=model, **settings)
-    for batch in list(DataLoader(Tokens(), batch_size=8))[:3]:
-        step(*(model, batch, scheduler)[: step.__code__.co_argcount])
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-    return scheduler
-
-
 @pytest.mark.parametrize("name", UNHEARD)
 def test_a_loss_that_is_not_the_trained_one_fails_fast(name) -> None:
     with pytest.raises(ValueError, match=r"not the one that is trained.*AdaptiveLRTrainer.*observe\(loss="):
-        _loop(lambda model, batch: UNHEARD[name](model(**batch), batch).backward())
+        loop(lambda model, batch: UNHEARD[name](model(**batch), batch).backward())
 
 
 @pytest.mark.parametrize("name", ["class weights", "regulariser"])
@@ -98,7 +55,7 @@ def test_the_callback_and_a_passed_scheduler_fail_fast_before_the_first_update(n
 
 def test_the_subclass_hears_the_trained_loss_of_any_compute_loss(tmp_path) -> None:
     args = integrations.arguments(tmp_path, max_steps=3)
-    trainer = _trainer(_weighted, AdaptiveLRTrainer)(
+    trainer = _trainer(weighted, AdaptiveLRTrainer)(
         model=bert(), args=args, train_dataset=Tokens(), controller=LossOnly()
     )
     trainer.train()
@@ -107,7 +64,7 @@ def test_the_subclass_hears_the_trained_loss_of_any_compute_loss(tmp_path) -> No
 
 
 def test_rules_that_need_no_loss_work_with_any(tmp_path) -> None:
-    trainer = _trainer(_weighted)(
+    trainer = _trainer(weighted)(
         model=bert(),
         args=integrations.arguments(tmp_path, max_steps=2),
         train_dataset=Tokens(),
@@ -134,7 +91,7 @@ def test_accumulated_losses_are_the_trained_ones(divide) -> None:
     def step(model, batch) -> None:
         true.append(_accumulated(model, batch, divide == "outside", divide == "in place"))
 
-    scheduler = _loop(step)
+    scheduler = loop(step)
     seen = [decision.observation["loss"] for decision in scheduler.trace]
     assert seen == pytest.approx([float(torch.stack(losses).mean()) for losses in true], rel=1e-6)
 
@@ -146,7 +103,45 @@ def test_a_window_with_fewer_micro_batches_at_the_end_of_an_epoch_is_no_other_lo
         for _ in range(next(count)):
             (model(**batch).loss / 2).backward()
 
-    assert _loop(step).updates == 3
+    assert loop(step).updates == 3
+
+
+def test_a_first_window_with_fewer_micro_batches_is_no_other_loss() -> None:
+    count = iter((3, 4, 3))
+
+    def step(model, batch) -> None:
+        for _ in range(next(count)):
+            (model(**batch).loss / 4).backward()
+
+    assert loop(step).updates == 3
+
+
+@pytest.mark.parametrize(
+    "factors", [(0.3, 0.3, 0.3), (0.5, 0.25, 0.25), (2.0, 2.0), (0.5,), (1000.0, 1000.0), (512.0, 256.0)]
+)
+def test_no_other_factor_is_taken_for_accumulation_or_a_scaler(factors) -> None:
+    def step(model, batch) -> None:
+        for factor in factors:
+            (model(**batch).loss * factor).backward()
+
+    with pytest.raises(ValueError, match="not the one that is trained"):
+        loop(step)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_gradient_scaler_whose_step_is_not_called_is_no_factor(accumulation) -> None:
+    model = bert(dropout=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scheduler = ControlledLR(optimizer, LossOnly(), model=model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+    for batch in list(DataLoader(Tokens(), batch_size=8))[:2]:
+        for _ in range(accumulation):
+            scaler.scale(model(**batch).loss / accumulation).backward()
+        scaler.unscale_(optimizer)
+        optimizer.step()
+        scaler.update()
+        optimizer.zero_grad()
+    assert scheduler.updates == 2
 
 
 def test_a_gradient_scaler_of_any_scale_is_no_factor() -> None:
@@ -178,7 +173,7 @@ def test_other_forms_of_the_same_loss_are_heard() -> None:
                 (model(**batch).loss.bfloat16() / 3).backward()
 
     for step in (one_pass_for_two, weighted_gradient, in_bfloat16):
-        assert _loop(step).updates == 3
+        assert loop(step).updates == 3
 
 
 def test_the_same_loss_computed_once_more_is_heard() -> None:
@@ -189,7 +184,7 @@ def test_the_same_loss_computed_once_more_is_heard() -> None:
             rows = {name: value[part::2] for name, value in batch.items()}
             (cross_entropy(model(**rows).logits, rows["labels"]) / 2).backward()
 
-    assert _loop(step).updates == 3
+    assert loop(step).updates == 3
 
 
 def test_a_loss_that_is_not_finite_is_not_taken_for_another_one() -> None:
@@ -199,73 +194,7 @@ def test_a_loss_that_is_not_finite_is_not_taken_for_another_one() -> None:
         model(**batch).loss.backward()
 
     with pytest.warns(UserWarning, match="learning rate kept: update 0: loss is nan"):
-        assert _loop(poisoned).updates == 3
-
-
-def _reported(name: str, when: str, controller, closure: bool = False) -> list[dict]:
-    """The observations of three updates whose loss, of `UNHEARD`, the loop reports before or after backward()."""
-    losses = []
-
-    def step(model, batch, scheduler) -> None:
-        def compute() -> torch.Tensor:
-            return UNHEARD[name](model(**batch), batch)
-
-        loss = compute()
-        report = {"loss": loss, "closure": compute if closure else None}
-        if when == "before":
-            scheduler.observe(**report)
-        loss.backward()
-        if when == "after":
-            scheduler.observe(**report)
-        losses.append(float(loss.detach()))
-
-    seen = [decision.observation for decision in _loop(step, controller).trace]
-    if "loss" in controller.needs:
-        assert [values["loss"] for values in seen] == pytest.approx(losses, rel=1e-6)
-    return seen
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("name", UNHEARD)
-def test_what_a_caller_reports_is_believed(name, when) -> None:
-    for controller in (LossOnly(), by_default("mlr_snet")):
-        assert len(_reported(name, when, controller)) == 3
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("name", ["scaled", "regulariser", "regulariser in place", "two heads"])
-def test_a_gain_ratio_of_a_reported_loss_needs_a_function_that_computes_it(name, when) -> None:
-    """Else the model's own loss was computed again and subtracted from the reported one: 39 and 52 instead of 1."""
-    controller = Watcher(fields=("loss", "gain_ratio"))
-    with pytest.raises(ValueError, match=r"needs gain_ratio.*observe\(loss=..., closure=...\)"):
-        _reported(name, when, controller)
-    seen = _reported(name, when, controller, closure=True)
-    # Of a smooth loss at this learning rate: 1 but for the curvature, a few percent.
-    assert [values["gain_ratio"] for values in seen[1:]] == pytest.approx([1.0, 1.0], abs=0.1)
-
-
-@pytest.mark.parametrize("form", [lambda loss: loss, torch.Tensor.detach, torch.Tensor.item, lambda loss: loss * 1])
-def test_the_models_own_loss_may_be_reported_in_any_form(form) -> None:
-    def step(model, batch, scheduler) -> None:
-        for _ in range(2):
-            loss = model(**batch).loss
-            scheduler.observe(loss=form(loss))
-            (loss / 2).backward()
-
-    seen = [decision.observation for decision in _loop(step, Watcher(fields=("gain_ratio",))).trace]
-    assert [values["gain_ratio"] for values in seen[1:]] == pytest.approx([1.0, 1.0], abs=0.1)
-
-
-def test_one_micro_batch_whose_loss_cannot_be_computed_again_is_enough_to_fail() -> None:
-    def step(model, batch, scheduler) -> None:
-        for factor in (10, 1):
-            loss = factor * model(**batch).loss
-            if factor > 1:
-                scheduler.observe(loss=loss)
-            (loss / 2).backward()
-
-    with pytest.raises(ValueError, match=r"observe\(loss=..., closure=...\)"):
-        _loop(step, Watcher(fields=("gain_ratio",)))
+        assert loop(poisoned).updates == 3
 
 
 def test_a_regulariser_that_grows_in_mid_run_is_said_once() -> None:
