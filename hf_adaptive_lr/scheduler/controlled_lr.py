@@ -148,7 +148,8 @@ class ControlledLR(LRScheduler):
             logits: the micro-batch's logits, (batch, classes), for controllers that look at predictions; the forward
                 hook finds them by itself.
             closure: recomputes this micro-batch's loss without gradients; for controllers that need `gain_ratio` or an
-                [`Outcome`]. Call `before_forward()` ahead of the forward pass then.
+                [`Outcome`], unless `loss` is the model's own, which the forward hook computes again. Without a hook,
+                call `before_forward()` ahead of the forward pass then.
 
         Raises:
             ValueError: `loss`, `grad_norm` or `eval_loss` is not a single number.

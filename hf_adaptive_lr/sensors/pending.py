@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
-_MANY = 120  # more than a gradient scaler skips in a row, or anybody accumulates one by one
+_MANY = 60  # more than a gradient scaler skips in a row
 
 
 class _Mark(NamedTuple):
