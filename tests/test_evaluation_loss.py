@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer
+from datasets import Dataset
+from transformers import Trainer, TrainerCallback
 
 from hf_adaptive_lr import (
     AdaptiveLRCallback,
@@ -119,7 +120,36 @@ def test_several_evaluation_sets_fail_fast(tmp_path) -> None:
         trainer.train()
 
 
-def test_a_passed_scheduler_fails_after_the_first_evaluation_that_nobody_reports(tmp_path) -> None:
+class _Looks(TrainerCallback):
+    """Predicts, and evaluates under a name of its own, not when Trainer will evaluate: that would be forgotten."""
+
+    trainer: Trainer
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step % 2:
+            self.trainer.predict(OWN)
+            self.trainer.evaluate(OWN, metric_key_prefix="test")
+
+
+def test_other_evaluations_than_trainers_own_are_nobodys_business(tmp_path) -> None:
+    looks, callback = _Looks(), AdaptiveLRCallback(_plateau())
+    trainer = Trainer(
+        model=bert(dropout=0.0),
+        args=integrations.arguments(tmp_path, eval_strategy="steps", eval_steps=2),
+        train_dataset=Tokens(),
+        eval_dataset=OWN,
+        callbacks=[looks, callback],
+    )
+    looks.trainer = trainer
+    trainer.train()
+    assert callback.scheduler is not None
+    assert [math.isfinite(loss) for loss in _seen(callback.scheduler)] == [step in (2, 4) for step in range(6)]
+    trainer.evaluate(OWN, metric_key_prefix="test")
+    trainer.evaluate({"a": OWN})  # the training is over
+    trainer.evaluate(Dataset.from_dict({"input_ids": OWN[:]["input_ids"].tolist()}))
+
+
+def test_a_passed_scheduler_fails_after_the_second_evaluation_that_nobody_reports(tmp_path) -> None:
     model = bert()
     optimizer = integrations.optimizer_for(model)
     scheduler = ControlledLR(optimizer, _plateau(), model=model, total_steps=6)
@@ -127,9 +157,33 @@ def test_a_passed_scheduler_fails_after_the_first_evaluation_that_nobody_reports
     trainer = Trainer(
         model=model, args=args, train_dataset=Tokens(), eval_dataset=OWN, optimizers=(optimizer, scheduler)
     )
-    with pytest.raises(ValueError, match=r"evaluated without a report of it; call observe\(eval_loss=...\).*Callback"):
+    text = r"evaluated without a report of it; call observe\(eval_loss=...\).*Callback"
+    with pytest.warns(UserWarning, match=f"{text}.*next time is an error"), pytest.raises(ValueError, match=text):
         trainer.train()
-    assert scheduler.updates == 1
+    assert scheduler.updates == 2
+
+
+def test_a_loop_may_evaluate_before_it_trains() -> None:
+    model = bert(dropout=0.0)
+    optimizer = integrations.optimizer_for(model)
+    scheduler = ControlledLR(optimizer, _plateau(), model=model, total_steps=8)
+
+    def evaluate() -> torch.Tensor:
+        model.eval()
+        with torch.no_grad():
+            loss = [model(**OWN[part : part + 4]).loss for part in (0, 4, 8)]
+        model.train()
+        return torch.stack(loss).mean()
+
+    evaluate()
+    with pytest.warns(UserWarning, match="evaluated without a report of it") as said:
+        for step in range(8):
+            model(**Tokens()[slice(8)]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 3 == 2:
+                scheduler.observe(eval_loss=evaluate())
+    assert len(said) == 1 and sum(map(math.isfinite, _seen(scheduler))) == 2
 
 
 def test_a_loop_that_reports_its_evaluations_works_and_one_that_makes_none_is_told() -> None:

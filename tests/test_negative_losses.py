@@ -128,6 +128,16 @@ def test_mlr_snet_says_that_its_gamma_needs_a_positive_loss() -> None:
     assert MLRSNet(gamma=1.0, params=MLRSNet.random_params()).decide(obs, controller.init())[0] > 0
 
 
+def test_a_negative_loss_of_one_of_many_runs_of_mlr_snet_is_its_own_matter() -> None:
+    controller = MLRSNet(classes=2, params=MLRSNet.random_params())
+    state = controller.init((3,))
+    answers = []
+    for losses in ((1.0, -0.5, 2.0), (0.9, 1.0, -2.0)):  # L is the first loss alone
+        answer, state = controller.decide(_observation(0, torch.tensor(losses, dtype=torch.float64)), state)
+        answers.append(answer.isfinite().tolist())
+    assert answers == [[True, False, True]] * 2
+
+
 def test_universal_trains_a_density_below_zero() -> None:
     """-0.07 in version 0.1, where the same loss + 4 reached -2.5: all losses below zero looked alike."""
     reached, shifted = _nll(0.0), _nll(4.0)

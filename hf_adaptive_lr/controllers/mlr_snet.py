@@ -196,12 +196,8 @@ class MLRSNet(Controller):
             gamma = torch.full_like(average, self.gamma)
         else:
             level = torch.where(first & (state["initial"] > 0), state["initial"], average)
-            if bool(((level < 0) & (snapshot != state["snapshot"])).any()):
-                raise ValueError(
-                    f"MLRSNet: gamma comes from the loss, which must be above 0 and is {float(level.min()):.4g}; "
-                    "give gamma=, for instance 1.0, or a loss that is positive, such as this one plus a constant"
-                )
-            level, classes = level.clamp_min(1e-12), obs.require("classes") if self.classes is None else self.classes
+            level = _positive(level, snapshot != state["snapshot"]).clamp_min(1e-12)
+            classes = obs.require("classes") if self.classes is None else self.classes
             gamma = (level.sqrt() * (level * classes).log() / classes**0.25).abs() / 4
         gamma = torch.where(snapshot == state["snapshot"], state["gamma"], gamma)
         return {**state, "average": average, "snapshot": snapshot, "gamma": gamma}
@@ -282,6 +278,19 @@ class MLRSNet(Controller):
         params = {name: value.clone() for name, value in _named(theta, self._shapes).items()}
         count = 1 if theta.ndim == 1 else len(theta)
         return self.replace(meta_learn=False, snapshots=count, classes=None, initial_loss=None, params=params)
+
+
+def _positive(level: Tensor, used: Tensor) -> Tensor:
+    """The loss that gamma comes from, NaN where it is below 0; ValueError in a run of its own, if it is `used` now.
+
+    Of many runs one must not end the others, nor should they wait for the device to say so.
+    """
+    if level.ndim == 0 and bool((level < 0) & used):
+        raise ValueError(
+            f"MLRSNet: gamma comes from the loss, which must be above 0 and is {float(level):.4g}; "
+            "give gamma=, for instance 1.0, or a loss that is positive, such as this one plus a constant"
+        )
+    return torch.where(level < 0, torch.nan, level)
 
 
 def _named(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

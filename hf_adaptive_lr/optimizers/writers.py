@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -54,10 +55,29 @@ class WrittenLRs:
         self._said = False
         return bases
 
-    def accept(self) -> None:
-        """Take the learning rates as they stand for our own: whoever wrote them was to."""
-        self._unexplained = None
-        self._remember()
+    def accept(self, of: Sequence[float | Tensor] | None = None) -> None:
+        """Take the learning rates as they stand for our own: whoever wrote them was to.
+
+        With `of`, what another scheduler wrote, only if they are that. A tensor into which somebody has written once
+        since, as that scheduler does after an update, is taken for it: to compare its value would be a host sync.
+        """
+        lrs = None if of is None else self._written_by(of)
+        if of is None or lrs is not None:
+            self._unexplained = None
+            self._remember(lrs)
+
+    def _written_by(self, other: Sequence[float | Tensor]) -> list[float] | None:
+        """Our learning rates, or the other scheduler's in their place; None where there are any others."""
+        found = [group["lr"] for group in self._optimizer.param_groups]
+        if not len(found) == len(other) == len(self._lrs):
+            return None
+        lrs = []
+        for lr, theirs, ours, tensor in zip(found, other, self._lrs, self._tensors, strict=True):
+            once = tensor is not None and lr is tensor[0] and lr._version <= tensor[1] + 1
+            if not once and float(lr) != float(theirs):
+                return None
+            lrs.append(ours if once else float(lr))
+        return lrs
 
     def write(self, lrs: list[float]) -> None:
         """Write the learning rate of every group; warns once where somebody else has written one since."""

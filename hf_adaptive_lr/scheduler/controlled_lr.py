@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from torch import Tensor, nn
@@ -148,7 +148,8 @@ class ControlledLR(LRScheduler):
             logits: the micro-batch's logits, (batch, classes), for controllers that look at predictions; the forward
                 hook finds them by itself.
             closure: recomputes this micro-batch's loss without gradients; for controllers that need `gain_ratio` or an
-                [`Outcome`]. Call `before_forward()` ahead of the forward pass then.
+                [`Outcome`], unless `loss` is the model's own, which the forward hook computes again. Without a hook,
+                call `before_forward()` ahead of the forward pass then.
 
         Raises:
             ValueError: `loss`, `grad_norm` or `eval_loss` is not a single number.
@@ -169,9 +170,17 @@ class ControlledLR(LRScheduler):
         self._step_count += 1
         self._signals.step_called()
 
-    def accept_lrs(self) -> None:
-        """Expect the learning rates that the optimizer has now; one that somebody else wrote is warned of."""
-        self._written.accept()
+    def accept_lrs(self, of: Sequence[float | Tensor] | None = None) -> None:
+        """Expect the learning rates that the optimizer has now; one that somebody else wrote is warned of.
+
+        Args:
+            of: what another scheduler wrote that may write them; others are not accepted then.
+        """
+        self._written.accept(of)
+
+    def expect_evaluations(self) -> None:
+        """Say that whoever calls this reports every evaluation: a pass in evaluation mode may be something else."""
+        self._signals.expect_evaluations()
 
     def drop_pending(self) -> None:
         """Forget the losses of an update that is not going to happen."""

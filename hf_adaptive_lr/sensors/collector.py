@@ -144,6 +144,10 @@ class SignalCollector:
             if loss is not None and self._watches():
                 self._trained.listen(loss, differentiable(output))
 
+    def expect_evaluations(self) -> None:
+        """A caller reports every evaluation."""
+        self._evaluation.reported = True
+
     def evaluated(self) -> None:
         """Called by the forward hook after a pass in evaluation mode that returned a loss."""
         if not self.in_step:
@@ -166,9 +170,12 @@ class SignalCollector:
         if "loss" in tensors:
             if self._pending.abandoned(before_forward=False):
                 self.drop()
+            own = not self.needs & REPLAYED or self.losses.is_own(tensors["loss"])
             replaced = self.losses.observe(tensors["loss"])
             if replaced:
                 self._trained.believe()
+                if not own:  # what the hook would compute again is the model's own loss
+                    self._passes.set_replay(None)
             elif isinstance(loss, Tensor) and loss.requires_grad and self._listens():
                 self._norm.listen([loss])
         if "grad_norm" in tensors:

@@ -24,7 +24,10 @@ class EvaluationLoss:
         self._fresh = needed and fresh
         self.value = math.nan
         """NaN where there is none."""
+        self.reported = False
+        """Whether somebody reports every evaluation, so that passes in evaluation mode say nothing."""
         self._ever_observed = self._passed_by = self._said = False
+        self._unreported = 0  # evaluations, each of any number of passes between two decisions
         self._first: int | None = None  # update at which this process first asked
 
     def observe(self, loss: Tensor) -> None:
@@ -35,7 +38,7 @@ class EvaluationLoss:
 
     def evaluated(self) -> None:
         """The model has just returned a loss in evaluation mode; whoever asked for it may still report it."""
-        self._passed_by = True
+        self._passed_by = not self.reported
 
     def check(self) -> None:
         """Before a decision: ValueError where it needs a new evaluation and there is none."""
@@ -58,16 +61,19 @@ class EvaluationLoss:
     def read(self, total: float, count: float, update: int, half: int) -> float:
         """Mean evaluation loss of a decision, from the means of `fields` over all ranks; NaN where no rank has one.
 
-        ValueError where the model was evaluated and no rank has ever reported it. Evaluations may be rare, so where
-        there are none at all there is only a warning, after `half` updates.
+        ValueError where the model was evaluated for the second time and no rank has ever reported it; the first may
+        have been somebody's look at predictions, so there is only a warning. Evaluations may be rare, so where there
+        are none at all there is one, too, after `half` updates.
         """
         if count:
             self._ever_observed = True
             return total / count
         if self._passed_by and not self._ever_observed:
-            raise ValueError(
-                f"the controller needs eval_loss, and the model was evaluated without a report of it; {_WAYS}"
-            )
+            self._passed_by, self._unreported = False, self._unreported + 1
+            text = f"the controller needs eval_loss, and the model was evaluated without a report of it; {_WAYS}"
+            if self._unreported > 1:
+                raise ValueError(text)
+            warnings.warn(f"{text}. The next time is an error", UserWarning, stacklevel=6)
         self._first = update if self._first is None else self._first
         if not self._ever_observed and not self._said and update - self._first >= half:
             self._said = True

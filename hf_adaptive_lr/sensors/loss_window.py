@@ -31,7 +31,7 @@ class LossWindow:
         """Detached 0-d tensors on the model's device, one of every micro-batch, in order."""
         self.shares = False
         """Whether each is a share of the update's loss, as Trainer passed `num_items_in_batch`, and not a mean."""
-        self._from_hook = False  # the last one
+        self._from_hook: tuple[Tensor, int] | None = None  # the last one in the output, and its version
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -44,19 +44,34 @@ class LossWindow:
         if loss is not None:
             self.shares |= kwargs.get("num_items_in_batch") is not None
             self.losses.append(loss.detach().clone())  # a view would change with `loss /= n`
-            self._from_hook = True
+            self._from_hook = loss.detach(), loss._version
 
     def evaluated(self) -> None:
         """Called by the forward hook after a pass in evaluation mode; nothing is kept of it."""
 
+    def is_own(self, loss: Tensor) -> bool:
+        """Whether this is the loss that the forward hook has just reported, or on the CPU a value equal to it.
+
+        A tensor elsewhere on a device counts as another loss, as a look at its value would be a host sync.
+        """
+        if self._from_hook is None:
+            return False
+        heard, version = self._from_hook
+        if loss.data_ptr() == heard.data_ptr():
+            return loss._version == version
+        if loss.device.type != "cpu":
+            return False
+        value, known = float(loss), float(self.losses[-1])
+        return value == known or (value != value and known != known)
+
     def observe(self, loss: Tensor) -> bool:
         """Take the mean loss of a micro-batch, 0-d; whether it replaced a loss that the forward hook had reported."""
-        replaced = self._from_hook
+        replaced = self._from_hook is not None
         if replaced:
             self.losses.pop()
             self.shares = False
         self.losses.append(loss.detach().clone())
-        self._from_hook = False
+        self._from_hook = None
         return replaced
 
     def mean(self) -> Tensor:

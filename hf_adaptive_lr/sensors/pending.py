@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from typing import NamedTuple
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-_MANY = 120  # more than a gradient scaler skips in a row, or anybody accumulates one by one
+_MANY = 60  # more than a gradient scaler skips in a row
 
 
 class _Mark(NamedTuple):
@@ -29,6 +30,7 @@ class PendingUpdate:
         self._mark: _Mark | None = None
         self._missed = 0
         self._ever_applied = False
+        self._last: weakref.ref[Tensor] | None = None  # gradient at the last `step_called` without losses
 
     def applied(self) -> None:
         """The optimizer has updated."""
@@ -36,11 +38,14 @@ class PendingUpdate:
 
     def step_called(self, *, heard: bool) -> None:
         """`scheduler.step()` was called; `heard` is whether losses are waiting for an update."""
-        if heard:
-            gradient = self._gradient()
+        gradient = self._gradient()
+        if heard:  # then `abandoned` tells what came of it
             self._mark = _Mark(gradient, 0 if gradient is None else gradient._version)
-        if not self._ever_applied:
-            self.missed()
+        elif not self._ever_applied:
+            removed = gradient is None or self._last is None or self._last() is not gradient
+            self._last = None if gradient is None else weakref.ref(gradient)
+            if removed:
+                self.missed()
 
     def abandoned(self, *, before_forward: bool) -> bool:
         """Whether the update whose losses had been heard at `step_called` is not going to happen.

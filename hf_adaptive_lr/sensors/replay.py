@@ -116,8 +116,8 @@ class RecordedPasses:
 
     @property
     def replayable(self) -> bool:
-        """Whether the last micro-batch was announced ahead of its pass, with a function that computes it again."""
-        return self._announced and self._repeatable
+        """Whether the micro-batches were announced ahead of their passes, with functions that compute them again."""
+        return self._announced and self._repeatable and all(replay is not None for replay, _ in self._passes)
 
     @property
     def surrogate(self) -> bool:
@@ -134,9 +134,9 @@ class RecordedPasses:
         if device is not None:
             self._passes.append((replay, ReplayPoint(device)))
 
-    def set_replay(self, replay: Callable[[], Tensor]) -> None:
-        """The function that computes the last micro-batch's loss again."""
-        self._repeatable = True
+    def set_replay(self, replay: Callable[[], Tensor] | None) -> None:
+        """The function that computes the last micro-batch's loss again; None where there is none after all."""
+        self._repeatable = replay is not None
         if self._passes:
             self._passes[-1] = (replay, self._passes[-1][1])
 

@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import CodeType, FrameType
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 _TOLERANCE = 1e-3  # relative; of a loss in 16 bits 4 units in the last place
+_SCALED = 256.0  # from here on a factor that is a power of two is a gradient scaler's: nobody weights a loss so
 
 
 @dataclass
@@ -110,8 +111,9 @@ class TrainedLoss:
     def deviation(self, device: torch.device) -> Tensor:
         """Largest relative difference between heard and trained loss: 0-d, in [0, 2], 0 where nothing is known.
 
-        A pass may differentiate the loss, or 1 / n of it under accumulation of n micro-batches, times the factor of
-        a `GradScaler`, or a value that is equal to it. What cannot be explained counts as 1, not finite ones as 0.
+        A pass may differentiate the loss, or 1 / n of it under accumulation of n micro-batches (of which a first short
+        epoch may have fewer), times the factor of a `GradScaler`, or a value that is equal to it. What cannot be
+        explained counts as 1, not finite ones as 0.
         """
         self._most_passes = max(self._most_passes, len(self._passes))
         counts = sorted({1, len(self._passes), self._most_passes, _accumulation_of_accelerate()})
@@ -121,6 +123,10 @@ class TrainedLoss:
             shares = value / scale.to(value.device) * value.new_tensor(counts)
             return _difference(shares, whole.expand_as(shares)).amin()
 
+        @cache
+        def shared() -> Tensor:
+            return _from_shared_factor(self._passes, counts)
+
         parts = []
         for found in self._found:
             if not found.reached:
@@ -129,7 +135,7 @@ class TrainedLoss:
                 parts.append(one if value is None else from_expected(value, found.loss.float()))
         for each in self._passes:
             if each.factor is not None and each.heard is not None:
-                parts.append(from_expected(each.factor, torch.ones_like(each.factor)))
+                parts.append(torch.minimum(from_expected(each.factor, torch.ones_like(each.factor)), shared()))
                 if each.trained is not None:
                     parts.append(_difference(each.trained, each.heard))
             elif not any(found.touched is each and not found.reached for found in self._found):
@@ -152,6 +158,27 @@ class TrainedLoss:
             return f"{text}, without passing through that loss"
         factors = ", ".join("0" if one.factor is None else f"{float(one.factor):.4g}" for one in self._passes)
         return f"{text}, in which that loss has the factor {factors}"
+
+
+def _from_shared_factor(passes: list[_Pass], counts: list[int]) -> Tensor:
+    """How far the passes are from one factor that explains all of them, though no count of passes does; 0-d.
+
+    That is 1 / k of several micro-batches in a first window of fewer than k, or, as after `scaler.unscale_(optimizer)`
+    with the loop's own `optimizer.step()`, that of a gradient scaler which nobody can ask. Their values must be known.
+    """
+    factors = [one.factor for one in passes if one.factor is not None]
+    unknown = len(factors) < len(passes) or any(one.trained is None for one in passes)
+    first = factors[0]
+    if unknown:
+        return torch.ones_like(first)
+    unequal = torch.stack([_difference(factor.to(first.device), first) for factor in factors]).amax()
+    scaled = first * first.new_tensor(counts)
+    power = scaled.abs().clamp_min(1e-30).log2().round().exp2()
+    from_power = torch.where(power >= _SCALED, _difference(scaled, power), 1.0).amin()
+    if len(passes) > 1:
+        whole = (1 / first.clamp(1e-9, 1)).round().clamp_min(len(passes))
+        from_power = torch.minimum(from_power, _difference(first * whole, torch.ones_like(first)))
+    return torch.maximum(unequal, from_power)
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class AdaptiveLRCallback(TrainerCallback):
         self.settings, self.anytime = settings, anytime
         self.scheduler: ControlledLR | None = None
         self._state: TrainerState | None = None
+        self._over = False
         self._native: Any = None
 
     def cooldown(self, steps: int) -> None:
@@ -99,7 +100,8 @@ class AdaptiveLRCallback(TrainerCallback):
             max_grad_norm=args.max_grad_norm or 0.0,
             **settings,
         )
-        self._state, self._native = state, native
+        self.scheduler.expect_evaluations()
+        self._state, self._native, self._over = state, native, False
         saved = getattr(native, STATE_ATTRIBUTE, None)
         if state.global_step > 0 and saved is not None:
             self.scheduler.load_state_dict(saved)
@@ -129,9 +131,7 @@ class AdaptiveLRCallback(TrainerCallback):
         """Let a cooldown end the training."""
         if self.scheduler is not None:
             stop_after_cooldown(self.scheduler, state)
-            written = [group["lr"] for group in self.scheduler.optimizer.param_groups]
-            if written == getattr(self._native, "_last_lr", None):
-                self.scheduler.accept_lrs()  # the native schedule's
+            self.scheduler.accept_lrs(getattr(self._native, "_last_lr", ()))
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Mirror the applied learning rate to where Trainer reads it for the log."""
@@ -153,17 +153,17 @@ class AdaptiveLRCallback(TrainerCallback):
             control.should_evaluate = True
 
     def on_evaluate(self, *args: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Report Trainer's `eval_loss` to a controller that needs it."""
-        if self.scheduler is None or "eval_loss" not in self.controller.needs:
+        """Report Trainer's `eval_loss` to a controller that needs it, as long as the training lasts."""
+        found = {name for name in metrics or {} if name.startswith("eval_")}  # others are of a prefix of the user's
+        if self.scheduler is None or self._over or "eval_loss" not in self.controller.needs or not found:
             return
-        found = metrics or {}
-        if "eval_loss" not in found:
+        if metrics is None or "eval_loss" not in metrics:
             raise ValueError(
                 f"'{self.controller.controller_type}' needs eval_loss, and the evaluation gave {sorted(found)}: the "
                 "eval_dataset has no labels, or there are several. Pass one that has labels, or use "
                 "AdaptiveLRTrainer(controller_dataset=...)"
             )
-        self.scheduler.observe(eval_loss=found["eval_loss"])
+        self.scheduler.observe(eval_loss=metrics["eval_loss"])
         self._keep_state()  # a checkpoint of this update is written after its evaluation
 
     def _keep_state(self) -> None:
@@ -172,5 +172,6 @@ class AdaptiveLRCallback(TrainerCallback):
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Take the hooks off the model and the optimizer."""
+        self._over = True
         if self.scheduler is not None:
             self.scheduler.close()
