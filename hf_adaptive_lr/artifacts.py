@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -95,6 +96,25 @@ def replace_file(path: Path, content: str | Callable[[Path], object]) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Bring a file, or the names in a folder, onto the disk, as far as the file system can.
+
+    Network and FUSE mounts often cannot for folders, and another process may have removed a file. Raises OSError only
+    for what is lost: the disk is full or broken.
+    """
+    if os.name == "nt":
+        return  # a folder cannot be opened there, and a file only for writing
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
 
 
 class FolderInUseError(RuntimeError):

@@ -102,8 +102,8 @@ class AdaptiveLRCallback(TrainerCallback):
         self._state, self._native = state, native
         saved = getattr(native, STATE_ATTRIBUTE, None)
         if state.global_step > 0 and saved is not None:
+            check_position(saved, state.global_step)
             self.scheduler.load_state_dict(saved)
-            check_position(self.scheduler.updates, state.global_step)
         elif state.global_step > 0:
             warnings.warn(
                 "the checkpoint has no controller state; the controller starts anew", UserWarning, stacklevel=2
@@ -167,7 +167,8 @@ class AdaptiveLRCallback(TrainerCallback):
         self._keep_state()  # a checkpoint of this update is written after its evaluation
 
     def _keep_state(self) -> None:
-        if self.scheduler is not None:
+        if self.scheduler is not None and self._state is not None:
+            self.scheduler.global_step = self._state.global_step
             setattr(self._native, STATE_ATTRIBUTE, self.scheduler.state_dict())
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
