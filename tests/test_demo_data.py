@@ -238,7 +238,7 @@ def test_text_model_with_other_weights_is_refused_without_running_its_code(tmp_p
 
 def test_every_prefix_of_the_order_keeps_the_class_shares():
     labels = [0] * 600 + [1] * 300 + [2] * 100
-    order = demo_data._balanced_order(labels, seed=3)
+    order = demo_data.balanced_order(labels, seed=3)
     assert sorted(order) == list(range(1000))
     for length in (10, 50, 333, 900):
         counts = Counter(labels[row] for row in order[:length])

@@ -114,7 +114,7 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     for row in _whole_lines(path):
-        count = row.pop("unchanged", 0) if rows else 0
+        count = row.pop("unchanged") if rows and "unchanged" in row else 0
         if count:
             same = {key: value for key, value in rows[-1].items() if key in _RATES}
             first = rows[-1]["step"] + 1

@@ -80,10 +80,10 @@ def _states(folder: Path) -> list[Path]:
 
 
 def _from_trace(path: Path) -> PastRun | None:
-    rows = read_trace(path)
-    if not rows:
-        return None
     try:
+        rows = read_trace(path)
+        if not rows:
+            return None
         total = max(row["step"] for row in rows) + 1
         points = [(row["step"] / total, row.get("observation", {}).get("grad_norm")) for row in rows]
         return _run(path, points, [row["lr"] for row in rows])
