@@ -189,6 +189,18 @@ def test_a_callback_does_not_go_on_from_another_schedule(at, other, tmp_path) ->
         again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
 
 
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])
+def test_a_callback_says_that_a_file_is_missing(name, tmp_path) -> None:
+    args = TrainingArguments(
+        str(tmp_path), max_steps=4, save_steps=2, lr_scheduler_type="constant", use_cpu=True, disable_tqdm=True
+    )
+    Trainer(bert(), args, train_dataset=Tokens(), callbacks=[AdaptiveLRCallback("hypergradient")]).train()
+    (tmp_path / "checkpoint-2" / name).unlink()
+    again = Trainer(bert(), args, train_dataset=Tokens(), callbacks=[AdaptiveLRCallback("hypergradient")])
+    with pytest.warns(UserWarning, match=f"no controller state, .*{name}"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
 def test_a_checkpoint_names_only_callbacks_as_such(run) -> None:
     """Trainer warns of others, with restore_callback_states_from_checkpoint=True."""
     state = json.loads((run / "checkpoint-8" / "trainer_state.json").read_text())

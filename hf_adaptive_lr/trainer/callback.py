@@ -106,7 +106,10 @@ class AdaptiveLRCallback(TrainerCallback):
             self.scheduler.load_state_dict(saved)
         elif state.global_step > 0:
             warnings.warn(
-                "the checkpoint has no controller state; the controller starts anew", UserWarning, stacklevel=2
+                "the checkpoint has no controller state, as it was saved without the callback or lacks optimizer.pt "
+                "or scheduler.pt; the controller starts anew",
+                UserWarning,
+                stacklevel=2,
             )
 
     def _check_evaluations(self, args: TrainingArguments) -> None:
