@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 PROGRAM = "hf-adaptive-lr"
 
@@ -53,6 +58,7 @@ SETTINGS_NAME = "finetune_config.json"
 STATE_NAME = "trainer_state.json"
 """The file that Trainer writes last into a checkpoint."""
 
+_CANNOT_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _TORCH_CANNOT_WRITE = ("inline_container", "Parent directory", "PytorchStreamWriter", "cannot be opened")
 
 LOCK_NAME = ".lock"
@@ -63,6 +69,14 @@ CARD_NAME = "README.md"
 
 PICTURE_NAME = "schedules.png"
 """Picture on a controller's card."""
+
+
+_WRITTEN = frozenset(  # by `replace_file` into the folder of a run; drafts of other names are the user's
+    (
+        CONFIG_NAME, WEIGHTS_NAME, TRAINING_NAME, EVAL_NAME, CHECKPOINT_NAME, TRACE_NAME, CONTROLLER_NAME,
+        RESULTS_NAME, CURVES_NAME, MODEL_NAME, SETTINGS_NAME, CARD_NAME,
+    )
+)  # fmt: skip
 
 
 def library_version() -> str:
@@ -97,8 +111,50 @@ def replace_file(path: Path, content: str | Callable[[Path], object]) -> None:
         draft.unlink(missing_ok=True)
 
 
+def flush_to_disk(path: Path) -> None:
+    """Bring a file, or the names in a folder, onto the disk, as far as the file system can.
+
+    Network and FUSE mounts often cannot for folders, and another process may have removed a file. Raises OSError only
+    for what is lost: the disk is full or broken.
+    """
+    if os.name == "nt":
+        return  # a folder cannot be opened there, and a file only for writing
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+
+
 class FolderInUseError(RuntimeError):
     """Another process writes into a folder; the message names it."""
+
+
+@contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold a lock file, which goes with the lock; one that a killed process left is free.
+
+    Mounts that know no locks get a warning instead. Raises `filelock.Timeout` after so many seconds, never below 0.
+    """
+    from filelock import FileLock
+
+    lock = FileLock(path.absolute())  # the working folder may change
+    try:
+        lock.acquire(timeout=timeout)
+    except OSError as error:  # Timeout is one, without a number
+        if error.errno not in _CANNOT_LOCK:
+            raise
+        logger.warning("'%s' cannot be locked (%s); let no other process write there", path.parent, error)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # while it is held: who waits for it notices that it is gone, and makes a new one
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 @contextmanager
@@ -108,28 +164,27 @@ def only_writer(folder: Path) -> Iterator[None]:
     The folder is made; if nothing is in it at the end, it goes again. Processes that do not ask for the lock do not
     notice it. Raises [`FolderInUseError`] at once where another process has it.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.absolute() / LOCK_NAME)  # the working folder may change
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise FolderInUseError(
-            f"another process writes into '{folder}'; wait until it has ended, or name another folder"
-        ) from error
-    try:
+    with ExitStack() as held:
+        held.callback(_remove_empty, made)  # after the lock, which lies in it
+        try:
+            held.enter_context(locked(folder / LOCK_NAME, timeout=0))
+        except Timeout as error:
+            raise FolderInUseError(
+                f"another process writes into '{folder}'; wait until it has ended, or name another folder"
+            ) from error
         for path in drafts(folder):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield
-    finally:
-        with suppress(OSError):  # while it is held: who waits for it notices that it is gone, and makes a new one
-            os.unlink(lock.lock_file)
-        lock.release()
-        with suppress(OSError):  # not empty
-            for path in made:
-                path.rmdir()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):  # not empty
+        for path in folders:
+            path.rmdir()
 
 
 def write_failed(error: BaseException) -> bool:
@@ -144,7 +199,8 @@ def write_failed(error: BaseException) -> bool:
 
 def drafts(folder: Path) -> list[Path]:
     """Files and folders that a process was writing; those of a process that was killed stay behind."""
-    return [path for path in folder.glob(".*") if re.fullmatch(r"\..+\.\d+\.(tmp|old)", path.name)]
+    named = ((re.fullmatch(r"\.(.+)\.\d+\.(tmp|old)", path.name), path) for path in folder.glob(".*"))
+    return [path for match, path in named if match and match[1] in _WRITTEN]
 
 
 def parse_json(data: bytes) -> Any:
@@ -176,3 +232,13 @@ def printable(value: object, longest: int = 2000) -> str:
     line = " ".join(str(value).split())
     line = line if line.isprintable() else "".join(c for c in line if c.isprintable())
     return line if len(line) <= longest else f"{line[:longest]} ..."
+
+
+def shell_word(value: object) -> str:
+    r"""A text as one word of a command to copy; without control characters, but with every blank.
+
+    Example:
+        >>> shell_word("my  runs\x1b[31m")
+        "'my  runs[31m'"
+    """
+    return shlex.quote("".join(c for c in str(value) if c.isprintable()))

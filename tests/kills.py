@@ -117,9 +117,19 @@ def _warm(words: list[str], cwd: Path) -> None:
 
 
 def kill_and_resume(
-    command: str, folder: Path, times: int, seed: int, say: Callable[[str], object] = lambda line: None
+    command: str,
+    folder: Path,
+    times: int,
+    seed: int,
+    say: Callable[[str], object] = lambda line: None,
+    *,
+    by_clock: float = 0.5,
 ) -> Outcome:
-    """Kill a command `times` times in all, in runs of its own folders below `folder`; `say` hears of each."""
+    """Kill a command `times` times in all, in runs of its own folders below `folder`; `say` hears of each.
+
+    Args:
+        by_clock: share of the kills that come by the clock, which no seed repeats.
+    """
     words, draw, outcome = COMMANDS[command].split(), random.Random(f"{command} {seed}"), Outcome()
     whole = folder / "whole"
     whole.mkdir()
@@ -136,8 +146,8 @@ def kill_and_resume(
         trial += 1
         given, killed = words, 0
         while killed == 0 or draw.random() < 1 / 3:
-            by_clock = draw.random() < 0.5
-            moment = Moment(seconds=draw.uniform(0, seconds)) if by_clock else Moment(event=draw.randint(1, events))
+            timed = draw.random() < by_clock
+            moment = Moment(seconds=draw.uniform(0, seconds)) if timed else Moment(event=draw.randint(1, events))
             code, at = run(given, cwd, moment)
             if code != -signal.SIGKILL:
                 break

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from hf_adaptive_lr.artifacts import only_writer, shell_word
+from hf_adaptive_lr.bench.runner import append_row
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.scheduler.trace import TraceWriter
 from tests.job import texts, write_csv, write_text_model
@@ -77,6 +82,66 @@ def test_odd_arguments_are_one_line(line, said, here, capfd) -> None:
 def test_a_page_with_an_odd_name_is_announced_without_control_characters(here, capfd) -> None:
     assert main(["report", "run", "--output", f"a{ESCAPE}.html"]) == 0
     assert "\x1b" not in capfd.readouterr().out
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(capfd, monkeypatch) -> None:
+    """`list | head -1`: the pipe is closed before all has been written."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["list"]) == 128 + signal.SIGPIPE
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("verb", ["refine", "bench"])
+def test_a_disk_that_is_full_is_code_1_where_work_had_begun(verb, here, capfd, monkeypatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    rows = [{"step": step, "grad_norm": 1.0, "learning_rate": 0.1, "loss": 1.0} for step in range(1, 60)]
+    state = {"log_history": rows, "global_step": 59, "max_steps": 59, "logging_steps": 1}
+    (here / "run" / "trainer_state.json").write_text(json.dumps(state))
+    if verb == "refine":
+        monkeypatch.setattr("hf_adaptive_lr.hub.serialization.replace_file", full)
+        words = ["refine", "run", "--output-dir", "schedule"]
+    else:
+        monkeypatch.setattr("hf_adaptive_lr.bench.yardstick_page.replace_file", full)
+        words = ["bench", "--quick", "--render-only", "--output-dir", "bench"]
+    assert "No space left on device" in _one_line(words, capfd, code=1)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_mount_without_locks_gets_a_warning(number, here, monkeypatch, caplog) -> None:
+    def flock(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with only_writer(here / "out"):
+        (here / "out" / "file").touch()
+    append_row(here / "rows" / "rows.jsonl", {"lr": 1.0})
+    assert caplog.text.count("cannot be locked") == 2
+    assert [path.name for path in (here / "out").iterdir()] == ["file"]
+    assert [path.name for path in (here / "rows").iterdir()] == ["rows.jsonl"]
+
+
+def test_a_lock_that_may_not_be_made_is_an_error(here, monkeypatch) -> None:
+    monkeypatch.setattr("fcntl.flock", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    with pytest.raises(OSError, match="broken"), only_writer(here / "out"):
+        pass
+    assert not (here / "out" / "lr_trace.jsonl").exists()
+
+
+def test_drafts_of_the_user_stay(here) -> None:
+    theirs, ours = here / "run" / ".notes.txt.123.tmp", here / "run" / ".results.json.123.tmp"
+    theirs.touch()
+    ours.touch()
+    with only_writer(here / "run"):
+        assert theirs.exists() and not ours.exists()
+
+
+def test_a_folder_with_double_blanks_is_quoted_as_it_is() -> None:
+    assert shell_word(Path("my  runs") / ESCAPE) == "'my  runs/[31mred'"
 
 
 JOB = ["finetune", "--data", "good.csv", "--model", "model", "--controller", "linear", "--batch-size", "8"]

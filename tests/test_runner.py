@@ -182,3 +182,4 @@ def test_rows_of_several_writers_are_all_there(tmp_path) -> None:
     assert sorted((row["writer"], row["number"]) for row in read_rows(path)) == [
         (writer, number) for writer in range(4) for number in range(40)
     ]
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]

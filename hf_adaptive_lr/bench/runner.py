@@ -20,15 +20,15 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from filelock import FileLock
 from tqdm import tqdm
 
-from ..artifacts import replace_file
+from ..artifacts import locked, replace_file
 
 Row = dict[str, Any]
 
@@ -156,9 +156,9 @@ def forget_errors(path: Path) -> int:
     return len(rows) - len(kept)
 
 
-def _only_writer(path: Path) -> FileLock:
+def _only_writer(path: Path) -> AbstractContextManager[None]:
     """A lock beside a file of rows; it frees itself when its process ends, however that is."""
-    return FileLock(path.with_name(f".{path.name}.lock"))
+    return locked(path.with_name(f".{path.name}.lock"))
 
 
 def _whole(path: Path) -> bytes:

@@ -8,7 +8,9 @@ exit code 2; any other exception is a bug and keeps its traceback.
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -89,13 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser.parse_args(config_file.expand(words, verbs.choices))
         code: int = args.run(args)
+        sys.stdout.flush()
         return code
     except UserError as error:
         print(f"{PROGRAM}: error: {printable(error)}", file=sys.stderr)
         return error.code
-    except (
-        OSError
-    ) as error:  # a name that is too long, a folder without permission, ...: of the user's files, not ours
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
+        return 128 + signal.SIGPIPE
+    except OSError as error:  # of the user's files, before anything began: a name that is too long, no permission
         print(f"{PROGRAM}: error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

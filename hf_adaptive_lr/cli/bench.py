@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._checks import did_you_mean
-from ..artifacts import PROGRAM
-from .errors import UserError, user_errors
+from ..artifacts import PROGRAM, shell_word
+from .errors import UserError, begun, user_errors
 
 if TYPE_CHECKING:
     from ..bench.yardstick_methods import Method
@@ -79,16 +79,19 @@ def run(args: argparse.Namespace) -> int:
     if args.write_results and not any(Path(source).is_dir() for source in args.controller):
         raise UserError("--write-results: give the folder of a controller, --controller my-controller")
     tasks, book = _tasks(args, profile), Book(folder / "rows")
+    methods = _methods(args)
+    if not args.render_only:
+        book.folder.mkdir(parents=True, exist_ok=True)  # a name that cannot be is no run that had begun
     try:
-        methods = _methods(args)
-        if not args.render_only:
-            _run_missing(args, tasks, methods, profile, book)
-        lacking = _write(args, profile, book, methods, folder)
-        failed = lacking | _print_failures(args, book, methods, tasks)
+        with begun("the benchmark", "finished runs are kept, give the command again"):
+            if not args.render_only:
+                _run_missing(args, tasks, methods, profile, book)
+            lacking = _write(args, profile, book, methods, folder)
+            failed = lacking | _print_failures(args, book, methods, tasks)
     except (RowsError, WorkerError, DemoDataError) as error:
         raise UserError(str(error)) from error
     except KeyboardInterrupt:
-        again = shlex.join([PROGRAM, *sys.argv[1:]])
+        again = " ".join(map(shell_word, [PROGRAM, *sys.argv[1:]]))
         print(f"\n{PROGRAM}: interrupted; finished runs are kept, continue with: {again}", file=sys.stderr)
         return 130
     return 1 if failed else 0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..artifacts import printable
+from ..artifacts import printable, write_failed
 
 _HTTP = ("huggingface_hub", "httpx2", "httpx")
 
@@ -32,6 +32,17 @@ def user_errors() -> Iterator[None]:
         if not from_http and not isinstance(error, ValueError | OSError):
             raise
         raise UserError(printable(error) or type(error).__name__) from error
+
+
+@contextmanager
+def begun(what: str, way_out: str) -> Iterator[None]:
+    """Turns errors of the disk into [`UserError`] with exit code 1, for work that may have left files."""
+    try:
+        yield
+    except Exception as error:
+        if not write_failed(error):
+            raise
+        raise UserError(f"{what} stopped, as a file cannot be written or read: {error}; {way_out}", 1) from error
 
 
 def check_own_file(path: Path, mark: str) -> None:

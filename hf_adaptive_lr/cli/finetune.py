@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 import types
 import typing
 from dataclasses import fields
 from typing import Any
 
-from ..artifacts import PROGRAM
+from ..artifacts import PROGRAM, shell_word
 from ..demo.data import DemoDataError
 from ..finetune.config import AUTO, FinetuneConfig, load_config
 from ..finetune.data import FinetuneError
@@ -93,7 +92,7 @@ def _run(config: FinetuneConfig) -> dict[str, Any] | None:
     try:
         return run_job(config)
     except KeyboardInterrupt:
-        again = f"--output-dir {shlex.quote(str(config.folder))} --resume"
+        again = f"--output-dir {shell_word(config.folder)} --resume"
         way_on = f"continue with: {PROGRAM} finetune {again}"
         if not can_resume(config):
             way_on = f"nothing has been written yet; start again with: {config.command()}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import PROGRAM
-from .errors import UserError, check_new_folder
+from .errors import UserError, begun, check_new_folder
 
 _EXAMPLES = """\
 examples:
@@ -51,13 +51,15 @@ def run(args: argparse.Namespace) -> int:
     folder = args.output_dir
     check_new_folder(folder)
     try:
-        runs = [read_past_run(folder) for folder in args.run_dirs]
+        runs = [read_past_run(run_dir) for run_dir in args.run_dirs]
         controller = refine(runs, args.smoothing, args.power)
-        controller.save_pretrained(args.output_dir)
-        peak = max(run.peak_lr for run in runs)
-        _write_record(args, runs, controller, peak)
+        folder.mkdir(parents=True, exist_ok=True)
     except (RefineError, OSError) as error:
         raise UserError(str(error)) from error
+    peak = max(run.peak_lr for run in runs)
+    with begun("refine", f"make room, remove {folder} and give the command again"):
+        controller.save_pretrained(folder)
+        _write_record(args, runs, controller, peak)
     if args.json:
         facts = {
             "output_dir": str(args.output_dir),

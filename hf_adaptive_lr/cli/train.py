@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..artifacts import PROGRAM
+from ..artifacts import PROGRAM, shell_word
 from ..meta.trainers import METHODS, PRESETS, make_trainer
 from .errors import UserError
 
@@ -110,13 +110,14 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(str(error)) from error
     _join_processes()
     words = [w for w in sys.argv[1:] if w != "--resume"]
+    again = " ".join(map(shell_word, [PROGRAM, *words]))
     try:
         controller = drive(trainer, config, resume=args.resume, command=shlex.join([PROGRAM, *words]))
     except KeyboardInterrupt:
         if (args.output_dir / CHECKPOINT_NAME).is_file():
-            how = f"interrupted; continue with: {shlex.join([PROGRAM, *words, '--resume'])}"
+            how = f"interrupted; continue with: {again} --resume"
         else:
-            how = f"interrupted before the first iteration; begin again with: {shlex.join([PROGRAM, *words])}"
+            how = f"interrupted before the first iteration; begin again with: {again}"
         print(f"\n{PROGRAM}: {how}", file=sys.stderr)
         return 130
     except (DemoDataError, FolderInUseError) as error:
@@ -148,7 +149,7 @@ def _summary(figures: dict[str, Any]) -> str:
     if figures["return"]:
         first, last = figures["return"]
         lines.append(f"return (mean fall of a run's log loss): {first:.2f} in the first tenth, {last:.2f} in the last")
-    folder = shlex.quote(figures["output_dir"])
+    folder = shell_word(figures["output_dir"])
     return "\n".join(
         [
             *lines,

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..artifacts import CURVES_NAME, MODEL_NAME, RESULTS_NAME, SETTINGS_NAME, replace_file
-from ..trainer.checkpoints import fault, newest_whole, numbered
+from ..trainer.checkpoints import Expected, fault, newest_whole, numbered
 from .errors import FinetuneError
 from .options import NOT_COMPARED, FinetuneConfig, load_config
 
@@ -56,7 +56,9 @@ def _check_resumed(config: FinetuneConfig) -> None:
                 continue  # a run may grow
             same = "as many or more" if name == "max_steps" else "the same"
             raise FinetuneError(f"the run in '{folder}' has {name}={saved[name]}, not {value}; resume it with {same}")
-    if (folder / RESULTS_NAME).exists() and newest_whole(folder) is None:  # not a run that was killed early
+    if (folder / RESULTS_NAME).exists() and newest_whole(
+        folder, _expected()
+    ) is None:  # not a run that was killed early
         raise FinetuneError(f"'{folder}' has no whole checkpoint to resume from{_faults(folder)}; pass --overwrite")
 
 
@@ -64,13 +66,16 @@ def checkpoint_to_resume(config: FinetuneConfig) -> Path | None:
     """The newest whole checkpoint of the run that is resumed; None to begin at its beginning, with a warning."""
     if not config.resume:
         return None
-    found, folder = newest_whole(config.folder), config.folder
+    expected, folder = _expected(), config.folder
+    found = newest_whole(folder, expected)
     if found is None:
         logger.warning(
             "'%s' has no whole checkpoint yet%s; the run starts from its beginning", folder, _faults(folder)
         )
     elif found != (newest := numbered(folder)[0][1]):
-        logger.warning("%s is not whole: %s; the run goes on from %s", newest.name, fault(newest), found.name)
+        logger.warning(
+            "%s is not whole: %s; the run goes on from %s", newest.name, fault(newest, expected), found.name
+        )
     return found
 
 
@@ -98,6 +103,10 @@ def _results(folder: Path) -> list[Path]:
     return [path for name in (RESULTS_NAME, MODEL_NAME, CURVES_NAME) if (path := folder / name).exists()]
 
 
+def _expected() -> Expected:
+    return Expected(processes=int(os.environ.get("WORLD_SIZE", "1")))
+
+
 def _faults(folder: Path) -> str:
     """Of the newest checkpoint, in brackets; nothing where there is none."""
-    return next((f" ({path.name}: {fault(path)})" for _, path in numbered(folder)), "")
+    return next((f" ({path.name}: {fault(path, _expected())})" for _, path in numbered(folder)), "")

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -17,11 +16,13 @@ from ..artifacts import (
     CURVES_NAME,
     EVENTS_NAME,
     MODEL_NAME,
+    PROGRAM,
     RESULTS_NAME,
     TRACE_NAME,
     library_version,
     printable,
     replace_file,
+    shell_word,
 )
 from .data import FinetuneError
 
@@ -177,9 +178,9 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
         "learning rate": f"{lr['first']:.3g} first, {lr['max']:.3g} largest, {lr['last']:.3g} last{unused}",
         "updates": f"{results['updates']} in {results['wall_seconds']:.0f} s",
         "written to": f"{folder}: {' '.join(written)}",
-        "why": f"hf-adaptive-lr report {shlex.quote(str(folder))}",
     }
-    return "\n".join(f"{name:<14} {printable(value)}" for name, value in rows.items())
+    lines = [f"{name:<14} {printable(value)}" for name, value in rows.items()]
+    return "\n".join([*lines, f"{'why':<14} {PROGRAM} report {shell_word(folder)}"])
 
 
 def _scores(results: Mapping[str, Any]) -> dict[str, str]:

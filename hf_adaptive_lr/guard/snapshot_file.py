@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..artifacts import flush_to_disk
+
 FILE_NAME = "snapshot.pt"
 FORMAT = 1
 _PLAIN = (int, float, str, bool, type(None), Counter, torch.Size, torch.dtype)
@@ -55,7 +57,7 @@ def _write(path: Path, content: dict[str, Any]) -> Path:
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
-    _sync_folder(path.parent)
+    flush_to_disk(path.parent)
     return path
 
 
@@ -71,13 +73,3 @@ def _check_plain(value: Any, where: str) -> None:
             f"{where.lstrip('.')} is a {type(value).__name__}, which a safe file cannot hold; keep it in memory, "
             "or give the scheduler a state_dict of plain values"
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # a folder cannot be opened there; the rename is already journalled
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

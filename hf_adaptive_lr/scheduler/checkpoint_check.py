@@ -42,6 +42,7 @@ def check_saved(state: Mapping[str, Any], controller: Controller, mine: Mapping[
             f"this state has format {state['format']}, newer than this library reads ({STATE_FORMAT}); upgrade"
         )
     _check_numbers(state)
+    _check_inside(state["controller_state"], controller, n_groups)
     saved = {**state, "config": _completed(state, controller)}
     for key, value in mine.items():
         if saved[key] != value:
@@ -65,14 +66,23 @@ def _check_numbers(state: Mapping[str, Any]) -> None:
         values = found if isinstance(found, list | tuple) else [found]
         if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
             raise ValueError(f"this state says {name}={found!r}, which must be finite; {_WAY_OUT}")
-    inside = state["controller_state"]
+
+
+def _check_inside(inside: Any, controller: Controller, n_groups: int) -> None:
+    """Fails fast on what no `decide` can have left; NaN may stand for "nothing yet" where `init` has it, too."""
     if not isinstance(inside, Mapping):
         raise ValueError(
             f"this state's controller_state is a {type(inside).__name__}, which must be a dict; {_WAY_OUT}"
         )
-    for name, value in inside.items():  # infinity may stand for "none so far"; a controller never decides on NaN
-        if isinstance(value, Tensor | float) and bool(torch.as_tensor(value).isnan().any()):
+    found = [name for name, value in inside.items() if _has_nan(value)]
+    begun = controller.init(n_groups=n_groups) if found else {}
+    for name in found:
+        if not _has_nan(begun.get(name)):
             raise ValueError(f"this state's controller_state has NaN in '{name}'; {_WAY_OUT}")
+
+
+def _has_nan(value: Any) -> bool:
+    return isinstance(value, Tensor | float) and bool(torch.as_tensor(value).isnan().any())
 
 
 def _completed(state: Mapping[str, Any], controller: Controller) -> str:

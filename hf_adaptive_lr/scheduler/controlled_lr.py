@@ -119,6 +119,7 @@ class ControlledLR(LRScheduler):
         self.trace: deque[Decision] = deque(maxlen=trace_size)
         self.listeners: list[Callable[[Decision], None]] = []
         self.last_epoch, self._step_count = 0, 0
+        self.global_step: int | None = None  # Trainer's count, which has skipped updates too; saved with the state
         self._last_lr: list[float | Tensor] = list(self.run.base_lrs)
         self._last_observation: Mapping[str, Value] = {}
         self._decision: Decision | None = None
@@ -336,6 +337,7 @@ class ControlledLR(LRScheduler):
             "last_lr": [float(lr) for lr in self._last_lr],
             "last_observation": dict(self._last_observation),
             "last_epoch": self.last_epoch,
+            **({} if self.global_step is None else {"global_step": self.global_step}),
             "lr_lambdas": [],  # without it the schedules of a plain Trainer (LambdaLR) could not go on from here
         }
 

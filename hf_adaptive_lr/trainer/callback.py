@@ -104,11 +104,14 @@ class AdaptiveLRCallback(TrainerCallback):
         self._state, self._native, self._over = state, native, False
         saved = getattr(native, STATE_ATTRIBUTE, None)
         if state.global_step > 0 and saved is not None:
+            check_position(saved, state.global_step)
             self.scheduler.load_state_dict(saved)
-            check_position(self.scheduler.updates, state.global_step)
         elif state.global_step > 0:
             warnings.warn(
-                "the checkpoint has no controller state; the controller starts anew", UserWarning, stacklevel=2
+                "the checkpoint has no controller state, as it was saved without the callback or lacks optimizer.pt "
+                "or scheduler.pt; the controller starts anew",
+                UserWarning,
+                stacklevel=2,
             )
 
     def _check_evaluations(self, args: TrainingArguments) -> None:
@@ -167,7 +170,8 @@ class AdaptiveLRCallback(TrainerCallback):
         self._keep_state()  # a checkpoint of this update is written after its evaluation
 
     def _keep_state(self) -> None:
-        if self.scheduler is not None:
+        if self.scheduler is not None and self._state is not None:
+            self.scheduler.global_step = self._state.global_step
             setattr(self._native, STATE_ATTRIBUTE, self.scheduler.state_dict())
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
