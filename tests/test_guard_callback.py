@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import signal
+import warnings
 from pathlib import Path
 
 import pytest
@@ -432,3 +433,21 @@ def test_the_run_falls_back_from_a_controller_that_leads_astray_after_the_rollba
     rows = [json.loads(line) for line in (tmp_path / "lr_trace.jsonl").read_text().splitlines()]
     assert rows[-1]["reason"] == "handed_over" and rows[-1]["lr"] < 0.02
     assert torch.isfinite(flat(trainer.model)).all()
+
+
+class _Weighted(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = 10.0 * torch.nn.functional.cross_entropy(outputs.logits.double(), inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize("kind", [_Weighted, Trainer])
+def test_a_guard_that_hears_another_loss_than_the_trained_one_says_so_once(tmp_path, kind) -> None:
+    args = integrations.arguments(tmp_path, max_steps=6, gradient_accumulation_steps=2)
+    trainer = kind(model=bert(), args=args, train_dataset=Tokens(), callbacks=[GuardCallback()])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.train()
+    texts = [str(one.message) for one in said if "GuardCallback reads the loss" in str(one.message)]
+    assert len(texts) == (1 if kind is _Weighted else 0)

@@ -22,6 +22,7 @@ from ..guard.snapshot_file import FILE_NAME as SNAPSHOT_NAME
 from ..guard.thresholds import Thresholds
 from ..optimizers.groups import raw
 from ..scheduler.trace import EventWriter
+from ..sensors.checked_losses import CheckedLosses
 from ..sensors.forward_hook import ForwardHook
 from ..sensors.loss_window import LossWindow
 
@@ -112,7 +113,7 @@ class GuardCallback(TrainerCallback, ExportableState):
         self._sound = 0  # updates that Trainer had counted when the weights were last known to be good
         self._run: tuple[TrainingArguments, TrainerState] | None = None  # under way
         self._hook: ForwardHook | None = None
-        self._losses = LossWindow()
+        self._losses = CheckedLosses()
         self._forget()
 
     def _forget(self) -> None:
@@ -156,6 +157,8 @@ class GuardCallback(TrainerCallback, ExportableState):
         guard = self._running()
         self._place = self._step(state)
         losses = self._observed or self._losses
+        if self._observed is None:
+            self._losses.warn_of_another("GuardCallback")
         action = guard.before_step(losses.mean() if losses else 0.0, self._grad_norm)
         self._forget()
         self._applied = action == "apply"
