@@ -43,7 +43,7 @@ class LossWindow:
         """Called by the forward hook after a pass, with the loss that it found in the output, if any."""
         if loss is not None:
             self.shares |= kwargs.get("num_items_in_batch") is not None
-            self.losses.append(loss.detach().clone())  # a view would change with `loss /= n`
+            self.losses.append(loss.detach().reshape(()).clone())  # a view would change with `loss /= n`
             self._from_hook = loss.detach(), loss._version
 
     def evaluated(self) -> None:

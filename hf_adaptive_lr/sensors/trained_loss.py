@@ -61,11 +61,11 @@ class TrainedLoss:
         self._believed = False
 
     def listen(self, loss: Tensor, others: Iterable[Tensor] = ()) -> None:
-        """Follow this loss, 0-d with a graph, and what else with a graph the model returned, such as logits.
+        """Follow this loss, of shape () or (1,), and what else with a graph the model returned, such as logits.
 
         A trainer may compute the same loss once more from the others: then the root of its pass has the same value.
         """
-        found = _Found(loss.detach().clone())  # `loss /= n` would change what a detached view shows
+        found = _Found(loss.detach().reshape(()).clone())  # `loss /= n` would change what a detached view shows
         self._found.append(found)
         self._eps = max(self._eps, torch.finfo(loss.dtype).eps)
         loss.register_hook(partial(self._reached, found))  # type: ignore[no-untyped-call]
@@ -82,7 +82,7 @@ class TrainedLoss:
         if gradient is None:  # an output of a compiled graph that nobody uses
             return
         found.reached = True
-        factor = gradient.detach().float()
+        factor = gradient.detach().float().reshape(())
         heard = factor * found.loss.float()
         one = self._pass() or _Pass(None, None)
         if one.root is None:

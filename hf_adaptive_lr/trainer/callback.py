@@ -30,9 +30,9 @@ class AdaptiveLRCallback(TrainerCallback):
 
     The loss is read by a forward hook on the model, the gradient norm before clipping at the end of the backward pass.
     Evaluation losses are those of Trainer's `eval_dataset`, whoever asks for them, and of all that its own schedule
-    evaluates; those of other data that a callback evaluates are not taken. `warmup_steps` is that of the arguments. Fails fast
-    where a callback cannot measure a signal exactly (a loss that the model does not return or that is not the trained
-    one, the norm under a float16 gradient scaler); `AdaptiveLRTrainer` measures everything. Set
+    evaluates; those of other data that a callback evaluates are not taken. `warmup_steps` is that of the arguments.
+    Fails fast where a callback cannot measure a signal exactly (a loss that the model does not return or that is not
+    the trained one, the norm under a float16 gradient scaler); `AdaptiveLRTrainer` measures everything. Set
     `lr_scheduler_type="constant"` or `"constant_with_warmup"`: the native schedule is overruled and only carries the
     logged value and the checkpoint.
 
@@ -173,7 +173,7 @@ class AdaptiveLRCallback(TrainerCallback):
             control.should_evaluate = True
 
     def on_evaluate(self, *args: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Report the `eval_loss` of Trainer's own data to a controller that needs it, as long as the training lasts."""
+        """Report the `eval_loss` of Trainer's own data to a controller that needs it, while the training lasts."""
         found = {name for name in metrics or {} if name.startswith("eval_")}  # others are of a prefix of the user's
         if self.scheduler is None or self._over or "eval_loss" not in self.controller.needs or not found:
             return
