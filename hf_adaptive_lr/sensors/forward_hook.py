@@ -107,8 +107,9 @@ def after_backward(tensors: Iterable[Tensor], call: Callable[[Tensor | None], No
     """Call a function when a backward pass through any of the tensors is over: `param.grad` is there, unclipped.
 
     `tensors` have a graph, for instance all that a model returned, as a trainer may compute its own loss from any of
-    them. `call` is called once for each pass, with the gradient, 0-d, that reached the first tensor if that has shape () or (1,)
-    (of a loss it is 1, or 1 / n under accumulation of n micro-batches, times a gradient scaler's factor), else None.
+    them. `call` is called once for each pass, with the 0-d gradient that reached the first tensor, if that has shape
+    () or (1,) (of a loss it is 1, or 1 / n under accumulation of n micro-batches, times a gradient scaler's factor),
+    else None.
     """
     reached: list[Tensor | None] = []
 
