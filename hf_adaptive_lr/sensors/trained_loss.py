@@ -128,8 +128,9 @@ class TrainedLoss:
             return _from_shared_factor(self._passes, counts)
 
         parts = []
+        heard = any(found.reached for found in self._found)
         for found in self._found:
-            if not found.reached:
+            if not found.reached and not (heard and found.touched is None):  # else it was computed and not trained
                 value = None if found.touched is None else found.touched.trained
                 one = found.loss.isfinite().float()
                 parts.append(one if value is None else from_expected(value, found.loss.float()))
