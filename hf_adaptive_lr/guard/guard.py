@@ -245,7 +245,7 @@ class DivergenceGuard(GuardState):
         last = self.rollbacks >= self.max_rollbacks
         shifts = reason == "loss_shift" and not self.detector.exploded(seen["loss"])
         target = self._history.target(self.detector.unseen + 1)
-        if (last and shifts) or self._trouble.comes_again(seen, target, self.detector.thresholds.shift_rise):
+        if shifts and (last or self._trouble.comes_again(seen, target, self.detector.thresholds.shift_rise)):
             return self._accept(seen)
         return self._stop(seen) if last else self._roll_back(seen)
 
