@@ -169,6 +169,7 @@ def test_the_same_trouble_again_at_the_same_snapshot(factor, length, expected) -
     events = [event for event in guard.events if event["action"] in ("rollback", "accept")]
     assert [(event["action"], event["update"]) for event in events] == expected
     assert events[0]["restored_update"] == 30
+    assert expected[-1][0] != "accept" or events[-1]["factor"] == 1.0  # the cut is taken back: it was not the rate
 
 
 def test_a_loss_that_explodes_still_ends_the_run() -> None:
