@@ -19,6 +19,7 @@ from hf_adaptive_lr import (
     Plateau,
     PPOSchedule,
 )
+from hf_adaptive_lr.report import read_run
 from tests import integrations
 from tests.tiny import Tokens, bert
 
@@ -76,6 +77,7 @@ def test_the_callback_asks_for_an_evaluation_at_every_decision_that_needs_one(tm
 def test_an_evaluation_before_a_checkpoint_is_in_it(tmp_path) -> None:
     settings = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
     whole = _callback(_plateau(), tmp_path / "whole", max_steps=8, **settings)
+    assert [row.lr for row in read_run(tmp_path / "whole").rows] == whole.lr_history()
     # Without the evaluation at the start of the resumed run, which would report the same once more.
     callback = AdaptiveLRCallback(_plateau())
     args = integrations.arguments(tmp_path / "again", max_steps=8, **settings)

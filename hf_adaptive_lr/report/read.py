@@ -46,7 +46,11 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / TRACE_NAME
     if not path.is_file():
-        why = "no such folder" if not folder.is_dir() else f"it has no {TRACE_NAME}; was the run's LR controlled?"
+        why = (
+            "no such folder"
+            if not folder.is_dir()
+            else f"it has no {TRACE_NAME}, which AdaptiveLRTrainer and AdaptiveLRCallback write"
+        )
         raise ReportError(f"'{folder}': {why}")
     notes: list[str] = []
     objects = list(_lines(path, notes, _is_row))

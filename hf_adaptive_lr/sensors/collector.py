@@ -81,8 +81,7 @@ class SignalCollector:
         self._still: list[int] = []  # places of parameters that the previous update did not move
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
         self.clear()
-        hooked = model is not None and (hook or bool(needs & LOGIT_FIELDS))
-        self._hook = ForwardHook(model, self) if model is not None and hooked else None
+        self._hook = ForwardHook(model, self) if model is not None and (hook or needs & LOGIT_FIELDS) else None
 
     def clear(self) -> None:
         """Forget the reports about an update that was applied, or is not going to be."""
@@ -321,7 +320,7 @@ class SignalCollector:
             values["loss_after"] = self._passes.loss_again()
         names = sorted(values)
         numbers = self._exchange([values[name] for name in names], [update])
-        tensors = (torch.tensor(number, dtype=torch.float64) for number in numbers)
+        tensors = [torch.tensor(number, dtype=torch.float64) for number in numbers]
         return Outcome(step=update, **dict(zip(names, tensors, strict=True)))
 
     def finish(self) -> None:

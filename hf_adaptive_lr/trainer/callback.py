@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from pathlib import Path
 from types import FrameType
 from typing import Any, Unpack
 
 from transformers import SchedulerType, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
+from ..artifacts import TRACE_NAME
 from ..auto import resolve_controller
 from ..controller import Controller
 from ..optimizers.groups import raw
 from ..optimizers.writers import WrittenLRs
 from ..scheduler.config import SchedulerOptions
 from ..scheduler.controlled_lr import ControlledLR
+from ..scheduler.trace import TraceWriter
 from .checkpoints import check_position
 from .cooldown import shorten, stop_after_cooldown
 
@@ -34,7 +37,7 @@ class AdaptiveLRCallback(TrainerCallback):
     Fails fast where a callback cannot measure a signal exactly (a loss that the model does not return or that is not
     the trained one, the norm under a float16 gradient scaler); `AdaptiveLRTrainer` measures everything. Set
     `lr_scheduler_type="constant"` or `"constant_with_warmup"`: the native schedule is overruled and only carries the
-    logged value and the checkpoint.
+    logged value and the checkpoint. Every update's learning rate is written to `lr_trace.jsonl` in the output folder.
 
     Args:
         controller: a [`Controller`] or the name of one.
@@ -106,6 +109,9 @@ class AdaptiveLRCallback(TrainerCallback):
             **settings,
         )
         self.scheduler.expect_evaluations()
+        if state.is_world_process_zero:
+            trace = TraceWriter(Path(args.output_dir) / TRACE_NAME, self.controller, state.max_steps)
+            self.scheduler.listeners.append(trace)
         self._state, self._native, self._over = state, native, False
         saved = getattr(native, STATE_ATTRIBUTE, None)
         if state.global_step > 0 and saved is not None:
