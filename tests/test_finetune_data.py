@@ -241,6 +241,40 @@ def test_rows_with_several_labels(kind, tmp_path) -> None:
     assert job.majority_accuracy() == 0.25
 
 
+def _lists(folder: Path, **parts: list[Any]) -> JobData:
+    """Of data whose label column holds lists, one set of rows for each part."""
+    made = {
+        name: Dataset.from_dict({"text": [f"{name} {i}" for i in range(len(lists))], "label": lists})
+        for name, lists in parts.items()
+    }
+    DatasetDict(made).save_to_disk(str(folder))
+    return read(folder)
+
+
+@pytest.mark.parametrize("kind", [int, bool, float])
+def test_one_hot_labels_of_two_classes_are_marks(kind, tmp_path) -> None:
+    lists = [[kind(i % 2), kind(1 - i % 2)] for i in range(20)]
+    job = _lists(tmp_path / "d", train=lists, test=[[kind(0), kind(1)], [kind(1), kind(0)]])
+    assert (job.labels, job.problem_type) == (["0", "1"], SEVERAL)
+    assert {row["input"]: row["label"] for row in job.train} == {f"train {i}": one for i, one in enumerate(lists)}
+    assert {row["input"]: row["label"] for row in job.report} == {"test 0": [0.0, 1.0], "test 1": [1.0, 0.0]}
+
+
+def test_marks_are_told_by_all_parts_of_the_data_and_a_blank_mark_is_no_label(tmp_path) -> None:
+    job = _lists(tmp_path / "d", train=[[1, 1, 0], [0, 0, 1], [None, 0, 1]], test=[[0, 1, 0], [1, 0, 0]])
+    assert [*job.report["label"]] == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    assert len(job.train) == 2 and job.left_out == 1
+    with pytest.raises(FinetuneError, match="lists of 0 and 1 of 2 to 3 items; each needs one for every label"):
+        _lists(tmp_path / "e", train=[[1, 0, 0], [0, 0, 1]], test=[[0, 1], [1, 0]])
+
+
+def test_to_a_row_with_an_empty_cell_no_label_applies(tmp_path) -> None:
+    path = write_csv(tmp_path / "d.csv", rows_of(["a;b", "a", "", "b"] * 5))
+    job = read(path, label_delimiter=";")
+    found = {row["input"]: row["label"] for part in (job.train, job.report) for row in part}
+    assert found["text 2"] == [0.0, 0.0] and len(found) == 20 and job.left_out == 0
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [

@@ -17,7 +17,7 @@ from ..demo.data import balanced_order, demo_image, demo_text
 from .errors import FinetuneError as FinetuneError
 from .errors import some
 from .images import unreadable
-from .labels import CLASSES, NUMBER, SEVERAL, LabelColumns, encode, without_missing
+from .labels import CLASSES, NUMBER, SEVERAL, LabelColumns, encode, name_marks, without_missing
 from .read import Source, other_delimiter, quiet
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def load_data(source: Source | None, wanted: Wanted) -> JobData:
         tables = [first] if second is None else [first, second]
         cells = [columns.read(rows) for rows in tables]
         without_missing(cells)
+        name_marks(name, wanted.label_column, cells)
         parts = [_complete(name, wanted, rows, labels) for rows, labels in zip(tables, cells, strict=True)]
         left_out = sum(map(len, tables)) - sum(len(part.labels) for part in parts)
         _check_enough(name, wanted, len(parts[0].labels), len(first))
