@@ -176,6 +176,30 @@ def test_delimiters_and_encodings(tmp_path) -> None:
     assert read(tmp_path / "folder", delimiter=";").labels == job.labels
 
 
+@pytest.mark.parametrize("longer", [range(6), [4]], ids=["all", "one"])
+def test_rows_with_more_cells_than_the_header_are_counted(longer, tmp_path) -> None:
+    lines = [f"one{', two' if i in longer else ''} {i},{'ab'[i % 2]}" for i in range(6)]
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.csv").write_text("\n".join(["text,label", *lines]))
+    said = f"train.csv: {len(longer)} of 6 rows have more cells than the header, which has 2 .*first is row {longer[0] + 1}"
+    for data in (tmp_path / "d", tmp_path / "d" / "train.csv"):
+        with pytest.raises(FinetuneError, match=said):
+            read(data)
+
+
+def test_a_delimiter_at_the_end_of_each_row_is_no_cell(tmp_path) -> None:
+    (tmp_path / "d.csv").write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]},\n" for i in range(10)))
+    job = read(tmp_path / "d.csv")
+    assert job.labels == ["a", "b"] and {*job.train["input"], *job.report["input"]} == {f"text {i}" for i in range(10)}
+
+
+def test_a_quote_between_tabs_is_a_quote(tmp_path) -> None:
+    texts = ['"so it begins', "and goes on", 'a 5" disk', "ends"] * 3
+    (tmp_path / "d.tsv").write_text("text\tlabel\n" + "".join(f"{one}\t{'ab'[len(one) % 2]}\n" for one in texts))
+    job = read(tmp_path / "d.tsv")
+    assert sorted([*job.train["input"], *job.report["input"]]) == sorted(texts) and job.labels == ["a", "b"]
+
+
 def test_a_text_or_class_named_none_is_no_blank(tmp_path) -> None:
     job = read(write_csv(tmp_path / "d.csv", [("None", "a"), ("NA", "b"), ("null", "a"), ("n/a", "b"), ("   ", "a")]))
     assert {*job.train["input"], *job.report["input"]} == {"None", "NA", "null", "n/a"} and job.left_out == 1
@@ -364,6 +388,53 @@ def test_all_unreadable_images_are_named_at_once_and_can_be_left_out(tmp_path, c
     for part in (kept.train, kept.report):
         for row in part:
             assert open_image(row["input"]).mode == "RGB"
+
+
+def _photos(folder: Path, *names: str) -> Path:
+    """Three images in each of these folders."""
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for index in range(3):
+            _grey("L").save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("control", "test_negative", "test_positive"),
+        ("invalid_id", "valid_id"),
+        ("bus", "car", "train"),
+        ("test", "validation"),
+        ("data/bus", "data/train"),
+    ],
+)
+def test_a_class_may_be_named_like_a_split(classes, tmp_path) -> None:
+    job = read(_photos(tmp_path / "photos", *classes), task="image")
+    assert job.labels == [name.removeprefix("data/") for name in classes]
+    assert len(job.train) + len(job.report) == 3 * len(classes) and job.left_out == 0
+    assert "held out of train" in job.report_split
+
+
+@pytest.mark.parametrize("above", ["", "data/"])
+def test_folders_that_are_all_named_as_splits_are_splits(above, tmp_path) -> None:
+    names = [f"{above}{split}/{name}" for split in ("train", "val") for name in ("test_a", "test_b")]
+    job = read(_photos(tmp_path / "photos", *names), task="image")
+    assert (job.labels, len(job.train), len(job.report)) == (["test_a", "test_b"], 6, 6)
+    assert job.report_split == "validation"
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # datasets leaves the metadata file open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_images_that_a_metadata_file_does_not_have_are_named(tmp_path) -> None:
+    folder = _photos(tmp_path / "photos", "a", "b")
+    rows = [(f"{name}/{index}.png", name) for name in "ab" for index in range(3)]
+    write_csv(folder / "metadata.csv", rows[:4], header=("file_name", "label"))
+    with pytest.raises(FinetuneError, match=r"2 of 6 images are in no metadata file \(b/1.png, b/2.png\)"):
+        read(folder, task="image")
+    write_csv(folder / "metadata.csv", rows, header=("file_name", "label"))
+    assert read(folder, task="image").labels == ["a", "b"]
+    gc.collect()
 
 
 # --- scores ---
