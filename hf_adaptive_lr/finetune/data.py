@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..demo.data import balanced_order, demo_image, demo_text
 from .errors import FinetuneError as FinetuneError
 from .errors import some
-from .images import unreadable
+from .images import looked_over
 from .labels import CLASSES, NUMBER, SEVERAL, LabelColumns, encode, name_marks, without_missing
 from .read import Source, other_delimiter, quiet
 
@@ -51,6 +51,7 @@ class JobData:
     left_out: int = 0  # rows without an input or a label
     problem_type: str = CLASSES
     unreadable: int = 0  # images that were left out because they cannot be read
+    sixteen_bits: int = 0  # images with 16-bit greys, which only this job scales as they are meant
 
     def majority_accuracy(self) -> float:
         """Share of the most frequent label among the report rows, in (0, 1]: what no constant answer can beat."""
@@ -143,12 +144,12 @@ def load_data(source: Source | None, wanted: Wanted) -> JobData:
         if second is None:
             report_split = f"{len(report.labels)} rows held out of train (seed {SPLIT_SEED})"
         train, report = _picked(train, wanted.train_size), _picked(report, wanted.eval_size)
-        unread = 0
+        unread = deep = 0
         if wanted.task == "image":
-            train, report, unread = _readable(wanted, train, report)
+            train, report, unread, deep = _readable(wanted, train, report)
         train_rows, report_rows = (part.rows.add_column("label", part.labels) for part in (train, report))
         kind = labels.problem_type
-        return JobData(name, train_rows, report_rows, report_split, labels.names, left_out, kind, unread)
+        return JobData(name, train_rows, report_rows, report_split, labels.names, left_out, kind, unread, deep)
 
 
 def _splits(source: Source | None, wanted: Wanted) -> tuple[str, dict[str, Dataset]]:
@@ -288,12 +289,13 @@ def _order(rows: _Part) -> list[int]:
     return list(numbered.shuffle(seed=SPLIT_SEED)["row"])
 
 
-def _readable(wanted: Wanted, train: _Part, report: _Part) -> tuple[_Part, _Part, int]:
-    """Both sets without images that cannot be read, and how many these were; all are named."""
-    found = [unreadable(part.rows["input"]) for part in (train, report)]
+def _readable(wanted: Wanted, train: _Part, report: _Part) -> tuple[_Part, _Part, int, int]:
+    """Both sets without images that cannot be read, how many these were, all named, and how many have 16 bits."""
+    looks = [looked_over(part.rows["input"]) for part in (train, report)]
+    found, deep = [bad for bad, _ in looks], sum(len(rows) for _, rows in looks)
     reasons = [reason for part in found for reason in part.values()]
     if not reasons:
-        return train, report, 0
+        return train, report, 0, deep
     said = f"{len(reasons)} of {len(train.labels) + len(report.labels)} images cannot be read: {some(reasons)}"
     if not wanted.skip_unreadable:
         raise FinetuneError(f"{said}; mend or remove them, or leave them out with --skip-unreadable")
@@ -304,4 +306,4 @@ def _readable(wanted: Wanted, train: _Part, report: _Part) -> tuple[_Part, _Part
     if not all(part.labels for part in kept):
         raise FinetuneError(f"{said}; none are left")
     logger.warning("%s; they are left out", said)
-    return kept[0], kept[1], len(reasons)
+    return kept[0], kept[1], len(reasons), deep
