@@ -181,7 +181,7 @@ def test_rows_with_more_cells_than_the_header_are_counted(longer, tmp_path) -> N
     lines = [f"one{', two' if i in longer else ''} {i},{'ab'[i % 2]}" for i in range(6)]
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "train.csv").write_text("\n".join(["text,label", *lines]))
-    said = f"train.csv: {len(longer)} of 6 rows have more cells than the header, which has 2 .*first is row {longer[0] + 1}"
+    said = f"train.csv: {len(longer)} of 6 rows have more cells than the header, .* is row {longer[0] + 1}"
     for data in (tmp_path / "d", tmp_path / "d" / "train.csv"):
         with pytest.raises(FinetuneError, match=said):
             read(data)
@@ -297,6 +297,22 @@ def test_to_a_row_with_an_empty_cell_no_label_applies(tmp_path) -> None:
     job = read(path, label_delimiter=";")
     found = {row["input"]: row["label"] for part in (job.train, job.report) for row in part}
     assert found["text 2"] == [0.0, 0.0] and len(found) == 20 and job.left_out == 0
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"label_column": "text"}, "column 'text' is named twice, as text and label column; .*--label-column"),
+        ({"text_pair_column": "text"}, "column 'text' is named twice, as text and text-pair column"),
+        ({"text_pair_column": "a"}, "column 'a' is named twice, as label and text-pair column"),
+        ({"label_column": "a,b,a"}, "column 'a' is named twice, as label column"),
+        ({"label_column": "a,b", "label_delimiter": ";"}, "label_delimiter=';' is for the cells of one label column"),
+    ],
+)
+def test_each_column_has_one_role(changes, said, tmp_path) -> None:
+    path = write_csv(tmp_path / "d.csv", [(f"text {i}", i % 2, 1) for i in range(6)], header=("text", "a", "b"))
+    with pytest.raises(FinetuneError, match=said):
+        read(path, **{"label_column": "a", **changes})
 
 
 @pytest.mark.parametrize(

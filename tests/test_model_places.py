@@ -214,7 +214,9 @@ def test_what_each_layer_may_read_is_unknown_and_an_unembedding_is_at_the_top() 
     assert found["encoder.embed.weight"] == 3 and found["encoder.shared_bias.weight"] is None
     assert found["encoder.last_norm.weight"] == found["unembed.weight"] == 0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"does not tell in which layer encoder.shared_bias.weight, .*shared_bias.bias"):
+    with pytest.raises(
+        ValueError, match=r"does not tell in which layer encoder.shared_bias.weight, .*shared_bias.bias"
+    ):
         split_groups(optimizer, model, layer_decay=0.5)
 
 

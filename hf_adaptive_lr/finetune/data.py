@@ -181,7 +181,27 @@ def _label_columns(name: str, wanted: Wanted, rows: Dataset) -> LabelColumns:
     for column, role in ((wanted.input_column, wanted.task), *pair, *((label, "label") for label in labels)):
         if column not in there:
             raise FinetuneError(f"{name} has no {role} column '{column}'; {_instead(role, there)}")
+    _check_columns(wanted, labels)
     return LabelColumns(labels, wanted.label_delimiter)
+
+
+def _check_columns(wanted: Wanted, labels: tuple[str, ...]) -> None:
+    """Each column has one role, and several label columns have no cells to split."""
+    roles = [(wanted.input_column, wanted.task), *((label, "label") for label in labels)]
+    if wanted.pair_column is not None:
+        roles.append((wanted.pair_column, "text-pair"))
+    for index, (column, role) in enumerate(roles):
+        other = next((before for twin, before in roles[:index] if twin == column), None)
+        if other is not None:
+            names = role if other == role else f"{other} and {role}"
+            raise FinetuneError(
+                f"column '{column}' is named twice, as {names} column; name another with --{role}-column"
+            )
+    if len(labels) > 1 and wanted.label_delimiter is not None:
+        raise FinetuneError(
+            f"label_delimiter={wanted.label_delimiter!r} is for the cells of one label column, not for "
+            f"{', '.join(labels)}; leave it out"
+        )
 
 
 def _instead(role: str, columns: list[str]) -> str:

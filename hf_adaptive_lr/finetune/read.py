@@ -130,7 +130,9 @@ def _check_cells(path: Path, options: Mapping[str, Any]) -> None:
     longest = csv.field_size_limit(sys.maxsize)
     try:
         with path.open(encoding=options.get("encoding", "utf-8"), newline="") as file:
-            rows = csv.reader(file, delimiter=options.get("sep", ","), quoting=options.get("quoting", csv.QUOTE_MINIMAL))
+            rows = csv.reader(
+                file, delimiter=options.get("sep", ","), quoting=options.get("quoting", csv.QUOTE_MINIMAL)
+            )
             width = len(next(rows, []))
             counts = [any(row[width:]) for row in rows if row]
     except (OSError, UnicodeError, csv.Error):

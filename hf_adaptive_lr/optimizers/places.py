@@ -179,7 +179,7 @@ class _Structure:
         return _TOP, height
 
     def _may_serve_all(self, parent: str, child: str, near: list[_Stack]) -> bool:
-        """Whether a module after the layers, in the encoder that has them, may be used by each: biases of positions."""
+        """Whether a module after the layers, in the encoder that has them, may be used by each of them."""
         if not parent or all(stack.parent != parent for stack in near):
             return False
         kind = type(self.modules.get(f"{parent}.{child}")).__name__.lower()
