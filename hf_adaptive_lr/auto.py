@@ -48,8 +48,8 @@ class AutoController:
     ) -> Controller:
         """Load a controller by name, from a folder, or from the Hub.
 
-        A name wins over a folder of the same name (write `./name` for the folder; one warning when both exist), and a
-        folder with `config.json` over a repository of the same name.
+        A name of this library wins over a folder of the same name (write `./name` for the folder; one warning when
+        both exist), a folder with `config.json` over the name of a class of your own and over a repository.
 
         Args:
             pretrained_model_name_or_path: a name of [`CONTROLLERS`] (with its default config) or of a bundled

@@ -83,6 +83,7 @@ def test_a_text_run_learns_and_leaves_four_outputs(text_job) -> None:
         "labels": 3,
         "left_out": 0,
         "unreadable": 0,
+        "sixteen_bits": 0,
         "problem_type": "single_label_classification",
         "rare_labels": {},
     }
@@ -553,6 +554,24 @@ def stored(image: Image.Image) -> dict[str, Any]:
 def test_every_image_becomes_rgb_and_what_is_transparent_white() -> None:
     assert open_image(stored(Image.new("L", (2, 2), 9))).getpixel((0, 0)) == (9, 9, 9)
     assert open_image(stored(Image.new("RGBA", (2, 2), (9, 9, 9, 0)))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_images_of_16_bits_are_counted_where_the_model_is_found(tmp_path) -> None:
+    folder = write_images(tmp_path / "photos", per_class=6)
+    for index in range(4):
+        Image.new("I;16", (12, 12), 9000 * index).save(folder / "dark" / f"{index}.png")
+    job = FinetuneConfig(
+        task="image",
+        data=str(folder),
+        model=str(write_image_model(tmp_path / "model")),
+        controller="constant",
+        max_steps=1,
+        batch_size=4,
+        output_dir=str(tmp_path / "out"),
+    )
+    results = run(job)
+    assert results["data"]["sixteen_bits"] == 4
+    assert f"4 16-bit images were scaled by 1/257; do the same before you use {tmp_path}" in table(results, job.folder)
 
 
 def test_a_broken_image_is_named(tmp_path) -> None:

@@ -176,6 +176,30 @@ def test_delimiters_and_encodings(tmp_path) -> None:
     assert read(tmp_path / "folder", delimiter=";").labels == job.labels
 
 
+@pytest.mark.parametrize("longer", [range(6), [4]], ids=["all", "one"])
+def test_rows_with_more_cells_than_the_header_are_counted(longer, tmp_path) -> None:
+    lines = [f"one{', two' if i in longer else ''} {i},{'ab'[i % 2]}" for i in range(6)]
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.csv").write_text("\n".join(["text,label", *lines]))
+    said = f"train.csv: {len(longer)} of 6 rows have more cells than the header, .* is row {longer[0] + 1}"
+    for data in (tmp_path / "d", tmp_path / "d" / "train.csv"):
+        with pytest.raises(FinetuneError, match=said):
+            read(data)
+
+
+def test_a_delimiter_at_the_end_of_each_row_is_no_cell(tmp_path) -> None:
+    (tmp_path / "d.csv").write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]},\n" for i in range(10)))
+    job = read(tmp_path / "d.csv")
+    assert job.labels == ["a", "b"] and {*job.train["input"], *job.report["input"]} == {f"text {i}" for i in range(10)}
+
+
+def test_a_quote_between_tabs_is_a_quote(tmp_path) -> None:
+    texts = ['"so it begins', "and goes on", 'a 5" disk', "ends"] * 3
+    (tmp_path / "d.tsv").write_text("text\tlabel\n" + "".join(f"{one}\t{'ab'[len(one) % 2]}\n" for one in texts))
+    job = read(tmp_path / "d.tsv")
+    assert sorted([*job.train["input"], *job.report["input"]]) == sorted(texts) and job.labels == ["a", "b"]
+
+
 def test_a_text_or_class_named_none_is_no_blank(tmp_path) -> None:
     job = read(write_csv(tmp_path / "d.csv", [("None", "a"), ("NA", "b"), ("null", "a"), ("n/a", "b"), ("   ", "a")]))
     assert {*job.train["input"], *job.report["input"]} == {"None", "NA", "null", "n/a"} and job.left_out == 1
@@ -239,6 +263,56 @@ def test_rows_with_several_labels(kind, tmp_path) -> None:
     assert found["text 0"] == [1.0, 1.0, 0.0] and found["text 2"] == [0.0, 0.0, 0.0] and len(found) == 20
     assert Counter(map(tuple, job.report["label"])) == {key: 1 for key in set(map(tuple, found.values()))}
     assert job.majority_accuracy() == 0.25
+
+
+def _lists(folder: Path, **parts: list[Any]) -> JobData:
+    """Of data whose label column holds lists, one set of rows for each part."""
+    made = {
+        name: Dataset.from_dict({"text": [f"{name} {i}" for i in range(len(lists))], "label": lists})
+        for name, lists in parts.items()
+    }
+    DatasetDict(made).save_to_disk(str(folder))
+    return read(folder)
+
+
+@pytest.mark.parametrize("kind", [int, bool, float])
+def test_one_hot_labels_of_two_classes_are_marks(kind, tmp_path) -> None:
+    lists = [[kind(i % 2), kind(1 - i % 2)] for i in range(20)]
+    job = _lists(tmp_path / "d", train=lists, test=[[kind(0), kind(1)], [kind(1), kind(0)]])
+    assert (job.labels, job.problem_type) == (["0", "1"], SEVERAL)
+    assert {row["input"]: row["label"] for row in job.train} == {f"train {i}": one for i, one in enumerate(lists)}
+    assert {row["input"]: row["label"] for row in job.report} == {"test 0": [0.0, 1.0], "test 1": [1.0, 0.0]}
+
+
+def test_marks_are_told_by_all_parts_of_the_data_and_a_blank_mark_is_no_label(tmp_path) -> None:
+    job = _lists(tmp_path / "d", train=[[1, 1, 0], [0, 0, 1], [None, 0, 1]], test=[[0, 1, 0], [1, 0, 0]])
+    assert [*job.report["label"]] == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    assert len(job.train) == 2 and job.left_out == 1
+    with pytest.raises(FinetuneError, match="lists of 0 and 1 of 2 to 3 items; each needs one for every label"):
+        _lists(tmp_path / "e", train=[[1, 0, 0], [0, 0, 1]], test=[[0, 1], [1, 0]])
+
+
+def test_to_a_row_with_an_empty_cell_no_label_applies(tmp_path) -> None:
+    path = write_csv(tmp_path / "d.csv", rows_of(["a;b", "a", "", "b"] * 5))
+    job = read(path, label_delimiter=";")
+    found = {row["input"]: row["label"] for part in (job.train, job.report) for row in part}
+    assert found["text 2"] == [0.0, 0.0] and len(found) == 20 and job.left_out == 0
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"label_column": "text"}, "column 'text' is named twice, as text and label column; .*--label-column"),
+        ({"text_pair_column": "text"}, "column 'text' is named twice, as text and text-pair column"),
+        ({"text_pair_column": "a"}, "column 'a' is named twice, as label and text-pair column"),
+        ({"label_column": "a,b,a"}, "column 'a' is named twice, as label column"),
+        ({"label_column": "a,b", "label_delimiter": ";"}, "label_delimiter=';' is for the cells of one label column"),
+    ],
+)
+def test_each_column_has_one_role(changes, said, tmp_path) -> None:
+    path = write_csv(tmp_path / "d.csv", [(f"text {i}", i % 2, 1) for i in range(6)], header=("text", "a", "b"))
+    with pytest.raises(FinetuneError, match=said):
+        read(path, **{"label_column": "a", **changes})
 
 
 @pytest.mark.parametrize(
@@ -330,6 +404,53 @@ def test_all_unreadable_images_are_named_at_once_and_can_be_left_out(tmp_path, c
     for part in (kept.train, kept.report):
         for row in part:
             assert open_image(row["input"]).mode == "RGB"
+
+
+def _photos(folder: Path, *names: str) -> Path:
+    """Three images in each of these folders."""
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for index in range(3):
+            _grey("L").save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("control", "test_negative", "test_positive"),
+        ("invalid_id", "valid_id"),
+        ("bus", "car", "train"),
+        ("test", "validation"),
+        ("data/bus", "data/train"),
+    ],
+)
+def test_a_class_may_be_named_like_a_split(classes, tmp_path) -> None:
+    job = read(_photos(tmp_path / "photos", *classes), task="image")
+    assert job.labels == [name.removeprefix("data/") for name in classes]
+    assert len(job.train) + len(job.report) == 3 * len(classes) and job.left_out == 0
+    assert "held out of train" in job.report_split
+
+
+@pytest.mark.parametrize("above", ["", "data/"])
+def test_folders_that_are_all_named_as_splits_are_splits(above, tmp_path) -> None:
+    names = [f"{above}{split}/{name}" for split in ("train", "val") for name in ("test_a", "test_b")]
+    job = read(_photos(tmp_path / "photos", *names), task="image")
+    assert (job.labels, len(job.train), len(job.report)) == (["test_a", "test_b"], 6, 6)
+    assert job.report_split == "validation"
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # datasets leaves the metadata file open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_images_that_a_metadata_file_does_not_have_are_named(tmp_path) -> None:
+    folder = _photos(tmp_path / "photos", "a", "b")
+    rows = [(f"{name}/{index}.png", name) for name in "ab" for index in range(3)]
+    write_csv(folder / "metadata.csv", rows[:4], header=("file_name", "label"))
+    with pytest.raises(FinetuneError, match=r"2 of 6 images are in no metadata file \(b/1.png, b/2.png\)"):
+        read(folder, task="image")
+    write_csv(folder / "metadata.csv", rows, header=("file_name", "label"))
+    assert read(folder, task="image").labels == ["a", "b"]
+    gc.collect()
 
 
 # --- scores ---

@@ -27,6 +27,11 @@ def deberta() -> nn.Module:
     return hf.DebertaV2ForSequenceClassification(hf.DebertaV2Config(**TEXT, **odd, pos_att_type=["p2c", "c2p"]))
 
 
+def layoutlmv3() -> nn.Module:
+    sizes = {"coordinate_size": 1, "shape_size": 2, "input_size": 8, "patch_size": 4, "max_2d_position_embeddings": 8}
+    return hf.LayoutLMv3ForTokenClassification(hf.LayoutLMv3Config(**TEXT, **sizes))
+
+
 def two_towers() -> hf.CLIPConfig:
     text = {**TEXT, "max_position_embeddings": 8}
     return hf.CLIPConfig(text_config=text, vision_config={**VISION, "num_hidden_layers": 3}, projection_dim=8)
@@ -87,6 +92,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, str, str, str, str]] = {
         deberta, 2,
         "deberta.embeddings rel_embeddings encoder.LayerNorm", "encoder.layer.0 encoder.conv", "encoder.layer.1",
         "pooler classifier",
+    ),
+    "layoutlmv3": (
+        layoutlmv3, 2,
+        "layoutlmv3.embeddings patch_embed cls_token pos_embed layoutlmv3.LayerNorm layoutlmv3.norm rel_pos_bias "
+        "rel_pos_x_bias rel_pos_y_bias",
+        "encoder.layer.0", "encoder.layer.1", "classifier",
     ),
     "distilbert": (
         distilbert, 2, "distilbert.embeddings", "transformer.layer.0", "transformer.layer.1",
@@ -184,6 +195,29 @@ def test_every_parameter_has_the_layer_in_which_it_is_used(case) -> None:
         middle = {name for name, place in found.items() if name not in seen}
         assert all(1 < found[name].below < layers for name in middle), middle
     assert None not in {place.below for place in found.values()}
+
+
+class _Encoder(nn.Module):
+    """Layers, and after them what each of them may read, a norm, and a projection whose name has "embed" in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(4, 4)
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
+        self.shared_bias = nn.Linear(4, 4)
+        self.last_norm = nn.LayerNorm(4)
+
+
+def test_what_each_layer_may_read_is_unknown_and_an_unembedding_is_at_the_top() -> None:
+    model = nn.ModuleDict({"encoder": _Encoder(), "unembed": nn.Linear(4, 4)})
+    found = {name: place.below for name, place in places(model).items() if name.endswith("weight")}
+    assert found["encoder.embed.weight"] == 3 and found["encoder.shared_bias.weight"] is None
+    assert found["encoder.last_norm.weight"] == found["unembed.weight"] == 0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(
+        ValueError, match=r"does not tell in which layer encoder.shared_bias.weight, .*shared_bias.bias"
+    ):
+        split_groups(optimizer, model, layer_decay=0.5)
 
 
 HEADS = {"classifier", "pre_classifier", "score", "lm_head", "classification_head", "logits_proj", "sequence_summary"}

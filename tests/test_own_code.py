@@ -271,6 +271,17 @@ def test_registering_fails_fast_on_what_could_not_be_found_again(monkeypatch) ->
     assert "loss_proportional" in auto.known_names()
 
 
+def test_the_folder_of_an_own_class_may_be_named_like_its_type(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(auto, "_REGISTERED", {})
+    monkeypatch.chdir(tmp_path)
+    own = type(AutoController.from_pretrained(EXAMPLE))
+    AutoController.register("loss_proportional", own)
+    assert AutoController.from_pretrained("loss_proportional").power == own().power, "no folder yet"
+    own(power=0.25).save_pretrained("loss_proportional")
+    assert own.from_pretrained("loss_proportional").power == 0.25
+    assert AutoController.from_pretrained("loss_proportional").power == 0.25
+
+
 def test_no_name_at_all_is_said_in_a_sentence() -> None:
     for wrong in (None, 3):
         with pytest.raises(TypeError, match=f"takes a name, a folder, FILE.py:CLASS or a repository, got {wrong};"):

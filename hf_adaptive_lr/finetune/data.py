@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ..demo.data import balanced_order, demo_image, demo_text
 from .errors import FinetuneError as FinetuneError
 from .errors import some
-from .images import unreadable
-from .labels import CLASSES, NUMBER, SEVERAL, LabelColumns, encode, without_missing
+from .images import looked_over
+from .labels import CLASSES, NUMBER, SEVERAL, LabelColumns, encode, name_marks, without_missing
 from .read import Source, other_delimiter, quiet
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class JobData:
     left_out: int = 0  # rows without an input or a label
     problem_type: str = CLASSES
     unreadable: int = 0  # images that were left out because they cannot be read
+    sixteen_bits: int = 0  # images with 16-bit greys, which only this job scales as they are meant
 
     def majority_accuracy(self) -> float:
         """Share of the most frequent label among the report rows, in (0, 1]: what no constant answer can beat."""
@@ -127,6 +128,7 @@ def load_data(source: Source | None, wanted: Wanted) -> JobData:
         tables = [first] if second is None else [first, second]
         cells = [columns.read(rows) for rows in tables]
         without_missing(cells)
+        name_marks(name, wanted.label_column, cells)
         parts = [_complete(name, wanted, rows, labels) for rows, labels in zip(tables, cells, strict=True)]
         left_out = sum(map(len, tables)) - sum(len(part.labels) for part in parts)
         _check_enough(name, wanted, len(parts[0].labels), len(first))
@@ -142,12 +144,12 @@ def load_data(source: Source | None, wanted: Wanted) -> JobData:
         if second is None:
             report_split = f"{len(report.labels)} rows held out of train (seed {SPLIT_SEED})"
         train, report = _picked(train, wanted.train_size), _picked(report, wanted.eval_size)
-        unread = 0
+        unread = deep = 0
         if wanted.task == "image":
-            train, report, unread = _readable(wanted, train, report)
+            train, report, unread, deep = _readable(wanted, train, report)
         train_rows, report_rows = (part.rows.add_column("label", part.labels) for part in (train, report))
         kind = labels.problem_type
-        return JobData(name, train_rows, report_rows, report_split, labels.names, left_out, kind, unread)
+        return JobData(name, train_rows, report_rows, report_split, labels.names, left_out, kind, unread, deep)
 
 
 def _splits(source: Source | None, wanted: Wanted) -> tuple[str, dict[str, Dataset]]:
@@ -179,7 +181,27 @@ def _label_columns(name: str, wanted: Wanted, rows: Dataset) -> LabelColumns:
     for column, role in ((wanted.input_column, wanted.task), *pair, *((label, "label") for label in labels)):
         if column not in there:
             raise FinetuneError(f"{name} has no {role} column '{column}'; {_instead(role, there)}")
+    _check_columns(wanted, labels)
     return LabelColumns(labels, wanted.label_delimiter)
+
+
+def _check_columns(wanted: Wanted, labels: tuple[str, ...]) -> None:
+    """Each column has one role, and several label columns have no cells to split."""
+    roles = [(wanted.input_column, wanted.task), *((label, "label") for label in labels)]
+    if wanted.pair_column is not None:
+        roles.append((wanted.pair_column, "text-pair"))
+    for index, (column, role) in enumerate(roles):
+        other = next((before for twin, before in roles[:index] if twin == column), None)
+        if other is not None:
+            names = role if other == role else f"{other} and {role}"
+            raise FinetuneError(
+                f"column '{column}' is named twice, as {names} column; name another with --{role}-column"
+            )
+    if len(labels) > 1 and wanted.label_delimiter is not None:
+        raise FinetuneError(
+            f"label_delimiter={wanted.label_delimiter!r} is for the cells of one label column, not for "
+            f"{', '.join(labels)}; leave it out"
+        )
 
 
 def _instead(role: str, columns: list[str]) -> str:
@@ -287,12 +309,13 @@ def _order(rows: _Part) -> list[int]:
     return list(numbered.shuffle(seed=SPLIT_SEED)["row"])
 
 
-def _readable(wanted: Wanted, train: _Part, report: _Part) -> tuple[_Part, _Part, int]:
-    """Both sets without images that cannot be read, and how many these were; all are named."""
-    found = [unreadable(part.rows["input"]) for part in (train, report)]
+def _readable(wanted: Wanted, train: _Part, report: _Part) -> tuple[_Part, _Part, int, int]:
+    """Both sets without images that cannot be read, how many these were, all named, and how many have 16 bits."""
+    looks = [looked_over(part.rows["input"]) for part in (train, report)]
+    found, deep = [bad for bad, _ in looks], sum(len(rows) for _, rows in looks)
     reasons = [reason for part in found for reason in part.values()]
     if not reasons:
-        return train, report, 0
+        return train, report, 0, deep
     said = f"{len(reasons)} of {len(train.labels) + len(report.labels)} images cannot be read: {some(reasons)}"
     if not wanted.skip_unreadable:
         raise FinetuneError(f"{said}; mend or remove them, or leave them out with --skip-unreadable")
@@ -303,4 +326,4 @@ def _readable(wanted: Wanted, train: _Part, report: _Part) -> tuple[_Part, _Part
     if not all(part.labels for part in kept):
         raise FinetuneError(f"{said}; none are left")
     logger.warning("%s; they are left out", said)
-    return kept[0], kept[1], len(reasons)
+    return kept[0], kept[1], len(reasons), deep

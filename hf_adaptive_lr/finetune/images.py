@@ -32,7 +32,7 @@ def open_image(stored: Mapping[str, Any]) -> Image:
     from PIL import Image, ImageOps
 
     with _opened(stored) as image:
-        if image.mode.startswith("I;16") or _is_png_of_16_bits(image):
+        if _has_16_bits(image):
             image = _eight_bits(image)
         if image.mode in _NO_RANGE:
             raise ValueError(_no_range(image))
@@ -43,16 +43,18 @@ def open_image(stored: Mapping[str, Any]) -> Image:
         return image.convert("RGB")
 
 
-def unreadable(images: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """The rows whose image cannot be read, with the reason; every file is read once, as cheaply as its format allows.
+def looked_over(images: Sequence[Mapping[str, Any]]) -> tuple[dict[int, str], set[int]]:
+    """The rows whose image cannot be read, with the reason, and those with 16-bit greys.
 
-    JPEG is decoded at an eighth of its size, of PNG only the checksums are read.
+    Every file is read once, as cheaply as its format allows: JPEG is decoded at an eighth of its size, of PNG only the
+    checksums are read.
     """
-    found = {}
+    found, deep = {}, set()
     for row, stored in enumerate(images):
         try:
             with _opened(stored) as image:
-                if image.mode in _NO_RANGE and not _is_png_of_16_bits(image):
+                is_deep = _has_16_bits(image)
+                if image.mode in _NO_RANGE and not is_deep:
                     raise ValueError(_no_range(image))
                 if image.format == "PNG":
                     image.verify()
@@ -61,7 +63,9 @@ def unreadable(images: Sequence[Mapping[str, Any]]) -> dict[int, str]:
                     image.load()
         except UnreadableImage as error:
             found[row] = str(error)
-    return found
+        else:
+            deep |= {row} if is_deep else set()
+    return found, deep
 
 
 @contextlib.contextmanager
@@ -78,9 +82,9 @@ def _opened(stored: Mapping[str, Any]) -> Iterator[Image]:
         raise UnreadableImage(f"image {stored['path'] or '(embedded)'} cannot be read: {reason}") from error
 
 
-def _is_png_of_16_bits(image: Image) -> bool:
+def _has_16_bits(image: Image) -> bool:
     """Older versions of PIL open 16-bit PNG files in mode I; PNG has nothing larger."""
-    return image.mode == "I" and image.format == "PNG"
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
 
 
 def _eight_bits(image: Image) -> Image:

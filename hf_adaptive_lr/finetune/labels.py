@@ -48,8 +48,8 @@ class LabelColumns:
         if named:
             return [_named(value, named) for value in values]
         read = [_tidy(value) for value in values]
-        if self.delimiter is None:
-            return _indices(read)
+        if self.delimiter is None or any(isinstance(value, tuple) for value in read):
+            return read
         return [_words(value, self.delimiter) for value in read]
 
     def known(self, rows: Dataset) -> list[str]:
@@ -106,6 +106,37 @@ def without_missing(parts: Sequence[list[Any]]) -> None:
             "%s is taken as a label like any other; leave the cell blank where none is known",
             some(sorted(map(repr, absent))),
         )
+
+
+def name_marks(where: str, column: str, parts: Sequence[list[Any]]) -> None:
+    """Turn lists of 0 and 1, in place, into the numbers of the labels that are on; lists of labels lose their blanks.
+
+    What the lists are is decided once for all parts. They are marks where all hold only zeros and ones and are
+    equally long; a row with a blank mark has no known labels.
+
+    Raises:
+        FinetuneError: lists that can only be marks, as one repeats a number, are not equally long.
+    """
+    lists = [value for part in parts for value in part if isinstance(value, tuple)]
+    lengths = {len(value) for value in lists}
+    only = bool(lists) and all(item is None or item in (0, 1) for value in lists for item in value)
+    marks = only and len(lengths) == 1 and max(lengths) > 1
+    if only and not marks and any(value.count(sign) > 1 for value in lists for sign in (0, 1)):
+        raise FinetuneError(
+            f"{where}: column '{column}' holds lists of 0 and 1 of {min(lengths)} to {max(lengths)} items; each needs "
+            "one for every label"
+        )
+    read = _marked if marks else _without_blanks
+    for part in parts:
+        part[:] = [read(value) if isinstance(value, tuple) else value for value in part]
+
+
+def _marked(value: tuple[Any, ...]) -> tuple[int, ...] | None:
+    return None if None in value else tuple(index for index, item in enumerate(value) if item)
+
+
+def _without_blanks(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(item for item in value if item is not None)
 
 
 def encode(where: str, column: str, values: list[Any], known: list[str], problem_type: str | None) -> Labels:
@@ -207,27 +238,13 @@ def _tidy(value: Any) -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else int(value) if value.is_integer() else value
     if isinstance(value, list | tuple):
-        return tuple(item for item in map(_tidy, value) if item is not None)
+        return tuple(map(_tidy, value))
     return value
 
 
-def _words(cell: Any, delimiter: str) -> Any:
-    """The labels of one cell."""
-    if cell is None or isinstance(cell, tuple):
-        return cell
-    return tuple(word for word in map(_tidy, str(cell).split(delimiter)) if word is not None)
-
-
-def _indices(values: list[Any]) -> list[Any]:
-    """Labels by number where each row is a list of zeros and ones of one length; lists of labels repeat none."""
-    lists = [value for value in values if value is not None]
-    if not lists or not all(isinstance(value, tuple) for value in lists):
-        return values
-    width = len(lists[0])
-    marks = all(len(value) == width and all(item in (0, 1) for item in value) for value in lists)
-    if not marks or not any(len(set(value)) < width for value in lists):
-        return values
-    return [value and tuple(index for index, item in enumerate(value) if item) for value in values]
+def _words(cell: Any, delimiter: str) -> tuple[Any, ...]:
+    """The labels of one cell; none applies to a row with a blank one."""
+    return () if cell is None else _without_blanks(tuple(map(_tidy, str(cell).split(delimiter))))
 
 
 def _class_names(feature: Any) -> list[str]:

@@ -72,7 +72,9 @@ class FinetuneConfig:
         "column with the labels: class labels, strings, whole numbers, lists of these, or numbers with fractions; or "
         "several columns of 0 and 1, as toxic,insult",
     )
-    label_delimiter: str | None = _option(None, "character between the labels of one cell that may have several")
+    label_delimiter: str | None = _option(
+        None, "character between the labels of one cell that may have several, or be empty for none"
+    )
     problem_type: str | None = _option(
         None,
         f"{' | '.join(PROBLEM_TYPES)} (default: by the labels: lists are several, numbers with fractions a "

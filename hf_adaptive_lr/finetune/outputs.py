@@ -75,6 +75,7 @@ def collect(
             "labels": len(data.labels),
             "left_out": data.left_out,
             "unreadable": data.unreadable,
+            "sixteen_bits": data.sixteen_bits,
             "problem_type": data.problem_type,
             "rare_labels": data.rare_labels(),
         },
@@ -168,7 +169,10 @@ def table(results: Mapping[str, Any], folder: Path) -> str:
     )
     unused = results.get("learning_rate_unused")
     unused = f" (the controller finds it: {results['learning_rate']:g} was not used)" if unused else ""
+    deep = data.get("sixteen_bits")
+    scaled = f"{deep} 16-bit images were scaled by 1/257; do the same before you use {folder / MODEL_NAME}"
     rows = {
+        **({"16 bits": scaled} if deep else {}),
         **({"few rows": rare} if rare else {}),
         "data": f"{data['name']}: {data['train_rows']} rows{left_out}; reported: {reported}",
         "model": results["model"]["name"],

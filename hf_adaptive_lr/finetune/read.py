@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-from collections.abc import Iterator
+import csv
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import FinetuneError, one_line, quiet_hub
+from .image_folder import check_all_read, split_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,11 +80,14 @@ class Source:
             elif path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
                 loaded = load_from_disk(str(path))
             elif path.is_dir() and task == "image":
-                loaded = load_dataset("imagefolder", data_dir=str(path))
+                loaded = load_dataset("imagefolder", data_dir=str(path), data_files=split_files(path))
+                check_all_read(path, loaded)
             elif path.is_dir():
                 loaded = self._table(str(path), _only_suffix(path), name=self.config)
             else:
                 loaded = load_dataset(self.data, self.config)
+        except FinetuneError:
+            raise
         except (OSError, ValueError, LookupError, DatasetsError) as error:
             # Around a reader's error `datasets` says no more than that there was one.
             cause = error.__cause__ or error if isinstance(error, DatasetsError) else error
@@ -94,6 +100,9 @@ class Source:
         from datasets.exceptions import DatasetsError
 
         options = self._options(suffix)
+        if suffix in _TABLES:
+            for path in [self.path] if self.path.is_file() else sorted(self.path.rglob(f"*{suffix}")):
+                _check_cells(path, options)
         try:
             return load_dataset(what, **how, **options)
         except DatasetsError:
@@ -109,8 +118,32 @@ class Source:
         if suffix not in _TABLES:
             return encoding if suffix in _JSON else {}
         delimiter = self.delimiter or ("tab" if suffix == ".tsv" else None)
-        between = {} if delimiter is None else {"sep": _character(delimiter)}
-        return {**_ONLY_BLANK, **between, **encoding}
+        between: dict[str, Any] = {} if delimiter is None else {"sep": _character(delimiter)}
+        if between.get("sep") == "\t":
+            between["quoting"] = csv.QUOTE_NONE  # in such files a quote is a quote: an odd one would swallow rows
+        # Without index_col the first cell of each row would be no cell where rows are longer than the header.
+        return {**_ONLY_BLANK, "index_col": False, **between, **encoding}
+
+
+def _check_cells(path: Path, options: Mapping[str, Any]) -> None:
+    """Raise FinetuneError where rows have more cells than the header: which is which, no one can tell."""
+    longest = csv.field_size_limit(sys.maxsize)
+    try:
+        with path.open(encoding=options.get("encoding", "utf-8"), newline="") as file:
+            rows = csv.reader(
+                file, delimiter=options.get("sep", ","), quoting=options.get("quoting", csv.QUOTE_MINIMAL)
+            )
+            width = len(next(rows, []))
+            counts = [any(row[width:]) for row in rows if row]
+    except (OSError, UnicodeError, csv.Error):
+        return  # pandas says it
+    finally:
+        csv.field_size_limit(longest)
+    if width and any(counts):
+        raise FinetuneError(
+            f"{path}: {sum(counts)} of {len(counts)} rows have more cells than the header, which has {width} (the first "
+            f"is row {counts.index(True) + 1}); put cells that hold the delimiter in quotes, or name all columns"
+        )
 
 
 def check_exists(what: str, source: str) -> None:

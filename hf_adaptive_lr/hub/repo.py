@@ -85,7 +85,9 @@ def load(
     only_hub = {key: options.get(key) for key in ("revision", "cache_dir", "force_download")}
     given = [f"{key}={value!r}" for key, value in only_hub.items() if value not in (None, False)]
     folder = _bundled(wanted)
-    if folder is not None or wanted in classes:
+    # Nothing of the name of somebody's own class comes with this library: a folder is what the class saved.
+    saved = folder is None and _is_own(classes.get(wanted)) and (Path(wanted) / CONFIG_NAME).is_file()
+    if (folder is not None or wanted in classes) and not saved:
         if (Path(wanted) / CONFIG_NAME).is_file():
             warnings.warn(
                 f"'{wanted}' is both a known controller and a folder here; the known one is used, write './{wanted}' "
@@ -129,6 +131,10 @@ def load(
         ) from error.__cause__
     origin = {"source": wanted, "folder": str(folder), "commit": commit, "revision": options.get("revision") or ""}
     return serialization.load(folder, classes, origin)
+
+
+def _is_own(cls: type[ControllerLike] | None) -> bool:
+    return cls is not None and cls.__module__.partition(".")[0] != __name__.partition(".")[0]
 
 
 def known_names(classes: Mapping[str, type[ControllerLike]]) -> list[str]:

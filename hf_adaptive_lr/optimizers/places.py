@@ -17,7 +17,7 @@ PARTS = ("embeddings", "body", "head", "lora_A", "lora_B")
 """Names of the parts. Adapters are parts of their own wherever they sit; in a model that is not transformers', perhaps
 with PEFT adapters, all but embeddings and adapters is body."""
 
-_EMBEDDING = re.compile(r"embed|(?:^|_)emb(?:_|$)|(?:^|_)(?:cls|class|mask|pos|distillation)_token$")
+_EMBEDDING = re.compile(r"(?<!un)embed|(?:^|_)emb(?:_|$)|(?:^|_)(?:cls|class|mask|pos|distillation)_token$")
 _OF_THE_OUTPUT = ("logit_scale", "logit_bias")
 _CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 _TOP, _BOTTOM, _UNKNOWN = "top", "bottom", "unknown"
@@ -28,6 +28,9 @@ _OUT_OF_ORDER: dict[tuple[str, str], str | int] = {
     ("DebertaEncoder", "LayerNorm"): _BOTTOM,  # of the relative positions
     ("DebertaV2Encoder", "LayerNorm"): _BOTTOM,
     ("DebertaV2Encoder", "conv"): 0,  # added to what the first layer answers
+    ("LayoutLMv3Encoder", "rel_pos_bias"): _BOTTOM,  # read by all layers, as are those below
+    ("LayoutLMv3Encoder", "rel_pos_x_bias"): _BOTTOM,
+    ("LayoutLMv3Encoder", "rel_pos_y_bias"): _BOTTOM,
 }
 _STABLE = "EncoderStableLayerNorm"  # of wav2vec2 and its kin: its norm is registered first and used last
 
@@ -171,7 +174,16 @@ class _Structure:
         at = self.order[name]
         if at < min(low for low, _ in spans):
             return _BOTTOM, height
-        return (_TOP if at > max(high for _, high in spans) else _UNKNOWN), height
+        if at < max(high for _, high in spans) or self._may_serve_all(parent, child, near):
+            return _UNKNOWN, height
+        return _TOP, height
+
+    def _may_serve_all(self, parent: str, child: str, near: list[_Stack]) -> bool:
+        """Whether a module after the layers, in the encoder that has them, may be used by each of them."""
+        if not parent or all(stack.parent != parent for stack in near):
+            return False
+        kind = type(self.modules.get(f"{parent}.{child}")).__name__.lower()
+        return "norm" not in kind and "pool" not in kind
 
     def _beside(self, name: str) -> tuple[str, list[_Stack]]:
         """The smallest module around a parameter that has layers, and its lists of them."""
