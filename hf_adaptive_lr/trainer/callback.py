@@ -110,7 +110,7 @@ class AdaptiveLRCallback(TrainerCallback):
         )
         self.scheduler.expect_evaluations()
         if state.is_world_process_zero:
-            trace = TraceWriter(Path(args.output_dir) / TRACE_NAME, self.controller, state.max_steps)
+            trace = TraceWriter(Path(args.output_dir or ".") / TRACE_NAME, self.controller, state.max_steps)
             self.scheduler.listeners.append(trace)
         self._state, self._native, self._over = state, native, False
         saved = getattr(native, STATE_ATTRIBUTE, None)
