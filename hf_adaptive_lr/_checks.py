@@ -32,7 +32,7 @@ def check_range(
     """
     owner = owner if isinstance(owner, str) else type(owner).__name__
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise TypeError(f"{owner}: {name} must be a {'whole ' if whole else ''}number, got {value!r}")
+        raise TypeError(f"{owner}: {name} must be a {'whole ' if whole else ''}number, got {value!r}; {hint}")
     if not low <= value <= high:
         raise ValueError(f"{owner}: {name}={value} is outside [{low}, {high}]; {hint}")
 

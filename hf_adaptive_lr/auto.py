@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Unpack
@@ -75,7 +76,7 @@ class AutoController:
             >>> AutoController.from_pretrained("cosine").controller_type
             'cosine'
         """
-        repo.check_options(options)
+        repo.check_options(options, _where_settings_go(pretrained_model_name_or_path, options))
         if not isinstance(pretrained_model_name_or_path, str | os.PathLike):
             raise TypeError(
                 "from_pretrained takes a name, a folder, FILE.py:CLASS or a repository, got "
@@ -134,6 +135,16 @@ _REGISTERED: dict[str, type[Controller]] = {}
 def known_classes() -> dict[str, type[Controller]]:
     """The classes of this library and those that were registered, by their `controller_type`."""
     return {**CONTROLLERS, **_REGISTERED}
+
+
+def _where_settings_go(name: object, options: Iterable[str]) -> str:
+    """The end of an error about options among which are settings of the controller that has this name, if any."""
+    cls = known_classes().get(name) if isinstance(name, str) else None
+    mine = [] if cls is None else [field.name for field in dataclasses.fields(cls) if field.name in set(options)]
+    if cls is None or not mine:
+        return ""
+    made = f"from_pretrained({name!r}).replace" if cls.learned else cls.__name__
+    return f"; settings go to {made}({mine[0]}=...)"
 
 
 def known_names() -> list[str]:

@@ -116,8 +116,9 @@ def test_several_evaluation_sets_fail_fast(tmp_path) -> None:
         eval_dataset={"a": OWN, "b": OWN},
         callbacks=[AdaptiveLRCallback(_plateau())],
     )
-    with pytest.raises(ValueError, match=r"needs eval_loss, and the evaluation gave \['.*eval_a_loss"):
+    with pytest.raises(ValueError, match=r"needs eval_loss, and there are several evaluation sets \(a, b\)"):
         trainer.train()
+    assert trainer.state.global_step == 0
 
 
 class _Looks(TrainerCallback):
@@ -129,6 +130,7 @@ class _Looks(TrainerCallback):
         if state.global_step % 2:
             self.trainer.predict(OWN)
             self.trainer.evaluate(OWN, metric_key_prefix="test")
+            self.trainer.evaluate(Tokens(12, seed=3))
 
 
 def test_other_evaluations_than_trainers_own_are_nobodys_business(tmp_path) -> None:
@@ -144,9 +146,49 @@ def test_other_evaluations_than_trainers_own_are_nobodys_business(tmp_path) -> N
     trainer.train()
     assert callback.scheduler is not None
     assert [math.isfinite(loss) for loss in _seen(callback.scheduler)] == [step in (2, 4) for step in range(6)]
+    own = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log and log["step"] % 2 == 0]
+    assert _seen(callback.scheduler)[2::2] == own[:2]
     trainer.evaluate(OWN, metric_key_prefix="test")
     trainer.evaluate({"a": OWN})  # the training is over
     trainer.evaluate(Dataset.from_dict({"input_ids": OWN[:]["input_ids"].tolist()}))
+
+
+class _Again(TrainerCallback):
+    """Evaluates at once, on other data after an evaluation of Trainer's, on Trainer's own after updates 1 and 5."""
+
+    trainer: Trainer
+    nested = False
+
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
+        if not self.nested:
+            self.nested = True
+            self.trainer.evaluate(Tokens(12, seed=3))
+            self.nested = False
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step in (1, 5):
+            self.nested = True
+            self.trainer.evaluate()
+            self.nested = False
+
+
+def test_trainers_own_data_counts_whoever_evaluates_it_and_other_data_does_not(tmp_path) -> None:
+    again, callback = _Again(), AdaptiveLRCallback(_plateau())
+    trainer = Trainer(
+        model=bert(dropout=0.0),
+        args=integrations.arguments(tmp_path, eval_strategy="steps", eval_steps=2),
+        train_dataset=Tokens(),
+        eval_dataset=OWN,
+        callbacks=[again, callback],
+    )
+    again.trainer = trainer
+    trainer.train()
+    assert callback.scheduler is not None
+    logged = [(log["step"], log["eval_loss"]) for log in trainer.state.log_history if "eval_loss" in log]
+    own = {step: loss for step, loss in logged[:-2] if step in (1, 5)}
+    own |= {2: logged[1][1], 4: logged[3][1]}  # the first at its step, the second is of the other data
+    seen = {step: loss for step, loss in enumerate(_seen(callback.scheduler)) if math.isfinite(loss)}
+    assert seen == own
 
 
 def test_a_passed_scheduler_fails_after_the_second_evaluation_that_nobody_reports(tmp_path) -> None:

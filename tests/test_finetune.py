@@ -359,11 +359,14 @@ def test_a_resumed_run_must_have_the_same_settings(text_job) -> None:
 
 
 def test_a_run_without_a_whole_checkpoint_begins_again_to_the_same_results(text_job, caplog) -> None:
-    """Killed during its first checkpoint, or the only checkpoint was damaged since."""
+    """Killed during its first checkpoint."""
     job = replace(text_job, max_steps=4, save_steps=2)
     first = run(job)
     (job.folder / "results.json").unlink()
-    (newest_whole(job.folder) / "optimizer.pt").unlink()
+    half = newest_whole(job.folder)
+    (half / "optimizer.pt").unlink()
+    with (half / "trainer_state.json").open("r+") as file:
+        file.truncate(40)
     (job.folder / ".model.123.tmp").mkdir()
     (job.folder / ".results.json.123.tmp").touch()
     caplog.clear()
@@ -371,9 +374,19 @@ def test_a_run_without_a_whole_checkpoint_begins_again_to_the_same_results(text_
     assert {**again, "wall_seconds": 0} == {**first, "wall_seconds": 0}
     assert "has no whole checkpoint yet (checkpoint-4: it has no optimizer.pt" in caplog.text
     assert not drafts(job.folder)
-    (newest_whole(job.folder) / "optimizer.pt").unlink()  # of a finished run
-    with pytest.raises(FinetuneError, match="no whole checkpoint to resume from .checkpoint-4: .*pass --overwrite"):
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_checkpoint_that_was_damaged_later_is_not_thrown_away_unasked(text_job, finished) -> None:
+    job = replace(text_job, max_steps=4, save_steps=2)
+    run(job)
+    if not finished:
+        (job.folder / "results.json").unlink()
+    (newest_whole(job.folder) / "optimizer.pt").unlink()
+    before = sorted(job.folder.rglob("*"))
+    with pytest.raises(FinetuneError, match="no whole checkpoint to resume from .checkpoint-4: .*with --overwrite"):
         run(replace(job, resume=True))
+    assert sorted(job.folder.rglob("*")) == before
 
 
 def test_a_folder_that_a_killed_run_left_takes_a_new_run(text_job) -> None:

@@ -131,3 +131,40 @@ def test_adam_on_float16_weights_is_named(fused) -> None:
         ControlledLR(optimizer, universal, model=model, total_steps=10)
     for usable in (torch.optim.AdamW(model.parameters(), eps=1e-4), torch.optim.SGD(model.parameters(), lr=0.1)):
         ControlledLR(usable, universal, model=model, total_steps=10)
+
+
+def _pair(model, first, second):
+    ((model(**first).loss + model(**second).loss) / 2).backward()
+
+
+def _summed(model, first, second):
+    total = 0.0
+    for part in (first, second):
+        total = total + model(**part).loss / 2  # only the graph keeps the first loss
+    total.backward()
+
+
+def _unused(model, first, second):
+    looked_at = model(**second)  # a pass that is not trained, as of a batch whose loss is not finite
+    assert looked_at.loss.requires_grad
+    _pair(model, first, second)
+
+
+@pytest.mark.parametrize("backward", [_pair, _summed, _unused])
+@pytest.mark.parametrize("to_none", [True, False])
+def test_several_passes_before_one_backward_count_like_accumulated_ones(backward, to_none) -> None:
+    model = bert(dropout=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    scheduler = ControlledLR(optimizer, Watcher(fields=("gain_ratio", "loss")), model=model, total_steps=12)
+    for number in range(12):
+        rows = Tokens()[number * 4 : number * 4 + 4]
+        first, second = ({name: value[part] for name, value in rows.items()} for part in (slice(2), slice(2, 4)))
+        with torch.no_grad():
+            expected = (model(**first).loss + model(**second).loss) / 2
+        backward(model, first, second)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=to_none)
+        assert scheduler.trace[-1].observation["loss"] == pytest.approx(float(expected), rel=1e-5)
+    ratios = [decision.observation["gain_ratio"] for decision in scheduler.trace]
+    # Of plain SGD at a small step it is 1, but for the curvature, which is a few percent here.
+    assert ratios == pytest.approx([1.0] * 12, abs=0.05)

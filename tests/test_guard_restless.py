@@ -169,6 +169,7 @@ def test_the_same_trouble_again_at_the_same_snapshot(factor, length, expected) -
     events = [event for event in guard.events if event["action"] in ("rollback", "accept")]
     assert [(event["action"], event["update"]) for event in events] == expected
     assert events[0]["restored_update"] == 30
+    assert expected[-1][0] != "accept" or events[-1]["factor"] == 1.0  # the cut is taken back: it was not the rate
 
 
 def test_a_loss_that_explodes_still_ends_the_run() -> None:
@@ -318,3 +319,33 @@ def test_each_kind_of_event_has_a_sentence_of_its_own(tmp_path: Path, caplog) ->
     assert acts == ["rollback", "recover"] and len(said) == 2
     assert "back to update" in said[0] and "the cut of the learning rate is taken back" in said[1]
     assert not any("nothing to go back to" in text for text in said)
+
+
+def _with_a_growing_rate(seed: int) -> tuple[float, list[str]]:
+    """Accuracy and the guard's actions of a small net whose SGD rate grows 64 times over updates 200 to 400."""
+    torch.manual_seed(seed)
+    centres, labels = torch.randn(10, 64), torch.randint(10, (2000,))
+    inputs = centres[labels] + 1.5 * torch.randn(2000, 64)
+    sizes = ((64, 64), (64, 64), (64, 10))
+    layers = [layer for a, b in sizes for layer in (torch.nn.Linear(a, b), torch.nn.ReLU())]
+    model = torch.nn.Sequential(*layers[:-1])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = DivergenceGuard(model, optimizer)
+    for t in range(500):
+        if 200 <= t < 400:
+            optimizer.param_groups[0]["lr"] *= 64.0 ** (1 / 200)
+        rows = torch.randint(2000, (32,))
+        loss = torch.nn.functional.cross_entropy(model(inputs[rows]), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        if guard.before_step(loss) == "apply":
+            optimizer.step()
+            guard.after_step()
+    accuracy = (model(inputs).argmax(1) == labels).double().mean().item()
+    return accuracy, [event["action"] for event in guard.events]
+
+
+def test_a_rate_that_grows_too_large_is_not_taken_for_the_data() -> None:
+    runs = [_with_a_growing_rate(seed) for seed in range(4)]
+    assert all("rollback" in actions and "accept" not in actions for _, actions in runs)
+    assert sorted(accuracy for accuracy, _ in runs)[1] > 0.9  # one of four may have been cut too late

@@ -533,3 +533,15 @@ def test_the_licence_is_the_owners(hub, hub_token) -> None:
 def test_an_option_with_a_typo_is_named_beside_the_known_ones(name) -> None:
     with pytest.raises(TypeError, match="'revison' is no option for reading from the Hub; there are: revision, token"):
         AutoController.from_pretrained(name, revison="main")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "said"),
+    [
+        ("plateau", {"metric": "eval_loss"}, r"settings go to Plateau\(metric=...\)$"),
+        ("universal", {"rho": 0.01}, r"settings go to from_pretrained\('universal'\).replace\(rho=...\)$"),
+    ],
+)
+def test_a_setting_among_the_options_is_told_where_it_goes(name, setting, said) -> None:
+    with pytest.raises(TypeError, match=f"'{next(iter(setting))}' is no option.*; {said}"):
+        AutoController.from_pretrained(name, **setting)

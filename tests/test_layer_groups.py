@@ -110,6 +110,8 @@ def test_layerwise_decay_is_the_formula() -> None:
         ({"head": float("nan")}, None, "factor nan of 'head'"),
         ({"head": "10"}, None, "factor '10' of 'head'"),
         ({}, 0.0, r"layer_decay=0.0 is outside \(0, 1\]"),
+        ({}, True, r"layer_decay=True is outside \(0, 1\]"),
+        ({}, "3", r"layer_decay='3' is outside \(0, 1\]"),
         ({}, 1.5, r"layer_decay=1.5 is outside \(0, 1\]"),
     ],
 )

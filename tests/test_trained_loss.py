@@ -13,7 +13,7 @@ from transformers import Trainer
 from hf_adaptive_lr import AdaptiveLRCallback, AdaptiveLRTrainer, ControlledLR, Linear
 from hf_adaptive_lr.sensors.trained_loss import _root_of_backward
 from tests import integrations
-from tests.controllers_for_tests import LossOnly
+from tests.controllers_for_tests import Everything, LossOnly
 from tests.own_losses import UNHEARD, Loss, loop, weighted
 from tests.tiny import Tokens, bert
 
@@ -242,3 +242,30 @@ def test_the_root_is_found_from_a_thread_of_the_autograd_engine() -> None:
     root, value = found[0]
     assert root is loss and float(value) == 6.0
     assert _root_of_backward() == (None, None)
+
+
+class _Mean(torch.nn.Module):
+    """Returns a loss of shape (1,), as parts that gather the losses of several devices do."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight, self.shape = torch.nn.Parameter(torch.tensor([1.0, -2.0])), shape
+
+    def forward(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (rows @ self.weight - 1).square().mean().reshape(self.shape)}
+
+
+def test_a_loss_of_shape_1_is_heard_like_a_0d_one() -> None:
+    seen = []
+    for shape in ((), (1,)):
+        model = _Mean(shape)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scheduler = ControlledLR(optimizer, Everything(), model=model, total_steps=4)
+        for number in range(4):
+            model(torch.eye(2) + number).pop("loss").backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        seen.append([decision.observation for decision in scheduler.trace])
+    assert seen[0] == [pytest.approx(one, nan_ok=True) for one in seen[1]]
+    assert len({one["loss"] for one in seen[1]}) == 4

@@ -54,8 +54,22 @@ def test_settings_come_from_the_command_line_and_from_yaml(tmp_path) -> None:
     ("settings", "message"),
     [
         ({"controller_kwargs": "{"}, "not valid JSON"),
-        ({"controller_split": 0.9}, r"controller_split=0.9 is outside \(0, 0.5\]"),
+        ({"controller_split": 0.9}, r"controller_split=0.9 is outside \[1e-09, 0.5\]"),
+        ({"controller_split": float("nan")}, "controller_split=nan is outside"),
+        ({"controller_split": None}, "controller_split must be a number, got None; 0.1 holds out"),
+        ({"controller_split": "3"}, "controller_split must be a number, got '3'"),
+        ({"controller_split": [1]}, r"controller_split must be a number, got \[1\]"),
         ({"controller_eval_steps": 0}, "controller_eval_steps=0"),
+        ({"controller_eval_steps": "3"}, "controller_eval_steps must be a whole number, got '3'; pass"),
+        ({"controller_eval_steps": True}, "controller_eval_steps must be a whole number, got True"),
+        ({"controller_eval_steps": 1e300}, r"controller_eval_steps must be a whole number, got 1e\+300"),
+        ({"controller_eval_steps": float("nan")}, "controller_eval_steps must be a whole number, got nan"),
+        ({"controller_min_lr": None}, "controller_min_lr must be a number, got None; leave it out"),
+        ({"controller_max_lr": None}, "controller_max_lr must be a number, got None; leave it out"),
+        ({"controller_max_lr": float("nan")}, "controller_max_lr=nan is outside"),
+        ({"anytime": "false"}, "anytime must be True or False, got 'false'"),
+        ({"divergence_guard": "false"}, "divergence_guard must be True or False, got 'false'"),
+        ({"dsa": 1}, "dsa must be True or False, got 1"),
         ({"controller": "nonsense"}, "no controller 'nonsense'"),
         ({"controller_kwargs": {"rh": 0.1}}, "unknown key 'rh'; known keys: rho"),
         ({"controller_kwargs": {"rho": "x"}}, "key 'rho' must be float"),
@@ -69,7 +83,7 @@ def test_settings_come_from_the_command_line_and_from_yaml(tmp_path) -> None:
     ],
 )
 def test_bad_settings_fail_by_name(settings, message, tmp_path) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, **settings)
         AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens()).train()
     assert not (tmp_path / "lr_trace.jsonl").exists()
@@ -182,7 +196,7 @@ def _evaluating(folder, train, **kwargs) -> AdaptiveLRTrainer:
     return trainer
 
 
-def test_a_tenth_of_the_training_set_is_held_out_and_never_trained_on(tmp_path) -> None:
+def test_a_tenth_of_the_training_set_is_held_out_and_never_trained_on(tmp_path, caplog) -> None:
     data, reported = _Counting(40), _Counting(8, seed=1)
     trainer = _evaluating(tmp_path, data, eval_dataset=reported)
     held, left = set(trainer.controller_dataset.indices), set(trainer.train_dataset.indices)
@@ -191,6 +205,8 @@ def test_a_tenth_of_the_training_set_is_held_out_and_never_trained_on(tmp_path) 
     assert not held & left
     assert data.read == set(range(40))
     assert reported.read == set()
+    (line,) = [record.getMessage() for record in caplog.records if "held out" in record.msg]
+    assert "4 of the training set's 40 examples" in line and "controller_dataset=" in line
     assert "split of the training set" in trainer.controller_data
     fresh = [d.step for d in trainer.lr_scheduler.trace if d.observation["eval_loss"] == d.observation["eval_loss"]]
     assert fresh == [0, 3, 6, 9]
@@ -198,12 +214,12 @@ def test_a_tenth_of_the_training_set_is_held_out_and_never_trained_on(tmp_path) 
     assert again.controller_dataset.indices == trainer.controller_dataset.indices
 
 
-def test_data_of_the_callers_own(tmp_path) -> None:
-    data, own = _Counting(40), _Counting(6, seed=2)
+def test_data_of_the_callers_own(tmp_path, caplog) -> None:
+    data, own, said = _Counting(40), _Counting(6, seed=2), lambda: [r for r in caplog.records if "held out" in r.msg]
     trainer = _evaluating(tmp_path, data, controller_dataset=own)
     assert own.read == set(range(6))
     assert trainer.controller_data == "controller_dataset"
-    assert len(trainer.train_dataset) == 40
+    assert len(trainer.train_dataset) == 40 and not said()
     expected = bert()
     expected.eval()
     batch = {"input_ids": own.ids, "labels": own.labels}

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..artifacts import CURVES_NAME, MODEL_NAME, RESULTS_NAME, SETTINGS_NAME, replace_file
+from ..artifacts import CURVES_NAME, MODEL_NAME, RESULTS_NAME, SETTINGS_NAME, STATE_NAME, replace_file
 from ..trainer.checkpoints import Expected, fault, newest_whole, numbered
 from .errors import FinetuneError
 from .options import NOT_COMPARED, FinetuneConfig, load_config
@@ -56,10 +56,20 @@ def _check_resumed(config: FinetuneConfig) -> None:
                 continue  # a run may grow
             same = "as many or more" if name == "max_steps" else "the same"
             raise FinetuneError(f"the run in '{folder}' has {name}={saved[name]}, not {value}; resume it with {same}")
-    if (folder / RESULTS_NAME).exists() and newest_whole(
-        folder, _expected()
-    ) is None:  # not a run that was killed early
-        raise FinetuneError(f"'{folder}' has no whole checkpoint to resume from{_faults(folder)}; pass --overwrite")
+    # A run that was killed early has neither; one whose checkpoint was damaged later is not thrown away unasked.
+    got_far = (folder / RESULTS_NAME).exists() or any(_was_whole(path) for _, path in numbered(folder))
+    if got_far and newest_whole(folder, _expected()) is None:
+        raise FinetuneError(
+            f"'{folder}' has no whole checkpoint to resume from{_faults(folder)}; restore it, or begin again with "
+            "--overwrite"
+        )
+
+
+def _was_whole(checkpoint: Path) -> bool:
+    try:
+        return bool(json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8")))  # written last
+    except (OSError, ValueError):
+        return False
 
 
 def checkpoint_to_resume(config: FinetuneConfig) -> Path | None:

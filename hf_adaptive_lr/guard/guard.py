@@ -245,8 +245,9 @@ class DivergenceGuard(GuardState):
         last = self.rollbacks >= self.max_rollbacks
         shifts = reason == "loss_shift" and not self.detector.exploded(seen["loss"])
         target = self._history.target(self.detector.unseen + 1)
-        if (last and shifts) or self._trouble.comes_again(seen, target, self.detector.thresholds.shift_rise):
-            return self._accept(seen)
+        again = shifts and self._trouble.comes_again(seen, target, self.detector.thresholds.shift_rise)
+        if again or (last and shifts):
+            return self._accept(seen, undo_cut=again)
         return self._stop(seen) if last else self._roll_back(seen)
 
     # --- acting -------------------------------------------------------------------------------------------------
@@ -290,16 +291,17 @@ class DivergenceGuard(GuardState):
         if self._lr.cut_hold:
             self._lr.cut_hold -= 1
             if not self._lr.cut_hold:
-                before, ratio = self._lr.now(), self._lr.last_cut
-                self._lr.undo_cut()
-                self._report("recover", seen, lr_before=before, lr_after=self._lr.after(before / ratio))
+                before = self._lr.now()
+                self._report("recover", seen, lr_before=before, lr_after=self._lr.after(before / self._lr.undo_cut()))
 
-    def _accept(self, seen: Event) -> Action:
+    def _accept(self, seen: Event, *, undo_cut: bool = False) -> Action:
         """Good weights have kept meeting losses like this one: the data has changed for good."""
+        before = self._lr.now()
+        ratio = self._lr.undo_cut() if undo_cut else 1.0  # the learning rate had no part in it
         self.detector.blame_data(seen["loss"], seen["grad_norm"])
         self.detector.accept()
         self._trouble.accept()
-        self._report("accept", seen)
+        self._report("accept", seen, lr_before=before, lr_after=self._lr.after(before / ratio))
         return "apply"
 
     def _stop(self, seen: Event) -> Action:

@@ -90,12 +90,14 @@ class LRScaling:
         self.last_cut, self.cut_hold = ratio, max(_CUT_HOLD, (lost or 0) + 4) if back else 0
         self.scale(self.factor / then)
 
-    def undo_cut(self) -> None:
-        """Take the last cut back."""
-        if self.last_cut != 1.0:
-            self.factor = min(1.0, self.factor / self.last_cut)  # never a rounding above 1
-            self.scale(1.0 / self.last_cut)
+    def undo_cut(self) -> float:
+        """Take the last cut back; its factor."""
+        ratio = self.last_cut
+        if ratio != 1.0:
+            self.factor = min(1.0, self.factor / ratio)  # never a rounding above 1
+            self.scale(1.0 / ratio)
         self.last_cut, self.cut_hold = 1.0, 0
+        return ratio
 
     def scale(self, ratio: float) -> None:
         """Bring all rates to the factor in force: by `ratio`, or by the factor itself in a scheduler that scales."""

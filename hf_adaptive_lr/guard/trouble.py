@@ -65,9 +65,11 @@ class TroubleCount:
             return False
         reason, update, loss, there = self.last_back
         same = reason == "loss_shift" and target is not None and target <= there
-        # A rate that is too large drives the loss higher than this; a season or another source brings it again.
-        soon = seen["update"] - update <= _SOON and seen["loss"] <= rise * loss
-        return bool(same or soon)
+        soon = seen["update"] - update <= _SOON
+        # A season or another source brings the same loss again; a rate that is too large drives it to any height, less
+        # high once it has been cut.
+        alike = loss <= rise**2 * seen["loss"] and seen["loss"] <= rise * loss
+        return bool((same or soon) and alike)
 
     def count_rollback(self, seen: Mapping[str, Any]) -> None:
         """Count a rollback, which failed until a healthy update follows."""

@@ -63,12 +63,12 @@ class HubOptions(TypedDict, total=False):
     """Use only what is in the cache, as with HF_HUB_OFFLINE=1."""
 
 
-def check_options(options: HubOptions) -> None:
-    """TypeError for an option that there is not."""
+def check_options(options: HubOptions, way_out: str = "") -> None:
+    """TypeError, with `way_out` at its end, for an option that there is not."""
     unknown = options.keys() - HubOptions.__annotations__.keys()
     if unknown:
         known = ", ".join(HubOptions.__annotations__)
-        raise TypeError(f"'{min(unknown)}' is no option for reading from the Hub; there are: {known}")
+        raise TypeError(f"'{min(unknown)}' is no option for reading from the Hub; there are: {known}{way_out}")
 
 
 # --- names ------------------------------------------------------------------------------------------------------

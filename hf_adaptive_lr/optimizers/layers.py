@@ -114,5 +114,7 @@ def check_factors(factors: Mapping[str, float], layer_decay: float | None) -> No
             raise ValueError(f"'{part}' is no part of a model; parts are: {', '.join(PARTS)}")
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not low <= factor <= high:
             raise ValueError(f"factor {factor!r} of '{part}' is outside [{low:g}, {high:g}]; 1 leaves it as it is")
-    if layer_decay is not None and not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay={layer_decay} is outside (0, 1]; 0.9 is usual, 1 leaves all layers alike")
+    if layer_decay is None:
+        return
+    if isinstance(layer_decay, bool) or not isinstance(layer_decay, int | float) or not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay={layer_decay!r} is outside (0, 1]; 0.9 is usual, 1 leaves all layers alike")

@@ -70,7 +70,7 @@ class SchedulerConfig:
         for low_name, high_name in (("min_factor", "max_factor"), ("min_lr", "max_lr")):
             low, high = getattr(self, low_name), getattr(self, high_name)
             for name, value in ((low_name, low), (high_name, high)):
-                if value is not None:
+                if value is not None or name.endswith("lr"):  # a factor may be unbounded
                     check_range(self, name, value, 0.0, math.inf, hint="pass a number of at least 0")
             if low is not None and high is not None and low > high:
                 raise ValueError(f"{low_name}={low} is above {high_name}={high}; swap them")

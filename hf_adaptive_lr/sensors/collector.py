@@ -115,11 +115,11 @@ class SignalCollector:
     # --- reports of a micro-batch -------------------------------------------------------------------------------
 
     def before_forward(self, replay: Callable[[], Tensor] | None) -> None:
-        """A micro-batch begins. Where all gradients are None the update before was skipped: its losses are dropped."""
+        """A micro-batch begins. Where all gradients are None and none is to come, the update before was skipped."""
         if self.in_step:
             return
         idle = all(p.grad is None for group in self.optimizer.param_groups for p in group["params"])
-        if self._pending.abandoned(before_forward=True) or idle:
+        if self._pending.abandoned(before_forward=True) or (idle and not self.losses.waiting):
             self.drop()
         plan = self._plan()
         outcome = plan.outcome and bool(self.needs & {"loss_before", "loss_after"})
@@ -165,8 +165,8 @@ class SignalCollector:
         """See [`ControlledLR.observe`]."""
         if logits is not None and self.needs & LOGIT_FIELDS:
             self._inside.logits = logits
-        checked = {"loss": loss, "grad_norm": grad_norm, "eval_loss": eval_loss}
-        tensors = {name: self._scalar(name, value) for name, value in checked.items() if value is not None}
+        given = {"loss": loss, "grad_norm": grad_norm, "eval_loss": eval_loss}.items()
+        tensors = {name: self._scalar(name, value) for name, value in given if value is not None}
         if "loss" in tensors:
             if self._pending.abandoned(before_forward=False):
                 self.drop()
@@ -219,11 +219,12 @@ class SignalCollector:
 
         Looks at the first update of this process, whether or not a decision is due, and at every decision.
         """
+        self._passes.forget(self.losses.forget_untrained())
         due = self._plan().decides
-        if self._passed and not due:
-            return
         if due:
             self._evaluation.check()
+        elif self._passed:
+            return
         if not self._passed:
             gradient_fields = {n for n in self.needs if n in OPTIONAL_FIELDS and OPTIONAL_FIELDS[n].reads_gradients}
             if self._norm.observed is not None:
@@ -320,7 +321,7 @@ class SignalCollector:
             values["loss_after"] = self._passes.loss_again()
         names = sorted(values)
         numbers = self._exchange([values[name] for name in names], [update])
-        tensors = [torch.tensor(number, dtype=torch.float64) for number in numbers]
+        tensors = (torch.tensor(number, dtype=torch.float64) for number in numbers)
         return Outcome(step=update, **dict(zip(names, tensors, strict=True)))
 
     def finish(self) -> None:

@@ -24,7 +24,7 @@ class ForwardListener(Protocol):
         """A training micro-batch is about to be computed; `replay` computes its loss again."""
 
     def pass_ended(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
-        """The model returned this output for the micro-batch, and in it this loss, if any."""
+        """The model returned this output for the micro-batch, and in it this loss, of shape () or (1,), if any."""
 
     def evaluated(self) -> None:
         """The model returned a loss in evaluation mode."""
@@ -91,23 +91,25 @@ def _loss_field(output: Any) -> Any:
 
 def _find_loss(output: Any) -> Tensor | None:
     loss = _loss_field(output)
+    shapes: tuple[tuple[int, ...], ...] = ((), (1,))
     if loss is None and isinstance(output, tuple) and output:
-        loss = output[0]
-    return loss if isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad else None
+        loss, shapes = output[0], ((),)  # one of shape (1,) may be a prediction
+    return loss if isinstance(loss, Tensor) and tuple(loss.shape) in shapes and loss.requires_grad else None
 
 
 def _loss_of(output: Any) -> Tensor:
     loss = _loss_field(output)
     chosen: Tensor = loss if loss is not None else output[0]
-    return chosen
+    return chosen.reshape(())
 
 
 def after_backward(tensors: Iterable[Tensor], call: Callable[[Tensor | None], None]) -> None:
     """Call a function when a backward pass through any of the tensors is over: `param.grad` is there, unclipped.
 
     `tensors` have a graph, for instance all that a model returned, as a trainer may compute its own loss from any of
-    them. `call` is called once for each pass, with the gradient that reached the first tensor if that is 0-d (of a
-    loss it is 1, or 1 / n under accumulation of n micro-batches, times a gradient scaler's factor), else None.
+    them. `call` is called once for each pass, with the 0-d gradient that reached the first tensor, if that has shape
+    () or (1,) (of a loss it is 1, or 1 / n under accumulation of n micro-batches, times a gradient scaler's factor),
+    else None.
     """
     reached: list[Tensor | None] = []
 
@@ -118,7 +120,7 @@ def after_backward(tensors: Iterable[Tensor], call: Callable[[Tensor | None], No
             engine = Variable._execution_engine
             # Twice, as the exchange of DistributedDataParallel ends in such a call too, queued later than ours.
             engine.queue_callback(lambda: engine.queue_callback(over))
-        reached.append(gradient.detach() if gradient.ndim == 0 else None)
+        reached.append(gradient.detach().reshape(()) if gradient.shape in ((), (1,)) else None)
 
     def over() -> None:
         root = reached[0]

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class _Graph:
+    """Lives as long as the graph of a loss, as a hook in it holds it."""
+
+
+class _Heard:
+    """Whether a backward pass has reached a loss that the forward hook found, or still can."""
+
+    def __init__(self, loss: Tensor) -> None:
+        graph = _Graph()
+        self.reached, self._graph = False, weakref.ref(graph)
+        loss.register_hook(partial(self._reach, graph))  # type: ignore[no-untyped-call]
+
+    def _reach(self, graph: _Graph, gradient: Tensor | None) -> None:
+        self.reached |= gradient is not None
+
+    @property
+    def waiting(self) -> bool:
+        return not self.reached and self._graph() is not None
 
 
 class LossWindow:
@@ -31,6 +53,7 @@ class LossWindow:
         """Detached 0-d tensors on the model's device, one of every micro-batch, in order."""
         self.shares = False
         """Whether each is a share of the update's loss, as Trainer passed `num_items_in_batch`, and not a mean."""
+        self._heard: list[_Heard | None] = []  # of each loss, None where a caller reported it
         self._from_hook: tuple[Tensor, int] | None = None  # the last one in the output, and its version
 
     def __len__(self) -> int:
@@ -43,8 +66,9 @@ class LossWindow:
         """Called by the forward hook after a pass, with the loss that it found in the output, if any."""
         if loss is not None:
             self.shares |= kwargs.get("num_items_in_batch") is not None
-            self.losses.append(loss.detach().clone())  # a view would change with `loss /= n`
+            self.losses.append(loss.detach().reshape(()).clone())  # a view would change with `loss /= n`
             self._from_hook = loss.detach(), loss._version
+            self._heard.append(_Heard(loss))
 
     def evaluated(self) -> None:
         """Called by the forward hook after a pass in evaluation mode; nothing is kept of it."""
@@ -69,10 +93,27 @@ class LossWindow:
         replaced = self._from_hook is not None
         if replaced:
             self.losses.pop()
+            self._heard.pop()
             self.shares = False
         self.losses.append(loss.detach().clone())
+        self._heard.append(None)
         self._from_hook = None
         return replaced
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a loss waits for its backward pass, as the first of several that are added up before one."""
+        return any(heard is not None and heard.waiting for heard in self._heard)
+
+    def forget_untrained(self) -> list[int]:
+        """Drop losses that no backward pass reached, where one reached others; their places, counted from the end."""
+        if not any(heard is not None and heard.reached for heard in self._heard):
+            return []
+        kept = [heard is None or heard.reached for heard in self._heard]
+        places = [number - len(kept) for number, keep in enumerate(kept) if not keep]
+        self.losses = [loss for loss, keep in zip(self.losses, kept, strict=True) if keep]
+        self._heard = [heard for heard, keep in zip(self._heard, kept, strict=True) if keep]
+        return places
 
     def mean(self) -> Tensor:
         """Mean loss of the update on this rank, with equal weights; 0-d float64, no host sync. ValueError if empty."""

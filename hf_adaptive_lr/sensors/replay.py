@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,6 +139,11 @@ class RecordedPasses:
         self._repeatable = replay is not None
         if self._passes:
             self._passes[-1] = (replay, self._passes[-1][1])
+
+    def forget(self, places: Iterable[int]) -> None:
+        """Drop the passes at these places, counted from the end, as they turned out to be no micro-batches."""
+        gone = {len(self._passes) + place for place in places}
+        self._passes = [one for number, one in enumerate(self._passes) if number not in gone]
 
     def loss_again(self, micro_batch: int = -1) -> Tensor:
         """Loss of a micro-batch at the weights as they are now; 0-d, no host sync. RuntimeError if not recorded."""

@@ -37,9 +37,12 @@ def check_measurable(
     """ValueError for a needed signal that was not delivered for this update: why, and the integration that can."""
     if needs & (REPLAYED | {"loss"}) and not losses:
         raise ValueError(
-            "the controller needs the loss of the update and none was observed: the model returns none (label "
-            "smoothing, compute_loss_func, a plain module) or nobody calls observe(loss=...). Use "
-            "AdaptiveLRTrainer, or call observe"
+            "the controller needs the loss of the update and none was observed: the model returns none, as where a "
+            "compute_loss of your own takes the labels out of the inputs (class weights), under label smoothing or "
+            "compute_loss_func, or in a plain module; or the loss is computed inside optimizer.step(closure), after "
+            "the decision. Use AdaptiveLRTrainer(controller=...) in place of a callback or scheduler, or report it "
+            "ahead of backward(): scheduler.observe(loss=loss), or in compute_loss "
+            "callback.scheduler.observe(loss=loss)"
         )
     hidden = norm.hidden_by_clipping(needs)
     if hidden:

@@ -61,11 +61,11 @@ class TrainedLoss:
         self._believed = False
 
     def listen(self, loss: Tensor, others: Iterable[Tensor] = ()) -> None:
-        """Follow this loss, 0-d with a graph, and what else with a graph the model returned, such as logits.
+        """Follow this loss, of shape () or (1,), and what else with a graph the model returned, such as logits.
 
         A trainer may compute the same loss once more from the others: then the root of its pass has the same value.
         """
-        found = _Found(loss.detach().clone())  # `loss /= n` would change what a detached view shows
+        found = _Found(loss.detach().reshape(()).clone())  # `loss /= n` would change what a detached view shows
         self._found.append(found)
         self._eps = max(self._eps, torch.finfo(loss.dtype).eps)
         loss.register_hook(partial(self._reached, found))  # type: ignore[no-untyped-call]
@@ -82,7 +82,7 @@ class TrainedLoss:
         if gradient is None:  # an output of a compiled graph that nobody uses
             return
         found.reached = True
-        factor = gradient.detach().float()
+        factor = gradient.detach().float().reshape(())
         heard = factor * found.loss.float()
         one = self._pass() or _Pass(None, None)
         if one.root is None:
@@ -128,8 +128,9 @@ class TrainedLoss:
             return _from_shared_factor(self._passes, counts)
 
         parts = []
+        heard = any(found.reached for found in self._found)
         for found in self._found:
-            if not found.reached:
+            if not found.reached and not (heard and found.touched is None):  # else it was computed and not trained
                 value = None if found.touched is None else found.touched.trained
                 one = found.loss.isfinite().float()
                 parts.append(one if value is None else from_expected(value, found.loss.float()))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from .._checks import did_you_mean
+from .._checks import check_range, did_you_mean
 from ..auto import AutoController
 from ..controller import Controller
 from ..hub.config import configure
@@ -130,10 +131,21 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
                     raise ValueError(f"{name}={value!r} is not valid JSON: {error}") from error
             self._check_object(name, value)
         check_factors(self.lr_factors if isinstance(self.lr_factors, dict) else {}, self.layer_decay)
-        if not 0 < self.controller_split <= 0.5:
-            raise ValueError(f"controller_split={self.controller_split} is outside (0, 0.5]; 0.1 holds out a tenth")
-        if self.controller_eval_steps is not None and self.controller_eval_steps < 1:
-            raise ValueError(f"controller_eval_steps={self.controller_eval_steps} must be at least 1, or None")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """TypeError for a setting of another type, ValueError for one out of range, when the arguments are made."""
+        check_range(self, "controller_split", self.controller_split, 1e-9, 0.5, hint="0.1 holds out a tenth")
+        if self.controller_eval_steps is not None:
+            hint = "pass a whole number of updates, or None for a twentieth of the run"
+            check_range(self, "controller_eval_steps", self.controller_eval_steps, 1, math.inf, hint=hint, whole=True)
+        for name in ("controller_min_lr", "controller_max_lr"):
+            usual = type(self).__dataclass_fields__[name].default
+            check_range(self, name, getattr(self, name), 0.0, math.inf, hint=f"leave it out for {usual:g}")
+        for name in ("anytime", "divergence_guard", "dsa"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):  # "false" would turn it on
+                raise TypeError(f"{type(self).__name__}: {name} must be True or False, got {value!r}")
 
     def _check_object(self, name: str, given: Any) -> None:
         """Fail fast on JSON that is no object, and on settings that there are not, when the arguments are made."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from types import FrameType
 from typing import Any, Unpack
 
-from transformers import SchedulerType, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import SchedulerType, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
 
 from ..auto import resolve_controller
 from ..controller import Controller
@@ -26,9 +29,10 @@ class AdaptiveLRCallback(TrainerCallback):
     """Lets a controller set the learning rate of an unmodified Trainer: `Trainer(..., callbacks=[...])`.
 
     The loss is read by a forward hook on the model, the gradient norm before clipping at the end of the backward pass.
-    Evaluation losses are Trainer's own, of its `eval_dataset`, and `warmup_steps` is that of the arguments. Fails fast
-    where a callback cannot measure a signal exactly (a loss that the model does not return or that is not the trained
-    one, the norm under a float16 gradient scaler); `AdaptiveLRTrainer` measures everything. Set
+    Evaluation losses are those of Trainer's `eval_dataset`, whoever asks for them, and of all that its own schedule
+    evaluates; those of other data that a callback evaluates are not taken. `warmup_steps` is that of the arguments.
+    Fails fast where a callback cannot measure a signal exactly (a loss that the model does not return or that is not
+    the trained one, the norm under a float16 gradient scaler); `AdaptiveLRTrainer` measures everything. Set
     `lr_scheduler_type="constant"` or `"constant_with_warmup"`: the native schedule is overruled and only carries the
     logged value and the checkpoint.
 
@@ -92,6 +96,7 @@ class AdaptiveLRCallback(TrainerCallback):
         }
         settings.update(self.settings)
         self._check_evaluations(args)
+        self._check_evaluation_set()
         WrittenLRs.of(raw(kwargs["optimizer"])).accept()  # the native schedule's first one
         self.scheduler = ControlledLR(
             kwargs["optimizer"],
@@ -130,6 +135,18 @@ class AdaptiveLRCallback(TrainerCallback):
                 "and eval_steps, or use AdaptiveLRTrainer"
             )
 
+    def _check_evaluation_set(self) -> None:
+        trainer = _trainer() if "eval_loss" in self.controller.needs else None
+        # Only transformers' own `evaluate` is known to give each set a name of its own.
+        if trainer is None or not type(trainer).evaluate.__module__.startswith("transformers."):
+            return
+        if isinstance(trainer.eval_dataset, dict):
+            raise ValueError(
+                f"'{self.controller.controller_type}' needs eval_loss, and there are several evaluation sets "
+                f"({', '.join(map(str, trainer.eval_dataset))}), none of which gives that name. Pass one as "
+                "eval_dataset, or use AdaptiveLRTrainer(controller_dataset=...)"
+            )
+
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Let a cooldown end the training."""
         if self.scheduler is not None:
@@ -156,9 +173,11 @@ class AdaptiveLRCallback(TrainerCallback):
             control.should_evaluate = True
 
     def on_evaluate(self, *args: Any, metrics: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Report Trainer's `eval_loss` to a controller that needs it, as long as the training lasts."""
+        """Report the `eval_loss` of Trainer's own data to a controller that needs it, while the training lasts."""
         found = {name for name in metrics or {} if name.startswith("eval_")}  # others are of a prefix of the user's
         if self.scheduler is None or self._over or "eval_loss" not in self.controller.needs or not found:
+            return
+        if _of_other_data():
             return
         if metrics is None or "eval_loss" not in metrics:
             raise ValueError(
@@ -179,3 +198,30 @@ class AdaptiveLRCallback(TrainerCallback):
         self._over = True
         if self.scheduler is not None:
             self.scheduler.close()
+
+
+# --- reading running calls, as a callback is told neither its trainer nor which data was evaluated ------------------
+
+
+def _trainer() -> Trainer | None:
+    """The trainer that is calling, if it is one of transformers'."""
+    frame = inspect.currentframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), Trainer):
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]
+
+
+def _of_other_data() -> bool:
+    """Whether the evaluation under way is not Trainer's own: not by its schedule, nor of its `eval_dataset`."""
+    frame = _above(inspect.currentframe(), Trainer.evaluate)
+    if frame is None or frame.f_locals["eval_dataset"] is frame.f_locals["self"].eval_dataset:
+        return False
+    caller = _above(frame, Trainer._evaluate, CallbackHandler.call_event)
+    return caller is None or caller.f_code is CallbackHandler.call_event.__code__
+
+
+def _above(frame: FrameType | None, *functions: Any) -> FrameType | None:
+    codes = [function.__code__ for function in functions]
+    while frame is not None and frame.f_code not in codes:
+        frame = frame.f_back
+    return frame

@@ -5,6 +5,7 @@ Batch number i is the same whenever it is asked for, so nothing has to be rememb
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from transformers import Trainer
 from ..controller import Controller
 from ..sensors.replay import frozen_generators, undisturbed
 from .losses import has_tensors, unlogged
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     _Trainer = Trainer
@@ -92,6 +95,16 @@ class ControllerData(_Trainer):
             share = getattr(self.args, "controller_split", 0.1)
             self.train_dataset, self.controller_dataset = hold_out(self.train_dataset, share, self.args.seed)
             self.controller_data = f"seeded split of the training set ({share:g})"
+            log = logger.warning if self.is_world_process_zero() else logger.debug
+            log(
+                "'%s' needs data of its own: %d of the training set's %d examples are held out for it and not trained "
+                "on (controller_split=%g); the eval_dataset is not used for it. Pass controller_dataset= to the "
+                "trainer to train on all of them",
+                controller.controller_type,
+                len(self.controller_dataset),
+                len(self.controller_dataset) + len(self.train_dataset),
+                share,
+            )
 
     def _extra_loss(self, dataset: Any, use: int) -> Callable[[int], Tensor]:
         """Loss of batch i of a stream beside training's own, on this rank."""
