@@ -56,10 +56,22 @@ def names(job: JobData) -> list[str]:
         ([" good", "good", "bad ", "bad", "very  good", "very good"] * 5, ["bad", "good", "very good"], 0),
         (["caf\u00e9", "cafe\u0301", "bar"] * 5, ["bar", "caf\u00e9"], 0),  # two spellings of one letter
         ([10, 9, "NA", 10] * 5, ["9", "10"], 5),
+        (["02134", "2134", "NA"] * 5, ["02134", "2134"], 5),
+        ([2**53, 2**53 + 1, "NA"] * 5, [str(2**53), str(2**53 + 1)], 5),
         (["None", "some", "  ", "some"] * 5, ["None", "some"], 5),
         (["true", "false"] * 5, ["False", "True"], 0),
     ],
-    ids=["blanks", "floats", "spaces", "spelling", "NA beside numbers", "None is a word", "booleans"],
+    ids=[
+        "blanks",
+        "floats",
+        "spaces",
+        "spelling",
+        "NA beside numbers",
+        "codes",
+        "large numbers",
+        "None is a word",
+        "booleans",
+    ],
 )
 def test_a_label_is_compared_as_people_read_it(cells, found, left_out, tmp_path) -> None:
     job = read(write_csv(tmp_path / "d.csv", rows_of(cells)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ PROBLEM_TYPES = (CLASSES, SEVERAL, NUMBER)
 """transformers' names of what a head can be trained for."""
 
 _NOT_AVAILABLE = frozenset(("na", "n/a", "#n/a", "<na>", "nan", "none", "null", "nil", "-", "?"))
+_WHOLE = re.compile(r"[+-]?\d{1,300}$", re.ASCII)  # a float would make neighbours of large ones equal
+_CODE = re.compile(r"0\d+$")  # 02134 is not 2134
 _MANY = 20  # rows from which more labels than half the rows are no labels
 
 
@@ -99,8 +102,10 @@ def without_missing(parts: Sequence[list[Any]]) -> None:
         return
     numbers = any(isinstance(value, int | float) for part in parts for value in part)
     if (numbers or words > absent) and all(_number(word) is not None for word in words - absent):
+        codes = any(_CODE.match(word) for word in words)
         for part in parts:
-            part[:] = [_number(value) if isinstance(value, str) else value for value in part]
+            blank = [None if value in absent else value for value in part]
+            part[:] = [_number(value) if isinstance(value, str) and not codes else value for value in blank]
     else:
         logger.warning(
             "%s is taken as a label like any other; leave the cell blank where none is known",
@@ -225,7 +230,7 @@ def _numbers(said: str, values: list[Any]) -> list[float]:
 def _number(word: str) -> int | float | None:
     """The number that a word is, or None."""
     try:
-        number: int | float | None = _tidy(float(word))
+        number: int | float | None = int(word) if _WHOLE.match(word) else _tidy(float(word))
     except ValueError:
         return None
     return number

@@ -141,8 +141,8 @@ def _check_cells(path: Path, options: Mapping[str, Any]) -> None:
         csv.field_size_limit(longest)
     if width and any(counts):
         raise FinetuneError(
-            f"{path}: {sum(counts)} of {len(counts)} rows have more cells than the header, which has {width} (the first "
-            f"is row {counts.index(True) + 1}); put cells that hold the delimiter in quotes, or name all columns"
+            f"{path}: {sum(counts)} of {len(counts)} rows have more cells than the header, which has {width} (the "
+            f"first is row {counts.index(True) + 1}); put cells that hold the delimiter in quotes, or name all columns"
         )
 
 
