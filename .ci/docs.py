@@ -13,6 +13,7 @@ import importlib
 import pkgutil
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pdoc
@@ -33,7 +34,10 @@ google = pdoc.docstrings.google
 pdoc.docstrings.google = lambda text: re.sub(r"\[`([\w.]+)`\](?!\()", link, google(text))
 
 for name in PUBLIC:
-    setattr(hf_adaptive_lr, name, getattr(hf_adaptive_lr, name))
+    value = getattr(hf_adaptive_lr, name)
+    setattr(hf_adaptive_lr, name, value)
+    # A dataclass's __init__ has the annotations of inherited fields as text, read where the class is and not its base.
+    vars(sys.modules[getattr(value, "__module__", __name__)]).setdefault("Mapping", Mapping)
 for module in pkgutil.walk_packages(hf_adaptive_lr.__path__, "hf_adaptive_lr."):
     package, _, name = module.name.rpartition(".")
     names = getattr(importlib.import_module(package), "__all__", None)
