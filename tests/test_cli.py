@@ -106,7 +106,7 @@ GOOD = "finetune --data ../shelf/good.csv --model ../shelf/model --output-dir ou
         ("--task image --data ../shelf/hollow", "cannot be read"),
         ("--task image --data ../shelf/damaged --model ../shelf/image_model", "damaged/dark/0.png cannot be read"),
         ("--task image --data ../shelf/photos --image-column absent", "its columns are: image, label"),
-        ("--task image --data ../shelf/photos --label-column image", "labels are strings or"),
+        ("--task image --data ../shelf/photos --label-column image", "named twice, as image and label column"),
         ("--task image --data ../shelf/photos", "Unrecognized configuration class"),
         ("--resume", "has no run to resume"),
         ("--resume --overwrite", "exclude each other"),

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed import world_size
+
 _TOLERANCE = 1e-3  # relative; of a loss in 16 bits 4 units in the last place
 _SCALED = 256.0  # from here on a factor that is a power of two is a gradient scaler's: nobody weights a loss so
 
@@ -112,15 +114,17 @@ class TrainedLoss:
         """Largest relative difference between heard and trained loss: 0-d, in [0, 2], 0 where nothing is known.
 
         A pass may differentiate the loss, or 1 / n of it under accumulation of n micro-batches (of which a first short
-        epoch may have fewer), times the factor of a `GradScaler`, or a value that is equal to it. What cannot be
-        explained counts as 1, not finite ones as 0.
+        epoch may have fewer), times the factor of a `GradScaler` and the number of processes, or a value that is equal
+        to it. What cannot be explained counts as 1, not finite ones as 0.
         """
         self._most_passes = max(self._most_passes, len(self._passes))
         counts = sorted({1, len(self._passes), self._most_passes, _accumulation_of_accelerate()})
+        # Trainer multiplies a loss that is a share of all processes' by their number, as gradients are averaged.
+        expected = [n / processes for n in counts for processes in {1, world_size()}]
         scale = _loss_scale()
 
         def from_expected(value: Tensor, whole: Tensor) -> Tensor:
-            shares = value / scale.to(value.device) * value.new_tensor(counts)
+            shares = value / scale.to(value.device) * value.new_tensor(expected)
             return _difference(shares, whole.expand_as(shares)).amin()
 
         @cache
