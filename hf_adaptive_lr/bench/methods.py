@@ -276,7 +276,9 @@ _ENTRIES: tuple[Method, ...] = (
     *_bundled("ppo_schedule", "PPO schedule (Xu et al. 2019), bundled weights"),
     *_bundled("mlr_snet", "MLR-SNet (Shu et al. 2020), bundled weights"),
     *_with_replay(name="actor_critic", text="learns inside the run (Xu et al. 2017)", controller="actor_critic"),
-    Method(name="dsa", text="a factor for every weight, DSA-style after Chen et al. 2022", dsa={}, schedule="constant"),
+    Method(
+        name="dsa", text="a factor for every weight, DSA-style after Chen et al. 2022", controller="constant", dsa={}
+    ),
     *_with_replay(name="plrs", text="probabilistic LR (Devapriya et al. 2024)", controller="plrs"),
     *_with_replay(name="hypergradient", text="hypergradient descent (Baydin et al. 2018)", controller="hypergradient"),
     *_with_replay(name="plateau", text="our plateau by ranks of training losses", controller="plateau"),

@@ -90,7 +90,7 @@ class TrainingRun:
             warnings.simplefilter("ignore")  # of kept learning rates, and deprecated calls in the packages
             lr = self.lr if self.method.steering != "range_test" else _found_lr(self, model, data)
             trainer = build_trainer(self, model, data, folder, lr)
-            trainer.record, trainer.valid = record, data.valid.part(0, CURVE_ROWS)
+            trainer.record, trainer.meter, trainer.valid = record, meter, data.valid.part(0, CURVE_ROWS)
             if self.counts:
                 trainer.points = {round(k * self.updates / POINTS) for k in range(1, POINTS)}
             trainer.train()
@@ -279,6 +279,7 @@ class _Recorded(_Trainer):
 
     task: Task
     record: Record
+    meter: Meter
     valid: Rows
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -318,7 +319,9 @@ class _Recorded(_Trainer):
         start, cpu = time.perf_counter(), time.process_time()
         self.to_weights_that_count()
         model: Any = self.model
+        passes = dict(self.meter.rows)
         loss = evaluate(model, self.valid, self.task.objective, self.task.batch_size)["loss"]
+        self.meter.rows.update(passes)
         self.valid_curve.append((self.state.global_step, short(loss)))
         self.watched += time.perf_counter() - start
         self.watched_cpu += time.process_time() - cpu
