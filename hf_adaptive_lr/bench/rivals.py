@@ -54,6 +54,9 @@ def missing_package(method: Method) -> str | None:
 def build_rival(method: Method, weights: list[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:
     """The optimizer of a package."""
     package = OPTIMIZERS[method.optimizer]
+    if package.module == "heavyball":
+        # Compiling its small functions takes longer than many a run.
+        importlib.import_module("heavyball.utils").compile_mode = None  # type: ignore[attr-defined]
     with contextlib.redirect_stdout(io.StringIO()):  # some print their weight decay
         maker = getattr(importlib.import_module(package.module), package.cls)
         settings = {**package.settings, **method.optimizer_kwargs}
