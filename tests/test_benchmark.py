@@ -80,7 +80,7 @@ def put(book: Book, run: TrainingRun, loss: float, **more: object) -> None:
     book.forget(run.task.name)
 
 
-# --- one run ----------------------------------------------------------------------------------------------------------
+# --- one run ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.replay_of and missing_package(m) is None])
@@ -152,7 +152,7 @@ def test_scores_are_those_of_torch() -> None:
     assert evaluate(Fixed(), Rows({"logits": broken, "labels": labels}), "classes")["metric"] == 0.0
 
 
-# --- methods ----------------------------------------------------------------------------------------------------------
+# --- methods ------------------------------------------------------------------------------------------------------
 
 
 def test_digests_tell_configurations_apart_and_not_names() -> None:
@@ -197,7 +197,7 @@ def test_packages_of_rivals_are_named(monkeypatch) -> None:
     assert missing_package(METHODS["linear"]) is None
 
 
-# --- the plan ---------------------------------------------------------------------------------------------------------
+# --- the plan -----------------------------------------------------------------------------------------------------
 
 
 def tune(book: Book, best: float, method: Method = METHODS["linear_warmup"], profile: Profile = TINY) -> None:
@@ -274,7 +274,7 @@ def test_a_comparison_is_completed_once(tmp_path, toy) -> None:
     assert missing(toy, methods, TINY, Book(tmp_path)) == []
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------------------------
 
 
 def test_tasks_are_as_they_were_frozen(monkeypatch, tmp_path, capsys) -> None:

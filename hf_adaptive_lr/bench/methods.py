@@ -194,7 +194,7 @@ TUNED_METHODS = (
 """Schedules whose learning rate is chosen for each task by its validation loss."""
 
 # Prodigy's and D-Adaptation's authors advise no schedule or a cosine.
-_FREE = {"lr": 1.0, "schedule": "cosine"}
+_FREE: dict[str, Any] = {"lr": 1.0, "schedule": "cosine"}
 _ENTRIES: tuple[Method, ...] = (
     *TUNED_METHODS,
     Method(name="rule", text="2e-5 whole, 2e-4 adapter, 1e-3 from scratch; linear, 6 % warm-up", warmup=WARMUP),
