@@ -10,6 +10,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from hf_adaptive_lr.bench.stats import (
+    SWAPS,
     Estimate,
     corrected,
     holm,
@@ -27,7 +28,7 @@ A = np.array([[0.31, 0.85, 0.47, 1.20, 0.66], [0.92, 0.15, 0.78, 0.55, 0.33], [1
 B = np.array([[0.28, 0.91, 0.47, 0.75, 0.59], [0.88, 0.25, 0.70, 0.55, 0.13], [0.95, 0.64, 0.49, 0.77, 1.05]])
 
 
-def made(rng: np.random.Generator, tasks: int = 10, seeds: int = 3, methods: int = 4) -> dict[str, np.ndarray]:
+def made(rng: np.random.Generator, tasks: int = 12, seeds: int = 3, methods: int = 4) -> dict[str, np.ndarray]:
     """Log losses of methods that do not differ, but share what is hard about a task and lucky about a seed."""
     shared = rng.normal(size=(tasks, 1)) + 0.05 * rng.normal(size=(tasks, seeds))
     own = 0.03 * rng.normal(size=(methods, tasks, 1)) + 0.05 * rng.normal(size=(methods, tasks, seeds))
@@ -110,17 +111,24 @@ def test_swaps_by_hand() -> None:
     assert swap_test([1.0, 2.0, 4.0]) == (0.25, 0.25)
     assert swap_test([-1.0, 2.0, 4.0]) == (0.5, 0.25)
     assert swap_test([0.0, 0.0, 0.0]) == (1.0, 0.25)
-    # All ways of six tasks, counted here.
-    gaps = A[:2, :3].ravel() - 0.5
-    ways = np.array([[1 - 2 * (way >> i & 1) for i in range(6)] for way in range(64)])
-    as_large = np.abs((ways * gaps).mean(1)) >= abs(gaps.mean()) - 1e-12
-    assert swap_test(gaps) == pytest.approx((as_large.mean(), 2 / 64))
-    # Drawn ways count the data's own, so that no p-value is 0, and come close to the exact one.
-    p, least = swap_test(np.ones(20))
-    assert 0 < least <= p < 0.001
-    few = np.random.default_rng(0).normal(0.3, 1, size=16)
-    exact = np.abs(((1 - 2 * (np.arange(2**16)[:, None] >> np.arange(16) & 1)) * few).mean(1)) >= abs(few.mean())
-    assert swap_test(few)[0] == pytest.approx(exact.mean(), abs=0.015)
+    with pytest.raises(ValueError, match="one finite difference"):
+        swap_test([[1.0]])
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 6, 10])
+def test_swaps_are_those_of_scipy(tasks) -> None:
+    gaps = np.random.default_rng(tasks).normal(0.5, 1, size=tasks).round(1)  # rounded: ties
+    known = scipy_stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=math.inf)
+    assert swap_test(gaps) == pytest.approx((known.pvalue, 2 / 2**tasks))
+
+
+def test_of_many_tasks_swaps_are_drawn() -> None:
+    p, least = swap_test(np.ones(30))  # the data's own way counts, so that no p-value is 0
+    assert p == least == 1 / (1 + SWAPS)
+    gaps = np.random.default_rng(0).normal(0.3, 1, size=16)
+    exact = np.abs(((1 - 2 * (np.arange(2**16)[:, None] >> np.arange(16) & 1)) * gaps).mean(1)) >= abs(gaps.mean())
+    assert swap_test(gaps)[0] == pytest.approx(exact.mean(), abs=0.015)
+    assert swap_test(gaps) == swap_test(gaps) != swap_test(gaps, seed=1)
 
 
 def test_a_difference_is_of_pairs() -> None:
@@ -183,8 +191,6 @@ def test_scores_that_are_none_are_refused(function) -> None:
 def test_other_arguments_that_are_none_are_refused() -> None:
     with pytest.raises(ValueError, match="one shape"):
         task_difference(A, B[:, 1:])
-    with pytest.raises(ValueError, match="one finite difference"):
-        swap_test([[1.0]])
     for options in ({"confidence": 0}, {"confidence": 1}, {"reps": 0}):
         with pytest.raises(ValueError, match="must lie between"):
             task_interval(A, **options)
