@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 from hf_adaptive_lr import AdaptiveLRTrainer, AutoController, Controller, Linear, Plateau
 from hf_adaptive_lr.auto import PRETRAINED
 from hf_adaptive_lr.bench import bundled_results
-from hf_adaptive_lr.bench.runner import Row, RowsError, append_row
+from hf_adaptive_lr.bench.rows import Row, RowsError, append_row
 from hf_adaptive_lr.bench.verdict_plan import Book
 from hf_adaptive_lr.controllers import CONTROLLERS, MLRSNet, PPOSchedule, RandomWalk
 from hf_adaptive_lr.hub.card import TAGS, mention, notes_of, render

@@ -8,7 +8,7 @@ import pytest
 
 from hf_adaptive_lr import Constant, Universal
 from hf_adaptive_lr.bench.decision_cost import candidates, main, measure, seconds_of, table
-from hf_adaptive_lr.bench.runner import read_rows
+from hf_adaptive_lr.bench.rows import read_rows
 
 
 def test_the_net_is_a_part_of_the_decision() -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from hf_adaptive_lr.bench import development, yardstick_tasks
-from hf_adaptive_lr.bench.runner import read_rows
+from hf_adaptive_lr.bench.rows import read_rows
 from hf_adaptive_lr.bench.yardstick_data import load
 from hf_adaptive_lr.bench.yardstick_real import train
 

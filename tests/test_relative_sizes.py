@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from hf_adaptive_lr.bench import relative_sizes
-from hf_adaptive_lr.bench.runner import read_rows
+from hf_adaptive_lr.bench.rows import read_rows
 from hf_adaptive_lr.trainer.defaults import RHO_BY_START
 
 DIGITS = next(task for task in relative_sizes.TASKS if task.name == "digits")

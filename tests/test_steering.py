@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hf_adaptive_lr.bench import steering
-from hf_adaptive_lr.bench.runner import read_rows
+from hf_adaptive_lr.bench.rows import read_rows
 from hf_adaptive_lr.meta.suites import SUITES
 
 

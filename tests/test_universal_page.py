@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from hf_adaptive_lr.bench import universal_ablations, universal_page, yardstick_methods
-from hf_adaptive_lr.bench.runner import append_row, identity
+from hf_adaptive_lr.bench.rows import append_row
+from hf_adaptive_lr.bench.runner import identity
 from hf_adaptive_lr.bench.universal_figures import (
     MINE,
     Curve,

@@ -15,7 +15,8 @@ from hf_adaptive_lr import Controller, Observation
 from hf_adaptive_lr.bench import yardstick_systems as command
 from hf_adaptive_lr.bench import yardstick_systems_run as checks
 from hf_adaptive_lr.bench import yardstick_systems_train as trainings
-from hf_adaptive_lr.bench.runner import attempt, read_rows
+from hf_adaptive_lr.bench.rows import read_rows
+from hf_adaptive_lr.bench.runner import attempt
 from hf_adaptive_lr.bench.workload import TINY
 from hf_adaptive_lr.bench.yardstick_methods import METHODS, OPTIMIZERS, Method
 from hf_adaptive_lr.bench.yardstick_systems import NAMES, main, plan, section

@@ -21,7 +21,8 @@ from ..hub.mixin import sidecar
 from ..hub.picture import draw_schedules, schedule
 from ..hub.results import RESULTS_VERSION
 from . import yardstick_results
-from .runner import RowsError, command_parser
+from .rows import RowsError
+from .runner import command_parser
 from .verdict_judge import Runs
 from .verdict_methods import BASELINES, METHODS
 from .verdict_papers import PAPERS, REQUIRED_SEEDS

@@ -6,16 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import plan
+from .methods import METHODS, Method
 from .scores import DEFAULT, RULE, TUNED, Cell, TaskRows, Tuning, cell, measured, tuning
 from .stats import Array, Difference, Estimate, corrected, swap_test, task_difference, task_interval
-
-if TYPE_CHECKING:
-    from .methods import Method
-    from .tasks import Task
+from .tasks import Task
 
 GROUPS: Mapping[str, Callable[[Task], str]] = {
     "kind": lambda task: task.kind,
@@ -23,7 +21,6 @@ GROUPS: Mapping[str, Callable[[Task], str]] = {
     "data set": lambda task: task.data,
 }
 """How tasks are put together in breakdowns."""
-_LINEAR = ("linear", "linear_warmup")
 
 
 def _length(updates: int) -> str:
@@ -73,9 +70,8 @@ class Comparison:
     def lacking(self) -> str:
         """What has not been run, in one line; empty when everything has."""
         parts = [f"no tuned linear or `{RULE}` yet on {', '.join(self.waiting)}"] if self.waiting else []
-        for name, method in self.methods.items():
-            asked = self.methods.get(method.replay_of or "", method)
-            wanted = [task.name for task in self.tasks if asked.fits(task)]
+        for name in self.methods:
+            wanted = [task for task, of in self.rows.items() if name in of.wanted]
             there = len(self.cells.get(name, {}))
             if there < len(wanted):
                 parts.append(f"`{name}` on {len(wanted) - there} of {len(wanted)} tasks")
@@ -132,8 +128,9 @@ class Comparison:
 
     # --- what may be chance ---------------------------------------------------------------------------------------
 
-    def primary(self, names: Sequence[str]) -> dict[str, Difference]:
-        """Mean regret to tuned linear of methods that were named in advance, corrected for their number."""
+    def primary(self) -> dict[str, Difference]:
+        """Mean regret to tuned linear: the methods named in advance and strangers', corrected for their number."""
+        names = (*plan.PRIMARY, *(name for name in self.methods if name not in METHODS))
         found = {name: self.regret(name) for name in names if name in self.cells}
         return corrected({name: task_difference(regret, np.zeros_like(regret)) for name, regret in found.items()})
 
@@ -157,14 +154,20 @@ class Comparison:
     def tuning(self, task: str, schedule: str | None = None) -> Tuning | None:
         """The tuning curve of a schedule on a task, of the reference where none is named."""
         of = self.rows[task]
-        return tuning(of, schedule or (of.reference or _LINEAR)[0])
+        return tuning(of, schedule or (of.reference or plan.REFERENCES)[0])
+
+    def tuned(self, method: str) -> tuple[str, ...]:
+        """The schedules whose tuning chose a method's learning rate on each task; none for most methods."""
+        if method == TUNED:
+            return plan.REFERENCES
+        lr = str(self.methods[method].lr)
+        return (lr.partition(":")[2] or method,) if lr.startswith("tuned") else ()
 
     def tuning_cost(self, method: str) -> tuple[float, float] | None:
         """CPU seconds that tuning a method took, mean over tasks, and as many of tuned linear's runs."""
-        lr = getattr(self.methods.get(method), "lr", "tuned" if method == TUNED else "")
-        if not str(lr).startswith("tuned"):
+        schedules = self.tuned(method)
+        if not schedules:
             return None
-        schedules = _LINEAR if method == TUNED else (str(lr).partition(":")[2] or method,)
         seconds, runs = [], []
         for task in self.cells.get(method, {}):
             found = [t.seconds for schedule in schedules if (t := self.tuning(task, schedule)) is not None]
@@ -182,3 +185,25 @@ def _mean(values: Iterable[float]) -> float:
 def _median(values: Sequence[float]) -> float:
     found = [value for value in values if math.isfinite(value)]
     return float(np.median(found)) if found else math.nan
+
+
+def task_rows(task: Task, methods: Iterable[Method], profile: plan.Profile, book: plan.Book) -> TaskRows:
+    """What there is of a task; `rule` and the schedules are read whether they were asked for or not."""
+    wanted = plan.of_task(task, [*methods])
+    every = {method.name: method for method in (METHODS[RULE], *wanted)}
+    counted = {name: rows for name, m in every.items() if (rows := plan.counted_rows(task, m, profile, book))}
+    reference = plan.reference(task, profile, book)
+    if reference is not None and (rows := plan.counted_rows(task, reference[0], profile, book)):
+        counted[TUNED] = rows
+    tried = {method.name: plan.tuned(task, method, profile, book).tried for method in plan.TUNED_METHODS}
+    chosen = None if reference is None else (reference[0].name, reference[1])
+    return TaskRows(task, [method.name for method in wanted], chosen, counted, tried)
+
+
+def compare(
+    tasks: Iterable[Task], methods: Sequence[Method], profile: plan.Profile, book: plan.Book
+) -> dict[str, Comparison]:
+    """The comparisons by suite, `test` first."""
+    rows = [task_rows(task, methods, profile, book) for task in tasks]
+    suites = sorted({of.task.suite for of in rows}, key=lambda suite: (suite != "test", suite))
+    return {suite: Comparison(suite, [of for of in rows if of.task.suite == suite], methods) for suite in suites}

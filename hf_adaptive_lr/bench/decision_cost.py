@@ -26,7 +26,7 @@ from ..observation import OPTIONAL_FIELDS, Value
 from ..scheduler.config import SchedulerConfig
 from ..scheduler.runtime import ControllerRun
 from . import markdown
-from .runner import Row, append_row
+from .rows import Row, append_row
 
 OUTPUT = Path("model_cards/rows/decision_cost.jsonl")
 CALLS, WARM = 2000, 100

@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 
 from ..demo.data import DemoDataError
-from .runner import Row, append_row, command_parser, read_rows
+from .rows import Row, append_row, read_rows
+from .runner import command_parser
 from .yardstick_methods import METHODS, Method, third_party
 from .yardstick_run import commit
 from .yardstick_tables import table

@@ -21,7 +21,7 @@ from . import false_alarms, trouble_tasks, verdict_plan, verdict_tasks, yardstic
 from .markdown import table
 from .overhead import verdict
 from .relative_sizes import summary
-from .runner import read_rows
+from .rows import read_rows
 from .trouble_figures import GUARD, Figures
 from .trouble_methods import METHODS
 from .trouble_pages import TROUBLES, rows_file

@@ -33,7 +33,8 @@ from tqdm import tqdm
 from ..demo import data as demo_data
 from ..demo.data import DemoDataError
 from .markdown import table
-from .runner import Row, append_row, command_parser, read_rows
+from .rows import Row, append_row, read_rows
+from .runner import command_parser
 
 OUTPUT = Path("model_cards/rows/relative_sizes.jsonl")
 WARMUP, MAX_LENGTH, DEV_ROWS, TRAIN_ROWS = 0.05, 32, 500, 3000

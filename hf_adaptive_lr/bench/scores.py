@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .runner import Row
+from .rows import Row
 from .stats import Array
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class TaskRows:
     """A task's rows: of every method that has all runs that count, and of the tuning of schedules."""
 
     task: Task
+    wanted: Sequence[str]  # the methods that are to run on it
     reference: tuple[str, float] | None  # tuned linear: schedule and learning rate
     counted: Mapping[str, Sequence[Row]]  # by method, a row for each seed; `TUNED` among them
     tuning: Mapping[str, Mapping[float, Sequence[Row]]]  # by schedule and learning rate
@@ -104,6 +105,11 @@ class TaskRows:
     def centre(self, method: str, what: str = "test_loss") -> float:
         """A method's mean loss."""
         return centre(measured(self.counted[method], what), self._objective)
+
+    def all(self) -> list[Row]:
+        """Every row, each once: tuned linear's are those of a schedule."""
+        counted = [row for name, rows in self.counted.items() if name != TUNED for row in rows]
+        return counted + [row for by_lr in self.tuning.values() for rows in by_lr.values() for row in rows]
 
 
 @dataclass(frozen=True)
@@ -150,14 +156,14 @@ class Cell:
     harm: Mapping[str, Flags]  # loss more than 2 % above that of `RULE`, `DEFAULT` with the same seed
     points: float  # mean metric minus tuned linear's, in hundredths; NaN where it is no share
     seconds: float  # CPU seconds over tuned linear's, medians
-    target: Array  # share of the run until tuned linear's final validation loss is met; infinite for a miss
+    target: Array  # share of the run until tuned linear's last validation loss is met; infinite for a miss
 
 
 def cell(rows: Sequence[Row], of: TaskRows) -> Cell:
     """A method's scores from its rows."""
     task, tuned, loss = of.task, of.counted[TUNED], measured(rows, "test_loss")
     against = {name: of.counted[name] for name in (RULE, DEFAULT) if name in of.counted}
-    level = float(np.nanmedian(measured(tuned, "valid_loss")))
+    ends = [row["valid_curve"][-1][1] for row in tuned if row.get("valid_curve")]
     shares = task.objective in SHARES
     return Cell(
         loss=loss,
@@ -169,7 +175,7 @@ def cell(rows: Sequence[Row], of: TaskRows) -> Cell:
         },
         points=100 * (_mean(rows, "test_metric") - _mean(tuned, "test_metric")) if shares else math.nan,
         seconds=_middle(rows, "cpu_seconds") / _middle(tuned, "cpu_seconds"),
-        target=np.array([_met(row, level, task.objective) for row in rows]),
+        target=np.array([_met(row, ends, task.objective) for row in rows]),
     )
 
 
@@ -184,11 +190,17 @@ def _middle(rows: Sequence[Row], what: str) -> float:
     return float(np.nanmedian(values)) if np.isfinite(values).any() else math.nan
 
 
-def _met(row: Row, level: float, objective: str) -> float:
-    """Share of the run until a point of the validation curve is on target, even if the run falls apart later."""
+def _met(row: Row, ends: Sequence[float | None], objective: str) -> float:
+    """Share of the run until a point of the validation curve is on target, even if the run falls apart later.
+
+    Curves are of fewer rows than the final validation loss, so the target is where tuned linear's curves end.
+    """
     curve: Sequence[Sequence[Any]] = row.get("valid_curve") or ()
-    losses = [math.nan if loss is None else loss for _, loss in curve]
-    met = excess(losses, level, objective) <= margin(TARGET, objective)
+    if not curve or not ends:
+        return math.inf
+    level = float(np.median([math.inf if loss is None else loss for loss in ends]))
+    losses = [math.inf if loss is None else loss for _, loss in curve]
+    met = np.isfinite(losses) & (excess(losses, level, objective) <= margin(TARGET, objective))
     return min((step / row["updates"] for (step, _), there in zip(curve, met, strict=True) if there), default=math.inf)
 
 

@@ -31,8 +31,8 @@ from ..meta.episode import Episode, play_through
 from ..meta.problem import Problem
 from ..meta.suites import SUITES
 from .markdown import table
+from .rows import Row, append_row, read_rows
 from .run_record import short
-from .runner import Row, append_row, read_rows
 
 OUTPUT = Path("model_cards/rows/steering.jsonl")
 LRS = tuple(float(f"{10 ** (k / 2):.2g}") for k in range(-9, 1))

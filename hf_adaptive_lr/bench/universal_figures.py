@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .runner import Row
+from .rows import Row
 from .stat_compare import Estimate, hierarchical_bootstrap
 from .stat_runs import Array, harm_rate, iqm
 from .yardstick_methods import METHODS

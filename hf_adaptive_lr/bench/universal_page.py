@@ -17,7 +17,8 @@ import numpy as np
 
 from ..artifacts import replace_file
 from ..hub.card import NOTES, NOTES_END, notes_of
-from .runner import command_parser, read_rows
+from .rows import read_rows
+from .runner import command_parser
 from .universal_ablations import COMMANDS, TRAINING_COMMANDS, ablations, trainings
 from .universal_figures import (
     MINE,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..artifacts import PROGRAM
 from ..hub.results import RESULTS_VERSION
-from .runner import Row
+from .rows import Row
 from .stats import Estimate, judge, mean_interval
 from .verdict_judge import Runs, paired, values
 from .verdict_papers import LOWER_IS_BETTER, Measure

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..hub.markdown import table
-from .runner import Row, WorkerError, forget_errors, read_rows, run_all
+from .rows import Row, forget_errors, read_rows
+from .runner import WorkerError, run_all
 from .yardstick_methods import METHODS, Method, missing_package
 from .yardstick_systems_run import CHECKS, SystemsRun
 from .yardstick_systems_train import PLAIN

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ..scheduler.controlled_lr import ControlledLR
 from .lanes import Lane, share_one_heap
+from .rows import Row, RunKey, digest
 from .run_record import short
-from .runner import Row, RunKey, digest
 from .training_run import versions
 from .trouble_tasks import EVALUATIONS
 from .workload import Size

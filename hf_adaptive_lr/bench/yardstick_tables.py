@@ -10,7 +10,7 @@ import numpy as np
 from ..artifacts import TRAINING_NAME
 from ..hub import markdown
 from ..hub.mixin import sidecar
-from .runner import read_rows
+from .rows import read_rows
 from .yardstick_methods import METHODS, Method
 from .yardstick_plan import BUDGET, DEFAULT, STUDIES, misled, troubled
 from .yardstick_scores import Results
