@@ -23,7 +23,7 @@ TIERS = {
     "bench": """
         decision_cost development overhead relative_sizes runner statistics steering throughput trouble universal_page
         verdicts yardstick yardstick_systems
-        bench_stats
+        bench_page bench_stats
     """,
 }
 

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from . import plan
-from .methods import METHODS, Method
+from .methods import METHODS, TUNED_METHODS, Method
 from .scores import DEFAULT, RULE, TUNED, Cell, TaskRows, Tuning, cell, measured, tuning
 from .stats import Array, Difference, Estimate, corrected, swap_test, task_difference, task_interval
 from .tasks import Task
@@ -53,7 +53,7 @@ class Comparison:
 
     def __init__(self, suite: str, rows: Iterable[TaskRows], methods: Iterable[Method]) -> None:
         every = list(rows)
-        self.suite, self.methods = suite, {method.name: method for method in methods}
+        self.suite, self.methods = suite, {method.name: method for method in (METHODS[RULE], *methods)}
         self.rows = {of.task.name: of for of in every if of.complete}
         self.waiting = [of.task.name for of in every if not of.complete]
         self.cells: dict[str, dict[str, Cell]] = {}
@@ -156,6 +156,12 @@ class Comparison:
         of = self.rows[task]
         return tuning(of, schedule or (of.reference or plan.REFERENCES)[0])
 
+    def ruin_from(self, task: str) -> float:
+        """Lowest rate above tuned linear's at which half of the linear runs, with or without warm-up, are ruined."""
+        best = (self.rows[task].reference or ("", 0.0))[1]
+        curves = [curve for name in plan.REFERENCES if (curve := self.tuning(task, name)) is not None]
+        return min((curve.ruin for curve in curves if curve.ruin > best), default=math.inf)
+
     def tuned(self, method: str) -> tuple[str, ...]:
         """The schedules whose tuning chose a method's learning rate on each task; none for most methods."""
         if method == TUNED:
@@ -195,7 +201,7 @@ def task_rows(task: Task, methods: Iterable[Method], profile: plan.Profile, book
     reference = plan.reference(task, profile, book)
     if reference is not None and (rows := plan.counted_rows(task, reference[0], profile, book)):
         counted[TUNED] = rows
-    tried = {method.name: plan.tuned(task, method, profile, book).tried for method in plan.TUNED_METHODS}
+    tried = {method.name: plan.tuned(task, method, profile, book).tried for method in TUNED_METHODS}
     chosen = None if reference is None else (reference[0].name, reference[1])
     return TaskRows(task, [method.name for method in wanted], chosen, counted, tried)
 

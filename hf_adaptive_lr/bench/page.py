@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..artifacts import replace_file
@@ -13,6 +14,7 @@ from .pictures import METHODS_PICTURE, TUNING_PICTURE, write_pictures
 from .plan import PRIMARY_ENDPOINT
 from .rows import Row
 from .scores import DEFAULT, HARM, RUIN, RULE, TARGET, TUNED
+from .tasks import Task
 
 PAGE = "BENCHMARK.md"
 SUBJECT = "universal"
@@ -25,25 +27,25 @@ needs none ruin the model, how often does it do harm, and how far is it from a l
 """
 _TABLE = f"""\
 *Ruin* is the share of runs that end with a test loss above the loss before the first update, or at chance where tuned
-linear is not, or with a loss more than {RUIN:.0%} above `{RULE}`'s. *Harm* is the share with a loss more than
-{HARM:.0%} above that of `{RULE}` (2e-5 for whole pretrained models, 2e-4 for adapters, 1e-3 from scratch; linear after
-6 % warm-up), or of `{DEFAULT}` (`Trainer` as it comes), with the same seed. *Log-regret* is ln(test loss / *{TUNED}*'s
-mean): 0.01 is 1 % worse; a mean over tasks and seeds with a 95 % interval for tasks not yet seen. Losses of densities
-may be negative; they are compared by differences in nats. *Points* are hundredths of the metric (accuracy, where it is
-one) above *{TUNED}*'s. *Seconds* are CPU seconds over those of *{TUNED}*, the median task's. *Tuning* is what finding
+linear is not, or with a loss more than {RUIN:.0%} above `{RULE}`'s. *Harm* is the share with a loss more than {HARM:.0%}
+above that of `{RULE}` (2e-5 for whole pretrained models, 2e-4 for adapters, 1e-3 from scratch; linear after 6 %
+warm-up), or of `{DEFAULT}` (`Trainer` as it comes), with the same seed. *Log-regret* is
+ln(test loss / *{TUNED}*'s mean): 0.01 is 1 % worse; a mean over tasks and seeds with a 95 % interval for tasks not yet seen. Losses of densities may be negative;
+they are compared by differences in nats. *Points* are hundredths of the metric above *{TUNED}*'s, where it is a
+share of right answers. *Seconds* are CPU seconds over those of *{TUNED}*, the median task's. *Tuning* is what finding
 the learning rate took, mean over tasks. The least ruinous come first.
 """
 _PICTURE = """\
 A dot is a task, a cross one on which at least half of the runs were ruined; the bar is the mean with its interval.
 """
 _TUNING = f"""\
-Validation loss over the learning rate: means, and all seeds in the band. Red begins where half of the runs of the
-better linear schedule are ruined; the dotted line is `{RULE}`'s rate. Panels end at the loss before the first update.
+Validation loss over the learning rate: means, and all seeds in the band. Red begins where half of the linear runs are
+ruined; the dotted line is `{RULE}`'s rate. Panels end at the loss before the first update.
 """
 _TASKS = """\
 The best rate is that of the better of linear with and without 6 % warm-up; a star: it is the largest or smallest that
 was tried. "Within 2%" are the rates around it that were tried and are as good; ruin begins at the lowest rate above it
-at which half of the runs are ruined.
+at which half of the linear runs, with or without warm-up, are ruined.
 """
 _PARTS = f"""\
 The three ways in which a run is ruined; one may be ruined in several. *On target*: the share of runs whose validation
@@ -88,6 +90,7 @@ def render(suites: Suites, *, command: str, subject: str = SUBJECT) -> str:
         "# Benchmark: how good is a learning rate that nobody tuned?\n",
         _ASKED,
         _asked_of(found),
+        _wrapped(summary(suites, subject)),
         *_lacking(suites),
         f"## All methods on the {name} tasks\n",
         _TABLE,
@@ -137,18 +140,26 @@ def _asked_of(found: Comparison) -> str:
     tasks = found.tasks
     if not tasks:
         return "No task has been run to its end yet.\n"
-    data, models = ({getattr(task, what) for task in tasks} for what in ("data", "model"))
+    models = {task.model for task in tasks}
     updates, batch = (tables.spread(getattr(task, what) for task in tasks) for what in ("updates", "batch_size"))
-    seeds = found.regret(TUNED).shape[1]
-    return (
-        f"Asked of {len(tasks)} {found.suite} tasks from {len(data)} data sets, with {len(models)} models, {updates} "
-        f"updates, batches of {batch} rows, and {seeds} seeds each.\n"
+    return _wrapped(
+        f"Asked of {_where(found, tasks)}, with {tables.counted(len(models), 'model')}, {updates} updates, batches of "
+        f"{batch} rows, and {tables.counted(found.regret(TUNED).shape[1], 'seed')} each."
     )
+
+
+def _where(found: Comparison, tasks: Sequence[Task]) -> str:
+    data = {task.data for task in tasks}
+    return f"{tables.counted(len(tasks), f'{found.suite} task')} from {tables.counted(len(data), 'data set')}"
 
 
 def _lacking(suites: Suites) -> list[str]:
     found = [f"{name}: {text}" for name, other in suites.items() if (text := other.lacking())]
-    return [f"**Not complete.** {'. '.join(found)}.\n"] if found else []
+    return [_wrapped(f"**Not complete.** {'. '.join(found)}.")] if found else []
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def _losses(found: Comparison, subject: str) -> str:
@@ -168,7 +179,7 @@ def _losses(found: Comparison, subject: str) -> str:
     rivals = [(task, rival) for task in mine if (rival := tables.best_rival(found, task, subject)) is not None]
     behind = sum(mine[task] > regrets[rival][task] for task, rival in rivals)
     text = f"Its mean test loss is above {', '.join(lost)}, and above the best untuned method's on {behind}."
-    return f"{text} Mean test losses, its worst task first:\n\n{tables.losses(found, subject)}"
+    return f"{_wrapped(f'{text} Mean test losses, its worst task first:')}\n{tables.losses(found, subject)}"
 
 
 def _other_suite(suite: str, found: Comparison) -> Iterable[str]:
@@ -182,9 +193,9 @@ def _other_suite(suite: str, found: Comparison) -> Iterable[str]:
 
 def _same_against_same(found: Comparison) -> str:
     times, tests = found.same_against_same()
-    return (
+    return _wrapped(
         f"A/A: two seeds of one method, compared over tasks as the endpoint compares methods, differ at the 5 % level "
-        f"in {times} of {tests} such comparisons.\n"
+        f"in {times} of {tests} such comparisons."
     )
 
 
@@ -211,9 +222,8 @@ def summary(suites: Suites, controller: str) -> str:
     rule, default = found.line(RULE, tasks), found.line(DEFAULT, tasks)
     difference = found.against(controller, RULE)
     assert mine is not None and rule is not None and difference is not None  # noqa: S101 - narrowed for mypy
-    beside = f", of `{DEFAULT}` {default.ruin:.0%}" if default else ""
-    data = {found.rows[task].task.data for task in tasks}
-    where = f"{len(tasks)} {found.suite} task{'s' * (len(tasks) > 1)} from {len(data)} data set{'s' * (len(data) > 1)}"
+    beside = f", `{DEFAULT}`: {default.ruin:.0%}" if default else ""
+    where = _where(found, [found.rows[task].task for task in tasks])
     return " ".join(
         [
             f"On {where}, `{controller}` ruined {mine.ruin:.0%} of its runs (`{RULE}`: {rule.ruin:.0%}{beside}).",
@@ -235,4 +245,4 @@ def _verdict(more_ruin: bool, low: float, high: float, tasks: int) -> str:
         return "Where nothing is tuned it is the better choice on tasks like these."
     if low > 0:
         return "The rule of thumb is the better choice on tasks like these."
-    return f"{tasks} task{'s' * (tasks > 1)} cannot tell it from the rule of thumb."
+    return f"{tables.counted(tasks, 'task')} cannot tell it from the rule of thumb."

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..artifacts import replace_file
 from .comparison import Comparison
+from .methods import REPLAY
 from .scores import RULE, TUNED, measured
 
 if TYPE_CHECKING:
@@ -48,8 +49,11 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def methods(found: Comparison) -> Figure:
-    """Log-regret of every method on every task, a dot each; a cross where half of the runs or more are ruined."""
-    lines = found.lines()[::-1]
+    """Log-regret of every method on every task, a dot each; a cross where half of the runs or more are ruined.
+
+    Replays are left out: they stand in a table, beside what they replay.
+    """
+    lines = [line for line in found.lines() if not line.method.startswith(REPLAY)][::-1]
     figure = _figure(10, 2 + 0.28 * len(lines))
     axes = figure.subplots()
     for place, line in enumerate(lines):
@@ -65,6 +69,7 @@ def methods(found: Comparison) -> Figure:
     axes.axvline(0.0, color="grey", linewidth=0.8)
     axes.set_xscale("symlog", linthresh=0.1)
     axes.set_xlabel("log-regret to tuned linear; linear up to 0.1, logarithmic beyond")
+    axes.set_ylim(-0.7, max(0, len(lines) - 1) + 0.7)
     axes.set_yticks(range(len(lines)), [line.method for line in lines])
     for kind, colour in _COLOURS.items():
         axes.plot([], [], "o", color=colour, label=kind)
@@ -79,6 +84,8 @@ def tuning(suites: Mapping[str, Comparison]) -> Figure:
     every = [(found, task.name) for found in suites.values() for task in found.tasks]
     rows = max(1, math.ceil(len(every) / _COLUMNS))
     figure = _figure(3 * _COLUMNS, 2.4 * rows + 0.6)
+    figure.supxlabel("learning rate", fontsize=9)
+    figure.supylabel("validation loss", fontsize=9)
     grid = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     for axes in grid[len(every) :]:
         axes.set_axis_off()
@@ -112,6 +119,7 @@ def _panel(axes: Any, found: Comparison, task: str) -> None:
         axes.axvline(reference.best, color="black", linewidth=0.8)
         low = float(np.nanmin([np.min(curve.losses) for curve in curves.values()]))
         axes.set_ylim(low - 0.05 * abs(top - low), top + 0.1 * abs(top - low))
-        if math.isfinite(reference.ruin):
-            axes.axvspan(reference.ruin, max(reference.lrs[-1], 1.2 * reference.ruin), color="red", alpha=0.15)
+        ruin = found.ruin_from(task)
+        if math.isfinite(ruin):
+            axes.axvspan(ruin, max(2 * ruin, *(curve.lrs[-1] for curve in curves.values())), color="red", alpha=0.12)
     axes.axvline(of.counted[RULE][0]["lr"], color="black", linewidth=0.8, linestyle=":")

@@ -32,11 +32,6 @@ def _plain(value: float, form: str) -> str:
     return f"{value:{form}}" if math.isfinite(value) else "-"
 
 
-def rate(value: float) -> str:
-    """A learning rate in two digits."""
-    return f"{value:.2g}"
-
-
 def main(found: Comparison) -> str:
     """The one table: all methods, the least ruinous first, then those with the least regret."""
     head = ["method", "tasks", "ruin", "harm: rule", "harm: default", "log-regret", "worst task", "beats rule"]
@@ -84,11 +79,11 @@ def _loss(found: Comparison, method: str, task: str) -> str:
 
 
 def best_rival(found: Comparison, task: str, subject: str) -> str | None:
-    """The method with the least regret on a task of those that are not tuned on it and not the subject's own."""
+    """The method with the least regret on a task of those that are not tuned on it, replays left out."""
     regrets = {
         name: float(cells[task].regret.mean())
         for name, cells in found.cells.items()
-        if task in cells and name not in (subject, REPLAY + subject) and not found.tuned(name)
+        if task in cells and name != subject and not name.startswith(REPLAY) and not found.tuned(name)
     }
     return min(regrets, key=lambda name: regrets[name], default=None)
 
@@ -165,36 +160,31 @@ def endpoint(found: Comparison, level: float = 0.05) -> str:
 def tasks(suites: Mapping[str, Comparison]) -> str:
     """What the tasks are, and how narrow the learning rates that suit them."""
     head = ["task", "suite", "data", "model", "optimizer", "updates", "batch", "best rate", "within 2%", "ruin from"]
-    rows = [
-        [
-            *(
-                task.name,
-                found.suite,
-                task.data,
-                task.model,
-                task.optimizer,
-                f"{task.updates:,}",
-                str(task.batch_size),
-            ),
-            *_rates(found, task.name),
-        ]
-        for found in suites.values()
-        for task in found.tasks
-    ]
+    rows = []
+    for found in suites.values():
+        for task in found.tasks:
+            about = (task.name, found.suite, task.data, f"{task.model}, {task.kind}", task.optimizer)
+            rows.append([*about, f"{task.updates:,}", str(task.batch_size), *_rates(found, task.name)])
     return table(head, rows)
 
 
-def _rates(found: Comparison, task: str) -> Iterable[str]:
+def _rates(found: Comparison, task: str) -> tuple[str, str, str]:
     tuned, reference = found.tuning(task), found.rows[task].reference
     if tuned is None or reference is None:
-        return ["-"] * 3
+        return "-", "-", "-"
     edge = "\\*" if tuned.best in (tuned.lrs[0], tuned.lrs[-1]) else ""
-    ruin = f"{rate(tuned.ruin)} ({tuned.ruin / tuned.best:.3g}x)" if math.isfinite(tuned.ruin) else "-"
-    return [
-        f"{rate(tuned.best)}{edge} {reference[0].removeprefix('linear').removeprefix('_')}".strip(),
-        f"{rate(tuned.good[0])} to {rate(tuned.good[1])}",
-        ruin,
-    ]
+    shape = ", warm-up" if reference[0] == "linear_warmup" else ""
+    ruin = found.ruin_from(task)
+    return (
+        f"{tuned.best:.2g}{edge}{shape}",
+        " to ".join(f"{lr:.2g}" for lr in dict.fromkeys(tuned.good)),
+        f"{ruin:.2g} ({ruin / tuned.best:.3g}x)" if math.isfinite(ruin) else "-",
+    )
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def spread(values: Iterable[float]) -> str:
