@@ -23,6 +23,7 @@ TIERS = {
     "bench": """
         benchmark decision_cost development overhead relative_sizes runner statistics steering throughput trouble
         universal_page verdicts yardstick yardstick_systems
+        bench_page bench_stats
     """,
 }
 
