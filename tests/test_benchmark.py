@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -332,31 +331,34 @@ def test_requests_that_cannot_be_carried_out_are_one_line(words, says, tmp_path,
     assert says in error and error.count("\n") == 1
 
 
-_DIGITS = ["--tasks", "digits-mlp", "--methods", "rule"]
+def _bench(folder: Path, **environment: str) -> multiprocessing.Process:
+    def work() -> None:
+        os.environ.update(environment)
+        sys.exit(main(["bench", "--quick", "--output-dir", str(folder), "--methods", "rule"]))
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
 
 
-def _bench(folder: Path, **environment: str) -> subprocess.Popen:
-    words = [sys.executable, "-m", "hf_adaptive_lr", "bench", "--quick", "--output-dir", str(folder), *_DIGITS]
-    return subprocess.Popen(words, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def test_a_killed_command_goes_on_and_ranks_of_a_launcher_share_the_runs(tmp_path) -> None:
-    process = _bench(tmp_path)
-    path = Book(tmp_path / "rows").path("digits-mlp")
+def test_a_killed_command_goes_on_and_ranks_of_a_launcher_share_the_runs(small_bench, tmp_path, capfd) -> None:
+    process, path = _bench(tmp_path), Book(tmp_path / "rows").path("toy")
     while not read_rows(path):
-        assert process.poll() is None, process.communicate()[1]
+        assert process.is_alive()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     before = read_rows(path)
+    capfd.readouterr()
     ranks = [_bench(tmp_path, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in range(2)]
-    said = [rank.communicate() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    assert b"written to" in said[0][0] and said[1][0] == b""
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert capfd.readouterr().out.count("written to") == 1  # by the first
     rows = read_rows(path)
-    assert rows[: len(before)] == before and len({json.dumps(row, sort_keys=True) for row in rows}) == len(rows)
+    assert rows[: len(before)] == before
     assert len({(row["method"], row["seed"], row["lr"]) for row in rows}) == len(rows)  # none twice
-    assert missing(TASKS["digits-mlp"], [METHODS["rule"]], plan.PROFILES["quick"], Book(tmp_path / "rows")) == []
+    assert missing(TOY, [METHODS["rule"]], TINY, Book(tmp_path / "rows")) == []
 
 
 def test_the_tuned_methods_are_the_schedules_of_trainer() -> None:
