@@ -183,7 +183,7 @@ def build_trainer(
     method, task = run.method, run.task
     own: dict[str, Any] = {"eval_dataset": data.controller}
     if method.controller:
-        own = {"controller": method.make_controller(), "controller_dataset": data.controller}
+        own = {"controller": method.make_controller(task.kind), "controller_dataset": data.controller}
     settings: dict[str, Any] = {
         **trainer_settings(folder, run.updates, task.batch_size, lr, run.seed),
         "max_grad_norm": task.max_grad_norm,
