@@ -1,7 +1,8 @@
-"""The file of one measurement: a header that says where and with what, and the rows; it appears whole or not."""
+"""What the studies share: their options, the header of their rows, and a file that appears whole or not at all."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -13,7 +14,9 @@ from typing import Any
 
 import torch
 
-from ..artifacts import library_version, replace_file
+from ...artifacts import library_version, replace_file
+
+ROWS = Path("model_cards/rows")
 
 
 def header(command: str, packages: Iterable[str] = ("torch",), **more: Any) -> dict[str, Any]:
@@ -37,8 +40,16 @@ def header(command: str, packages: Iterable[str] = ("torch",), **more: Any) -> d
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace a file by these rows, one JSON object a line; the folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    replace_file(path, text)
+    replace_file(path, "".join(json.dumps(row) + "\n" for row in rows))
+    print(f"written to {path}")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, from the command line."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
 
 
 def _cpu() -> str:
