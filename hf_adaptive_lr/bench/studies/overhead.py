@@ -28,11 +28,12 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ...controller import Controller, Params, State
-from ...controllers import GRUController, Hypergradient, Linear
+from ...controllers import Hypergradient, Linear, Universal
 from ...observation import Observation
 from ...trainer.arguments import AdaptiveLRTrainingArguments
 from ...trainer.guard_callback import GuardCallback
 from ...trainer.mixin import AdaptiveLRTrainer
+from ..markdown import table as markdown_table
 from ..runner import command_parser
 from . import measured
 from .timing import WARM_UP, Seconds, take_turns
@@ -85,7 +86,7 @@ METHODS = {
         Method("hypergradient", Hypergradient()),
         Method("hypergradient", Hypergradient(), CADENCE),
         Method("all cheap sensors", Reader(), CADENCE),
-        Method("recurrent net (32)", GRUController(params=GRUController.random_params()), CADENCE),
+        Method("recurrent net (32)", Universal(without_gain=True, params=Universal.random_params()), CADENCE),
         GAIN,
     ),
     "guard": (
@@ -201,6 +202,33 @@ def verdict(row: Mapping[str, Any]) -> str:
     return "yes" if high <= row["target"] else "no" if low > row["target"] else "unsure"
 
 
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: each method at each size, and what the gain ratio costs whole runs."""
+    lines = []
+    for row in rows:
+        cells = [row["method"], str(row["every"]), _ratio(row), f"{100 * (row['inside'] - 1):.1f} %"]
+        if "computed_ratio" in row:
+            runs = ", ".join(f"{ratio:.3f} in {run}" for run, ratio in row["computed_ratio"].items())
+            cells = [f"gain ratio, {row['decisions_per_run']} a run (computed)", "-", f"{runs} updates", "-"]
+        lines.append([f"{row['parameters'] / 1e6:.1f}M", *cells, verdict(row) or "-"])
+    head = ["parameters", "method", "decides every", "ratio (interval)", "in our own code", "at most 1.01?"]
+    return markdown_table(head, lines)
+
+
+def guard_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: what the guard costs."""
+    lines = [
+        [f"{r['parameters'] / 1e6:.1f}M", r["method"], _ratio(r), f"at most {r['target']}" if r["target"] else "-"]
+        for r in rows
+    ]
+    return markdown_table(["parameters", "method", "ratio (interval)", "aim"], lines)
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{row['ratio']:.3f} ({low:.3f} ... {high:.3f})"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write the rows."""
     p = command_parser("studies.overhead", __doc__)
@@ -222,11 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.what == "guard":
         sizes = sizes[-1:]
     rows = [row for size in sizes for row in measure(options.what, size, pairs, options.seed)]
-    for row in rows:
-        low, high = row["interval"]
-        print(
-            f"{row['size']:5} {row['method']:20} {row['ratio']:7.4f}  [{low:.4f}, {high:.4f}]  {verdict(row)}".rstrip()
-        )
+    print((table if options.what == "controllers" else guard_table)(rows))
     output = options.output or (None if options.quick else ROWS[options.what])
     if output is not None:
         measured.write_rows(output, [first, *rows])
