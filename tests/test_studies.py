@@ -1,4 +1,4 @@
-"""The studies' commands: they run, their rows are whole, and what they compute can be worked out by hand. No timing."""
+"""The studies' commands: they run, their rows are whole, and what they compute is checked by hand. No timing."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hf_adaptive_lr import Controller, Observation
-from hf_adaptive_lr.bench.runner import attempt, read_rows
+from hf_adaptive_lr.bench.rows import read_rows
+from hf_adaptive_lr.bench.runner import attempt
 from hf_adaptive_lr.bench.studies import systems
 from hf_adaptive_lr.bench.studies import systems_checks as checks
 from hf_adaptive_lr.bench.studies.systems import NAMES, SystemsRun, main, plan, render

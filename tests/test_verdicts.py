@@ -15,8 +15,9 @@ from torch import nn
 
 from hf_adaptive_lr import Controller
 from hf_adaptive_lr.bench import verdict_judge, verdict_pages, verdict_plan, verdict_stats
+from hf_adaptive_lr.bench.rows import Row, RowsError, append_row, read_rows
 from hf_adaptive_lr.bench.run_record import Meter, curve
-from hf_adaptive_lr.bench.runner import Row, RowsError, append_row, attempt, identity, read_rows, run_all
+from hf_adaptive_lr.bench.runner import attempt, identity, run_all
 from hf_adaptive_lr.bench.training_run import TrainingRun
 from hf_adaptive_lr.bench.verdict import main
 from hf_adaptive_lr.bench.verdict_data import corrupt, load

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .runner import Row, RowsError
+from .rows import Row, RowsError
 from .verdict_methods import BASELINES, METHODS
 from .verdict_papers import LOWER_IS_BETTER, MARGINS, REQUIRED_SEEDS, Claim, Comparison, Paper
 from .verdict_plan import Book, Tuning, counted, failed, tuned

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..artifacts import replace_file
-from .runner import Row
+from .rows import Row
 from .stat_compare import hierarchical_bootstrap, probability_of_improvement
 from .stat_runs import Array, failure_rate, harm_rate, iqm, lr_sensitivity, mean
 from .yardstick_plan import DEFAULT, PRIMARY, PRIMARY_ENDPOINT, Book

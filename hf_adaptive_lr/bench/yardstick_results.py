@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..hub.results import RESULTS_VERSION
-from .runner import Row
+from .rows import Row
 from .verdict_judge import Runs, paired, values
 from .verdict_papers import LOWER_IS_BETTER, Measure
 from .verdict_plan import failed

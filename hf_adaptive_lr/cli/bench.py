@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the missing runs and write the page; 0 when done, 1 when some failed, 130 when interrupted."""
     # As in `finetune`: threads that wait by spinning starve the other workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from ..bench.runner import RowsError, WorkerError
+    from ..bench.rows import RowsError
+    from ..bench.runner import WorkerError
     from ..bench.yardstick_plan import PROFILES, Book
     from ..demo.data import DemoDataError
 
@@ -156,7 +157,7 @@ def _write_results(
 def _run_missing(
     args: argparse.Namespace, tasks: list[Task], methods: list[Method], profile: Profile, book: Book
 ) -> None:
-    from ..bench.runner import forget_errors
+    from ..bench.rows import forget_errors
     from ..bench.yardstick_data import load
     from ..bench.yardstick_plan import complete, missing, with_sources
     from ..bench.yardstick_tasks import RealTask, changed

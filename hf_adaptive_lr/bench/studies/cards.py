@@ -27,7 +27,8 @@ from ...hub.picture import draw_schedules, schedule
 from ...hub.results import RESULTS_VERSION
 from .. import false_alarms, trouble_tasks
 from ..markdown import table
-from ..runner import RowsError, command_parser, read_rows
+from ..rows import RowsError, read_rows, write_rows
+from ..runner import command_parser
 from ..trouble_figures import GUARD, Figures
 from ..trouble_methods import METHODS as GUARD_METHODS
 from ..trouble_pages import TROUBLES, rows_file
@@ -238,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.results:
             rows = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
-            measured.write_rows(ROWS / "finetune.jsonl", rows)
+            write_rows(ROWS / "finetune.jsonl", rows)
         for page, text in zip(PAGES, render([page.read_text(encoding="utf-8") for page in PAGES]), strict=True):
             replace_file(page, text)
             print(f"wrote {page}")

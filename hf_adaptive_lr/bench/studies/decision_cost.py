@@ -25,7 +25,8 @@ from ...observation import OPTIONAL_FIELDS, Value
 from ...scheduler.config import SchedulerConfig
 from ...scheduler.runtime import ControllerRun
 from ..markdown import table as markdown_table
-from ..runner import Row, command_parser
+from ..rows import Row
+from ..runner import command_parser
 from . import measured
 
 OUTPUT = measured.ROWS / "decision_cost.jsonl"
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     first = measured.header(f"{parser.prog} --calls {options.calls}")
     rows = [measure(name, controller, options.calls) for name, controller in candidates().items()]
     print(table(rows))
-    measured.write_rows(options.output, [first, *rows])
+    measured.save(options.output, first, rows)
     return 0
 
 

@@ -40,7 +40,8 @@ from ...meta.suites import SUITES
 from ...meta.tasks.quadratic import Quadratic
 from ...meta.trainers import make_trainer
 from ..markdown import table
-from ..runner import Row, command_parser
+from ..rows import Row
+from ..runner import command_parser
 from . import measured
 
 OUTPUTS = {"quadratic": measured.ROWS / "known_answer.jsonl", "mlp": measured.ROWS / "mlp_answer.jsonl"}
@@ -191,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(show(rows))
     words = " ".join(argv if argv is not None else sys.argv[1:])
     first = measured.header(f"{p.prog} {words}", suite_digest=SUITES[options.suite].digest())
-    measured.write_rows(options.output or OUTPUTS[options.suite], [first, *rows])
+    measured.save(options.output or OUTPUTS[options.suite], first, rows)
     return 0
 
 

@@ -1,12 +1,11 @@
-"""What the studies share: their options, the header of their rows, and a file that appears whole or not at all."""
+"""What the studies share: where their rows are, the header of these, and numbers from the command line."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ...artifacts import library_version, replace_file
+from ...artifacts import library_version
+from ..rows import packed_path, write_rows
 
 ROWS = Path("model_cards/rows")
 
@@ -37,11 +37,10 @@ def header(command: str, packages: Iterable[str] = ("torch",), **more: Any) -> d
     }
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a file by these rows, one JSON object a line; the folder is made if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, "".join(json.dumps(row) + "\n" for row in rows))
-    print(f"written to {path}")
+def save(path: Path, first: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace a file by a header and these rows; it appears whole or not at all."""
+    write_rows(path, [first, *rows])
+    print(f"rows in {packed_path(path)}")
 
 
 def count(text: str) -> int:

@@ -253,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print((table if options.what == "controllers" else guard_table)(rows))
     output = options.output or (None if options.quick else ROWS[options.what])
     if output is not None:
-        measured.write_rows(output, [first, *rows])
+        measured.save(output, first, rows)
     return 0
 
 

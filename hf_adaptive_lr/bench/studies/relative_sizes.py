@@ -38,7 +38,8 @@ from ...finetune.model import load_parts
 from ...trainer.arguments import AdaptiveLRTrainingArguments
 from ...trainer.mixin import AdaptiveLRTrainer
 from ..markdown import table
-from ..runner import Row, append_row, command_parser, read_rows
+from ..rows import Row, append_row, read_rows
+from ..runner import command_parser
 from ..yardstick_data import adapted
 from . import measured
 

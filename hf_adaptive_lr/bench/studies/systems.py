@@ -23,7 +23,8 @@ from transformers.utils import logging as transformers_logging
 
 from ...artifacts import replace_file
 from ..markdown import table
-from ..runner import Row, RunKey, WorkerError, command_parser, digest, forget_errors, read_rows, run_all
+from ..rows import Row, RunKey, digest, forget_errors, read_rows
+from ..runner import WorkerError, command_parser, run_all
 from ..training_run import versions
 from ..yardstick_methods import METHODS, Method, missing_package
 from . import measured, systems_checks, systems_train

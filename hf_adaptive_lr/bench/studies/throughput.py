@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(rows))
     output = options.output or (None if options.quick else OUTPUT)
     if output is not None:
-        measured.write_rows(output, [first, *rows])
+        measured.save(output, first, rows)
     return 0
 
 
