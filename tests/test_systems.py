@@ -24,7 +24,7 @@ from hf_adaptive_lr.bench.studies.tiny_bert import TINY
 from hf_adaptive_lr.bench.yardstick_methods import METHODS, OPTIMIZERS, Method
 from hf_adaptive_lr.controllers import CONTROLLERS
 
-SOUND = ("linear", "hypergradient", "greedy_repaired")
+SOUND = ("hypergradient", "greedy_repaired")
 
 
 @pytest.fixture(autouse=True)
