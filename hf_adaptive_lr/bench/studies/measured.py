@@ -1,11 +1,11 @@
-"""The file of one measurement: a header that says where and with what, and the rows; it appears whole or not."""
+"""What the studies share: where their rows are, the header of these, and numbers from the command line."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
-from ..artifacts import library_version, replace_file
+from ...artifacts import library_version
+from ..rows import packed_path, write_rows
+
+ROWS = Path("model_cards/rows")
 
 
 def header(command: str, packages: Iterable[str] = ("torch",), **more: Any) -> dict[str, Any]:
@@ -34,11 +37,18 @@ def header(command: str, packages: Iterable[str] = ("torch",), **more: Any) -> d
     }
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a file by these rows, one JSON object a line; the folder is made if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    replace_file(path, text)
+def save(path: Path, first: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace a file by a header and these rows; it appears whole or not at all."""
+    write_rows(path, [first, *rows])
+    print(f"rows in {packed_path(path)}")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, from the command line."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
 
 
 def _cpu() -> str:

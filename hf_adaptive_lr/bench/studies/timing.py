@@ -1,4 +1,4 @@
-"""Several real `Trainer.train()` calls in one process, taking turns update by update, with CPU time per update.
+"""CPU time of real `Trainer.train()` calls that take turns in one process, update by update.
 
 Two runs one after the other differ by more than a percent on a busy machine, whatever the code; neighbours in time
 differ by much less. So each trainer runs in a thread of its own, at most one of them at any moment, and lets the next
@@ -10,20 +10,63 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 import platform
+import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
+from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl
 
-from ..scheduler.controlled_lr import ControlledLR
+from ...scheduler.controlled_lr import ControlledLR
+
+WARM_UP = 3
+"""Untimed updates of every trainer: start-up, the optimizer's state, the allocator."""
 
 _OWN = ("before_forward", "observe", "_pre_step", "_post_step", "step", "get_last_lr", "log_values")
 """Where a Trainer enters [`ControlledLR`] during an update; none of them calls another."""
+
+Name = TypeVar("Name", bound=Hashable)
+Seconds = dict[int, tuple[float, float]]
+"""By round: CPU seconds of an update, and those of them spent in our own code."""
+
+
+def take_turns(
+    trainers: Mapping[Name, Trainer],
+    rounds: int,
+    seed: int,
+    *,
+    rarely: Name | None = None,  # takes part in every fourth round only
+    bar: str = "",
+) -> dict[Name, Seconds]:
+    """One timed update of every trainer a round, in an order that is drawn anew each round.
+
+    The trainers must be made for `rounds + WARM_UP + 1` updates or more.
+    """
+    order, times = random.Random(seed), {name: Seconds() for name in trainers}
+    _share_one_heap()
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(OwnTime().measured())
+        lanes = {name: Lane(trainer) for name, trainer in trainers.items()}
+        for lane in lanes.values():
+            stack.callback(lane.close)
+        for lane in [*lanes.values()] * WARM_UP:
+            lane.advance()
+        # What is alive now stays alive: the collector need not search it in whichever trainer's turn it wakes up.
+        gc.collect()
+        gc.freeze()
+        stack.callback(gc.unfreeze)
+        for index in tqdm(range(rounds), desc=bar, unit="round", disable=not bar):
+            turn = [name for name in lanes if index % 4 == 0 or name != rarely]
+            for name in order.sample(turn, len(turn)):
+                own.take()
+                times[name][index] = (lanes[name].advance(), own.take())
+    return times
 
 
 class Lane(TrainerCallback):
@@ -46,15 +89,16 @@ class Lane(TrainerCallback):
         self._thread.start()
 
     def advance(self) -> float:
-        """Run one update."""
+        """Run one update; returns its CPU seconds."""
         self._hand_over()
         return self._spent
 
     def close(self) -> None:
         """Let `train()` end; the update that it is in comes to its end untimed."""
         self._closing = True
-        self._hand_over()
-        self._thread.join()
+        if self._error is None:
+            self._hand_over()
+            self._thread.join()
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         """Take the time, wait for the next turn."""
@@ -83,7 +127,7 @@ class Lane(TrainerCallback):
             self._back.release()
 
 
-def share_one_heap() -> None:
+def _share_one_heap() -> None:
     """Let all threads allocate from the heap that a run in the main thread has; call it before they start.
 
     By default glibc gives each thread a heap of its own, whose luck with page faults and caches stays with it: two
@@ -95,7 +139,11 @@ def share_one_heap() -> None:
 
 
 class OwnTime:
-    """CPU seconds inside this library's scheduler, summed since the last `take`."""
+    """CPU seconds inside this library's scheduler, summed since the last `take`.
+
+    The paired times say what a whole update costs, as exactly as the machine is quiet; this says which part of it was
+    spent in our code, exactly on any machine, but not what that code does to the caches of the others.
+    """
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -107,11 +155,7 @@ class OwnTime:
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[OwnTime]:
-        """Measure within this context; schedulers must be made inside it.
-
-        The paired times say what a whole update costs, as exactly as the machine is quiet; this says which part of it
-        was spent in our code, exactly on any machine, but not what that code does to the caches of the others.
-        """
+        """Measure within this context; schedulers must be made inside it."""
         with contextlib.ExitStack() as stack:
             for name in _OWN:
                 stack.enter_context(mock.patch.object(ControlledLR, name, self._timed(getattr(ControlledLR, name))))

@@ -1,29 +1,25 @@
-"""The small trainings of the benchmark's systems track.
+"""The small trainings of the systems study: a method as in the benchmark, on random tokens with random classes.
 
-Methods are trained as in the benchmark, but on random tokens with random classes: there is soon no improvement to be
-had, so those that wait for one have to act within few updates.
+There is soon no improvement to be had, so methods that wait for one have to act within few updates.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.utils import logging as transformers_logging
 
-from ..scheduler.controlled_lr import ControlledLR
-from ..trainer.arguments import AdaptiveLRTrainingArguments
-from .verdict_data import Rows, collate
-from .workload import Size
-from .yardstick_methods import TRAINER_LR, Method, build_optimizer
-from .yardstick_real import chosen_arguments, trainer_class
+from ...scheduler.controlled_lr import ControlledLR
+from ...trainer.arguments import AdaptiveLRTrainingArguments
+from ..verdict_data import collate
+from ..yardstick_methods import TRAINER_LR, Method, build_optimizer
+from ..yardstick_real import chosen_arguments, trainer_class
+from .tiny_bert import Size
 
 PLAIN = Method(name="plain", text="an unmodified `Trainer`, linear to zero", scheduler="linear")
 """What memory, checkpoints and seconds are compared with; its own overhead is of two equal trainers, the noise."""
@@ -39,29 +35,23 @@ def base_lr(method: Method) -> float:
     return LR if method.lr == TRAINER_LR else method.lr
 
 
-class _Watch(TrainerCallback):
-    """Notes the learning rate of every update; ends training after `stop` updates, as a preempted job ends."""
+@dataclass
+class Prepared(TrainerCallback):
+    """A trainer whose `train()` was not called yet, and what it will have been."""
 
-    def __init__(self, stop: int | None) -> None:
-        self.lrs: list[float] = []
-        self._stop = stop
+    stop: int | None = None  # updates after which training ends, as a preempted job ends
+    lrs: list[float] = field(default_factory=list)  # learning rates of the updates, filled by training
+    trainer: Any = None  # of the class that the method asks for
 
     def note(self, optimizer: Any, *_: Any) -> None:
+        """A hook after the optimizer's step."""
         group = optimizer.param_groups[0]
         self.lrs.append(float(group["lr"]) * float(group.get("d", 1.0)))  # Prodigy and D-Adaptation adapt d
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self._stop:
+        """End where it was asked for."""
+        if state.global_step == self.stop:
             control.should_training_stop = True
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A trainer whose `train()` was not called yet, and what it will have been."""
-
-    trainer: Any  # of the class that the method asks for
-    lrs: list[float]  # learning rates of the updates, filled by training
-    folder: Path
 
     def train(self, checkpoint: Path | None = None) -> Prepared:
         """Train, from a checkpoint if one is given."""
@@ -77,7 +67,7 @@ class Prepared:
     @property
     def changes(self) -> int:
         """How often the learning rate was another one than an update before."""
-        return sum(a != b for a, b in zip(self.lrs, self.lrs[1:], strict=False))
+        return sum(a != b for a, b in pairwise(self.lrs))
 
     @property
     def decisions(self) -> int:
@@ -104,16 +94,14 @@ def prepare(
     """A trainer as the benchmark has it; an LR range test before the run is left out."""
     torch.manual_seed(weights_seed)
     model = size.model()
-    if not dropout:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and not dropout:
+            module.p = 0.0
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": updates,
         "per_device_train_batch_size": batch or size.batch,
         "learning_rate": base_lr(method),
-        "max_grad_norm": 1.0,
         "use_cpu": True,
         "save_strategy": "no",
         "save_steps": HALF,
@@ -126,46 +114,20 @@ def prepare(
         **changes,
     }
     arguments = AdaptiveLRTrainingArguments if method.controller else TrainingArguments
-    held = _tokens(size, HELD_ROWS, 1)
-    own: dict[str, Any] = {}
-    if method.controller:
-        own = {"controller": method.make_controller(), "controller_dataset": held}
+    held, made = size.rows(HELD_ROWS, 1), Prepared(stop)
+    own = {"controller": method.make_controller(), "controller_dataset": held} if method.controller else {}
     optimizer = build_optimizer(method, list(model.parameters()), base_lr(method))
-    watch = _Watch(stop)
-    trainer = trainer_class(method)(
+    made.trainer = trainer_class(method)(
         model=model,
         args=arguments(**settings),
-        train_dataset=_tokens(size, TRAIN_ROWS, 0),
+        train_dataset=size.rows(TRAIN_ROWS, 0),
         eval_dataset=held,
         data_collator=collate,
         optimizers=(optimizer, None),
-        callbacks=[watch],
+        callbacks=[made],
         **own,
     )
-    trainer.model_accepts_loss_kwargs = False  # it says so, but its loss is a plain mean
-    optimizer.register_step_post_hook(watch.note)
-    trainer.remove_callback(PrinterCallback)
-    return Prepared(trainer, watch.lrs, folder)
-
-
-def _tokens(size: Size, rows: int, seed: int) -> Rows:
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, size.vocabulary, (rows, size.length), generator=generator)
-    return Rows({"input_ids": ids, "labels": torch.randint(0, 2, (rows,), generator=generator)})
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing but the runner's own progress bar is shown."""
-    log: Any = transformers_logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of kept learning rates, and deprecated calls in the packages
-            yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
+    made.trainer.model_accepts_loss_kwargs = False  # it says so, but its loss is a plain mean
+    made.trainer.remove_callback(PrinterCallback)
+    optimizer.register_step_post_hook(made.note)
+    return made
