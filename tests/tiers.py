@@ -21,8 +21,8 @@ TIERS = {
     """,
     # The benchmark and the studies: their runs, their statistics, and the pages that their rows make.
     "bench": """
-        bench_data decision_cost development overhead relative_sizes runner statistics steering throughput trouble
-        universal_page verdicts yardstick yardstick_systems
+        bench_data bench_sources bench_tasks decision_cost development overhead relative_sizes runner statistics
+        steering throughput trouble universal_page verdicts yardstick yardstick_systems
     """,
 }
 
