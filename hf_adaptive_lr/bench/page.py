@@ -47,6 +47,7 @@ The best rate is that of the better of linear with and without 6 % warm-up; a st
 was tried. "Within 2%" are the rates around it that were tried and are as good; ruin begins at the lowest rate above it
 at which half of the linear runs, with or without warm-up, are ruined.
 """
+_ENDPOINT = "Written down before the test tasks were first run, and quoted below.\n"
 _PARTS = f"""\
 The three ways in which a run is ruined; one may be ruined in several. *On target*: the share of runs whose validation
 loss came within {TARGET:.0%} of *{TUNED}*'s last one; *after* this share of the run (the median, misses counted as
@@ -93,15 +94,14 @@ def render(suites: Suites, *, command: str, subject: str = SUBJECT) -> str:
         _wrapped(summary(suites, subject)),
         *_lacking(suites),
         f"## All methods on the {name} tasks\n",
+        *([] if name == "test" else [_DEVELOPMENT]),
         _TABLE,
         tables.main(found),
         f"![Log-regret of every method on every task]({METHODS_PICTURE})\n",
         _PICTURE,
         f"## Where `{subject}` loses\n",
         _losses(found, subject),
-        "## Primary endpoint\n",
-        "Written down before the test tasks were first run, and quoted below.\n",
-        tables.endpoint(found),
+        *(["## Primary endpoint\n", _ENDPOINT, tables.endpoint(found)] if name == "test" else []),
         "## Ruin in its parts, and steps to a target\n",
         _PARTS,
         tables.parts(found),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..hub.results import RESULTS_VERSION
-from .comparison import Comparison
 from .rows import Row, RowsError
 from .scores import TUNED
 from .stats import Estimate, judge, mean_interval, paired_difference
+
+if TYPE_CHECKING:
+    from .comparison import Comparison
 
 Runs = Mapping[int, Row]
 """Rows by seed."""

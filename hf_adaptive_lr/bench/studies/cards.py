@@ -27,6 +27,7 @@ from ...hub.picture import draw_schedules, schedule
 from ...hub.results import RESULTS_VERSION
 from .. import false_alarms, trouble_tasks
 from ..markdown import table
+from ..results import as_text, result
 from ..rows import RowsError, read_rows, write_rows
 from ..runner import command_parser
 from ..trouble_figures import GUARD, Figures
@@ -37,7 +38,6 @@ from ..verdict_methods import BASELINES, METHODS
 from ..verdict_papers import PAPERS, REQUIRED_SEEDS, Paper
 from ..verdict_plan import Book, counted
 from ..verdict_tasks import TASKS, Task
-from ..yardstick_results import as_text, result
 from . import decision_cost, known_answer, measured, overhead, relative_sizes, throughput
 
 ROWS, CARDS = measured.ROWS, Path("model_cards/hub")
@@ -186,7 +186,10 @@ def results(name: str, rows: Path, tasks: Mapping[str, Task] = TASKS) -> dict[st
             "updates": setting["updates"],
         }
         rivals = (*BASELINES, *(["step_decay"] if "step_decay" in paper.methods else []))
-        found.append(result(about, mine, {rival: runs(rival) for rival in rivals}, required=REQUIRED_SEEDS))
+        against = {rival: runs(rival) for rival in rivals}
+        found.append(
+            result(about, mine, against, {"test_loss": True, "test_accuracy": False}, required=REQUIRED_SEEDS)
+        )
     command = f"python -m hf_adaptive_lr.bench.verdict {name}"
     return {"format_version": RESULTS_VERSION, "command": command, "results": found, "not_tested": not_tested}
 
