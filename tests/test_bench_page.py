@@ -292,9 +292,22 @@ def test_partial_rows_make_a_page_that_says_what_is_lacking() -> None:
     lone = dataclasses.replace(short, wanted=["universal", "prodigy"])
     text = render({"test": suite([waiting, lone])}, command="the command")
     assert "**Not complete.** test: no tuned linear or `rule` yet on t3; `prodigy` on 1 of 1 tasks." in text
+    assert "`prodigy`" not in text.partition("## All methods")[2].partition("## Where")[0]
     assert "Asked of 1 test task from 1 data set," in text and "| `universal` | 1 | 0% | 0% | - | +0.000 |" in text
     empty = render({"test": suite([waiting])}, command="the command")
     assert "No task has been run to its end yet." in empty and "No rows yet." in empty
+    # Development tasks do for a page, but nothing is claimed from them and nothing tested.
+    rows = [rows_of(task("d0", suite="development"), {"universal": [1.0] * 3})]
+    both = {"test": suite([waiting]), "development": Comparison("development", rows, [METHODS["universal"]])}
+    text = render(both, command="c")
+    assert "## All methods on the development tasks\n\nThese tasks could be looked at" in text
+    assert "## Primary endpoint" not in text and "**Not complete.** test: no tuned linear" in text
+
+
+def test_what_is_lacking_is_one_line_however_much_it_is() -> None:
+    of = dataclasses.replace(rows_of(task(), {}), wanted=list(METHODS))
+    found = Comparison("test", [of], METHODS.values())
+    assert found.lacking().count("`") == 10 and found.lacking().endswith(" more on 1 of 1 tasks")
 
 
 def test_a_task_without_a_sound_reference_waits() -> None:
@@ -335,6 +348,7 @@ def test_results_for_a_card() -> None:
     checked = check_results(found)
     assert [result["task"] for result in checked] == ["t0", "t1", "t2"] and not found["not_tested"]
     last = checked[2]
+    assert last["note"] == "no learning rate given"
     assert last["metrics"]["test_loss"]["mean"] == pytest.approx(5.3 / 3, rel=1e-5) and last["seeds"] == 3
     assert last["against"]["default"]["test_loss"]["word"] == "no difference"
     assert checked[0]["against"][TUNED]["test_accuracy"]["difference"] == 0

@@ -132,8 +132,8 @@ def render(suites: Suites, *, command: str, subject: str = SUBJECT) -> str:
 
 
 def _shown(suites: Suites) -> Comparison:
-    """The suite that the page is about: test, or the first when it was not run."""
-    return suites["test"] if "test" in suites else next(iter(suites.values()))
+    """The suite that the page is about: the first with a task that can be scored, and `test` comes first."""
+    return next((found for found in suites.values() if found.rows), next(iter(suites.values())))
 
 
 def _asked_of(found: Comparison) -> str:

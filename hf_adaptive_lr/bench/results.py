@@ -42,9 +42,10 @@ def results_of(controller: str, suites: Mapping[str, Comparison], command: str) 
                 reason = f"{task.name}: {task.data}, {task.model}, {task.optimizer} (not run to the end)"
                 not_tested += [reason] if controller in of.wanted else []
                 continue
+            notes = ["no learning rate given"] if comparison.methods[controller].needs_no_lr else []
             about = {
                 "task": task.name,
-                "note": "" if suite == "test" else suite,
+                "note": ", ".join(notes if suite == "test" else [suite, *notes]),
                 "data": task.data,
                 "model": task.model,
                 "optimizer": task.optimizer,
