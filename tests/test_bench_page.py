@@ -236,8 +236,8 @@ def test_the_primary_endpoint_finds_what_was_planted_and_nothing_else() -> None:
     assert list(planted) == ["universal", "rule", "prodigy"]
     assert planted["universal"].found() and planted["rule"].found() and not planted["prodigy"].found()
     assert planted["rule"].p_adjusted == pytest.approx(3 * 2 / 2**12)
-    none = [many(0.0, np.random.default_rng([1, i])).primary() for i in range(40)]
-    assert sum(found["universal"].found() or found["prodigy"].found() for found in none) <= 5
+    none = [many(0.0, np.random.default_rng([1, i])).primary() for i in range(25)]
+    assert sum(found["universal"].found() or found["prodigy"].found() for found in none) <= 4
 
 
 def test_strangers_are_tested_too() -> None:

@@ -115,9 +115,9 @@ class Comparison:
             steps=float(np.median(targets)),
         )
 
-    def lines(self, tasks: Sequence[str] | None = None) -> list[Line]:
+    def lines(self) -> list[Line]:
         """All methods, the least ruinous first, then those with the least regret."""
-        found = [line for name in self.cells if (line := self.line(name, tasks)) is not None]
+        found = [line for name in self.cells if (line := self.line(name)) is not None]
         return sorted(found, key=lambda line: (line.ruin, line.regret.value, line.method))
 
     def groups(self, by: str) -> dict[str, list[str]]:
