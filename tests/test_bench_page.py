@@ -17,7 +17,7 @@ from hf_adaptive_lr.bench.page import PAGE, render, summary, write_page
 from hf_adaptive_lr.bench.pictures import METHODS_PICTURE, TUNING_PICTURE
 from hf_adaptive_lr.bench.results import as_text, results_of
 from hf_adaptive_lr.bench.rows import Row, RowsError, append_row
-from hf_adaptive_lr.bench.scores import TUNED, WORST, TaskRows, cell, centre, excess, margin, tuning
+from hf_adaptive_lr.bench.scores import TUNED, WORST, TaskRows, cell, centre, excess, margin, ruin, tuning
 from hf_adaptive_lr.bench.tables import breakdown, left_out, losses
 from hf_adaptive_lr.bench.tasks import Task
 from hf_adaptive_lr.hub.results import check_results
@@ -112,6 +112,9 @@ def test_the_three_parts_of_ruin() -> None:
     of = rows_of(task(), {"rule": [0.8, 1.0, 1.25]})
     found = cell([row(of.task, "x", seed, loss) for seed, loss in enumerate((1.09, 1.11, 1.0))], of).ruin
     assert found.above_rule.tolist() == [False, True, False]
+    # Harder test rows ruin nobody: before and after are compared on the validation rows.
+    harder = [row(of.task, "x", 0, 1.9, test_loss=2.1), row(of.task, "x", 0, 2.1, test_loss=1.9)]
+    assert ruin(harder, of).ended_worse.tolist() == [False, True]
     error = {"task": "toy", "method": "x", "seed": 0, "lr": 1.0, "error": "ValueError: no"}
     assert cell([error], of).ruin.any.all() and cell([error], of).regret.tolist() == [WORST]
 

@@ -26,14 +26,14 @@ Somebody fine-tunes a model once and has no runs to spare for finding a learning
 needs none ruin the model, how often does it do harm, and how far is it from a learning rate that was tuned?
 """
 _TABLE = f"""\
-*Ruin* is the share of runs that end with a test loss above the loss before the first update, or at chance where tuned
-linear is not, or with a loss more than {RUIN:.0%} above `{RULE}`'s. *Harm* is the share with a loss more than
-{HARM:.0%} above that of `{RULE}` (2e-5 for whole pretrained models, 2e-4 for adapters, 1e-3 from scratch; linear after
-6 % warm-up), or of `{DEFAULT}` (`Trainer` as it comes), with the same seed. *Log-regret* is ln(test loss /
-*{TUNED}*'s mean): 0.01 is 1 % worse; a mean over tasks and seeds with a 95 % interval for tasks not yet seen. Losses
-of densities may be negative; they are compared by differences in nats. *Points* are hundredths of the metric above
-*{TUNED}*'s, where it is a share of right answers. *Seconds* are CPU seconds over those of *{TUNED}*, the median
-task's. *Tuning* is what finding the learning rate took, mean over tasks. The least ruinous come first.
+*Ruin* is the share of runs that end with a loss above that before the first update (on validation rows), or at chance
+where tuned linear is not, or with a loss more than {RUIN:.0%} above `{RULE}`'s (on test rows, as all else). *Harm* is
+the share with a loss more than {HARM:.0%} above that of `{RULE}` (2e-5 for whole pretrained models, 2e-4 for adapters,
+1e-3 from scratch; linear after 6 % warm-up), or of `{DEFAULT}` (`Trainer` as it comes), with the same seed.
+*Log-regret* is ln(test loss / *{TUNED}*'s mean): 0.01 is 1 % worse; a mean over tasks and seeds with a 95 % interval
+for tasks not yet seen. Losses of densities may be negative; they are compared by differences in nats. *Points* are
+hundredths of the metric above *{TUNED}*'s, where it is a share of right answers. *Seconds* are CPU seconds over those
+of *{TUNED}*, the median task's. *Tuning* is what finding the learning rate took, mean over tasks. The least ruinous come first.
 """
 _PICTURE = """\
 A dot is a task, a cross one on which at least half of the runs were ruined; the bar is the mean with its interval.
