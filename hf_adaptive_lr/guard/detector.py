@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .levels import RANKED, SHIFT_SPREAD, Track, median, sigma
-from .thresholds import Thresholds
+from .levels import RANKED, SHIFT_SPREAD, Track, median
+from .thresholds import Thresholds, has_grown
 
 REASONS = (
     *("non_finite_loss", "non_finite_gradient", "loss_spike", "gradient_explosion"),
@@ -24,8 +24,7 @@ EARLY = "early_divergence"
 
 _STRICT_WINDOW = 16  # healthy updates after a rollback until a shift has to last again
 _EXPLODED = 30  # times the run's first losses
-_GROWN = 1.2  # times the learning rate of the best losses
-_JUMP = 4.0  # times the learning rate of the update before: a restart, which shows at once whether it does harm
+_JUMP = 4.0  # times the learning rate of the update before: a restart, which shows at once if it does harm
 
 
 class Detector:
@@ -55,7 +54,9 @@ class Detector:
         """How many of these were called healthy and not even suspicious."""
         self._loss, self._norm = Track(self.thresholds, keep), Track(self.thresholds, keep)
         self._best: float | None = None  # lowest median level
-        self._lr = self._best_lr = 0.0  # of the update judged last, and when that level was reached
+        self.lr = 0.0
+        """The learning rate of the update judged last, 0 if not known."""
+        self._best_lr = 0.0  # when the lowest level was reached
         self._slow = 0  # healthy updates in succession that were high
         self._highest = -math.inf  # loss of the shift behind the last alarm
         self._pending: list[list[float]] = []  # losses and norms in succession that may be a shift
@@ -71,8 +72,8 @@ class Detector:
 
     @property
     def lr_has_grown(self) -> bool:
-        """Whether the learning rate has grown, gradually, since the losses were lowest: then higher ones may be its."""
-        return 0.0 < _GROWN * self._best_lr <= self._lr
+        """Whether the learning rate has grown gradually since losses were lowest: higher ones may be its doing."""
+        return has_grown(self.lr, self._best_lr)
 
     @property
     def suspicious(self) -> bool:
@@ -97,9 +98,9 @@ class Detector:
         With its learning rate `lr` (0 if not known) a rate that has grown too large is found sooner.
         """
         loss, grad_norm = float(loss), float(grad_norm)
-        if lr > _JUMP * self._lr:
+        if lr > _JUMP * self.lr:
             self._best_lr = lr
-        self._lr = lr
+        self.lr = lr
         self.seen, self.lasted, self.unseen, self._highest = {}, 0, 0, -math.inf
         if not math.isfinite(loss):
             return "non_finite_loss"
@@ -193,7 +194,7 @@ class Detector:
             return None
         level = self._recent()
         if self._best is None or level < self._best:
-            self._best, self._best_lr = level, self._lr
+            self._best, self._best_lr = level, self.lr
         start = track.level(track.start)
         least, above_start = track.floor + math.log(t.slow_rise), start + math.log(t.slow_rise)
         above_best = max(self._far, start - math.log(2.0))
@@ -214,7 +215,7 @@ class Detector:
         return {
             "slow": self._slow,
             "best": self._best,
-            "lr": self._lr,
+            "lr": self.lr,
             "best_lr": self._best_lr,
             "opening": list(self._opening),
             "pending": [list(pair) for pair in self._pending],
@@ -229,7 +230,7 @@ class Detector:
         """Continue exactly where `state_dict` was taken."""
         self._slow, self._best = state["slow"], state["best"]
         # Version 0.1 knew no rates.
-        self._lr, self._best_lr = state.get("lr", 0.0), state.get("best_lr", 0.0)
+        self.lr, self._best_lr = state.get("lr", 0.0), state.get("best_lr", 0.0)
         self._opening, self._strict = list(state["opening"]), state["wary"]
         self._pending = [list(pair) for pair in state["pending"]]
         self._trouble = math.inf if state["trouble"] is None else state["trouble"]

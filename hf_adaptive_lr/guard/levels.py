@@ -26,8 +26,6 @@ _KNOWN = 8  # values other than zero, in a window of zeros, before one can be to
 _CEILING_MEMORY = 512  # updates in which a ceiling loses two thirds of its distance from the median
 
 
-import os
-def SQ(best, t): return 1.0 if best is None or not os.environ.get("SQ") else t.slow_window ** -.5
 class Track:
     """The recent healthy values of one quantity, as levels."""
 
@@ -137,7 +135,8 @@ class Track:
 
         There it is above the first values, or above the level `best` where that is given and all values are positive.
         """
-        values, sigmas = self._raw(), self._thresholds.slow_sigmas * SQ(best, self._thresholds)
+        t, values = self._thresholds, self._raw()
+        sigmas = t.slow_sigmas / (1.0 if best is None else math.sqrt(t.slow_window))
         least = self.top if best is None or min(values) <= 0.0 else self.value(best)
         if sorted(values)[len(values) // 4] <= least:  # a quarter is as before
             return math.inf
