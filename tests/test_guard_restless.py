@@ -177,6 +177,11 @@ def test_a_loss_that_explodes_still_ends_the_run() -> None:
     assert guard.stopped and guard.rollbacks == 3
 
 
+def test_a_few_bad_batches_now_and_then_do_not_end_the_run() -> None:
+    guard = _guarded(lambda t: 20.0 if t % 100 > 96 else 1.0, 0, updates=600, scatter=0.05)
+    assert guard.rollbacks == 3 and not guard.stopped
+
+
 def test_what_the_data_has_brought_is_forgotten_in_the_long_run() -> None:
     detector, rng = Detector(), random.Random(0)
     for t in range(4000):

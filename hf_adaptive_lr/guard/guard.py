@@ -241,9 +241,9 @@ class DivergenceGuard(GuardState):
                 return self._accept(seen) if self._trouble.data_has_changed else self._skip(seen)
         # Soon after a rollback a single loss may be a shift: not yet a reason to go back once more.
         at_once = reason in ("slow_divergence", EARLY) or (reason == "loss_shift" and self.detector.lasted > 1)
-        if not self._trouble.persists(finite=finite, at_once=at_once or self._damaged):
+        last = self.rollbacks >= self.max_rollbacks  # a few bad batches in succession must not end a run
+        if not self._trouble.persists(finite=finite and not last, at_once=at_once or self._damaged):
             return self._skip(seen)
-        last = self.rollbacks >= self.max_rollbacks
         shifts = reason == "loss_shift" and not self.detector.exploded(seen["loss"])
         target = self._history.target(self.detector.unseen + 1)
         rise, lr = self.detector.thresholds.shift_rise, self.detector.lr
