@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..trainer.guard_callback import GuardCallback
+from .rows import Row, RunKey, digest
 from .run_record import curve, diverged, evaluate, parameters, short, trainer_settings
-from .runner import Row, RunKey, digest
 from .training_run import LOSS_POINTS, versions
 from .trouble_injections import Injection, Striker
 from .trouble_methods import Method
