@@ -33,7 +33,8 @@ the share with a loss more than {HARM:.0%} above that of `{RULE}` (2e-5 for whol
 *Log-regret* is ln(test loss / *{TUNED}*'s mean): 0.01 is 1 % worse; a mean over tasks and seeds with a 95 % interval
 for tasks not yet seen. Losses of densities may be negative; they are compared by differences in nats. *Points* are
 hundredths of the metric above *{TUNED}*'s, where it is a share of right answers. *Seconds* are CPU seconds over those
-of *{TUNED}*, the median task's. *Tuning* is what finding the learning rate took, mean over tasks. The least ruinous come first.
+of *{TUNED}*, the median task's. *Tuning* is what finding the learning rate took, mean over tasks. The least
+ruinous come first.
 """
 _PICTURE = """\
 A dot is a task, a cross one on which at least half of the runs were ruined; the bar is the mean with its interval.
