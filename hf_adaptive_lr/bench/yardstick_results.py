@@ -9,10 +9,10 @@ from typing import Any
 
 from ..hub.results import RESULTS_VERSION
 from .rows import Row
+from .stats import Estimate, judge, mean_interval
 from .verdict_judge import Runs, paired, values
 from .verdict_papers import LOWER_IS_BETTER, Measure
 from .verdict_plan import failed
-from .verdict_stats import Interval, judge, mean_interval
 from .yardstick_methods import METHODS, Method
 from .yardstick_plan import DEFAULT, Book, Profile, own_lr_runs, reference_runs
 from .yardstick_run import YardstickRun
@@ -92,12 +92,12 @@ def _against(mine: Runs, other: Runs) -> dict[str, Any]:
     return out
 
 
-def _known(interval: Interval) -> bool:
-    return math.isfinite(interval.mean) and math.isfinite(interval.half)
+def _known(interval: Estimate) -> bool:
+    return math.isfinite(interval.value) and math.isfinite(interval.half)
 
 
-def _rounded(name: str, interval: Interval) -> dict[str, float]:
-    return {name: float(f"{interval.mean:.6g}"), "half_width": float(f"{interval.half:.6g}")}
+def _rounded(name: str, interval: Estimate) -> dict[str, float]:
+    return {name: float(f"{interval.value:.6g}"), "half_width": float(f"{interval.half:.6g}")}
 
 
 def as_text(eval_results: Mapping[str, Any]) -> str:
