@@ -27,6 +27,7 @@ from ...hub.picture import draw_schedules, schedule
 from ...hub.results import RESULTS_VERSION
 from .. import false_alarms, trouble_tasks
 from ..markdown import table
+from ..results import as_text, result
 from ..rows import RowsError, read_rows, write_rows
 from ..runner import command_parser
 from ..trouble_figures import GUARD, Figures
@@ -37,7 +38,6 @@ from ..verdict_methods import BASELINES, METHODS
 from ..verdict_papers import PAPERS, REQUIRED_SEEDS, Paper
 from ..verdict_plan import Book, counted
 from ..verdict_tasks import TASKS, Task
-from ..yardstick_results import as_text, result
 from . import decision_cost, known_answer, measured, overhead, relative_sizes, throughput
 
 ROWS, CARDS = measured.ROWS, Path("model_cards/hub")
@@ -152,6 +152,8 @@ def _between(markers: re.Pattern[str], page: str, text: str) -> str:
 
 METHOD_OF: Mapping[str, str] = {"ppo_schedule": "ppo_schedule", "mlr_snet": "mlr_snet_frozen"}
 """The paper study's method that is a bundled controller as it is, by the controller's name, which is the paper's."""
+MEASURES = {"test_loss": True, "test_accuracy": False}
+"""What is compared, and whether lower is better."""
 WITHDRAWN: Mapping[str, str] = {
     "universal": "any task: what was measured before is withdrawn; on data sets that had no part in its making its "
     "loss was on average about 1.3 times that of a tuned linear schedule, and it ruined a pretrained encoder"
@@ -186,7 +188,8 @@ def results(name: str, rows: Path, tasks: Mapping[str, Task] = TASKS) -> dict[st
             "updates": setting["updates"],
         }
         rivals = (*BASELINES, *(["step_decay"] if "step_decay" in paper.methods else []))
-        found.append(result(about, mine, {rival: runs(rival) for rival in rivals}, required=REQUIRED_SEEDS))
+        others = {rival: runs(rival) for rival in rivals}
+        found.append(result(about, mine, others, MEASURES, required=REQUIRED_SEEDS))
     command = f"python -m hf_adaptive_lr.bench.verdict {name}"
     return {"format_version": RESULTS_VERSION, "command": command, "results": found, "not_tested": not_tested}
 

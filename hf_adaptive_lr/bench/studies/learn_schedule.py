@@ -24,8 +24,9 @@ from ...controllers import MLRSNet
 from ...demo.data import DemoDataError
 from ...trainer.arguments import AdaptiveLRTrainingArguments
 from ...trainer.meta_trainer import MetaLRTrainer
-from ..run_record import curve, trainer_settings
+from ..record import curve
 from ..runner import command_parser
+from ..train import trainer_settings
 from ..verdict_data import collate, load
 from ..verdict_methods import METHODS
 from ..verdict_models import build_model, build_optimizer
