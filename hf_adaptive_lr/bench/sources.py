@@ -1,0 +1,66 @@
+"""The data sets of the benchmark by name: who reads them, what their rows are, and in which suite they stand.
+
+Sets of one `origin` stand in one suite: nothing that a controller saw in development comes again in the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from . import sources_images as images
+from . import sources_text as texts
+from .raw_rows import Raw
+
+Suite = Literal["development", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set; `read` gives its rows for training, tuning and controllers, and those for the test."""
+
+    read: Callable[[], tuple[Raw, Raw]]
+    origin: str
+    suite: Suite
+    kind: Literal["text", "pairs", "words", "image", "vector", "table"]
+    classes: int = 1  # 1: the labels are numbers, or there are none
+    width: int = 1  # numbers in a vector or table's row, channels of a picture
+
+
+def _source(
+    read: Callable[[], tuple[Raw, Raw]], origin: str, suite: Suite, kind: str, classes: int = 1, width: int = 1
+) -> Source:
+    return Source(read=read, origin=origin, suite=suite, kind=kind, classes=classes, width=width)  # type: ignore[arg-type]
+
+
+SOURCES: Mapping[str, Source] = {
+    "20newsgroups": _source(texts.newsgroups, "20newsgroups", "development", "text", 20),
+    "reuters-r8": _source(texts.reuters_r8, "reuters", "development", "text", 8),
+    "reuters-r52": _source(texts.reuters_r52, "reuters", "development", "text", 52),
+    "sotu-year": _source(texts.sotu_year, "sotu", "development", "text"),
+    "sotu-next": _source(texts.sotu_next, "sotu", "development", "pairs"),
+    "sotu-text": _source(texts.sotu_text, "sotu", "development", "text"),
+    "names": _source(texts.names, "names", "development", "text", 2),
+    "fashion-mnist": _source(images.fashion, "fashion-mnist", "development", "image", 10),
+    "mnist-5000": _source(images.mnist, "mnist", "development", "image", 10),
+    "digits": _source(images.digits, "digits", "development", "vector", 10, 64),
+    "emoji": _source(images.emoji, "emoji", "development", "image", 8, 3),
+    "diabetes": _source(images.diabetes, "diabetes", "development", "table", 1, 10),
+    "segment": _source(images.segment, "segment", "development", "table", 1, 13),
+    "wordnet": _source(texts.wordnet, "wordnet", "test", "text", 26),
+    "wordnet-pairs": _source(texts.wordnet_pairs, "wordnet", "test", "pairs", 2),
+    "wordnet-words": _source(texts.wordnet_words, "wordnet", "test", "pairs"),
+    "wordnet-text": _source(texts.wordnet_text, "wordnet", "test", "text"),
+    "spam": _source(texts.spam, "spamassassin", "development", "text", 2),
+    "brown": _source(texts.brown, "brown", "test", "text", 15),
+    "brown-tags": _source(texts.brown_tags, "brown", "test", "words", len(texts.TAGS)),
+    "fortunes": _source(texts.fortunes, "fortunes", "test", "text", 20),
+    "fortunes-text": _source(texts.fortunes_text, "fortunes", "test", "text"),
+    "syllables": _source(texts.syllables, "cmudict", "test", "text", 6),
+    "valence": _source(texts.valence, "vader", "test", "text"),
+    "clipart": _source(images.clipart, "openclipart", "test", "image", 13, 3),
+    "shuttle": _source(images.shuttle, "shuttle", "test", "table", 2, 9),
+    "shuttle-sensor": _source(images.shuttle_sensor, "shuttle", "test", "table", 1, 8),
+}
+"""Every data set by its name."""

