@@ -265,7 +265,8 @@ def _own_optimizer(task: Task, method: Method, model: nn.Module, lr: float) -> O
         made = SGD(groups, momentum=task.momentum, **common)
     elif task.optimizer == "adam":
         made = Adam(groups, **common)
-    elif method.groups == "tensor" or method.dsa is not None:
+    elif method.groups == "tensor" or method.dsa is not None or task.weight_decay:
+        # Weights decay as torch has it: `Trainer` would put biases and norms, which it leaves alone, into another group.
         made = torch.optim.AdamW(groups, **common)
     if method.dsa is not None:
         from ..optimizers import DSA

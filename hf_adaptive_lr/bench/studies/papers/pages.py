@@ -53,7 +53,7 @@ def write_page(found: Found, book: Book, folder: Path) -> Path:
 
 def render(found: Found, book: Book, notes: str | None = None) -> str:
     """The page."""
-    paper, quick = found.paper, found.setup is QUICK
+    paper, quick = found.paper, found.setup.tasks is QUICK.tasks
     names = dict.fromkeys(name for task in paper.tasks for name in (TUNED_ON.get(task), task) if name is not None)
     parts = [
         f"# {paper.name}: verdict\n",
