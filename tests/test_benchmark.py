@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -80,7 +79,7 @@ def put(book: Book, run: TrainingRun, loss: float, **more: object) -> None:
     book.forget(run.task.name)
 
 
-# --- one run ----------------------------------------------------------------------------------------------------------
+# --- one run ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.replay_of and missing_package(m) is None])
@@ -152,7 +151,7 @@ def test_scores_are_those_of_torch() -> None:
     assert evaluate(Fixed(), Rows({"logits": broken, "labels": labels}), "classes")["metric"] == 0.0
 
 
-# --- methods ----------------------------------------------------------------------------------------------------------
+# --- methods ------------------------------------------------------------------------------------------------------
 
 
 def test_digests_tell_configurations_apart_and_not_names() -> None:
@@ -197,7 +196,7 @@ def test_packages_of_rivals_are_named(monkeypatch) -> None:
     assert missing_package(METHODS["linear"]) is None
 
 
-# --- the plan ---------------------------------------------------------------------------------------------------------
+# --- the plan -----------------------------------------------------------------------------------------------------
 
 
 def tune(book: Book, best: float, method: Method = METHODS["linear_warmup"], profile: Profile = TINY) -> None:
@@ -274,7 +273,7 @@ def test_a_comparison_is_completed_once(tmp_path, toy) -> None:
     assert missing(toy, methods, TINY, Book(tmp_path)) == []
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------------------------
 
 
 def test_tasks_are_as_they_were_frozen(monkeypatch, tmp_path, capsys) -> None:
@@ -332,31 +331,34 @@ def test_requests_that_cannot_be_carried_out_are_one_line(words, says, tmp_path,
     assert says in error and error.count("\n") == 1
 
 
-_DIGITS = ["--tasks", "digits-mlp", "--methods", "rule"]
+def _bench(folder: Path, **environment: str) -> multiprocessing.Process:
+    def work() -> None:
+        os.environ.update(environment)
+        sys.exit(main(["bench", "--quick", "--output-dir", str(folder), "--methods", "rule"]))
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
 
 
-def _bench(folder: Path, **environment: str) -> subprocess.Popen:
-    words = [sys.executable, "-m", "hf_adaptive_lr", "bench", "--quick", "--output-dir", str(folder), *_DIGITS]
-    return subprocess.Popen(words, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def test_a_killed_command_goes_on_and_ranks_of_a_launcher_share_the_runs(tmp_path) -> None:
-    process = _bench(tmp_path)
-    path = Book(tmp_path / "rows").path("digits-mlp")
+def test_a_killed_command_goes_on_and_ranks_of_a_launcher_share_the_runs(small_bench, tmp_path, capfd) -> None:
+    process, path = _bench(tmp_path), Book(tmp_path / "rows").path("toy")
     while not read_rows(path):
-        assert process.poll() is None, process.communicate()[1]
+        assert process.is_alive()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     before = read_rows(path)
+    capfd.readouterr()
     ranks = [_bench(tmp_path, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in range(2)]
-    said = [rank.communicate() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    assert b"written to" in said[0][0] and said[1][0] == b""
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert capfd.readouterr().out.count("written to") == 1  # by the first
     rows = read_rows(path)
-    assert rows[: len(before)] == before and len({json.dumps(row, sort_keys=True) for row in rows}) == len(rows)
+    assert rows[: len(before)] == before
     assert len({(row["method"], row["seed"], row["lr"]) for row in rows}) == len(rows)  # none twice
-    assert missing(TASKS["digits-mlp"], [METHODS["rule"]], plan.PROFILES["quick"], Book(tmp_path / "rows")) == []
+    assert missing(TOY, [METHODS["rule"]], TINY, Book(tmp_path / "rows")) == []
 
 
 def test_the_tuned_methods_are_the_schedules_of_trainer() -> None:

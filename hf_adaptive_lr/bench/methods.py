@@ -20,6 +20,8 @@ from ..controllers import CONTROLLERS
 from ..hub.config import configure
 from ..sensors.predictions import LOGIT_FIELDS
 from ..sensors.weights import WEIGHT_FIELDS
+from ..trainer.defaults import RHO_BY_START
+from ..trainer.defaults import WARMUP as RELATIVE_WARMUP
 from .rows import Specified
 from .tasks import Task
 
@@ -50,6 +52,7 @@ class Method(Specified):
     text: str = ""  # for the page
     controller: str = ""  # a name of [`CONTROLLERS`]; with `weights`, whatever [`AutoController`] takes
     config: Config = field(default_factory=dict)  # where it differs from the defaults
+    config_by_kind: Mapping[str, Config] = field(default_factory=dict)  # the same, by the kind of task
     weights: bool = False  # whether the controller is loaded and not made
     trainer: Literal["adaptive", "meta"] = "adaptive"  # `AdaptiveLRTrainer` or `MetaLRTrainer`
     arguments: Config = field(default_factory=dict)  # fields of `AdaptiveLRTrainingArguments`
@@ -103,14 +106,15 @@ class Method(Specified):
             for changes in self.alternatives or ({},)
         ]
 
-    def make_controller(self) -> Controller:
+    def make_controller(self, kind: str = "") -> Controller:
         """The controller of a run; ValueError where this version has no such controller."""
+        config = {**self.config, **self.config_by_kind.get(kind, {})}
         if self.weights:
-            return configure(_loaded(self.controller), self.config)
+            return configure(_loaded(self.controller), config)
         if self.controller not in CONTROLLERS:
             raise ValueError(f"this version has no controller '{self.controller}', which method '{self.name}' is of")
         try:
-            return CONTROLLERS[self.controller](**self.config)
+            return CONTROLLERS[self.controller](**config)
         except TypeError as error:
             raise ValueError(
                 f"the config of method '{self.name}' does not fit '{self.controller}': {error}"
@@ -194,18 +198,24 @@ TUNED_METHODS = (
 """Schedules whose learning rate is chosen for each task by its validation loss."""
 
 # Prodigy's and D-Adaptation's authors advise no schedule or a cosine.
-_FREE = {"lr": 1.0, "schedule": "cosine"}
+_FREE: dict[str, Any] = {"lr": 1.0, "schedule": "cosine"}
 _ENTRIES: tuple[Method, ...] = (
     *TUNED_METHODS,
     Method(name="rule", text="2e-5 whole, 2e-4 adapter, 1e-3 from scratch; linear, 6 % warm-up", warmup=WARMUP),
     Method(name="default", text="`Trainer`'s defaults: 5e-5, linear", lr=TRAINER_LR),
     *_bundled("universal", "this library's own, bundled weights; needs no LR"),
-    Method(name="relative", text="linear decay of the relative update; needs no LR", controller="relative"),
+    Method(
+        name="relative",
+        text="`finetune`'s default: linear decay of the relative update, .001 pretrained, .016 else; needs no LR",
+        controller="relative",
+        config_by_kind={kind: {"rho": RHO_BY_START.get(kind, RHO_BY_START["scratch"])} for kind in RULE},
+        arguments={"warmup_steps": RELATIVE_WARMUP},
+    ),
     Method(
         name="relative_walk",
         text="`relative` with random steps, the placebo of `universal`",
         controller="relative",
-        config={"walk": 0.3},
+        config={"rho": 0.005, "walk": 0.3},
     ),
     Method(name="prodigy", text="Prodigy (Mishchenko & Defazio 2023)", optimizer="prodigy", **_FREE),
     Method(

@@ -116,7 +116,7 @@ class Book:
             pack(path)
 
 
-# --- tuning -----------------------------------------------------------------------------------------------------------
+# --- tuning -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def reference(task: Task, profile: Profile, book: Book) -> tuple[Method, float] 
     return method, choice.lr
 
 
-# --- the runs that count ----------------------------------------------------------------------------------------------
+# --- the runs that count ------------------------------------------------------------------------------------------
 
 
 def counting_runs(task: Task, method: Method, profile: Profile, book: Book) -> list[TrainingRun]:

@@ -125,7 +125,7 @@ def _metrics(answers: Tensor, truths: Tensor, loss: float, objective: str) -> di
         return accuracy
     found = [
         float(2 * ((answers == c) & (truths == c)).sum() / ((answers == c).sum() + (truths == c).sum()))
-        for c in truths.unique()
+        for c in sorted(set(truths.tolist()))
     ]
     return {**accuracy, "macro_f1": sum(found) / len(found)}
 

@@ -1,9 +1,9 @@
 """One training of the benchmark or of a study, through the real `Trainer`, and what is measured of it.
 
 Everything that is drawn follows from the seed, so runs of different methods with one seed start from the same weights
-and see the same batches in the same order; `pairing` is a checksum of both, for whoever compares them. Controllers that
-need held-out data, and schedules that move at evaluations, have the controller's rows; curves are on validation rows,
-which no method sees, and what they cost is not in the seconds. Test rows are read once, after the last update.
+and see the same batches in the same order; `pairing` is a checksum of both, for whoever compares them. Controllers
+that need held-out data, and schedules that move at evaluations, have the controller's rows; curves are on validation
+rows, which no method sees, and what they cost is not in the seconds. Test rows are read once, after the last update.
 """
 
 from __future__ import annotations
@@ -183,21 +183,24 @@ def build_trainer(
     method, task = run.method, run.task
     own: dict[str, Any] = {"eval_dataset": data.controller}
     if method.controller:
-        own = {"controller": method.make_controller(), "controller_dataset": data.controller}
+        own = {"controller": method.make_controller(task.kind), "controller_dataset": data.controller}
+    settings: dict[str, Any] = {
+        **trainer_settings(folder, run.updates, task.batch_size, lr, run.seed),
+        "max_grad_norm": task.max_grad_norm,
+        "weight_decay": task.weight_decay,
+        **(method.arguments if method.controller else _schedule_arguments(method, run.updates)),
+    }
     optimizer = _own_optimizer(task, method, model, lr)
-    kind = type("RecordedTrainer", (*mixins, _Recorded, _trainer_class(method)), {"task": task})
+    if optimizer is None:
+        settings["optim"] = _TRAINERS_OWN[task.optimizer]
+    else:
+        own["optimizers"] = (optimizer, None)
+    kind: Any = type("RecordedTrainer", (*mixins, _Recorded, _trainer_class(method)), {"task": task})
     trainer = kind(
         model=model,
-        args=AdaptiveLRTrainingArguments(
-            **trainer_settings(folder, run.updates, task.batch_size, lr, run.seed),
-            max_grad_norm=task.max_grad_norm,
-            weight_decay=task.weight_decay,
-            **({} if optimizer else {"optim": _TRAINERS_OWN[task.optimizer]}),
-            **(method.arguments if method.controller else _schedule_arguments(method, run.updates)),
-        ),
+        args=AdaptiveLRTrainingArguments(**settings),
         train_dataset=data.train,
         data_collator=collate,
-        **({"optimizers": (optimizer, None)} if optimizer else {}),
         **own,
     )
     trainer.remove_callback(PrinterCallback)
@@ -268,11 +271,12 @@ def _own_optimizer(task: Task, method: Method, model: nn.Module, lr: float) -> O
     elif method.groups == "tensor" or method.dsa is not None or task.weight_decay:
         # Weights decay as torch has it: `Trainer` would put biases and norms, which it leaves alone, into another group.
         made = torch.optim.AdamW(groups, **common)
-    if method.dsa is not None:
-        from ..optimizers import DSA
+    if made is None or method.dsa is None:
+        return made
+    from ..optimizers import DSA
 
-        made = DSA(made, **method.dsa)
-    return made
+    wrapped: Optimizer = DSA(made, **method.dsa)
+    return wrapped
 
 
 class _Recorded(_Trainer):

@@ -15,6 +15,9 @@ from ..artifacts import PROGRAM, shell_word
 from .errors import UserError, begun, user_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..bench.comparison import Comparison
     from ..bench.methods import Method
     from ..bench.plan import Book, Profile
     from ..bench.tasks import Task
@@ -142,18 +145,18 @@ def _print_failures(args: argparse.Namespace, book: Book, methods: list[Method],
 
 def _write(args: argparse.Namespace, profile: Profile, book: Book, methods: list[Method], folder: Path) -> bool:
     """Write the page, and results for cards; returns whether these were asked for and there are none."""
-    from ..bench.comparison import Comparison
+    from ..bench.comparison import compare
     from ..bench.page import summary, write_page
     from ..bench.tasks import TASKS
 
     # The page has all tasks with rows, whichever part was run just now.
-    comparison = Comparison([TASKS[name] for name in profile.tasks], methods, profile, book)
+    suites = compare([TASKS[name] for name in profile.tasks], methods, profile, book)
     extra = "".join(f" --controller {shlex.quote(source)}" for source in args.controller)
     command = f"{PROGRAM} bench --{profile.name}{extra} --jobs 2"
-    page = write_page(comparison, folder, command=command)
-    written = _write_results(args, comparison, methods, command) if args.write_results else []
+    page = write_page(suites, folder, command=command)
+    written = _write_results(args, suites, methods, command) if args.write_results else []
     asked = [method.name for method in methods if method.controller in args.controller] or ["universal"]
-    text = "\n".join(summary(comparison, name) for name in asked)
+    text = "\n".join(summary(suites, name) for name in asked)
     if args.json:
         found = {"profile": profile.name, "page": str(page), "rows": str(book.folder), "summary": text}
         print(json.dumps({**found, "eval_results": written}, indent=2))
@@ -165,18 +168,18 @@ def _write(args: argparse.Namespace, profile: Profile, book: Book, methods: list
 
 
 def _write_results(
-    args: argparse.Namespace, profile: Profile, book: Book, methods: list[Method], command: str
+    args: argparse.Namespace, suites: Mapping[str, Comparison], methods: list[Method], command: str
 ) -> list[str]:
     from ..artifacts import EVAL_NAME, replace_file
-    from ..bench.yardstick_results import as_text, results_of
+    from ..bench.results import as_text, results_of
 
     written = []
     for method in (m for m in methods if m.controller in args.controller and Path(m.controller).is_dir()):
-        found = results_of(method, profile, book, command)
+        found = results_of(method.name, suites, command)
         path = Path(method.controller) / EVAL_NAME
         if not found["results"]:
             names = ", ".join(text.partition(":")[0] for text in found["not_tested"])
-            why = f"no real task has all its runs, so {path} is left as it is; lacking: {names}"
+            why = f"no task has all its runs, so {path} is left as it is; lacking: {names}"
             print(f"{PROGRAM}: {why}", file=sys.stderr)
             continue
         replace_file(path, as_text(found))
