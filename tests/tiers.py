@@ -21,7 +21,7 @@ TIERS = {
     """,
     # The benchmark and the studies: their runs, their statistics, and the pages that their rows make.
     "bench": """
-        bench_page bench_stats benchmark overhead runner statistics studies systems trouble verdicts yardstick
+        bench_data bench_page bench_stats benchmark overhead runner statistics studies systems trouble verdicts yardstick
     """,
 }
 

@@ -122,7 +122,19 @@ def _made(task: Task) -> dict[str, Rows]:
         train = _subset(train, _at_most(train.columns["labels"], [task.shots] * classes(task)))
     if task.label_noise:
         train = Rows({**train.columns, "labels": corrupt(train.columns["labels"], task.label_noise, classes(task))})
-    return parts | {"train": train}
+    return _distinct(parts | {"train": train}) if not task.overlap else parts | {"train": train}
+
+
+def _distinct(parts: dict[str, Rows]) -> dict[str, Rows]:
+    """Without rows that the model could not tell from one of an earlier part: texts are the same once they are cut."""
+    seen: set[bytes] = set()
+    found = {}
+    for part, rows in parts.items():
+        inputs = [column.flatten(1).numpy() for name, column in sorted(rows.columns.items()) if name != "labels"]
+        keys = [b"".join(column[row].tobytes() for column in inputs) for row in range(len(rows))]
+        found[part] = _subset(rows, torch.tensor([key not in seen for key in keys]))
+        seen.update(keys)
+    return found
 
 
 @cache

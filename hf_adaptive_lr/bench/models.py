@@ -77,16 +77,20 @@ def _minilm(layers: int) -> Callable[[Task], nn.Module]:
     def build(task: Task) -> nn.Module:
         if task.objective == "pairs":
             return Contrastive(copy.deepcopy(_pretrained_encoder(layers)))
-        model: Any = copy.deepcopy(_pretrained_bert(task.objective, outputs(task), layers))
-        # What `from_pretrained` does, without reading the file again: the draws of the head are the seed's.
-        nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
-        nn.init.zeros_(model.classifier.bias)
-        if task.init_std:
-            nn.init.normal_(model.classifier.weight, std=task.init_std)
-        built: nn.Module = model
-        return built
+        return _with_new_head(_pretrained_bert(task.objective, outputs(task), layers), task)
 
     return build
+
+
+def _with_new_head(read: nn.Module, task: Task) -> nn.Module:
+    """A copy with another head: what `from_pretrained` draws, without reading the file again."""
+    model: Any = copy.deepcopy(read)
+    nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
+    nn.init.zeros_(model.classifier.bias)
+    if task.init_std:
+        nn.init.normal_(model.classifier.weight, std=task.init_std)
+    built: nn.Module = model
+    return built
 
 
 @cache
@@ -126,10 +130,7 @@ def _adapted(model: nn.Module, task: Task) -> nn.Module:
 
 def _efficientnet(task: Task) -> nn.Module:
     """EfficientNet-Lite0, whole, with a new head."""
-    model: Any = copy.deepcopy(_pretrained_efficientnet(outputs(task)))
-    model.classifier.reset_parameters()
-    built: nn.Module = model
-    return built
+    return _with_new_head(_pretrained_efficientnet(outputs(task)), task)
 
 
 @cache

