@@ -23,9 +23,9 @@ from transformers.utils import logging as transformers_logging
 
 from ...artifacts import replace_file
 from ..markdown import table
+from ..record import versions
 from ..rows import Row, RunKey, digest, forget_errors, read_rows
 from ..runner import WorkerError, command_parser, run_all
-from ..training_run import versions
 from ..yardstick_methods import METHODS, Method, missing_package
 from . import measured, systems_checks, systems_train
 from .systems_checks import CHECKS

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ..record import short
 from ..rows import Row
-from ..run_record import short
 from ..yardstick_methods import Method
 from .systems_train import HALF, LARGER, PLAIN, SMALL, prepare
 from .timing import take_turns

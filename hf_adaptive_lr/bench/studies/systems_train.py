@@ -16,7 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from ...scheduler.controlled_lr import ControlledLR
 from ...trainer.arguments import AdaptiveLRTrainingArguments
-from ..verdict_data import collate
+from ..data import collate
 from ..yardstick_methods import TRAINER_LR, Method, build_optimizer
 from ..yardstick_real import chosen_arguments, trainer_class
 from .tiny_bert import Size

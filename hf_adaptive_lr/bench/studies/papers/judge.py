@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...plan import Book, Choice
-from ...rows import Row, RowsError
-from ...stats import Estimate, gain, paired_difference
+from ...results import Runs, failed, paired
+from ...stats import Estimate, gain
 from .claims import LOWER_IS_BETTER, MARGINS, Claim, Comparison, Paper
 from .methods import BASELINES, METHODS
-from .plan import Setup, counted, failed, tuned
+from .plan import Setup, counted, tuned
 
 Word = Literal["holds", "partly", "fails", "untestable"]
-
-Runs = Mapping[int, Row]
-"""Rows by seed."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +51,6 @@ def find(paper: Paper, setup: Setup, book: Book) -> Found:
             cell = Cell(counted(task, method, setup, book), tuned(task, method, setup, book))
             cells[task.name, method.name] = cell
     return Found(paper, setup, cells)
-
-
-def values(runs: Runs, measure: str) -> dict[int, float]:
-    """A measure by seed, of the runs that did not fail."""
-    return {seed: row[measure] for seed, row in runs.items() if not failed(row)}
-
-
-def paired(mine: Runs, other: Runs, measure: str) -> Estimate | None:
-    """Mine minus the other's, over the seeds on which neither failed; None when there are none."""
-    both = values(mine, measure).keys() & values(other, measure).keys()
-    for seed in both:
-        if mine[seed]["pairing"] != other[seed]["pairing"]:
-            names = f"{mine[seed]['method']} and {other[seed]['method']}"
-            raise RowsError(f"{mine[seed]['task']}, seed {seed}: {names} are not a pair; delete the older's rows")
-    return paired_difference(values(mine, measure), values(other, measure)) if both else None
 
 
 def judged(comparison: Comparison, found: Found) -> Judged:

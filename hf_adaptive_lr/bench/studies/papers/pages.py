@@ -9,12 +9,13 @@ from pathlib import Path
 from ....hub.card import NOTES, NOTES_END
 from ...markdown import rewrite, table
 from ...plan import Book
+from ...results import failed, paired, values
 from ...rows import Row, packed_path
 from ...stats import Estimate, mean_interval
 from .claims import Claim
-from .judge import Cell, Found, Judged, Word, judged, paired, values, verdict, word_of
+from .judge import Cell, Found, Judged, Word, judged, verdict, word_of
 from .methods import BASELINES, METHODS
-from .plan import QUICK, failed
+from .plan import QUICK
 from .tasks import TUNED_ON
 
 COMMAND = "python -m hf_adaptive_lr.bench.studies.papers"

@@ -98,11 +98,6 @@ def counted(task: Task, method: Method, setup: Setup, book: Book) -> dict[int, R
     return {run.seed: row for run in runs if (row := book.get(run)) is not None}
 
 
-def failed(row: Row) -> bool:
-    """Whether a run ended in an error or came apart."""
-    return "error" in row or bool(row["diverged"])
-
-
 def missing(task: Task, methods: Sequence[Method], setup: Setup, book: Book) -> list[TrainingRun]:
     """Runs that can be done now and have not been; empty when the comparison is complete."""
     runs = [

@@ -41,6 +41,7 @@ _ALL = (
         data="20newsgroups",
         model="minilm3",
         frozen="embeddings",
+        overlap=True,
         kind="pretrained",
         batch_size=16,
         updates=100,
