@@ -20,10 +20,11 @@ from ..demo.data import DemoDataError
 from . import markdown
 from .rows import RowsError, read_rows
 from .runner import WorkerError, run_all
-from .training_run import TrainingRun
-from .verdict_methods import METHODS
-from .verdict_plan import Book, tuned
-from .verdict_tasks import TASKS
+from .studies.papers.methods import METHODS
+from .studies.papers.pages import COMMAND
+from .studies.papers.plan import FULL, book_of, tuned
+from .studies.papers.tasks import TASKS
+from .train import TrainingRun
 
 ROWS = Path("model_cards/rows")
 FILE = "guard_false_alarms.jsonl"
@@ -36,21 +37,20 @@ SLOW = "newsgroups-minilm3"
 
 def plan(rows: Path, tasks: Sequence[str], seeds: int) -> list[TrainingRun]:
     """The healthy runs of the paper study, each with a guard."""
-    book, runs = Book(rows), []
+    book, runs = book_of(rows), []
     for name in tasks:
         for method in (METHODS[method] for method in GUARDED):
-            found = tuned(TASKS[name], method, book, TASKS)
-            if found.variant is None:
+            found = tuned(TASKS[name], method, FULL, book)
+            if found.method is None or found.lr is None:
                 continue  # the paper study has no run of it there that went well
             watched = dataclasses.replace(
-                found.variant,
+                found.method,
                 name=f"{method.name}+guard",
-                arguments={**found.variant.arguments, "divergence_guard": True},
+                arguments={**found.method.arguments, "divergence_guard": True},
             )
             runs += [TrainingRun(TASKS[name], watched, seed, found.lr) for seed in range(seeds)]
     if not runs:
-        command = "python -m hf_adaptive_lr.bench.verdict all"
-        raise ValueError(f"'{rows}' has no tuned runs of {', '.join(tasks)}; run: {command}")
+        raise ValueError(f"'{rows}' has no tuned runs of {', '.join(tasks)}; run: {COMMAND} all")
     return runs
 
 
