@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from transformers import EfficientNetForImageClassification
 
 from hf_adaptive_lr.bench import yardstick_data
-from hf_adaptive_lr.bench.verdict_data import Rows
+from hf_adaptive_lr.bench.data import Rows
 from hf_adaptive_lr.bench.yardstick_methods import METHODS
 from hf_adaptive_lr.bench.yardstick_real import train
 from hf_adaptive_lr.bench.yardstick_tasks import TASKS

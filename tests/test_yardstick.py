@@ -18,9 +18,9 @@ import torch
 import hf_adaptive_lr
 from hf_adaptive_lr import Linear, Plateau
 from hf_adaptive_lr.bench import yardstick_data, yardstick_plan, yardstick_real
+from hf_adaptive_lr.bench.data import Parts, Rows
 from hf_adaptive_lr.bench.rows import append_row, read_rows
 from hf_adaptive_lr.bench.runner import attempt, identity
-from hf_adaptive_lr.bench.verdict_data import Parts, Rows
 from hf_adaptive_lr.bench.yardstick_methods import METHODS, TRAINER_LR, Method, missing_package, replay, third_party
 from hf_adaptive_lr.bench.yardstick_page import PAGE, render, write_page
 from hf_adaptive_lr.bench.yardstick_plan import (
@@ -97,7 +97,7 @@ def images(size: int, seed: int) -> Rows:
 @pytest.fixture
 def small(monkeypatch):
     """The convolutional task on data in memory, in a dozen updates."""
-    data = Parts(images(120, 1), images(30, 2), images(30, 3), images(40, 4))
+    data = Parts(images(120, 1), images(30, 2), images(30, 3), images(40, 4), 0.0, 0.0)
     monkeypatch.setattr(yardstick_real, "load", lambda task: data)
     return dataclasses.replace(TASKS["image-cnn"], updates=12, batch_size=8)
 

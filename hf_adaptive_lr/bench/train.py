@@ -192,7 +192,7 @@ def build_trainer(
         "weight_decay": task.weight_decay,
         **(method.arguments if method.controller else _schedule_arguments(method, run.updates)),
     }
-    optimizer = _own_optimizer(task, method, model, lr)
+    optimizer = build_optimizer(task, method, model, lr)
     if optimizer is None:
         settings["optim"] = _TRAINERS_OWN[task.optimizer]
     else:
@@ -258,7 +258,7 @@ def _trainer_class(method: Method) -> Any:
     return MetaLRTrainer if method.trainer == "meta" else AdaptiveLRTrainer
 
 
-def _own_optimizer(task: Task, method: Method, model: nn.Module, lr: float) -> Optimizer | None:
+def build_optimizer(task: Task, method: Method, model: nn.Module, lr: float) -> Optimizer | None:
     """The optimizer where `Trainer` does not make it from its arguments."""
     weights = [p for p in model.parameters() if p.requires_grad]
     if method.optimizer in OPTIMIZERS:
@@ -270,7 +270,8 @@ def _own_optimizer(task: Task, method: Method, model: nn.Module, lr: float) -> O
         made = SGD(groups, momentum=task.momentum, **common)
     elif task.optimizer == "adam":
         made = Adam(groups, **common)
-    elif method.groups == "tensor" or method.dsa is not None:
+    elif method.groups == "tensor" or method.dsa is not None or task.weight_decay:
+        # All weights decay, as in torch; `Trainer` would leave biases and norms alone, in a group of their own.
         made = torch.optim.AdamW(groups, **common)
     if made is None or method.dsa is None:
         return made

@@ -20,6 +20,7 @@ from typing import Any
 from ..demo.data import DemoDataError
 from .rows import RowsError, forget_errors, read_rows
 from .runner import WorkerError, Workers, run_all
+from .studies.papers.__main__ import RequestError
 from .trouble_figures import GUARD, UNGUARDED
 from .trouble_injections import INJECTIONS
 from .trouble_methods import METHODS
@@ -27,7 +28,6 @@ from .trouble_pages import rows_file, summary, write_page
 from .trouble_restless import STREAMS
 from .trouble_run import TroubleRun
 from .trouble_tasks import QUICK_TASKS, TASKS, TroubleTask, load_parts
-from .verdict import RequestError
 
 SEEDS, OTHER_SEEDS, STREAM_SEEDS = 10, 3, 5
 """Seeds of the guard and of the clean runs it is compared with, of everything else, and of restless streams."""

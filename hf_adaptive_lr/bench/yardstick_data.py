@@ -17,9 +17,20 @@ from transformers import BertConfig, BertForSequenceClassification, EfficientNet
 from ..demo import data as demo_data
 from ..demo.data import DemoDataError
 from ..demo.image_model import demo_image_model, no_bars
-from .trouble_tasks import _prepared, _vit
-from .verdict_data import TOKENS, Parts, Rows, _images, fashion, newsgroups
-from .verdict_models import Classifier, _cnn, _minilm3, _pretrained, _resnet
+from .data import Parts, Rows
+from .plain_nets import Classifier
+from .yardstick_former import (
+    TOKENS,
+    _cnn,
+    _images,
+    _minilm3,
+    _prepared,
+    _pretrained,
+    _resnet,
+    _vit,
+    fashion,
+    newsgroups,
+)
 from .yardstick_tasks import RealTask
 
 _INIT_STD = 0.1  # about one over the root of the width, as in the guard's benchmark
@@ -38,7 +49,7 @@ def load(task: RealTask) -> Parts:
     for size in sizes:
         parts.append(_topics(pool.part(first, size), task))
         first += size
-    return Parts(parts[0], parts[1], parts[2], _topics(test, task))
+    return Parts(parts[0], parts[1], parts[2], _topics(test, task), 0.0, 0.0)
 
 
 def build_model(task: RealTask, seed: int) -> nn.Module:

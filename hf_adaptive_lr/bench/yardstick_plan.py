@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .plan import mean_schedule
 from .rows import Identity, Row, read_rows, row_identity
 from .runner import Workers, identity, run_all
-from .verdict_plan import mean_schedule
 from .yardstick_methods import METHODS, Method, Trouble
 from .yardstick_run import YardstickRun
 from .yardstick_tasks import COUNTED, EXTENDED, TASKS, VECTOR, Task, VectorTask

@@ -17,10 +17,10 @@ from transformers import PrinterCallback, Trainer
 
 from ..trainer.arguments import AdaptiveLRTrainingArguments
 from ..tuning.range_test import lr_range_test
+from .data import Parts, Rows, collate
+from .record import EVAL_BATCH, Record, curve, evaluate, short
 from .rows import Row
-from .run_record import EVAL_BATCH, Record, curve, evaluate, short
 from .trouble_tasks import EVALUATIONS
-from .verdict_data import Parts, collate
 from .yardstick_data import build_model, load
 from .yardstick_methods import Method, build_optimizer
 from .yardstick_tasks import COUNTED, POINTS, RealTask
@@ -57,8 +57,13 @@ def train(task: RealTask, method: Method, seed: int, lr: float) -> Row:
     if method.finder:
         row["found_lr"] = short(lr)
     if seed < COUNTED:
-        row |= {f"test_{name}": short(value) for name, value in evaluate(model, data.test).items()}
+        row |= {f"test_{name}": short(value) for name, value in _scores(model, data.test).items()}
     return row
+
+
+def _scores(model: nn.Module, rows: Rows) -> dict[str, float]:
+    found = evaluate(model, rows, "classes")
+    return {"loss": found["loss"], "accuracy": found["metric"]}
 
 
 def _curved(task: RealTask, method: Method, lr: float) -> bool:
@@ -170,7 +175,7 @@ class _Recorded(_Trainer):
         if self.state.global_step in self.points:
             self.watch(self.state.global_step)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self.record.add(inputs["labels"], loss)
+        self.record.add(inputs, loss)
         return loss
 
     def watch(self, step: int) -> None:
@@ -180,7 +185,7 @@ class _Recorded(_Trainer):
         if callable(getattr(base, "eval", None)):
             base.eval()
         model: Any = self.model
-        self.valid_curve.append((step, short(evaluate(model, self.valid)["loss"])))
+        self.valid_curve.append((step, short(evaluate(model, self.valid, "classes")["loss"])))
         self.watched += time.perf_counter() - start
 
     def note_lr(self, optimizer: Any, *_: Any) -> None:

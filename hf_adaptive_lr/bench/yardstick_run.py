@@ -8,8 +8,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from .record import versions
 from .rows import Row, RunKey
-from .training_run import versions
 from .yardstick_methods import Method
 from .yardstick_tasks import RealTask, Task
 

@@ -1,6 +1,6 @@
 """How often the divergence guard alarms where nothing is wrong: the paper study's tasks at their tuned learning rates.
 
-    python -m hf_adaptive_lr.bench.false_alarms --jobs 2
+    python -m hf_adaptive_lr.bench.studies.false_alarms --jobs 2
 
 Every run is one that the paper study has: same task, method, seed and learning rate, this time with a guard. The runs
 of `bench.trouble` that are not disturbed are counted on its own page.
@@ -8,7 +8,6 @@ of `bench.trouble` that are not disturbed are counted on its own page.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import sys
@@ -16,16 +15,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..demo.data import DemoDataError
-from . import markdown
-from .rows import RowsError, read_rows
-from .runner import WorkerError, run_all
-from .training_run import TrainingRun
-from .verdict_methods import METHODS
-from .verdict_plan import Book, tuned
-from .verdict_tasks import TASKS
+from ...demo.data import DemoDataError
+from .. import markdown
+from ..rows import RowsError, read_rows
+from ..runner import WorkerError, command_parser, run_all
+from ..train import TrainingRun
+from . import measured
+from .papers.methods import METHODS
+from .papers.pages import COMMAND
+from .papers.plan import FULL, book_of, tuned
+from .papers.tasks import TASKS
 
-ROWS = Path("model_cards/rows")
 FILE = "guard_false_alarms.jsonl"
 GUARDED = ("constant", "linear", "cosine", "hypergradient")
 """Methods whose healthy runs are repeated with a guard."""
@@ -36,21 +36,20 @@ SLOW = "newsgroups-minilm3"
 
 def plan(rows: Path, tasks: Sequence[str], seeds: int) -> list[TrainingRun]:
     """The healthy runs of the paper study, each with a guard."""
-    book, runs = Book(rows), []
+    book, runs = book_of(rows), []
     for name in tasks:
         for method in (METHODS[method] for method in GUARDED):
-            found = tuned(TASKS[name], method, book, TASKS)
-            if found.variant is None:
+            found = tuned(TASKS[name], method, FULL, book)
+            if found.method is None or found.lr is None:
                 continue  # the paper study has no run of it there that went well
             watched = dataclasses.replace(
-                found.variant,
+                found.method,
                 name=f"{method.name}+guard",
-                arguments={**found.variant.arguments, "divergence_guard": True},
+                arguments={**found.method.arguments, "divergence_guard": True},
             )
             runs += [TrainingRun(TASKS[name], watched, seed, found.lr) for seed in range(seeds)]
     if not runs:
-        command = "python -m hf_adaptive_lr.bench.verdict all"
-        raise ValueError(f"'{rows}' has no tuned runs of {', '.join(tasks)}; run: {command}")
+        raise ValueError(f"'{rows}' has no tuned runs of {', '.join(tasks)}; run: {COMMAND} all")
     return runs
 
 
@@ -72,15 +71,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing and print the table; 0 when done, 2 when it cannot be."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    p = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.false_alarms", description=__doc__.split("\n")[0])
-    p.add_argument("--jobs", type=int, default=1, help="worker processes")
+    p = command_parser("studies.false_alarms", __doc__)
+    p.add_argument("--jobs", type=measured.count, default=1, help="worker processes")
     p.add_argument("--tasks", nargs="+", choices=list(TASKS), default=[t for t in TASKS if t != SLOW], metavar="TASK")
-    p.add_argument("--seeds", type=int, default=SEEDS, help=f"of each method (default: {SEEDS})")
-    p.add_argument("--rows-dir", type=Path, default=ROWS, help=f"rows, the paper study's as well (default: {ROWS})")
+    p.add_argument("--seeds", type=measured.count, default=SEEDS, help=f"of each method (default: {SEEDS})")
+    p.add_argument(
+        "--rows-dir",
+        type=Path,
+        default=measured.ROWS,
+        help=f"rows, the paper study's as well (default: {measured.ROWS})",
+    )
     p.add_argument("--render-only", action="store_true", help="run nothing")
     options = p.parse_args(argv)
-    if options.jobs < 1 or options.seeds < 1:
-        p.error(f"--jobs {options.jobs} --seeds {options.seeds}: both at least 1")
     path = options.rows_dir / FILE
     try:
         if options.render_only:

@@ -6,17 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .rows import Row, RowsError
-from .stats import Estimate, gain, paired_difference
-from .verdict_methods import BASELINES, METHODS
-from .verdict_papers import LOWER_IS_BETTER, MARGINS, REQUIRED_SEEDS, Claim, Comparison, Paper
-from .verdict_plan import Book, Tuning, counted, failed, tuned
-from .verdict_tasks import Task
+from ...plan import Book, Choice
+from ...results import Runs, failed, paired
+from ...stats import Estimate, gain
+from .claims import LOWER_IS_BETTER, MARGINS, Claim, Comparison, Paper
+from .methods import BASELINES, METHODS
+from .plan import Setup, counted, tuned
 
 Word = Literal["holds", "partly", "fails", "untestable"]
-
-Runs = Mapping[int, Row]
-"""Rows by seed."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +21,16 @@ class Cell:
     """A method on a task: the rows that count, and how its learning rate was found."""
 
     runs: Runs
-    tuning: Tuning
+    tuning: Choice
 
 
-Cells = Mapping[tuple[str, str], Cell]
-"""By names of task and method."""
+@dataclass(frozen=True)
+class Found:
+    """All that a paper's page shows."""
+
+    paper: Paper
+    setup: Setup
+    cells: Mapping[tuple[str, str], Cell]  # by names of task and method
 
 
 @dataclass(frozen=True)
@@ -41,42 +43,26 @@ class Judged:
     reason: str = ""  # why not, where the difference does not show it
 
 
-def cells(paper: Paper, book: Book, tasks: Mapping[str, Task]) -> dict[tuple[str, str], Cell]:
-    """All that a paper's page shows."""
-    return {
-        (task, name): Cell(
-            counted(tasks[task], METHODS[name], book, tasks), tuned(tasks[task], METHODS[name], book, tasks)
-        )
-        for task in paper.tasks
-        for name in (*BASELINES, *paper.methods)
-    }
+def find(paper: Paper, setup: Setup, book: Book) -> Found:
+    """A paper's rows."""
+    cells = {}
+    for task in (setup.tasks[name] for name in paper.tasks):
+        for method in (METHODS[name] for name in (*BASELINES, *paper.methods)):
+            cell = Cell(counted(task, method, setup, book), tuned(task, method, setup, book))
+            cells[task.name, method.name] = cell
+    return Found(paper, setup, cells)
 
 
-def values(runs: Runs, measure: str) -> dict[int, float]:
-    """A measure by seed, of the runs that did not fail."""
-    return {seed: row[measure] for seed, row in runs.items() if not failed(row)}
-
-
-def paired(mine: Runs, other: Runs, measure: str) -> Estimate | None:
-    """Mine minus the other's, over the seeds on which neither failed; None when there are none."""
-    both = values(mine, measure).keys() & values(other, measure).keys()
-    for seed in both:
-        if mine[seed]["pairing"] != other[seed]["pairing"]:
-            names = f"{mine[seed]['method']} and {other[seed]['method']}"
-            raise RowsError(f"{mine[seed]['task']}, seed {seed}: {names} are not a pair; delete the older's rows")
-    return paired_difference(values(mine, measure), values(other, measure)) if both else None
-
-
-def judged(comparison: Comparison, cells: Cells, required: int = REQUIRED_SEEDS) -> Judged:
+def judged(comparison: Comparison, found: Found) -> Judged:
     """Whether a comparison is met.
 
     A run that failed where the other did not decides it: what comes apart is not better. Where the other failed, the
     pair is left out.
     """
-    mine, other = (cells[comparison.task, name].runs for name in (comparison.method, comparison.against))
+    mine, other = (found.cells[comparison.task, name].runs for name in (comparison.method, comparison.against))
     seeds = mine.keys() & other.keys()
     difference = paired(mine, other, comparison.measure)
-    if len(seeds) < required:
+    if len(seeds) < found.setup.required:
         return Judged(comparison, difference, None, "not run" if not seeds else "too few seeds")
     if any(failed(mine[seed]) and not failed(other[seed]) for seed in seeds):
         return Judged(comparison, difference, False, "failed runs")
@@ -104,6 +90,11 @@ def paper_word(words: Sequence[Word]) -> Word:
     return tested.pop() if len(tested) == 1 else "partly"
 
 
-def word_of(claim: Claim, cells: Cells, required: int = REQUIRED_SEEDS) -> Word:
+def word_of(claim: Claim, found: Found) -> Word:
     """The word of a claim, from rows."""
-    return claim_word([judged(comparison, cells, required).met for comparison in claim.comparisons])
+    return claim_word([judged(comparison, found).met for comparison in claim.comparisons])
+
+
+def verdict(found: Found) -> Word:
+    """The verdict on a paper, from rows."""
+    return paper_word([word_of(claim, found) for claim in found.paper.claims])
