@@ -25,7 +25,7 @@ from ...hub.card import render as render_card
 from ...hub.mixin import sidecar
 from ...hub.picture import draw_schedules, schedule
 from ...hub.results import RESULTS_VERSION
-from .. import false_alarms, trouble_tasks
+from .. import trouble_tasks
 from ..markdown import table
 from ..results import Runs, as_text, result
 from ..rows import RowsError, read_rows, write_rows
@@ -34,7 +34,7 @@ from ..tasks import Task
 from ..trouble_figures import GUARD, Figures
 from ..trouble_methods import METHODS as GUARD_METHODS
 from ..trouble_pages import TROUBLES, rows_file
-from . import decision_cost, known_answer, measured, overhead, relative_sizes, throughput
+from . import decision_cost, false_alarms, known_answer, measured, overhead, relative_sizes, throughput
 from .papers.claims import PAPERS, Paper
 from .papers.judge import Word, find, verdict, word_of
 from .papers.methods import BASELINES, METHODS

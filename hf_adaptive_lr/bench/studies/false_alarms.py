@@ -1,6 +1,6 @@
 """How often the divergence guard alarms where nothing is wrong: the paper study's tasks at their tuned learning rates.
 
-    python -m hf_adaptive_lr.bench.false_alarms --jobs 2
+    python -m hf_adaptive_lr.bench.studies.false_alarms --jobs 2
 
 Every run is one that the paper study has: same task, method, seed and learning rate, this time with a guard. The runs
 of `bench.trouble` that are not disturbed are counted on its own page.
@@ -8,7 +8,6 @@ of `bench.trouble` that are not disturbed are counted on its own page.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import sys
@@ -16,15 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..demo.data import DemoDataError
-from . import markdown
-from .rows import RowsError, read_rows
-from .runner import WorkerError, run_all
-from .studies.papers.methods import METHODS
-from .studies.papers.pages import COMMAND
-from .studies.papers.plan import FULL, book_of, tuned
-from .studies.papers.tasks import TASKS
-from .train import TrainingRun
+from ...demo.data import DemoDataError
+from .. import markdown
+from ..rows import RowsError, read_rows
+from ..runner import WorkerError, command_parser, run_all
+from .papers.methods import METHODS
+from .papers.pages import COMMAND
+from .papers.plan import FULL, book_of, tuned
+from .papers.tasks import TASKS
+from ..train import TrainingRun
 
 ROWS = Path("model_cards/rows")
 FILE = "guard_false_alarms.jsonl"
@@ -72,7 +71,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing and print the table; 0 when done, 2 when it cannot be."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    p = argparse.ArgumentParser(prog="python -m hf_adaptive_lr.bench.false_alarms", description=__doc__.split("\n")[0])
+    p = command_parser("studies.false_alarms", __doc__)
     p.add_argument("--jobs", type=int, default=1, help="worker processes")
     p.add_argument("--tasks", nargs="+", choices=list(TASKS), default=[t for t in TASKS if t != SLOW], metavar="TASK")
     p.add_argument("--seeds", type=int, default=SEEDS, help=f"of each method (default: {SEEDS})")
