@@ -19,11 +19,11 @@ from ...demo.data import DemoDataError
 from .. import markdown
 from ..rows import RowsError, read_rows
 from ..runner import WorkerError, command_parser, run_all
+from ..train import TrainingRun
 from .papers.methods import METHODS
 from .papers.pages import COMMAND
 from .papers.plan import FULL, book_of, tuned
 from .papers.tasks import TASKS
-from ..train import TrainingRun
 
 ROWS = Path("model_cards/rows")
 FILE = "guard_false_alarms.jsonl"
