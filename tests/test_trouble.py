@@ -168,7 +168,7 @@ def test_nan_batch(clean) -> None:
         torch.isnan(torch.tensor(run.losses[first:])).all() and not torch.isnan(torch.tensor(run.losses[:first])).any()
     )
     assert torch.isnan(torch.tensor(run.grad_norms[first]))
-    assert run.scores["accuracy"] == 0.0
+    assert run.scores["metric"] == 0.0
     row = quick("nan_batch").execute()
     assert row["diverged"] and row["strike"] == first
 
