@@ -167,7 +167,8 @@ class TroubledTrainer(Trainer):
 
     def _multiply_rate(self, factor: float) -> None:
         """As a schedule does that asks for more: in what is written now and in what later rates are made of."""
-        optimizer, scheduler = self.optimizer, self.lr_scheduler
+        optimizer: Any = self.optimizer
+        scheduler: Any = self.lr_scheduler
         if factor == 1.0 or optimizer is None:
             return
         for group in optimizer.param_groups:
