@@ -353,12 +353,18 @@ def papers(tmp_path: Path, *words: str) -> int:
     return main([*words, *folders])
 
 
-def test_the_command_runs_renders_keeps_notes_and_runs_nothing_twice(toy, tmp_path, capsys) -> None:
+def test_the_command_runs_what_is_missing_renders_keeps_notes_and_runs_nothing_twice(
+    toy, book, tmp_path, capsys
+) -> None:
+    page, rows = tmp_path / "cards" / "toy.md", tmp_path / "rows" / "papers_digits-mlp.jsonl.gz"
+    for row in read_rows(book.path(DIGITS.name)):
+        if row["method"] != "replay:hypergradient":
+            append_row(rows.with_suffix(""), row)
     assert papers(tmp_path, "toy", "--quick") == 0
+    assert counted("replay:hypergradient", book_of(rows.parent)).keys() == {0, 1}
     out = capsys.readouterr().out
     assert re.match(r"toy: (holds|fails)\n", out)
     assert "untestable  It is a theorem." in out
-    page, rows = tmp_path / "cards" / "toy.md", tmp_path / "rows" / "papers_digits-mlp.jsonl.gz"
     assert str(page) in out
     before = page.read_text(), rows.read_bytes()
     page.write_text(before[0].replace("First words.", "Another *hand*.\n\n- kept"))

@@ -20,7 +20,6 @@ from typing import Any
 from ..demo.data import DemoDataError
 from .rows import RowsError, forget_errors, read_rows
 from .runner import WorkerError, Workers, run_all
-from .studies.papers.__main__ import RequestError
 from .trouble_figures import GUARD, UNGUARDED
 from .trouble_injections import INJECTIONS
 from .trouble_methods import METHODS
@@ -33,6 +32,10 @@ SEEDS, OTHER_SEEDS, STREAM_SEEDS = 10, 3, 5
 """Seeds of the guard and of the clean runs it is compared with, of everything else, and of restless streams."""
 COMMAND = "python -m hf_adaptive_lr.bench.trouble"
 CARDS, QUICK = Path("model_cards"), Path("runs/trouble-quick")
+
+
+class RequestError(ValueError):
+    """A request that cannot be carried out; its message is one line for the user."""
 
 
 def plan(task: TroubleTask, methods: Sequence[str], seeds: int) -> list[TroubleRun]:

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...methods import Method
 from ...plan import Book, Choice, lowest, replays
 from ...rows import Row
 from ...runner import Workers, identity, run_all
 from ...tasks import Task
 from ...train import TrainingRun
-from .methods import METHODS, TUNED_FOR, Method
+from .methods import METHODS, TUNED_FOR
 from .tasks import TASKS, TUNED_ON, quick
 
 TUNING_SEED = 1000
