@@ -173,7 +173,7 @@ class TroubledTrainer(Trainer):
             return
         for group in optimizer.param_groups:
             group["lr"] *= factor
-        if hasattr(scheduler, "base_lrs"):
+        if scheduler is not None and hasattr(scheduler, "base_lrs"):
             scheduler.base_lrs = [lr * factor for lr in scheduler.base_lrs]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
