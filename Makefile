@@ -25,8 +25,8 @@ demo: $(VENV)/.installed-demo
 	$(VENV)/bin/hf-adaptive-lr finetune --task image --overwrite
 
 rows: demo
-	$(VENV)/bin/python -m hf_adaptive_lr.bench.overhead
-	$(VENV)/bin/python -m hf_adaptive_lr.bench.readme runs/text/results.json runs/image/results.json
+	$(VENV)/bin/python -m hf_adaptive_lr.bench.studies.overhead
+	$(VENV)/bin/python -m hf_adaptive_lr.bench.studies.cards runs/text/results.json runs/image/results.json
 	cp runs/text/curves.png model_cards/demo_text.png
 
 # One process per core, each with one thread; a process that is done takes tests from another one.

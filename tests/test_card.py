@@ -18,9 +18,8 @@ from transformers import TrainingArguments
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AutoController, Controller, Linear, Plateau
 from hf_adaptive_lr.auto import PRETRAINED
-from hf_adaptive_lr.bench import bundled_results
-from hf_adaptive_lr.bench.runner import Row, RowsError, append_row
-from hf_adaptive_lr.bench.verdict_plan import Book
+from hf_adaptive_lr.bench.rows import Row, append_row
+from hf_adaptive_lr.bench.studies import cards
 from hf_adaptive_lr.controllers import CONTROLLERS, MLRSNet, PPOSchedule, RandomWalk
 from hf_adaptive_lr.hub.card import TAGS, mention, notes_of, render
 from hf_adaptive_lr.hub.markdown import code, escaped, measured, number, signed, text
@@ -29,8 +28,8 @@ from hf_adaptive_lr.hub.results import check_results
 from tests.tiny import Tokens, bert
 
 ROOT = Path(__file__).parent.parent
-ROWS, CARDS = ROOT / bundled_results.ROWS, ROOT / bundled_results.CARDS
-BUNDLED = bundled_results.bundled()
+ROWS, CARDS = ROOT / cards.ROWS, ROOT / cards.CARDS
+BUNDLED = (*cards.METHOD_OF, *cards.WITHDRAWN)
 PAPERS = {name: cls.citation for name, cls in CONTROLLERS.items() if cls.citation is not None}
 HOSTILE = "x\n---\n# <script>alert(1)</script> [a](javascript:b) | `c` ``` <!-- /notes --> ${7*7} \x1b[2J\u202e"
 
@@ -158,10 +157,10 @@ def test_every_figure_of_a_committed_card_stands_in_the_committed_files(name) ->
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_committed_results_and_cards_are_what_the_rows_say(name) -> None:
-    found = bundled_results.found_of(name, ROWS)
-    assert (PRETRAINED / name / "eval_results.json").read_text() == bundled_results.as_text(found)
+    found = cards.results(name, ROWS)
+    assert (PRETRAINED / name / "eval_results.json").read_text() == cards.as_text(found)
     page = (CARDS / f"{name}.md").read_text()
-    assert bundled_results.card(name, found, notes_of(page)) == page
+    assert cards.card(name, found, notes_of(page)) == page
     picture = re.search(r"\]\((.*?\.png)\)", page)
     assert picture is None or (CARDS / picture[1]).is_file()
     ModelCard.load(CARDS / f"{name}.md")
@@ -483,9 +482,8 @@ def change(rows: Path, of: str, seeds: set[int], **changes: Any) -> None:
         append_row(path, {**row, **changes} if row["method"] == of and row["seed"] in seeds else row)
 
 
-@pytest.mark.skipif("mlr_snet" not in BUNDLED, reason="not bundled")
 def test_rows_become_results(rows) -> None:
-    found = bundled_results.results("mlr_snet", Book(rows))
+    found = cards.results("mlr_snet", rows)
     check_results(found)
     first = found["results"][0]
     assert (first["task"], first["failed"]) == ("fashion-cnn", 0)
@@ -504,36 +502,43 @@ def test_rows_become_results(rows) -> None:
     assert sorted(tried) == sorted(["fashion-cnn", "fashion-cnn-noisy", "newsgroups-minilm3"])
 
 
-@pytest.mark.skipif("mlr_snet" not in BUNDLED, reason="not bundled")
 def test_failed_runs_make_it_worse_and_missing_ones_untested(rows) -> None:
     change(rows, "mlr_snet_frozen", {0, 1}, diverged=True)
-    first = bundled_results.results("mlr_snet", Book(rows))["results"][0]
+    first = cards.results("mlr_snet", rows)["results"][0]
     assert first["failed"] == 2
     words = {value["word"] for rival in first["against"].values() for value in rival.values()}
     assert words == {"worse"}
     seeds = set(range(first["seeds"]))
     change(rows, "mlr_snet_frozen", seeds, diverged=True)
-    first = bundled_results.results("mlr_snet", Book(rows))["results"][0]
+    first = cards.results("mlr_snet", rows)["results"][0]
     assert (first["failed"], first["metrics"], first["against"]) == (len(seeds), {}, {})
-    assert f"- fashion-cnn: {len(seeds)} of {len(seeds)} runs failed" in bundled_results.card(
-        "mlr_snet", bundled_results.results("mlr_snet", Book(rows)), None
+    assert f"- fashion-cnn: {len(seeds)} of {len(seeds)} runs failed" in cards.card(
+        "mlr_snet", cards.results("mlr_snet", rows), None
     )
     change(rows, "mlr_snet_frozen", seeds - set(range(4)), method="another")
     assert (
-        "fashion-cnn: fashion-mnist, cnn, sgd (not run to the end)"
-        in (bundled_results.results("mlr_snet", Book(rows))["not_tested"])
+        "fashion-cnn: fashion-mnist, cnn, sgd (not run to the end)" in (cards.results("mlr_snet", rows)["not_tested"])
     )
 
 
-def test_the_command_needs_rows(tmp_path, monkeypatch, capsys) -> None:
+def test_withdrawn_results_are_none_and_the_card_says_why() -> None:
+    for name, why in cards.WITHDRAWN.items():
+        found = cards.results(name, ROWS)
+        assert check_results(found) == [] and why in section(
+            cards.card(name, found, None), "Sizes and settings not tested"
+        )
+
+
+def test_the_command_needs_the_projects_folder_and_whole_rows(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    assert bundled_results.main([]) == 2
+    assert cards.main(["--bundled"]) == 2
     assert "run it in the project's folder" in capsys.readouterr().err
-    monkeypatch.setattr(bundled_results, "write", lambda *_: (_ for _ in ()).throw(RowsError("line 3 is not JSON")))
-    (tmp_path / "rows").mkdir()
-    if BUNDLED:
-        assert bundled_results.main(["--rows-dir", "rows"]) == 2
-        assert "line 3 is not JSON" in capsys.readouterr().err
+    (tmp_path / "model_cards" / "rows").mkdir(parents=True)
+    for page in cards.PAGES:
+        (tmp_path / page).write_text("")
+    (tmp_path / "model_cards" / "rows" / "finetune.jsonl").write_text("{]\n{}\n")
+    assert cards.main([]) == 2
+    assert "line 1 is not JSON" in capsys.readouterr().err
 
 
 # --- the card of a trained model -------------------------------------------------------------------------------------

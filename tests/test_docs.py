@@ -117,7 +117,8 @@ def test_links_lead_somewhere(page) -> None:
 
 
 def test_the_tables_of_the_pages_are_what_the_rows_say() -> None:
-    from hf_adaptive_lr.bench.readme import BLOCKS, PAGES, ROWS, TABLES, render
+    from hf_adaptive_lr.bench.rows import read_rows
+    from hf_adaptive_lr.bench.studies.cards import BLOCKS, PAGES, ROWS, TABLES, render
 
     texts = [(ROOT / page).read_text() for page in PAGES]
     assert render(texts, ROOT / ROWS) == texts
@@ -125,7 +126,7 @@ def test_the_tables_of_the_pages_are_what_the_rows_say() -> None:
     for name in (*TABLES, *BLOCKS):
         assert everything.count(f"<!-- {name}: ") == everything.count(f"<!-- /{name} -->") == 1, name
     for file, _ in TABLES.values():
-        assert (ROOT / ROWS / file).is_file(), file
+        assert read_rows(ROOT / ROWS / file), file
     with pytest.raises(ValueError, match="no page has markers for 'demo'"):
         render(["nothing"], ROOT / ROWS)
 
@@ -133,12 +134,13 @@ def test_the_tables_of_the_pages_are_what_the_rows_say() -> None:
 def test_results_become_rows_and_a_table(tmp_path, monkeypatch) -> None:
     import json
 
-    from hf_adaptive_lr.bench.readme import PAGES, main
+    from hf_adaptive_lr.bench.rows import read_rows
+    from hf_adaptive_lr.bench.studies.cards import PAGES, main
 
     monkeypatch.chdir(tmp_path)
     assert main(["nowhere.json"]) == 2
     assert list(tmp_path.iterdir()) == []
-    row = json.loads((ROOT / "model_cards" / "rows" / "finetune.jsonl").read_text().splitlines()[0])
+    row = read_rows(ROOT / "model_cards" / "rows" / "finetune.jsonl")[0]
     (tmp_path / "results.json").write_text(json.dumps({**row, "accuracy": 0.125}))
     (tmp_path / "model_cards").mkdir()
     for page in PAGES:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hf_adaptive_lr.artifacts import only_writer, shell_word
-from hf_adaptive_lr.bench.runner import append_row
+from hf_adaptive_lr.bench.rows import append_row
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.scheduler.trace import TraceWriter
 from tests.job import texts, write_csv, write_text_model

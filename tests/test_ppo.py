@@ -113,12 +113,12 @@ def test_the_value_net_stays_out_of_the_published_weights() -> None:
 
 
 def test_a_short_training_comes_near_the_known_answer() -> None:
-    """The full bar (1.3 in minutes) is `python -m hf_adaptive_lr.bench.known_answer`; this is its two-minute version.
+    """The full bar is 1.3 in minutes (`python -m hf_adaptive_lr.bench.studies.known_answer quadratic`).
 
-    Untrained the ratio is about 10; one linear peak shared by all problems is 1.85; here it comes to 1.45, and the bar
-    is a tenth above, for other processors.
+    This is its two-minute version. Untrained the ratio is about 10; one linear peak shared by all problems is 1.85;
+    here it comes to 1.45, and the bar is a tenth above, for other processors.
     """
-    from hf_adaptive_lr.bench.known_answer import held_out, judge, linear_rows
+    from hf_adaptive_lr.bench.studies.known_answer import held_out, judge, linear_rows
     from hf_adaptive_lr.meta.tasks.quadratic import Quadratic
 
     problem = held_out(100)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import multiprocessing
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from hf_adaptive_lr.bench import runner
-from hf_adaptive_lr.bench.runner import RowsError, RunKey, Workers, append_row, forget_errors, read_rows, run_all
+from hf_adaptive_lr.bench.rows import (
+    RowsError,
+    RunKey,
+    append_row,
+    digest,
+    forget_errors,
+    pack,
+    packed_path,
+    read_rows,
+    write_rows,
+)
+from hf_adaptive_lr.bench.runner import Workers, leave_launcher, run_all
 from hf_adaptive_lr.bench.training_run import TrainingRun
 from hf_adaptive_lr.bench.verdict_methods import METHODS
 from hf_adaptive_lr.bench.verdict_tasks import QUICK_TASKS
@@ -26,6 +38,7 @@ class Square:
     seed: int = 0
     method_spec: str = "first"
     ends_in: type[BaseException] | None = None
+    delay: float = 0.0
 
     @property
     def key(self) -> RunKey:
@@ -33,15 +46,16 @@ class Square:
 
     @property
     def task_digest(self) -> str:
-        return runner.digest("numbers")
+        return digest("numbers")
 
     @property
     def method_digest(self) -> str:
-        return runner.digest(self.method_spec)
+        return digest(self.method_spec)
 
     def execute(self) -> dict:
         with self.log.open("a") as file:
             file.write(f"{self.lr}\n")
+        time.sleep(self.delay)
         if self.ends_in is not None:
             raise self.ends_in(f"no {self.log}")
         return {"result": self.lr**2, "threads": torch.get_num_threads()}
@@ -183,3 +197,67 @@ def test_rows_of_several_writers_are_all_there(tmp_path) -> None:
         (writer, number) for writer in range(4) for number in range(40)
     ]
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def _run_plan(path: Path, log: Path, delay: float) -> None:
+    run_all([Square(float(lr), log, delay=delay) for lr in range(6)], path, bar=False)
+
+
+def test_processes_share_a_plan_and_each_has_all_rows_in_the_end(tmp_path, log) -> None:
+    path = tmp_path / "rows.jsonl"
+    fork = multiprocessing.get_context("fork")
+    commands = [fork.Process(target=_run_plan, args=(path, log, 0.05)) for _ in range(3)]
+    for process in commands:
+        process.start()
+    for process in commands:
+        process.join()
+    assert [process.exitcode for process in commands] == [0] * 3
+    assert sorted(executed(log)) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]  # none twice
+    assert [file.name for file in tmp_path.iterdir() if file != log] == ["rows.jsonl"]
+
+
+def test_a_claim_of_a_killed_process_is_free(tmp_path, log) -> None:
+    path = tmp_path / "rows.jsonl"
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=_run_plan, args=(path, log, 60.0))
+    process.start()
+    while not executed(log):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    run_all([Square(0.0, log)], path, bar=False)
+    assert [row["lr"] for row in read_rows(path)] == [0.0]
+
+
+def test_packed_rows_are_the_same_rows(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"task": "t", "method": name, "seed": seed, "versions": {"torch": "2"}, "loss": seed / 3, "curve": [[0, None]]}
+        for name in ("a", "b")
+        for seed in range(3)
+    ]
+    for row in rows[:4]:
+        append_row(path, row)
+    pack(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl.gz"]
+    assert read_rows(path) == rows[:4]
+    for row in rows[4:]:
+        append_row(path, row)
+    assert read_rows(path) == rows
+    pack(path)
+    packed = packed_path(path).read_bytes()
+    assert read_rows(path) == rows
+    assert gzip.decompress(packed).count(b'"torch"') == 2  # once for each method
+    write_rows(path, rows)
+    assert packed_path(path).read_bytes() == packed  # nothing of the clock in it
+    packed_path(path).write_bytes(packed[:-20])
+    with pytest.raises(RowsError, match="rows.jsonl.gz is no file of packed rows"):
+        read_rows(path)
+
+
+def test_under_a_launcher_each_process_works_for_itself(monkeypatch) -> None:
+    assert leave_launcher() == (0, 1)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    assert leave_launcher() == (1, 2)
+    assert leave_launcher() == (0, 1)  # Trainer, too, finds itself alone

@@ -17,8 +17,9 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from hf_adaptive_lr.bench import trouble, trouble_pages, trouble_run
+from hf_adaptive_lr.bench.rows import read_rows
 from hf_adaptive_lr.bench.run_record import evaluate
-from hf_adaptive_lr.bench.runner import read_rows, run_all
+from hf_adaptive_lr.bench.runner import run_all
 from hf_adaptive_lr.bench.trouble import STREAM_SEEDS
 from hf_adaptive_lr.bench.trouble_figures import Figures, first_alarm, tolerance, within
 from hf_adaptive_lr.bench.trouble_injections import INJECTIONS, Striker, strikes

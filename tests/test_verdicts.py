@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from hf_adaptive_lr import Controller
-from hf_adaptive_lr.bench import verdict_judge, verdict_pages, verdict_plan, verdict_stats
+from hf_adaptive_lr.bench import verdict_judge, verdict_pages, verdict_plan
+from hf_adaptive_lr.bench.rows import Row, RowsError, append_row, read_rows
 from hf_adaptive_lr.bench.run_record import Meter, curve
-from hf_adaptive_lr.bench.runner import Row, RowsError, append_row, attempt, identity, read_rows, run_all
+from hf_adaptive_lr.bench.runner import attempt, identity, run_all
 from hf_adaptive_lr.bench.training_run import TrainingRun
 from hf_adaptive_lr.bench.verdict import main
 from hf_adaptive_lr.bench.verdict_data import corrupt, load
@@ -25,7 +26,6 @@ from hf_adaptive_lr.bench.verdict_methods import BASELINES, METHODS, Method
 from hf_adaptive_lr.bench.verdict_models import Classifier
 from hf_adaptive_lr.bench.verdict_papers import MARGINS, PAPERS, Claim, Comparison, Paper
 from hf_adaptive_lr.bench.verdict_plan import TUNING_SEED, Book, Tuning
-from hf_adaptive_lr.bench.verdict_stats import Interval
 from hf_adaptive_lr.bench.verdict_tasks import QUICK_TASKS, TASKS, Task
 from hf_adaptive_lr.controllers import CONTROLLERS
 from hf_adaptive_lr.hub.card import notes_of
@@ -337,35 +337,7 @@ def test_nothing_is_missing_when_all_is_there(book) -> None:
     assert [(run.key.method, run.seed) for run in third] == [(m, 2) for m in (*BASELINES, "hypergradient")]
 
 
-# --- statistics and words -----------------------------------------------------------------------------------------
-
-
-def test_intervals_against_values_computed_by_hand() -> None:
-    # 1, 2, 3, 4, 5: mean 3, standard deviation sqrt(2.5), t(0.975, 4) = 2.776445.
-    found = verdict_stats.mean_interval([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert (found.mean, found.n) == (3.0, 5)
-    assert found.half == pytest.approx(2.776445 * math.sqrt(2.5 / 5), rel=1e-6)
-    # Differences 1, 2, 3 at seeds 0, 1, 2: the other seeds have no partner. t(0.975, 2) = 4.302653.
-    paired = verdict_stats.paired_difference({0: 2.0, 1: 4.0, 2: 6.0, 7: 99.0}, {0: 1.0, 1: 2.0, 2: 3.0, 8: -99.0})
-    assert (paired.mean, paired.n) == (2.0, 3)
-    assert paired.half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
-    assert math.isnan(verdict_stats.mean_interval([1.0]).half)
-    with pytest.raises(ValueError, match="at least one value"):
-        verdict_stats.mean_interval([])
-    with pytest.raises(ValueError, match="no seed in common"):
-        verdict_stats.paired_difference({0: 1.0}, {1: 1.0})
-
-
-def test_what_a_difference_says() -> None:
-    for mean, lower, word in (
-        (-0.3, True, "better"),
-        (-0.3, False, "worse"),
-        (0.3, False, "better"),
-        (0.1, False, "no difference"),
-        (-0.1, True, "no difference"),
-    ):
-        assert verdict_stats.judge(Interval(mean, 0.2, 5), lower_is_better=lower) == word
-    assert verdict_stats.judge(Interval(1.0, math.nan, 1), lower_is_better=True) == "no difference"
+# --- words --------------------------------------------------------------------------------------------------------
 
 
 def cell(losses: list[float | None], **more: object) -> Cell:

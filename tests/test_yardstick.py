@@ -18,7 +18,8 @@ import torch
 import hf_adaptive_lr
 from hf_adaptive_lr import Linear, Plateau
 from hf_adaptive_lr.bench import yardstick_data, yardstick_plan, yardstick_real
-from hf_adaptive_lr.bench.runner import append_row, attempt, identity, read_rows
+from hf_adaptive_lr.bench.rows import append_row, read_rows
+from hf_adaptive_lr.bench.runner import attempt, identity
 from hf_adaptive_lr.bench.verdict_data import Parts, Rows
 from hf_adaptive_lr.bench.yardstick_methods import METHODS, TRAINER_LR, Method, missing_package, replay, third_party
 from hf_adaptive_lr.bench.yardstick_page import PAGE, render, write_page

@@ -16,13 +16,13 @@ TIERS = {
     "integration": """
         anytime checkpoints cli compatibility demo_data demo_image_model docs dsa_claims env envelope_runs
         evaluation_loss evolution examples files_in_the_way finetune guard_callback guard_restless hub hub_cli
-        hub_server kills learn_schedule look_ahead meta_trainer notebook_and_space packaging papers_everywhere ppo
+        hub_server kills look_ahead meta_trainer notebook_and_space packaging papers_everywhere ppo
         ranks resume second_look train trainer
     """,
     # The benchmark and the studies: their runs, their statistics, and the pages that their rows make.
     "bench": """
-        bench_data bench_sources bench_tasks decision_cost development overhead relative_sizes runner statistics
-        steering throughput trouble universal_page verdicts yardstick yardstick_systems
+        bench_data bench_page bench_sources bench_stats bench_tasks benchmark overhead runner statistics
+        studies systems trouble verdicts yardstick
     """,
 }
 

@@ -20,7 +20,7 @@ from ..artifacts import replace_file
 from ..demo.data import balanced_order, cache_folder
 from .encode import encoded
 from .raw_rows import Raw
-from .runner import digest
+from .rows import digest
 from .sources import SOURCES
 from .tasks import Task
 

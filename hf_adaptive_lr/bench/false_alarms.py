@@ -18,7 +18,8 @@ from typing import Any
 
 from ..demo.data import DemoDataError
 from . import markdown
-from .runner import RowsError, WorkerError, read_rows, run_all
+from .rows import RowsError, read_rows
+from .runner import WorkerError, run_all
 from .training_run import TrainingRun
 from .verdict_methods import METHODS
 from .verdict_plan import Book, tuned

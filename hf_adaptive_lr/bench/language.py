@@ -15,7 +15,7 @@ from ..artifacts import replace_file
 from ..demo.data import cache_folder
 from .data import load
 from .encode import BREAK, START
-from .runner import digest
+from .rows import digest
 from .tasks import Task
 
 TOKENS = 64

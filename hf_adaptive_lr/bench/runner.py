@@ -1,65 +1,41 @@
-"""Many trainings, one JSON line each, resumable: task x method x seed x learning rate.
+"""Many trainings, one row each, resumable: task x method x seed x learning rate.
 
-The file is append-only. A line is written whole, flushed and synced when its run has ended; a last line that a kill
-tore off is dropped. A run is known by its key and by digests of what its task and its method are, so nothing that is
-there is computed again, and nothing that has changed since is taken for it.
+Each run is claimed by a lock before it is executed, so any number of processes may work on one plan: the workers of
+`--jobs`, the ranks of `torchrun` or `accelerate launch`, other commands, other machines on the same disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
-import json
-import math
 import multiprocessing
 import os
 import re
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from tqdm import tqdm
 
-from ..artifacts import locked, replace_file
+from ..artifacts import locked
+from .rows import Identity, Row, RunKey, append_row, digest, read_rows, row_identity
 
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, order=True)
-class RunKey:
-    """Names a run."""
-
-    task: str
-    method: str
-    seed: int  # of everything that is drawn
-    lr: float  # base learning rate
-
-
-class RowsError(ValueError):
-    """A file of rows that cannot be used as it stands; the message says what to do about it."""
+_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
 
 class WorkerError(RuntimeError):
     """A worker process was killed."""
 
 
-Identity = tuple[RunKey, str, str]
-"""Key, task digest, method digest."""
-
-
 class Run(Protocol):
-    """One training to be done; it is sent to worker processes, so it must be picklable.
-
-    Runs with an attribute `group` that is equal and not None are given to one worker, one after the other.
-    """
+    """One training to be done; it is sent to worker processes, so it must be picklable."""
 
     @property
     def key(self) -> RunKey:
@@ -77,34 +53,9 @@ class Run(Protocol):
         """Do it and return what was measured, as JSON values; a number that is not finite is written as null."""
 
 
-def digest(spec: Any) -> str:
-    """Sixteen hexadecimal digits that change whenever a JSON-able value does, but not with the order of keys."""
-    text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-class Specified:
-    """A part of a run that is known by all that the run depends on."""
-
-    def spec(self) -> Any:
-        """All that a run depends on, as JSON values."""
-        raise NotImplementedError
-
-    @property
-    def digest(self) -> str:
-        """[`digest`] of the spec."""
-        return digest(self.spec())
-
-
 def identity(run: Run) -> Identity:
     """What tells a run from all others."""
     return run.key, run.task_digest, run.method_digest
-
-
-def row_identity(row: Mapping[str, Any]) -> Identity:
-    """The identity of the run that a row is of."""
-    key = RunKey(row["task"], row["method"], row["seed"], row["lr"])
-    return key, row["task_digest"], row["method_digest"]
 
 
 def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
@@ -114,67 +65,16 @@ def command_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
     )
 
 
-# --- the file -----------------------------------------------------------------------------------------------------
+def leave_launcher() -> tuple[int, int]:
+    """Rank and number of processes under `torchrun` or `accelerate launch`; (0, 1) without a launcher.
 
-
-def read_rows(path: Path) -> list[Row]:
-    """All whole rows of a file, in the order they were written; none when there is no file."""
-    rows = []
-    for number, line in enumerate(_whole(path).decode("utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:  # not the last line, so a kill cannot have done that
-            raise RowsError(f"{path}, line {number} is not JSON ({error}); repair it or delete the line") from error
-    return rows
-
-
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Write one line and sync it to the disk; what was torn off before is cut away first.
-
-    Several processes may append to one file: each waits for the others.
+    Each process then trains runs of its own, so what would make them train one together is taken out of the
+    environment.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(_finite(row), allow_nan=False) + "\n"
-    with _only_writer(path):
-        whole = len(_whole(path))
-        with path.open("ab") as file:
-            file.truncate(whole)
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def forget_errors(path: Path) -> int:
-    """Take the rows of runs that raised out of a file, so that they are done again; returns how many there were."""
-    if not path.is_file():
-        return 0
-    with _only_writer(path):
-        rows = read_rows(path)
-        kept = [row for row in rows if "error" not in row]
-        if len(kept) < len(rows):
-            replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
-    return len(rows) - len(kept)
-
-
-def _only_writer(path: Path) -> AbstractContextManager[None]:
-    """A lock beside a file of rows; it frees itself when its process ends, however that is."""
-    return locked(path.with_name(f".{path.name}.lock"))
-
-
-def _whole(path: Path) -> bytes:
-    content = path.read_bytes() if path.is_file() else b""
-    return content[: content.rfind(b"\n") + 1]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-# --- running ------------------------------------------------------------------------------------------------------
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    for name in _LAUNCHER:
+        os.environ.pop(name, None)
+    return rank, ranks
 
 
 class Workers:
@@ -201,18 +101,21 @@ class Workers:
                 child.terminate()
         self._executor.shutdown(cancel_futures=True)
 
-    def rows(self, todo: Sequence[Run]) -> Iterator[Row]:
-        """The row of each run, as they end; raises [`WorkerError`] when a worker process was killed."""
+    def rows(self, todo: Sequence[Run], path: Path) -> Iterator[Row | None]:
+        """Do runs and append their rows; yields them as they end, None for a run that another process is at.
+
+        Raises [`WorkerError`] when a worker process was killed.
+        """
         if self._jobs == 1 or not todo:
-            yield from _here(todo)
+            yield from _here(todo, path)
             return
         if self._executor is None:
             self._others = set(multiprocessing.active_children())
             spawn = multiprocessing.get_context("spawn")
             self._executor = ProcessPoolExecutor(self._jobs, mp_context=spawn, initializer=_start_worker)
         try:
-            for future in as_completed([self._executor.submit(_attempt_all, part) for part in _together(todo)]):
-                yield from future.result()
+            for future in as_completed([self._executor.submit(do, run, path) for run in todo]):
+                yield future.result()
         except BrokenProcessPool as error:
             raise WorkerError(
                 "a worker process was killed, perhaps for want of memory; finished rows are kept, so the same command "
@@ -223,22 +126,44 @@ class Workers:
 def run_all(plan: Iterable[Run], path: Path, *, jobs: int | Workers = 1, bar: bool = True) -> list[Row]:
     """Do the runs of a plan that the file does not have yet, and append a row for each as it ends.
 
-    A run that raises becomes a row with `error`, which counts as done ([`forget_errors`]). Ctrl-C ends the runs under
-    way and keeps the rows of those that had ended; the same call goes on from there. Returns the rows of the plan, in
-    its order, each once.
+    A run that raises becomes a row with `error`, which counts as done ([`rows.forget_errors`]). Ctrl-C ends the runs
+    under way and keeps the rows of those that had ended; the same call goes on from there. Waits for runs that other
+    processes are at. Returns the rows of the plan, in its order, each once.
     """
     if isinstance(jobs, int):
         with Workers(jobs) as workers:
             return run_all(plan, path, jobs=workers, bar=bar)
     wanted = {identity(run): run for run in plan}
-    known = {row_identity(row): row for row in read_rows(path)}
+    known = _known(path)
     todo = [run for i, run in wanted.items() if i not in known]
     with tqdm(total=len(todo), desc=path.stem, unit="run", disable=not bar or not todo) as progress:
-        for row in jobs.rows(todo):
-            append_row(path, row)
-            known[row_identity(row)] = row
-            progress.update()
+        while todo:
+            done = 0
+            for row in jobs.rows(todo, path):
+                done += row is not None
+                progress.update(row is not None)
+            known = _known(path)
+            if todo := [run for i, run in wanted.items() if i not in known]:
+                progress.update(progress.total - len(todo) - progress.n)
+                time.sleep(0 if done else 1)  # what is left is others' work
     return [known[i] for i in wanted]
+
+
+def do(run: Run, path: Path) -> Row | None:
+    """Execute a run and append its row; None where another process is at it, or has done it meanwhile."""
+    from filelock import Timeout
+
+    claim = path.with_name(f".{path.name}.{digest([asdict(run.key), run.task_digest, run.method_digest])}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(claim, timeout=0):
+            if identity(run) in _known(path):
+                return None
+            row = attempt(run)
+            append_row(path, row)
+            return row
+    except Timeout:
+        return None
 
 
 def attempt(run: Run) -> Row:
@@ -251,17 +176,8 @@ def attempt(run: Run) -> Row:
         return head | {"error": f"{type(error).__name__}: {_without_folders(str(error))}"}
 
 
-def _attempt_all(runs: Sequence[Run]) -> list[Row]:
-    return [attempt(run) for run in runs]
-
-
-def _together(todo: Sequence[Run]) -> list[list[Run]]:
-    """Runs by their `group`, in the order of the first of each; a run without one is alone."""
-    parts: dict[Any, list[Run]] = {}
-    for number, run in enumerate(todo):
-        group = getattr(run, "group", None)
-        parts.setdefault(number if group is None else ("group", group), []).append(run)
-    return list(parts.values())
+def _known(path: Path) -> dict[Identity, Row]:
+    return {row_identity(row): row for row in read_rows(path)}
 
 
 def _without_folders(text: str) -> str:
@@ -269,7 +185,7 @@ def _without_folders(text: str) -> str:
     return re.sub(r"(?<![\w.])/(?:[^\s/'\":,]+/)+", "", " ".join(text.split()))
 
 
-def _here(todo: Sequence[Run]) -> Iterator[Row]:
+def _here(todo: Sequence[Run], path: Path) -> Iterator[Row | None]:
     if not todo:
         return
     threads = torch.get_num_threads()
@@ -279,7 +195,8 @@ def _here(todo: Sequence[Run]) -> Iterator[Row]:
     gc.collect()
     gc.freeze()
     try:
-        yield from map(attempt, todo)
+        for run in todo:
+            yield do(run, path)
     finally:
         gc.unfreeze()
         torch.set_num_threads(threads)

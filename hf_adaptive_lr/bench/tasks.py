@@ -8,10 +8,12 @@ seed; the seed decides the first weights, the order of batches, dropout and the 
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from .runner import digest
+from .rows import Specified
 from .suites import DEVELOPMENT, TEST
 
 Objective = Literal["classes", "tokens", "value", "language", "pairs", "density"]
@@ -19,8 +21,13 @@ Kind = Literal["pretrained", "adapter", "scratch"]
 OptimizerName = Literal["adamw", "sgd", "adam", "adafactor", "rmsprop"]
 
 
+FROZEN = Path(__file__).with_name("frozen_tasks.json")
+"""Digest of every task of both suites, by name."""
+_NOT_OF_A_RUN = ("name", "suite", "lr")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(Specified):
     """A model, its data and the length of its training; Trainer's and transformers' defaults otherwise."""
 
     name: str
@@ -53,14 +60,9 @@ class Task:
     lr: float  # where the best learning rate of a linear schedule is expected; not in the spec
 
     def spec(self) -> dict[str, Any]:
-        """All that a run depends on, as JSON values."""
-        left_out = ("name", "suite", "lr")
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
-
-    @property
-    def digest(self) -> str:
-        """[`digest`] of the spec."""
-        return digest(self.spec())
+        """All that a run depends on and that is not a default, as JSON values."""
+        values = {f.name: (f.default, getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {name: value for name, (usual, value) in values.items() if value != usual and name not in _NOT_OF_A_RUN}
 
     @property
     def adapter_rank(self) -> int:
@@ -79,3 +81,10 @@ TASKS = {
     for name, fields in tasks.items()
 }
 """Every task of both suites by its name."""
+
+
+def changed() -> list[str]:
+    """Names of tasks that are not what they were when they were frozen; empty as it should be."""
+    frozen: dict[str, str] = json.loads(FROZEN.read_text(encoding="utf-8"))
+    now = {name: task.digest for name, task in TASKS.items()}
+    return sorted(name for name in frozen.keys() | now.keys() if frozen.get(name) != now.get(name))

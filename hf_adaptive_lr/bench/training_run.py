@@ -25,8 +25,8 @@ from ..controller import Controller
 from ..trainer.arguments import AdaptiveLRTrainingArguments
 from ..trainer.meta_trainer import MetaLRTrainer
 from ..trainer.mixin import AdaptiveLRTrainer
+from .rows import Row, RunKey
 from .run_record import Meter, Record, curve, diverged, evaluate, parameters, short, trainer_settings
-from .runner import Row, RunKey
 from .verdict_data import Parts, collate, load
 from .verdict_methods import Method
 from .verdict_models import build_model, build_optimizer

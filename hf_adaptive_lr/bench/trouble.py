@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..demo.data import DemoDataError
-from .runner import RowsError, WorkerError, Workers, forget_errors, read_rows, run_all
+from .rows import RowsError, forget_errors, read_rows
+from .runner import WorkerError, Workers, run_all
 from .trouble_figures import GUARD, UNGUARDED
 from .trouble_injections import INJECTIONS
 from .trouble_methods import METHODS

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .runner import Row
+from .rows import Row
 
 MARGIN = 0.02
 """Loss of accuracy that is always tolerated."""

@@ -63,6 +63,10 @@ class Injection:
     def disturb_gradients(self, weights: list[nn.Parameter], draw: Generator) -> None:
         """Change the gradients after the backward pass, before they are clipped."""
 
+    def rate_factor(self, updates: int) -> float:
+        """By what the learning rate, and all later ones, are multiplied at each of so many updates."""
+        return 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class NanBatch(Injection):
@@ -122,6 +126,17 @@ class WeightNoise(Injection):
             weight.add_(self.scale * weight.square().mean().sqrt() * noise)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GrowingRate(Injection):
+    """The learning rate grows, evenly in its logarithm, and stays as high as that."""
+
+    growth: float = 30.0
+
+    def rate_factor(self, updates: int) -> float:
+        """The factor between one of so many updates and the next."""
+        return float(self.growth ** (1 / updates))
+
+
 _ALL = (
     Injection(name="clean", text="nothing happens"),
     NanBatch(name="nan_batch", text="one batch of NaN pixels; for texts, a loss of NaN"),
@@ -130,6 +145,9 @@ _ALL = (
     Injection(name="lr_spike", text="one update is applied at 100 times the learning rate", step_lr_factor=100.0),
     Injection(
         name="high_lr", text="the run is given 30 times the learning rate", from_start=True, base_lr_factor=30.0
+    ),
+    GrowingRate(
+        name="growing_lr", text="over a fifth of the run the learning rate grows to 30 times what it was", share=0.2
     ),
     LabelBurst(
         name="label_burst", text="the labels of a tenth of the run, in succession, are drawn at random", share=0.1
@@ -183,6 +201,11 @@ class Striker:
             return inputs
         self.injection.disturb_weights(self._weights, self._draw)
         return self.injection.disturb_batch(inputs, self._now())
+
+    @property
+    def rate_factor(self) -> float:
+        """By what the learning rate is to be multiplied before this update, for good."""
+        return self.injection.rate_factor(len(self.updates)) if self._at_work else 1.0
 
     def after_backward(self) -> None:
         """Spoils gradients if that is what happens."""

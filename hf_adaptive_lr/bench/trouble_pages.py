@@ -11,7 +11,7 @@ from typing import Any
 
 from ..hub.card import NOTES, NOTES_END
 from .markdown import rewrite, table
-from .runner import Row
+from .rows import Row
 from .trouble_figures import GOAL, GUARD, Cell, Figures, first_alarm, mean_actions, spread, within
 from .trouble_injections import INJECTIONS
 from .trouble_methods import METHODS

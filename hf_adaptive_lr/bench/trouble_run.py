@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..trainer.guard_callback import GuardCallback
+from .rows import Row, RunKey, digest
 from .run_record import curve, diverged, evaluate, parameters, short, trainer_settings
-from .runner import Row, RunKey, digest
 from .training_run import LOSS_POINTS, versions
 from .trouble_injections import Injection, Striker
 from .trouble_methods import Method
@@ -157,12 +157,23 @@ class TroubledTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward, disturbed."""
         inputs = self.striker.before_forward(self.state.global_step, inputs)
+        self._multiply_rate(self.striker.rate_factor)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.striker.after_backward()
         self.losses.append(loss.detach())
         optimizer: Any = self.optimizer
         self.lrs.append(float(optimizer.param_groups[0]["lr"]))
         return loss
+
+    def _multiply_rate(self, factor: float) -> None:
+        """As a schedule does that asks for more: in what is written now and in what later rates are made of."""
+        optimizer, scheduler = self.optimizer, self.lr_scheduler
+        if factor == 1.0 or optimizer is None:
+            return
+        for group in optimizer.param_groups:
+            group["lr"] *= factor
+        if hasattr(scheduler, "base_lrs"):
+            scheduler.base_lrs = [lr * factor for lr in scheduler.base_lrs]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from .._checks import did_you_mean
 from ..demo.data import DemoDataError
-from .runner import RowsError, WorkerError, Workers, forget_errors
+from .rows import RowsError, forget_errors
+from .runner import WorkerError, Workers
 from .verdict_data import load
 from .verdict_methods import BASELINES, METHODS
 from .verdict_pages import summary, write_page

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .runner import Row, RowsError
+from .rows import Row, RowsError
+from .stats import Estimate, gain, paired_difference
 from .verdict_methods import BASELINES, METHODS
 from .verdict_papers import LOWER_IS_BETTER, MARGINS, REQUIRED_SEEDS, Claim, Comparison, Paper
 from .verdict_plan import Book, Tuning, counted, failed, tuned
-from .verdict_stats import Interval, gain, paired_difference
 from .verdict_tasks import Task
 
 Word = Literal["holds", "partly", "fails", "untestable"]
@@ -36,7 +36,7 @@ class Judged:
     """A comparison, and whether it is met."""
 
     comparison: Comparison
-    difference: Interval | None  # paired by seed, over the pairs in which neither run failed
+    difference: Estimate | None  # paired by seed, over the pairs in which neither run failed
     met: bool | None  # None: not enough runs to say
     reason: str = ""  # why not, where the difference does not show it
 
@@ -57,7 +57,7 @@ def values(runs: Runs, measure: str) -> dict[int, float]:
     return {seed: row[measure] for seed, row in runs.items() if not failed(row)}
 
 
-def paired(mine: Runs, other: Runs, measure: str) -> Interval | None:
+def paired(mine: Runs, other: Runs, measure: str) -> Estimate | None:
     """Mine minus the other's, over the seeds on which neither failed; None when there are none."""
     both = values(mine, measure).keys() & values(other, measure).keys()
     for seed in both:

@@ -20,7 +20,7 @@ from ..controller import Controller
 from ..controllers import CONTROLLERS
 from ..hub.config import configure
 from ..hub.serialization import read_config
-from .runner import digest
+from .rows import digest
 
 TUNED = "tuned"
 REPLAY = "replay:"

@@ -9,11 +9,11 @@ from typing import Any
 
 from ..hub.card import NOTES, NOTES_END
 from .markdown import rewrite, table
+from .stats import Estimate, mean_interval
 from .verdict_judge import Cell, Cells, Judged, Word, cells, judged, paired, paper_word, values, word_of
 from .verdict_methods import BASELINES, METHODS
 from .verdict_papers import REQUIRED_SEEDS, Claim, Paper
 from .verdict_plan import Book, failed
-from .verdict_stats import Interval, mean_interval
 from .verdict_tasks import QUICK_TASKS, TASKS
 
 _MEASURES = {"test_loss": "test loss", "test_accuracy": "test accuracy", "train_loss": "training loss"}
@@ -192,7 +192,7 @@ def _lr(cell: Cell) -> str:
     return " / ".join(f"{lr:g}{star}" for lr in sorted(lrs))
 
 
-def _mean(cell: Cell, measure: str) -> Interval | None:
+def _mean(cell: Cell, measure: str) -> Estimate | None:
     found = list(values(cell.runs, measure).values())
     return mean_interval(found) if found else None
 
@@ -203,9 +203,9 @@ def _average(cell: Cell, what: str, form: str) -> str:
     return format(sum(found) / len(found), form) if found else "-"
 
 
-def _shown(interval: Interval | None, sign: str = "") -> str:
-    return "-" if interval is None else f"{interval.mean:{sign}.4f}{_half(interval)}"
+def _shown(interval: Estimate | None, sign: str = "") -> str:
+    return "-" if interval is None else f"{interval.value:{sign}.4f}{_half(interval)}"
 
 
-def _half(interval: Interval) -> str:
+def _half(interval: Estimate) -> str:
     return "" if math.isnan(interval.half) else f" ± {interval.half:.4f}"

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .runner import Row, Workers, identity, read_rows, row_identity, run_all
+from .rows import Row, read_rows, row_identity
+from .runner import Workers, identity, run_all
 from .training_run import TrainingRun
 from .verdict_methods import METHODS, TUNED, Method
 from .verdict_tasks import Task

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .runner import digest
+from .rows import digest
 
 DataName = Literal["fashion-mnist", "mnist-5000", "digits", "20newsgroups"]
 ModelName = Literal["cnn", "resnet", "mlp", "papercnn", "minilm3"]

@@ -29,7 +29,7 @@ from ..controllers import CONTROLLERS
 from ..observation import OUTCOME_FIELDS
 from ..sensors.predictions import LOGIT_FIELDS
 from ..sensors.weights import WEIGHT_FIELDS
-from .runner import Specified
+from .rows import Specified
 
 REPLAY = "replay:"
 TRAINER_LR, TORCH_LR = 5e-5, 1e-3

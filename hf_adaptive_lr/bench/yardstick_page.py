@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..artifacts import replace_file
-from .runner import Row
+from .rows import Row
 from .stat_compare import hierarchical_bootstrap, probability_of_improvement
 from .stat_runs import Array, failure_rate, harm_rate, iqm, lr_sensitivity, mean
 from .yardstick_plan import DEFAULT, PRIMARY, PRIMARY_ENDPOINT, Book
@@ -19,7 +19,6 @@ from .yardstick_tables import (
     budget_table,
     cost_table,
     misled_table,
-    systems_table,
     table,
     troubled_table,
     variants_table,
@@ -86,8 +85,6 @@ def render(results: Results, *, command: str) -> str:
         variants_table(results),
         "## What learning cost\n",
         cost_table(results),
-        "## Systems\n",
-        systems_table(results),
         "## Plots\n",
         "\n".join(f"![{text}]({name})\n" for name, text in PLOTS.items()),
         "## The reference\n",

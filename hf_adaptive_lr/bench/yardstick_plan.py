@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .runner import Identity, Row, Workers, identity, read_rows, row_identity, run_all
+from .rows import Identity, Row, read_rows, row_identity
+from .runner import Workers, identity, run_all
 from .verdict_plan import mean_schedule
 from .yardstick_methods import METHODS, Method, Trouble
 from .yardstick_run import YardstickRun

@@ -17,8 +17,8 @@ from transformers import PrinterCallback, Trainer
 
 from ..trainer.arguments import AdaptiveLRTrainingArguments
 from ..tuning.range_test import lr_range_test
+from .rows import Row
 from .run_record import EVAL_BATCH, Record, curve, evaluate, short
-from .runner import Row
 from .trouble_tasks import EVALUATIONS
 from .verdict_data import Parts, collate
 from .yardstick_data import build_model, load

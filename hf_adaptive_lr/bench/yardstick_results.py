@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ..artifacts import PROGRAM
 from ..hub.results import RESULTS_VERSION
-from .runner import Row
+from .rows import Row
+from .stats import Estimate, judge, mean_interval
 from .verdict_judge import Runs, paired, values
 from .verdict_papers import LOWER_IS_BETTER, Measure
 from .verdict_plan import failed
-from .verdict_stats import Interval, judge, mean_interval
 from .yardstick_methods import METHODS, Method
-from .yardstick_plan import DEFAULT, PROFILES, Book, Profile, own_lr_runs, reference_runs
+from .yardstick_plan import DEFAULT, Book, Profile, own_lr_runs, reference_runs
 from .yardstick_run import YardstickRun
 from .yardstick_tasks import TASKS, RealTask
 
-METHOD_OF: Mapping[str, str] = {"universal": "universal_bundled"}
-"""The method of the benchmark that is a bundled controller as it is, by the controller's name."""
 TUNED = "linear, tuned"
 RIVALS = (
     DEFAULT.name,
@@ -35,13 +31,6 @@ RIVALS = (
 )
 """What it is compared with at their published defaults, beside the tuned linear schedule."""
 MEASURES: tuple[Measure, ...] = ("test_loss", "test_accuracy")
-_PROFILE = PROFILES["full"]
-
-
-def results(name: str, rows: Path) -> dict[str, Any]:
-    """The `eval_results.json` of a bundled controller: the real tasks of the full profile."""
-    command = f"{PROGRAM} bench --{_PROFILE.name} --jobs 2 --output-dir model_cards"
-    return results_of(METHODS[METHOD_OF[name]], _PROFILE, Book(rows), command)
 
 
 def results_of(method: Method, profile: Profile, book: Book, command: str) -> dict[str, Any]:
@@ -103,12 +92,12 @@ def _against(mine: Runs, other: Runs) -> dict[str, Any]:
     return out
 
 
-def _known(interval: Interval) -> bool:
-    return math.isfinite(interval.mean) and math.isfinite(interval.half)
+def _known(interval: Estimate) -> bool:
+    return math.isfinite(interval.value) and math.isfinite(interval.half)
 
 
-def _rounded(name: str, interval: Interval) -> dict[str, float]:
-    return {name: float(f"{interval.mean:.6g}"), "half_width": float(f"{interval.half:.6g}")}
+def _rounded(name: str, interval: Estimate) -> dict[str, float]:
+    return {name: float(f"{interval.value:.6g}"), "half_width": float(f"{interval.half:.6g}")}
 
 
 def as_text(eval_results: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .runner import Row, RunKey
+from .rows import Row, RunKey
 from .training_run import versions
 from .yardstick_methods import Method
 from .yardstick_tasks import RealTask, Task
@@ -40,11 +40,6 @@ class YardstickRun:
     def method_digest(self) -> str:
         """Changes with all that the method is."""
         return self.method.digest
-
-    @property
-    def group(self) -> tuple[str, str, float] | None:
-        """Lanes of a vectorised task train together, so one worker has them all; None for a real task."""
-        return None if isinstance(self.task, RealTask) else (self.task.digest, self.method.digest, self.lr)
 
     def execute(self) -> Row:
         """Train and measure."""

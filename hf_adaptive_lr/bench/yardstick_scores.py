@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .runner import Row
+from .rows import Row
 from .stat_compare import Difference, corrected, paired_difference
 from .stat_runs import Array, log_regret
 from .yardstick_methods import METHODS, Method

@@ -10,12 +10,9 @@ import numpy as np
 from ..artifacts import TRAINING_NAME
 from ..hub import markdown
 from ..hub.mixin import sidecar
-from .runner import read_rows
 from .yardstick_methods import METHODS, Method
 from .yardstick_plan import BUDGET, DEFAULT, STUDIES, misled, troubled
 from .yardstick_scores import Results
-from .yardstick_systems import ROWS as SYSTEMS_ROWS
-from .yardstick_systems import section as systems_section
 from .yardstick_tasks import VectorTask
 
 
@@ -118,8 +115,3 @@ def _training_seconds(method: Method) -> float | None:
         return None
     seconds = (sidecar(method.make_controller(), TRAINING_NAME) or {}).get("seconds")
     return None if seconds is None else float(seconds)
-
-
-def systems_table(results: Results) -> str:
-    """Overhead, memory, resume and ranks, from the rows of a command of its own beside the others."""
-    return systems_section(read_rows(results.book.folder / SYSTEMS_ROWS.name))

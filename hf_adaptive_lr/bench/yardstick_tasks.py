@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..meta.problem import Problem
-from .runner import Specified
+from .rows import Specified
 
 FROZEN = Path(__file__).with_name("frozen.json")
 """Digest of every task; of the vectorised ones the whole problem."""

@@ -23,8 +23,8 @@ from ..meta.episode import MAX_LR, MIN_LR, as_lr
 from ..meta.inner import InnerOptimizer
 from ..meta.tasks import make_task
 from ..meta.vector_run import VectorRun
+from .rows import Row
 from .run_record import curve, short
-from .runner import Row
 from .trouble_tasks import EVALUATIONS
 from .yardstick_methods import OPTIMIZERS, Method, Trouble
 from .yardstick_tasks import COUNTED, POINTS, VectorTask

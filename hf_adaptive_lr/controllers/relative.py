@@ -30,8 +30,8 @@ class Relative(Controller):
 
     Args:
         rho: relative update at the start of the run, in [1e-6, 1]. Give one of the two recommended values, 0.001 for
-            pretrained weights and 0.016 from scratch (`python -m hf_adaptive_lr.bench.relative_sizes` measures them,
-            `hf-adaptive-lr finetune` takes them); the default, from before they were measured, is neither.
+            pretrained weights and 0.016 from scratch (`python -m hf_adaptive_lr.bench.studies.relative_sizes` measures
+            them, `hf-adaptive-lr finetune` takes them); the default, from before they were measured, is neither.
         walk: for benchmarks, the placebo of `universal`: standard deviation of a random step of the log relative
             update at each decision, in [0, 5]; 0 stays on the line.
 

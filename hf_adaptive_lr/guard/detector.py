@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .levels import RANKED, SHIFT_SPREAD, Track, median, sigma
-from .thresholds import Thresholds
+from .levels import RANKED, SHIFT_SPREAD, Track, median
+from .thresholds import Thresholds, has_grown
 
 REASONS = (
     *("non_finite_loss", "non_finite_gradient", "loss_spike", "gradient_explosion"),
@@ -24,6 +24,7 @@ EARLY = "early_divergence"
 
 _STRICT_WINDOW = 16  # healthy updates after a rollback until a shift has to last again
 _EXPLODED = 30  # times the run's first losses
+_JUMP = 4.0  # times the learning rate of the update before: a restart, which shows at once if it does harm
 
 
 class Detector:
@@ -53,6 +54,9 @@ class Detector:
         """How many of these were called healthy and not even suspicious."""
         self._loss, self._norm = Track(self.thresholds, keep), Track(self.thresholds, keep)
         self._best: float | None = None  # lowest median level
+        self.lr = 0.0
+        """The learning rate of the update judged last, 0 if not known."""
+        self._best_lr = 0.0  # when the lowest level was reached
         self._slow = 0  # healthy updates in succession that were high
         self._highest = -math.inf  # loss of the shift behind the last alarm
         self._pending: list[list[float]] = []  # losses and norms in succession that may be a shift
@@ -64,7 +68,12 @@ class Detector:
     @property
     def calm(self) -> bool:
         """Whether nothing points to a divergence under way."""
-        return self._slow == 0 and not self._pending
+        return self._slow == 0 and not self._pending and not (self.lr_has_grown and self._recent() > self._far)
+
+    @property
+    def lr_has_grown(self) -> bool:
+        """Whether the learning rate has grown gradually since losses were lowest: higher ones may be its doing."""
+        return has_grown(self.lr, self._best_lr)
 
     @property
     def suspicious(self) -> bool:
@@ -83,9 +92,15 @@ class Detector:
         ratios = self.opening >= 3 and min(self._opening) > 0.0
         return ratios and last[1] > self.thresholds.opening_rise * self._opening[0]
 
-    def see(self, loss: float, grad_norm: float) -> str | None:
-        """Judge an update by its mean loss and its gradient norm before clipping: None if healthy, or a reason."""
+    def see(self, loss: float, grad_norm: float, lr: float = 0.0) -> str | None:
+        """Judge an update by its mean loss and its gradient norm before clipping: None if healthy, or a reason.
+
+        With its learning rate `lr` (0 if not known) a rate that has grown too large is found sooner.
+        """
         loss, grad_norm = float(loss), float(grad_norm)
+        if lr > _JUMP * self.lr:
+            self._best_lr = lr
+        self.lr = lr
         self.seen, self.lasted, self.unseen, self._highest = {}, 0, 0, -math.inf
         if not math.isfinite(loss):
             return "non_finite_loss"
@@ -153,7 +168,7 @@ class Detector:
         """The data has changed: take the next losses for normal, whatever they are."""
         self.tolerate()
         self._loss.levels, self._norm.levels, self._pending = [], [], []
-        self._best, self._slow, self._strict = None, 0, 0
+        self._best, self._best_lr, self._slow, self._strict = None, 0.0, 0, 0
 
     def exploded(self, loss: float) -> bool:
         """Whether a loss is so far above the first ones of the run that it is no shift any more."""
@@ -165,23 +180,32 @@ class Detector:
         self.load_state_dict(Detector(self.thresholds).state_dict() if state is None else state)
         self._met, self._loss.ceiling, self._norm.ceiling = known
 
+    def _recent(self) -> float:
+        return median(self._loss.levels[-self.thresholds.slow_window :])
+
+    @property
+    def _far(self) -> float:
+        """Level that is far above the lowest one."""
+        return math.inf if self._best is None else self._best + math.log(self.thresholds.slow_far)
+
     def _slow_divergence(self) -> str | None:
         t, track = self.thresholds, self._loss
         if not t.slow_patience or len(track.levels) < t.slow_window:
             return None
-        level = median(track.levels[-t.slow_window :])
-        self._best = level if self._best is None else min(self._best, level)
+        level = self._recent()
+        if self._best is None or level < self._best:
+            self._best, self._best_lr = level, self.lr
         start = track.level(track.start)
-        above_start, above_best = start + math.log(t.slow_rise), self._best + math.log(t.slow_far)
-        far = max(above_best, start - math.log(2.0))
-        bound = min(above_start, far)
-        if level > bound:  # the scatter takes a sort, so it is asked for last
-            bound += t.slow_sigmas * min(sigma(track.levels), 1.0)
-            bound = max(
-                bound, track.floor + math.log(t.slow_rise), track.slow_limit(self._best if far < above_start else None)
-            )
+        least, above_start = track.floor + math.log(t.slow_rise), start + math.log(t.slow_rise)
+        above_best = max(self._far, start - math.log(2.0))
+        bound, patience = max(least, min(above_start, above_best)), t.slow_patience
+        if self.lr_has_grown and level > max(least, above_best) and min(track.levels) > 0.0:
+            patience = min(patience, t.slow_window)
+        elif level > bound:  # the scatter takes a sort, so it is asked for last
+            best = self._best if above_best < above_start else None
+            bound = max(least, track.slow_limit(min(above_start, above_best), best))
         self._slow = self._slow + 1 if level > bound else 0
-        if self._slow < t.slow_patience:
+        if self._slow < patience:
             return None
         self.seen = {"typical": track.value(level), "limit": track.value(bound)}
         return "slow_divergence"
@@ -191,6 +215,8 @@ class Detector:
         return {
             "slow": self._slow,
             "best": self._best,
+            "lr": self.lr,
+            "best_lr": self._best_lr,
             "opening": list(self._opening),
             "pending": [list(pair) for pair in self._pending],
             "met": list(self._met),
@@ -203,6 +229,8 @@ class Detector:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken."""
         self._slow, self._best = state["slow"], state["best"]
+        # Version 0.1 knew no rates.
+        self.lr, self._best_lr = state.get("lr", 0.0), state.get("best_lr", 0.0)
         self._opening, self._strict = list(state["opening"]), state["wary"]
         self._pending = [list(pair) for pair in state["pending"]]
         self._trouble = math.inf if state["trouble"] is None else state["trouble"]

@@ -19,7 +19,7 @@ from .events import Event, EventLog
 from .guard_state import GuardState
 from .history import SnapshotHistory
 from .lr_scaling import LRScaling
-from .thresholds import Thresholds
+from .thresholds import Thresholds, has_grown
 from .trouble import TroubleCount
 
 Action = Literal["apply", "skip", "rollback", "stop"]
@@ -182,7 +182,7 @@ class DivergenceGuard(GuardState):
         values = (loss, self._norm() if grad_norm is None else grad_norm)
         loss, grad_norm = self._means(values, self._trouble.unpaid, float(self.rollbacks), self.factor)
         self.updates += 1
-        reason = self.detector.see(loss, grad_norm)
+        reason = self.detector.see(loss, grad_norm, self._lr.uncut())
         seen = {"update": self.updates - 1, "reason": reason, "loss": loss, "grad_norm": grad_norm}
         seen |= self.detector.seen
         if reason == "non_finite_gradient" and self.scaler is not None and self._trouble.left_to_scaler():
@@ -206,6 +206,7 @@ class DivergenceGuard(GuardState):
         """Call it once the update has been applied; takes a snapshot when one is due and nothing is suspicious."""
         if self._trouble.overflows:  # the scaler has skipped it
             return
+        self._lr.count_update()
         due = self._history.count(healthy=not self.detector.suspicious)
         if due and self._trouble.calm and self.detector.calm:
             self._damaged = not self._take()
@@ -240,12 +241,13 @@ class DivergenceGuard(GuardState):
                 return self._accept(seen) if self._trouble.data_has_changed else self._skip(seen)
         # Soon after a rollback a single loss may be a shift: not yet a reason to go back once more.
         at_once = reason in ("slow_divergence", EARLY) or (reason == "loss_shift" and self.detector.lasted > 1)
-        if not self._trouble.persists(finite=finite, at_once=at_once or self._damaged):
+        last = self.rollbacks >= self.max_rollbacks  # a few bad batches in succession must not end a run
+        if not self._trouble.persists(finite=finite and not last, at_once=at_once or self._damaged):
             return self._skip(seen)
-        last = self.rollbacks >= self.max_rollbacks
         shifts = reason == "loss_shift" and not self.detector.exploded(seen["loss"])
         target = self._history.target(self.detector.unseen + 1)
-        again = shifts and self._trouble.comes_again(seen, target, self.detector.thresholds.shift_rise)
+        rise, lr = self.detector.thresholds.shift_rise, self.detector.lr
+        again = shifts and self._trouble.comes_again(seen, target, rise, lr)
         if again or (last and shifts):
             return self._accept(seen, undo_cut=again)
         return self._stop(seen) if last else self._roll_back(seen)
@@ -265,13 +267,17 @@ class DivergenceGuard(GuardState):
         blameless = bool(self._trouble.failed_rollbacks) or (falls_back and slowly) or seen["reason"] == STATE
         measured = self.detector.opening and len(self._history)
         ratio = 1.0 if blameless else self._lr.cut_ratio(self._drift() if measured else None)
+        lr = self.detector.lr
         restored = self._restore(seen)
+        grown = has_grown(lr, self.detector.lr)
         self.rollbacks += 1
         then = restored["factor"] if self.rewind_schedule and restored else None
-        sudden = not slowly and seen["reason"] != EARLY and seen["update"] > self.detector.thresholds.opening
+        sudden = (
+            not grown and not slowly and seen["reason"] != EARLY and seen["update"] > self.detector.thresholds.opening
+        )
         lost = seen["update"] - restored["update"] if restored and sudden and self.rollbacks == 1 else None
         self._lr.cut(ratio, lost=lost, factor_then=then)
-        self._trouble.count_rollback(seen)
+        self._trouble.count_rollback(seen, self._lr.uncut())
         self._lr.drop_pending()
         if falls_back:
             self.scheduler.fall_back(f"{seen['reason']} at update {seen['update']}")

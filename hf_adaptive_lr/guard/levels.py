@@ -130,16 +130,18 @@ class Track:
             limit = max(limit, wide, crest(self.levels, t.shift_patience, math.log(t.shift_rise)))
         return limit if level > limit else None
 
-    def slow_limit(self, best: float | None) -> float:
-        """Level that the median has to pass to be out of the scatter in the values' own units.
+    def slow_limit(self, bound: float, best: float | None) -> float:
+        """Level that the median has to pass to be out of the scatter around `bound`, also in the values' own units.
 
-        Above the first values, or above the level `best` where that is given and all values are positive.
+        There it is above the first values, or above the level `best` where that is given and all values are positive.
         """
-        values = self._raw()
+        t, values = self._thresholds, self._raw()
+        sigmas = t.slow_sigmas / (1.0 if best is None else math.sqrt(t.slow_window))
         least = self.top if best is None or min(values) <= 0.0 else self.value(best)
         if sorted(values)[len(values) // 4] <= least:  # a quarter is as before
             return math.inf
-        return self.level(least + self._thresholds.slow_sigmas * scatter(values[-SHIFT_SPREAD:]))
+        raw = self.level(least + sigmas * scatter(values[-SHIFT_SPREAD:]))
+        return max(raw, bound + sigmas * min(sigma(self.levels), 1.0))
 
     def creep_limit(self) -> dict[str, float] | None:
         """Limit for the mean of the last losses, and the typical loss; None when the mean is under the limit."""

@@ -56,6 +56,7 @@ class LRScaling:
         self._scales = scheduler if isinstance(scheduler, ScalesLR) else None
         self._lr_cut, self._safe_drift, self._recover = lr_cut, safe_drift, recover
         self.factor = 1.0
+        self._written = 1.0  # the factor in force when the rates in place were written
         self.last_cut = 1.0
         self.cut_hold = 0  # healthy updates until the last cut is taken back; 0 for never
 
@@ -63,6 +64,14 @@ class LRScaling:
         """The learning rate of the first group that has a positive one; 0 if none has."""
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         return next((rate for rate in rates if rate > 0), 0.0)
+
+    def uncut(self) -> float:
+        """The same without the cuts."""
+        return self.now() / (self.factor if self._scales is None else self._written)
+
+    def count_update(self) -> None:
+        """An update has been applied: a scheduler that scales by itself has written the factor in force."""
+        self._written = self.factor
 
     def after(self, expected: float) -> float:
         """The learning rate after a change: `expected` where a scheduler scales by itself, at its next update."""
@@ -84,7 +93,7 @@ class LRScaling:
         updates between the state restored and the trouble, for a run's first sudden accident, else None.
         `factor_then` was in force when the rates in place were written, where they have been restored.
         """
-        then = self.factor if factor_then is None else factor_then
+        then = self._written = self.factor if factor_then is None else factor_then
         self.factor *= ratio
         back = lost is not None and self._recover and ratio < 1.0
         self.last_cut, self.cut_hold = ratio, max(_CUT_HOLD, (lost or 0) + 4) if back else 0
@@ -127,6 +136,7 @@ class LRScaling:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore from `state_dict`; the rates themselves are restored by the caller."""
         self.factor, self.last_cut, self.cut_hold = state["factor"], state["last_cut"], state["parole"]
+        self._written = self.factor
         self._apply_factor()
 
 

@@ -9,6 +9,12 @@ from typing import Any
 from .._checks import check_range
 
 FIRST = 3  # updates; so few can a far too large LR not yet have spoilt
+_GROWN = 1.2  # times a learning rate that did no harm
+
+
+def has_grown(lr: float, since: float) -> bool:
+    """Whether a learning rate is so much above an earlier one that a loss above that of then may be its doing."""
+    return lr >= _GROWN * since > 0.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class Thresholds:
         slow_window: updates whose median loss is followed for slow divergence, [3, 4096].
         slow_rise: slow divergence is that median above this many times the first loss, [1.05, 1e6] ...
         slow_far: ... or this many times its own best and above half the first loss, [1.05, 1e6] ...
-        slow_patience: ... at this many healthy updates in succession; 0 turns slow divergence off, [0, 1e6].
+        slow_patience: ... at this many healthy updates in succession; 0 turns slow divergence off, [0, 1e6]. Above
+            the best by `slow_far` with a learning rate that has grown since then, `slow_window` of them will do.
         shift_window: the loss has shifted when it is above the largest and above the median of so many healthy
             updates, [4, 4096] ...
         shift_rise: ... above that median by this ratio, [1.05, 1e6] ...
@@ -50,8 +57,8 @@ class Thresholds:
         opening_rise: it rises when the median of 3 losses is this many times the first one, [1.05, 1e6] ...
         opening_drift: ... and it is divergence when the weights have moved by more than this share of their norm per
             update, [0, 1e3]. Healthy fine-tuning moves them by 0.002 ... 0.02.
-        slow_sigmas: both thresholds widen by so many standard deviations of a level, [0, 10]; the first loss is known
-            no better than that. A deviation above 1 counts as 1.
+        slow_sigmas: both thresholds widen by so many standard deviations, [0, 10], of a level for the first loss,
+            which is known no better than that, and of a mean for the best one. A level's above 1 counts as 1.
     """
 
     windows: tuple[int, ...] = (16, 64)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .thresholds import has_grown
+
 _PAID_BACK = 0.25  # a healthy update makes up for this many skipped ones
 _CALM = 8  # healthy updates since the last trouble before the next snapshot
 _PERSISTS = 3  # updates in succession with a finite loss or gradient out of bounds: the weights are damaged
@@ -24,7 +26,9 @@ class TroubleCount:
     in_a_row: int = 0  # skips since then
     overflows: int = 0  # in a row, left to a gradient scaler
     healthy: int = _CALM  # healthy updates since the last trouble
-    last_back: list[Any] | None = None  # the last rollback for a finite reason: reason, update, loss, where it went
+    last_back: list[Any] | None = (
+        None  # the last rollback for a finite reason: reason, update, loss, where it went, LR
+    )
 
     @property
     def calm(self) -> bool:
@@ -59,24 +63,25 @@ class TroubleCount:
         lasts = at_once or (finite and self.in_a_row >= _PERSISTS)
         return lasts or self.unpaid > self.max_skips * 2**self.failed_rollbacks
 
-    def comes_again(self, seen: Mapping[str, Any], target: int | None, rise: float) -> bool:
+    def comes_again(self, seen: Mapping[str, Any], target: int | None, rise: float, lr: float) -> bool:
         """Whether going back, to the update `target`, has been tried for such a shift before and has not helped."""
         if self.last_back is None or seen["reason"] != "loss_shift":
             return False
-        reason, update, loss, there = self.last_back
+        reason, update, loss, there, lr_then = self.last_back
         same = reason == "loss_shift" and target is not None and target <= there
         soon = seen["update"] - update <= _SOON
-        # A season or another source brings the same loss again; a rate that is too large drives it to any height, less
-        # high once it has been cut.
+        # A season or another source brings the same loss again, whatever the rate; one that is too large drives it to
+        # any height, less high once it has been cut, and if it grows again after going back it is the likelier cause.
         alike = loss <= rise**2 * seen["loss"] and seen["loss"] <= rise * loss
-        return bool((same or soon) and alike)
+        return bool((same or soon) and alike and not has_grown(lr, lr_then))
 
-    def count_rollback(self, seen: Mapping[str, Any]) -> None:
-        """Count a rollback, which failed until a healthy update follows."""
+    def count_rollback(self, seen: Mapping[str, Any], lr: float) -> None:
+        """Count a rollback, which failed until a healthy update follows; `lr` is the rate after it, without cuts."""
         self.failed_rollbacks += 1
         self.unpaid, self.overflows = 0.0, 0
         finite = seen["restored_update"] is not None and not seen["reason"].startswith("non_finite")
-        self.last_back = [seen[n] for n in ("reason", "update", "loss", "restored_update")] if finite else None
+        told = [seen[n] for n in ("reason", "update", "loss", "restored_update")]
+        self.last_back = [*told, lr] if finite else None
 
     def accept(self) -> None:
         """Forget the trouble: it is normal now."""

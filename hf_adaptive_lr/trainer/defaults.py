@@ -8,8 +8,8 @@ DEFAULT_CONTROLLER = "relative"
 RHO_BY_START = {"pretrained": 0.001, "scratch": 0.016}
 """Its `rho`, by whether the model comes pretrained (its head is always new).
 
-The best means over data sets in `python -m hf_adaptive_lr.bench.relative_sizes`, each as good as the best linear
-schedule's there. Adapters (LoRA) took 0.016 like models from scratch.
+The best means over data sets in `python -m hf_adaptive_lr.bench.studies.relative_sizes`, each as good as the best
+linear schedule's there. Adapters (LoRA) took 0.016 like models from scratch.
 """
 
 WARMUP = 0.05

@@ -1,0 +1,215 @@
+"""All methods on the tasks of one suite: shares of ruin and harm, mean regret, and what may be chance in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from . import plan
+from .methods import METHODS, TUNED_METHODS, Method
+from .scores import DEFAULT, RULE, TUNED, Cell, TaskRows, Tuning, cell, measured, tuning
+from .stats import Array, Difference, Estimate, corrected, swap_test, task_difference, task_interval
+from .tasks import Task
+
+GROUPS: Mapping[str, Callable[[Task], str]] = {
+    "kind": lambda task: task.kind,
+    "length": lambda task: _length(task.updates),
+    "data set": lambda task: task.data,
+}
+"""How tasks are put together in breakdowns."""
+
+
+def _length(updates: int) -> str:
+    return "up to 60 updates" if updates <= 60 else "61 to 600" if updates <= 600 else "over 600"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method over tasks; shares are means over tasks of the shares of their seeds, NaN where nothing is known."""
+
+    method: str
+    tasks: int
+    ruin: float
+    ended_worse: float
+    at_chance: float
+    above_rule: float
+    harm_rule: float
+    harm_default: float
+    regret: Estimate
+    worst: tuple[str, float]  # the task with the largest mean regret
+    better: float  # share of tasks with a mean regret below `rule`'s
+    points: float  # mean over tasks whose metric is a share
+    seconds: float  # median over tasks
+    met: float  # share of runs that meet the target
+    steps: float  # share of the run until then, median over all runs; infinite when most miss
+
+
+class Comparison:
+    """The scores of a suite, from the rows of its tasks."""
+
+    def __init__(self, suite: str, rows: Iterable[TaskRows], methods: Iterable[Method]) -> None:
+        every = list(rows)
+        self.suite, self.methods = suite, {method.name: method for method in (METHODS[RULE], *methods)}
+        self.rows = {of.task.name: of for of in every if of.complete}
+        self.waiting = [of.task.name for of in every if not of.complete]
+        self.cells: dict[str, dict[str, Cell]] = {}
+        for name in (TUNED, *self.methods):
+            found = {task: cell(of.counted[name], of) for task, of in self.rows.items() if name in of.counted}
+            if found:
+                self.cells[name] = found
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks that can be scored."""
+        return [of.task for of in self.rows.values()]
+
+    def lacking(self) -> str:
+        """What has not been run, in one line; empty when everything has."""
+        parts = [f"no tuned linear or `{RULE}` yet on {', '.join(self.waiting)}"] if self.waiting else []
+        for name in self.methods:
+            wanted = [task for task, of in self.rows.items() if name in of.wanted]
+            there = len(self.cells.get(name, {}))
+            if there < len(wanted):
+                parts.append(f"`{name}` on {len(wanted) - there} of {len(wanted)} tasks")
+        return "; ".join(parts)
+
+    # --- over tasks -----------------------------------------------------------------------------------------------
+
+    def regret(self, method: str, tasks: Sequence[str] | None = None) -> Array:
+        """A method's regret on its tasks, of shape (tasks, seeds)."""
+        return np.array([self.cells[method][task].regret for task in self._of(method, tasks)])
+
+    def _of(self, method: str, tasks: Sequence[str] | None) -> list[str]:
+        return [task for task in self.cells.get(method, {}) if tasks is None or task in tasks]
+
+    def line(self, method: str, tasks: Sequence[str] | None = None) -> Line | None:
+        """A method over its tasks, or those of them that are named; None where it has none."""
+        names = self._of(method, tasks)
+        if not names:
+            return None
+        cells = [self.cells[method][name] for name in names]
+        regrets = [float(c.regret.mean()) for c in cells]
+        rules = [float(self.cells[RULE][name].regret.mean()) for name in names]
+        worst = int(np.argmax(regrets))
+        targets = np.concatenate([c.target for c in cells])
+        return Line(
+            method=method,
+            tasks=len(names),
+            ruin=_mean(c.ruin.any.mean() for c in cells),
+            ended_worse=_mean(c.ruin.ended_worse.mean() for c in cells),
+            at_chance=_mean(c.ruin.at_chance.mean() for c in cells),
+            above_rule=_mean(c.ruin.above_rule.mean() for c in cells),
+            harm_rule=_mean(c.harm[RULE].mean() for c in cells),
+            harm_default=_mean(c.harm[DEFAULT].mean() for c in cells if DEFAULT in c.harm),
+            regret=task_interval([c.regret for c in cells]),
+            worst=(names[worst], regrets[worst]),
+            better=_mean(mine < rule for mine, rule in zip(regrets, rules, strict=True)),
+            points=_mean(c.points for c in cells if math.isfinite(c.points)),
+            seconds=_median([c.seconds for c in cells]),
+            met=float(np.isfinite(targets).mean()),
+            steps=float(np.median(targets)),
+        )
+
+    def lines(self, tasks: Sequence[str] | None = None) -> list[Line]:
+        """All methods, the least ruinous first, then those with the least regret."""
+        found = [line for name in self.cells if (line := self.line(name, tasks)) is not None]
+        return sorted(found, key=lambda line: (line.ruin, line.regret.value, line.method))
+
+    def groups(self, by: str) -> dict[str, list[str]]:
+        """Names of tasks by a key of `GROUPS`, in the order in which they come."""
+        found: dict[str, list[str]] = {}
+        for task in sorted(self.tasks, key=lambda task: task.updates) if by == "length" else self.tasks:
+            found.setdefault(GROUPS[by](task), []).append(task.name)
+        return found
+
+    # --- what may be chance ---------------------------------------------------------------------------------------
+
+    def primary(self) -> dict[str, Difference]:
+        """Mean regret to tuned linear: the methods named in advance and strangers', corrected for their number."""
+        names = (*plan.PRIMARY, *(name for name in self.methods if name not in METHODS))
+        found = {name: self.regret(name) for name in names if name in self.cells}
+        return corrected({name: task_difference(regret, np.zeros_like(regret)) for name, regret in found.items()})
+
+    def against(self, method: str, other: str) -> Difference | None:
+        """Mean regret minus another method's on the tasks that both have; None where there is none."""
+        common = self._of(other, self._of(method, None))
+        return task_difference(self.regret(method, common), self.regret(other, common)) if common else None
+
+    def same_against_same(self, level: float = 0.05) -> tuple[int, int]:
+        """A/A: how often two seeds of one method differ by the test of the endpoint, and the number of such tests."""
+        tests = [
+            swap_test(regret[:, a] - regret[:, b])[0] <= level
+            for name in self.cells
+            for regret in [self.regret(name)]
+            for a, b in combinations(range(regret.shape[1]), 2)
+        ]
+        return sum(tests), len(tests)
+
+    # --- tuning ---------------------------------------------------------------------------------------------------
+
+    def tuning(self, task: str, schedule: str | None = None) -> Tuning | None:
+        """The tuning curve of a schedule on a task, of the reference where none is named."""
+        of = self.rows[task]
+        return tuning(of, schedule or (of.reference or plan.REFERENCES)[0])
+
+    def ruin_from(self, task: str) -> float:
+        """Lowest rate above tuned linear's at which half of the linear runs, with or without warm-up, are ruined."""
+        best = (self.rows[task].reference or ("", 0.0))[1]
+        curves = [curve for name in plan.REFERENCES if (curve := self.tuning(task, name)) is not None]
+        return min((curve.ruin for curve in curves if curve.ruin > best), default=math.inf)
+
+    def tuned(self, method: str) -> tuple[str, ...]:
+        """The schedules whose tuning chose a method's learning rate on each task; none for most methods."""
+        if method == TUNED:
+            return plan.REFERENCES
+        lr = str(self.methods[method].lr)
+        return (lr.partition(":")[2] or method,) if lr.startswith("tuned") else ()
+
+    def tuning_cost(self, method: str) -> tuple[float, float] | None:
+        """CPU seconds that tuning a method took, mean over tasks, and as many of tuned linear's runs."""
+        schedules = self.tuned(method)
+        if not schedules:
+            return None
+        seconds, runs = [], []
+        for task in self.cells.get(method, {}):
+            found = [t.seconds for schedule in schedules if (t := self.tuning(task, schedule)) is not None]
+            one = float(np.nanmedian(measured(self.rows[task].counted[TUNED], "cpu_seconds")))
+            seconds.append(sum(found))
+            runs.append(sum(found) / one)
+        return (float(np.mean(seconds)), float(np.mean(runs))) if seconds else None
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = [float(value) for value in values]
+    return float(np.mean(found)) if found else math.nan
+
+
+def _median(values: Sequence[float]) -> float:
+    found = [value for value in values if math.isfinite(value)]
+    return float(np.median(found)) if found else math.nan
+
+
+def task_rows(task: Task, methods: Iterable[Method], profile: plan.Profile, book: plan.Book) -> TaskRows:
+    """What there is of a task; `rule` and the schedules are read whether they were asked for or not."""
+    wanted = plan.of_task(task, [*methods])
+    every = {method.name: method for method in (METHODS[RULE], *wanted)}
+    counted = {name: rows for name, m in every.items() if (rows := plan.counted_rows(task, m, profile, book))}
+    reference = plan.reference(task, profile, book)
+    if reference is not None and (rows := plan.counted_rows(task, reference[0], profile, book)):
+        counted[TUNED] = rows
+    tried = {method.name: plan.tuned(task, method, profile, book).tried for method in TUNED_METHODS}
+    chosen = None if reference is None else (reference[0].name, reference[1])
+    return TaskRows(task, [method.name for method in wanted], chosen, counted, tried)
+
+
+def compare(
+    tasks: Iterable[Task], methods: Sequence[Method], profile: plan.Profile, book: plan.Book
+) -> dict[str, Comparison]:
+    """The comparisons by suite, `test` first."""
+    rows = [task_rows(task, methods, profile, book) for task in tasks]
+    suites = sorted({of.task.suite for of in rows}, key=lambda suite: (suite != "test", suite))
+    return {suite: Comparison(suite, [of for of in rows if of.task.suite == suite], methods) for suite in suites}

@@ -1,0 +1,98 @@
+"""Optimizers and procedures of other packages, as they are published: what the benchmark's methods are made of."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from transformers import BatchEncoding, TrainerCallback
+
+from .methods import Method
+
+
+@dataclass(frozen=True)
+class Package:
+    """An optimizer of a package."""
+
+    module: str
+    cls: str
+    install: str  # what pip calls it
+    settings: Mapping[str, Any] = field(default_factory=dict)  # where it differs from the defaults
+
+
+OPTIMIZERS: Mapping[str, Package] = {
+    "prodigy": Package("prodigyopt", "Prodigy", "prodigyopt"),
+    # The package prints a notice about what its options do.
+    "prodigy_plus": Package("prodigyplus", "ProdigyPlusScheduleFree", "prodigy-plus-schedule-free"),
+    "schedule_free": Package("schedulefree", "AdamWScheduleFree", "schedulefree", {"foreach": False}),
+    "schedule_free_radam": Package("schedulefree", "RAdamScheduleFree", "schedulefree", {"foreach": False}),
+    "dadapt_adam": Package("dadaptation", "DAdaptAdam", "dadaptation", {"decouple": True}),
+    "hyperball": Package("heavyball", "HyperBallAdamW", "heavyball", {"compile_step": False}),
+}
+"""The optimizers that need no learning rate of their user, or say so."""
+
+GEN_EVERY = 4
+"""Updates between two looks of GeN; its authors advise to look rarely, as each costs three forward passes."""
+
+
+def missing_package(method: Method) -> str | None:
+    """What pip calls the package that a method needs and that is not installed; None if nothing is missing."""
+    if method.steering == "gen":
+        return None if importlib.util.find_spec("GeN") else "gen-optim"
+    package = OPTIMIZERS.get(method.optimizer)
+    return package.install if package and importlib.util.find_spec(package.module) is None else None
+
+
+def build_rival(method: Method, weights: list[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:
+    """The optimizer of a package."""
+    package = OPTIMIZERS[method.optimizer]
+    if package.module == "heavyball":
+        # Compiling its small functions takes longer than many a run.
+        importlib.import_module("heavyball.utils").compile_mode = None  # type: ignore[attr-defined]
+    with contextlib.redirect_stdout(io.StringIO()):  # some print their weight decay
+        maker = getattr(importlib.import_module(package.module), package.cls)
+        settings = {**package.settings, **method.optimizer_kwargs}
+        made: Optimizer = maker(weights, lr=lr, weight_decay=weight_decay, **settings)
+    return made
+
+
+class GeN(TrainerCallback):
+    """Sets the learning rate to where a parabola through three losses has its minimum, before every fourth update.
+
+    The package's own code (Bu & Xu 2024, arXiv 2407.02772), on the batch of the update and with the decay to zero that
+    its authors offer; it makes one more update of the optimizer's state at each look.
+    """
+
+    def __init__(self) -> None:
+        self.batch: dict[str, Any] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before an update, with its gradients there."""
+        del args, control
+        if state.global_step % GEN_EVERY:
+            return
+        from GeN import lr_parabola
+
+        optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # of scipy, where the three losses lie on no parabola
+            lr_parabola(
+                kwargs["model"],
+                optimizer,
+                tr_iter=self._batches(),
+                device="cpu",
+                task="NLU",
+                scale=1 - state.global_step / state.max_steps,
+                lr_factor=[-1, 0, 1],
+            )
+
+    def _batches(self) -> Iterator[BatchEncoding]:
+        yield BatchEncoding(self.batch)

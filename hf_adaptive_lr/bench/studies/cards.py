@@ -1,0 +1,255 @@
+"""Writes what the rows say into README.md, model_cards/README.md and the bundled controllers' cards; nothing is run.
+
+    python -m hf_adaptive_lr.bench.studies.cards [RESULTS.json ...]
+    python -m hf_adaptive_lr.bench.studies.cards --bundled
+
+Files given on the command line (the `results.json` of `hf-adaptive-lr finetune`) become rows of
+`model_cards/rows/finetune.jsonl` first. Then the tables between the pages' markers are written anew. With `--bundled`
+every folder of `hf_adaptive_lr/pretrained` gets its `eval_results.json`, and `model_cards/hub` the card as it would
+stand on the Hub; a task without all its seeds counts as not tested.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...artifacts import EVAL_NAME, PROGRAM, TRAINING_NAME, replace_file
+from ...auto import PRETRAINED, AutoController
+from ...hub.card import notes_of
+from ...hub.card import render as render_card
+from ...hub.mixin import sidecar
+from ...hub.picture import draw_schedules, schedule
+from ...hub.results import RESULTS_VERSION
+from .. import false_alarms, trouble_tasks
+from ..markdown import table
+from ..rows import RowsError, read_rows, write_rows
+from ..runner import command_parser
+from ..trouble_figures import GUARD, Figures
+from ..trouble_methods import METHODS as GUARD_METHODS
+from ..trouble_pages import TROUBLES, rows_file
+from ..verdict_judge import Runs, Word, cells, paper_word, word_of
+from ..verdict_methods import BASELINES, METHODS
+from ..verdict_papers import PAPERS, REQUIRED_SEEDS, Paper
+from ..verdict_plan import Book, counted
+from ..verdict_tasks import TASKS, Task
+from ..yardstick_results import as_text, result
+from . import decision_cost, known_answer, measured, overhead, relative_sizes, throughput
+
+ROWS, CARDS = measured.ROWS, Path("model_cards/hub")
+PAGES = (Path("README.md"), Path("model_cards/README.md"))
+Row = Mapping[str, Any]
+
+
+# --- tables of the pages ------------------------------------------------------------------------------------------
+
+
+def demo_table(rows: Sequence[Row]) -> str:
+    """Results of `hf-adaptive-lr finetune`, one line per task."""
+    head = ["task", "data", "accuracy", "majority class", "learning rate first / largest / last", "seconds", "command"]
+    lines = []
+    for row in rows:
+        lr, data = row["lr"], row["data"]
+        lines.append(
+            [
+                row["task"],
+                f"{data['name']}, {data['train_rows']} + {data['report_rows']} rows",
+                f"{row['accuracy']:.3f}",
+                f"{row['majority_accuracy']:.3f}",
+                f"{lr['first']:.2g} / {lr['max']:.2g} / {lr['last']:.2g}",
+                f"{row['wall_seconds']:.0f}",
+                f"`hf-adaptive-lr finetune --task {row['task']}`",
+            ]
+        )
+    return table(head, lines)
+
+
+def verdict_table(rows: Path) -> str:
+    """Verdict and controls of every paper, one line each; empty without any rows."""
+    lines = []
+    for paper, word, controls in _verdicts(rows):
+        asked = "; ".join(f"{text.rstrip('.')}: *{answer}*" for text, answer in controls)
+        lines.append([f"[`{paper.name}`]({paper.name}.md)", paper.claim, f"**{word}**", asked])
+    return table(["paper", "its claim", "verdict", "what a reader should ask beyond it"], lines) if lines else ""
+
+
+def verdict_words(rows: Path) -> str:
+    """One line with the verdict of every paper; empty without any rows."""
+    return ", ".join(f"[`{paper.name}`](model_cards/{paper.name}.md) **{word}**" for paper, word, _ in _verdicts(rows))
+
+
+def _verdicts(rows: Path) -> list[tuple[Paper, Word, list[tuple[str, Word]]]]:
+    if not any(rows.glob("verdict_*.jsonl")):
+        return []
+    book, judged = Book(rows), []
+    for paper in PAPERS.values():
+        found = cells(paper, book, TASKS)
+        word = paper_word([word_of(claim, found) for claim in paper.claims])
+        judged.append((paper, word, [(control.text, word_of(control, found)) for control in paper.controls]))
+    return judged
+
+
+def guard_table(rows: Path) -> str:
+    """Shares of disturbed runs that end as well as undisturbed ones, by task and method; empty without any rows."""
+    if not any((rows / rows_file(task)).is_file() for task in trouble_tasks.TASKS):
+        return ""
+    lines = []
+    for task in trouble_tasks.TASKS:
+        found = Figures(read_rows(rows / rows_file(task)))
+        shares = ["{} of {}".format(*found.overall(TROUBLES, method)) for method in GUARD_METHODS]
+        alarms, updates, _ = found.false_alarms()
+        shares[list(GUARD_METHODS).index(GUARD)] = f"**{shares[list(GUARD_METHODS).index(GUARD)]}**"
+        lines.append([task, *shares, f"{alarms} in {updates:,} updates"])
+    return table(["task", *(f"`{name}`" for name in GUARD_METHODS), "alarms in healthy runs"], lines)
+
+
+TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
+    "demo": ("finetune.jsonl", demo_table),
+    "known_answer": ("known_answer.jsonl", known_answer.quadratic_table),
+    "mlp_answer": ("mlp_answer.jsonl", known_answer.mlp_table),
+    "throughput": ("throughput.jsonl", throughput.table),
+    "overhead": ("overhead.jsonl", overhead.table),
+    "decision_cost": ("decision_cost.jsonl", decision_cost.table),
+    "false_alarms": ("guard_false_alarms.jsonl", false_alarms.table),
+    "guard_overhead": ("guard_overhead.jsonl", overhead.guard_table),
+    "relative_sizes": ("relative_sizes.jsonl", relative_sizes.summary),
+}
+"""Tables of one file of rows."""
+
+BLOCKS: Mapping[str, Callable[[Path], str]] = {
+    "guard": guard_table,
+    "verdict_words": verdict_words,
+    "verdicts": verdict_table,
+}
+"""What is made from the whole folder of rows."""
+
+
+def render(pages: Sequence[str], rows: Path = ROWS) -> list[str]:
+    """The pages with every table written anew."""
+    wanted = "".join(pages)
+    tables = {name: block(rows) for name, block in BLOCKS.items() if f"<!-- {name}: " in wanted}
+    for name, (file, render_table) in TABLES.items():
+        found = [row for row in read_rows(rows / file) if row.get("row") != "header"]
+        tables[name] = render_table(found) if found else ""
+    for name, text in tables.items():
+        markers = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if text and not markers.search(wanted):
+            raise ValueError(f"no page has markers for '{name}'")
+        if text:
+            pages = [_between(markers, page, text) for page in pages]
+    return list(pages)
+
+
+def _between(markers: re.Pattern[str], page: str, text: str) -> str:
+    return markers.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
+
+
+# --- the bundled controllers --------------------------------------------------------------------------------------
+
+METHOD_OF: Mapping[str, str] = {"ppo_schedule": "ppo_schedule", "mlr_snet": "mlr_snet_frozen"}
+"""The paper study's method that is a bundled controller as it is, by the controller's name, which is the paper's."""
+WITHDRAWN: Mapping[str, str] = {
+    "universal": "any task: what was measured before is withdrawn; on data sets that had no part in its making its "
+    "loss was on average about 1.3 times that of a tuned linear schedule, and it ruined a pretrained encoder"
+}
+"""Bundled controllers without results that hold, and why."""
+
+
+def results(name: str, rows: Path, tasks: Mapping[str, Task] = TASKS) -> dict[str, Any]:
+    """The `eval_results.json` of a bundled controller, from the paper study's rows."""
+    if name in WITHDRAWN:
+        return {"format_version": RESULTS_VERSION, "command": "", "results": [], "not_tested": [WITHDRAWN[name]]}
+    paper, book = PAPERS[name], Book(rows)
+    found, not_tested = [], []
+    for task in (tasks[task_name] for task_name in paper.tasks):
+
+        def runs(method: str, task: Task = task) -> Runs:
+            return counted(task, METHODS[method], book, tasks)
+
+        mine = runs(METHOD_OF[name])
+        setting = next((row["setting"] for row in mine.values() if "setting" in row), None)
+        if len(mine) < REQUIRED_SEEDS or setting is None:
+            why = "not run to the end" if len(mine) < REQUIRED_SEEDS else "every run ended in an error"
+            not_tested.append(f"{task.name}: {task.data}, {task.model}, {task.optimizer} ({why})")
+            continue
+        about = {
+            "task": task.name,
+            **_note(task),
+            "data": task.data,
+            "model": task.model,
+            "optimizer": task.optimizer,
+            "parameters": setting["parameters"],
+            "updates": setting["updates"],
+        }
+        rivals = (*BASELINES, *(["step_decay"] if "step_decay" in paper.methods else []))
+        found.append(result(about, mine, {rival: runs(rival) for rival in rivals}, required=REQUIRED_SEEDS))
+    command = f"python -m hf_adaptive_lr.bench.verdict {name}"
+    return {"format_version": RESULTS_VERSION, "command": command, "results": found, "not_tested": not_tested}
+
+
+def _note(task: Task) -> dict[str, str]:
+    notes = [f"{100 * task.label_noise:.0f} % of the training labels drawn anew"] if task.label_noise else []
+    notes += [f"learning rate tuned on {task.tuned_on}"] if task.tuned_on else []
+    return {"note": ", ".join(notes)} if notes else {}
+
+
+def card(name: str, eval_results: Mapping[str, Any], notes: str | None) -> str:
+    """The card of a bundled controller."""
+    controller = AutoController.from_pretrained(name)
+    training = sidecar(controller, TRAINING_NAME)
+    picture = f"{name}.png" if schedule(controller, training) is not None else None
+    return render_card(
+        controller, repo_id=name, training=training, eval_results=eval_results, notes=notes, picture=picture
+    )
+
+
+def write_bundled(name: str, rows: Path) -> Path:
+    """Write a bundled controller's `eval_results.json`, card and picture, and return the card; its notes stay."""
+    found, page = results(name, rows), CARDS / f"{name}.md"
+    rendered = card(name, found, notes_of(page.read_text(encoding="utf-8")) if page.is_file() else None)
+    CARDS.mkdir(parents=True, exist_ok=True)
+    replace_file(PRETRAINED / name / EVAL_NAME, as_text(found))
+    replace_file(page, rendered)
+    controller = AutoController.from_pretrained(name)
+    training = sidecar(controller, TRAINING_NAME)
+
+    def draw(path: Path) -> None:
+        if not draw_schedules(controller, path, training):
+            raise ModuleNotFoundError("matplotlib is missing; pip install 'hf_adaptive_lr[demo]'", name="matplotlib")
+
+    if schedule(controller, training) is not None:
+        replace_file(CARDS / f"{name}.png", draw)
+    return page
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Collect results and write what was asked for; 0 when done, 2 when a file is missing or cannot be used."""
+    parser = command_parser("studies.cards", __doc__)
+    parser.add_argument("results", nargs="*", type=Path, help="results.json of runs to put into the rows")
+    parser.add_argument("--bundled", action="store_true", help="write the bundled controllers' results and cards, too")
+    options = parser.parse_args(argv)
+    missing = [path for path in (*options.results, *PAGES) if not path.is_file()]
+    if missing:
+        print(f"{PROGRAM}: error: no file '{missing[0]}'; run it in the project's folder", file=sys.stderr)
+        return 2
+    try:
+        if options.results:
+            rows = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
+            write_rows(ROWS / "finetune.jsonl", rows)
+        for page, text in zip(PAGES, render([page.read_text(encoding="utf-8") for page in PAGES]), strict=True):
+            replace_file(page, text)
+            print(f"wrote {page}")
+        for name in (*METHOD_OF, *WITHDRAWN) if options.bundled else ():
+            print(f"wrote {write_bundled(name, ROWS)}")
+    except (RowsError, ModuleNotFoundError) as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

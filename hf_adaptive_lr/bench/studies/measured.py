@@ -1,0 +1,59 @@
+"""What the studies share: where their rows are, the header of these, and numbers from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...artifacts import library_version
+from ..rows import packed_path, write_rows
+
+ROWS = Path("model_cards/rows")
+
+
+def header(command: str, packages: Iterable[str] = ("torch",), **more: Any) -> dict[str, Any]:
+    """The first row: the command, the date, the machine, and the versions of the packages."""
+    return {
+        "row": "header",
+        "command": command.strip(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {
+            "hf_adaptive_lr": library_version(),
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+        "threads": torch.get_num_threads(),
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "cpu": _cpu(),
+        **more,
+    }
+
+
+def save(path: Path, first: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace a file by a header and these rows; it appears whole or not at all."""
+    write_rows(path, [first, *rows])
+    print(f"rows in {packed_path(path)}")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, from the command line."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

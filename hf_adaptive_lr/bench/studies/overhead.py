@@ -1,0 +1,261 @@
+"""The cost of a controller and of the guard: CPU time of an update over a plain `Trainer` with the linear schedule.
+
+    python -m hf_adaptive_lr.bench.studies.overhead
+    python -m hf_adaptive_lr.bench.studies.overhead guard
+
+All trainers live in one process and take turns update by update (`timing.py`). A pair is a block of a method, as many
+updates as it makes per decision or snapshot, and the block of the plain trainer in the same rounds; the figure is the
+median of the ratios of all pairs, with an interval from their order statistics. A second plain trainer shows the
+noise. `inside` counts only the time in our own code, over the rest of the same updates; what the plain schedule costs
+is not taken off.
+
+The forward pass that `gain_ratio` repeats is counted apart: its cost is measured at every update, and the ratio of
+runs that measure it twenty times is computed from that.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from ...controller import Controller, Params, State
+from ...controllers import Hypergradient, Linear, Universal
+from ...observation import Observation
+from ...trainer.arguments import AdaptiveLRTrainingArguments
+from ...trainer.guard_callback import GuardCallback
+from ...trainer.mixin import AdaptiveLRTrainer
+from ..markdown import table as markdown_table
+from ..runner import command_parser
+from . import measured
+from .timing import WARM_UP, Seconds, take_turns
+from .tiny_bert import TINY, Size
+
+ROWS = {"controllers": measured.ROWS / "overhead.jsonl", "guard": measured.ROWS / "guard_overhead.jsonl"}
+TARGETS, TARGET_PARAMETERS = {"controllers": 1.01, "guard": 1.02}, 10_000_000
+# 10M has the layers of MiniLM-L6-H384.
+SIZES = {"1M": Size("1M", 128, 4, 16, 128), "10M": Size("10M", 384, 6, 16, 128)}
+CADENCE, SNAPSHOT_EVERY = 10, 50
+"""Updates per decision of the methods that do not decide at every update, and from one snapshot to the next."""
+DECISIONS, RUNS = 20, (100, 300, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader(Controller):
+    """Has fields of [`Observation`] measured and answers with the learning rate in force."""
+
+    controller_type = "bench_reader"
+
+    # Those that need neither another forward pass nor held-out data.
+    fields: tuple[str, ...] = ("loss", "grad_norm", "alignment", "update_ratio")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needs", frozenset(self.fields))
+        super().__post_init__()
+
+    def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
+        """The factor in force, of `batch_shape`."""
+        for name in self.fields:
+            obs.require(name)
+        return obs.lr / obs.base_lr, state
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is compared with the plain trainer; no controller is another plain trainer."""
+
+    name: str
+    controller: Controller | None = None
+    every: int = 1
+    guard: bool = False
+
+
+PLAIN, GAIN = Method("plain"), Method("gain_ratio", Reader(fields=("gain_ratio",)))
+METHODS = {
+    "controllers": (
+        Method("plain again (noise)"),
+        Method("linear", Linear()),
+        Method("hypergradient", Hypergradient()),
+        Method("hypergradient", Hypergradient(), CADENCE),
+        Method("all cheap sensors", Reader(), CADENCE),
+        Method("recurrent net (32)", Universal(without_gain=True, params=Universal.random_params()), CADENCE),
+        GAIN,
+    ),
+    "guard": (
+        Method("plain again (noise)", every=SNAPSHOT_EVERY),
+        Method("guard", every=SNAPSHOT_EVERY, guard=True),
+    ),
+}
+
+
+def measure(what: str, size: Size, pairs: int, seed: int) -> list[dict[str, Any]]:
+    """One row per method; `what` is a key of [`METHODS`]."""
+    rounds = pairs * max(method.every for method in METHODS[what])
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = {
+            method: trainer_for(method, size, rounds + WARM_UP + 1, Path(folder, str(index)), seed)
+            for index, method in enumerate((PLAIN, *METHODS[what]))
+        }
+        # A cost of a third of an update needs fewer measurements than one of a thousandth.
+        times = take_turns(trainers, rounds, seed, rarely=GAIN, bar=f"{size.name}, {len(trainers)} trainers in turn")
+    weights = sum(p.numel() for p in size.model().parameters())
+    common = {
+        "row": "overhead" if what == "controllers" else "guard_overhead",
+        "size": size.name,
+        "parameters": weights,
+        "batch_size": size.batch,
+        "length": size.length,
+        "plain_ms": round(1e3 * statistics.median(cpu for cpu, _ in times[PLAIN].values()), 2),
+    }
+    rows = []
+    for method in METHODS[what]:
+        ours = (method.controller is not None or method.guard) and weights >= TARGET_PARAMETERS
+        found = figures(method, times[PLAIN], times[method])
+        rows.append({**common, "method": method.name, **found, "target": TARGETS[what] if ours else None})
+    if what == "controllers":
+        share = rows[-1]["ratio"] - 1
+        rows[-1] |= {
+            "row": "gain_ratio",
+            "target_updates": RUNS[-1],
+            "decisions_per_run": DECISIONS,
+            "computed_ratio": {str(n): round(1 + DECISIONS * share / n, 5) for n in RUNS},
+            "computed_from": "1 + decisions_per_run * (ratio - 1) / updates of the run",
+        }
+    return rows
+
+
+def trainer_for(method: Method, size: Size, updates: int, folder: Path, seed: int) -> Trainer:
+    """A trainer with the Trainer's defaults (AdamW, clipping at 1.0) but for what the measurement needs."""
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": updates,
+        "per_device_train_batch_size": size.batch,
+        "optim": "adamw_torch",
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": seed,
+    }
+    torch.manual_seed(seed)
+    inputs: dict[str, Any] = {"model": size.model(), "train_dataset": size.rows(64 * size.batch, seed)}
+    if method.guard:
+        inputs["callbacks"] = [GuardCallback(snapshot_every=SNAPSHOT_EVERY)]
+    if method.controller is None:
+        trainer = Trainer(args=TrainingArguments(**settings), **inputs)
+    else:
+        args = AdaptiveLRTrainingArguments(**settings, controller_every=method.every)
+        trainer = AdaptiveLRTrainer(args=args, controller=method.controller, **inputs)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def figures(method: Method, plain: Seconds, mine: Seconds) -> dict[str, Any]:
+    """Ratios of a method's blocks to those of the plain trainer in the same rounds."""
+    turns = sorted(mine)
+    blocks = [turns[first : first + method.every] for first in range(0, len(turns), method.every)]
+    paired = [sum(mine[i][0] for i in b) / sum(plain[i][0] for i in b) for b in blocks]
+    own = [sum(mine[i][1] for i in b) / sum(mine[i][0] - mine[i][1] for i in b) for b in blocks]
+    ratio, interval, confidence = median_interval(paired)
+    return {
+        "every": method.every,
+        "pairs": len(blocks),
+        "updates_per_block": method.every,
+        "ratio": round(ratio, 5),
+        "interval": [round(x, 5) for x in interval],
+        "confidence": round(confidence, 4),
+        "inside": round(1 + statistics.median(own), 5),
+    }
+
+
+def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, tuple[float, float], float]:
+    """Median, an interval from order statistics, and the confidence that this interval really has.
+
+    The k-th smallest and k-th largest of n values enclose the true median with probability 1 - 2 P(B(n, 1/2) < k),
+    whatever the distribution. Below six values even the extremes do not reach 95%, and the confidence says so.
+    """
+    from scipy.stats import binom
+
+    ordered, n = sorted(values), len(values)
+    k = max(1, int(binom.ppf((1 - level) / 2, n, 0.5)))
+    return statistics.median(ordered), (ordered[k - 1], ordered[n - k]), float(1 - 2 * binom.cdf(k - 1, n, 0.5))
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """`yes` or `no` where a 95% interval lies on one side of the target, `unsure` otherwise."""
+    if row["target"] is None:
+        return ""
+    # The gain ratio's target is for a whole run; its interval shrinks with it.
+    scale = row["decisions_per_run"] / row["target_updates"] if "target_updates" in row else 1.0
+    low, high = (1 + scale * (x - 1) for x in row["interval"])
+    if row["confidence"] < 0.95:
+        return "unsure"
+    return "yes" if high <= row["target"] else "no" if low > row["target"] else "unsure"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: each method at each size, and what the gain ratio costs whole runs."""
+    lines = []
+    for row in rows:
+        cells = [row["method"], str(row["every"]), _ratio(row), f"{100 * (row['inside'] - 1):.1f} %"]
+        if "computed_ratio" in row:
+            runs = ", ".join(f"{ratio:.3f} in {run}" for run, ratio in row["computed_ratio"].items())
+            cells = [f"gain ratio, {row['decisions_per_run']} a run (computed)", "-", f"{runs} updates", "-"]
+        lines.append([f"{row['parameters'] / 1e6:.1f}M", *cells, verdict(row) or "-"])
+    head = ["parameters", "method", "decides every", "ratio (interval)", "in our own code", "at most 1.01?"]
+    return markdown_table(head, lines)
+
+
+def guard_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: what the guard costs."""
+    lines = [
+        [f"{r['parameters'] / 1e6:.1f}M", r["method"], _ratio(r), f"at most {r['target']}" if r["target"] else "-"]
+        for r in rows
+    ]
+    return markdown_table(["parameters", "method", "ratio (interval)", "aim"], lines)
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{row['ratio']:.3f} ({low:.3f} ... {high:.3f})"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, and write the rows."""
+    p = command_parser("studies.overhead", __doc__)
+    p.add_argument("what", nargs="?", choices=METHODS, default="controllers", help="(default: controllers)")
+    p.add_argument("--quick", action="store_true", help="a tiny model and one pair: does it run, not what it costs")
+    p.add_argument("--pairs", type=measured.count, default=6, help="blocks per method; at least 6 for 95%%")
+    p.add_argument("--seed", type=int, default=0, help="of data, weights and the order of turns")
+    p.add_argument("--output", type=Path, help="JSON-lines file (--quick: none unless one is given)")
+    options = p.parse_args(argv)
+    torch.set_num_threads(1)
+    how = "--quick" if options.quick else f"--pairs {options.pairs}"
+    first = measured.header(
+        f"{p.prog} {options.what} {how} --seed {options.seed}",
+        ("torch", "transformers", "accelerate"),
+        clock="CPU time of the process (time.process_time)",
+        optimizer="adamw_torch, clipping 1.0, logging every 10 updates",
+    )
+    sizes, pairs = ([TINY], 1) if options.quick else (list(SIZES.values()), options.pairs)
+    if options.what == "guard":
+        sizes = sizes[-1:]
+    rows = [row for size in sizes for row in measure(options.what, size, pairs, options.seed)]
+    print((table if options.what == "controllers" else guard_table)(rows))
+    output = options.output or (None if options.quick else ROWS[options.what])
+    if output is not None:
+        measured.save(output, first, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""What a method costs and keeps: time, memory, checkpoints, resuming, ranks, accumulation.
+
+    python -m hf_adaptive_lr.bench.studies.systems
+
+Every method goes through every check (`systems_checks.py`), on tiny models that are made in memory; then the page
+`model_cards/SYSTEMS.md` is written. What has run is not run again: an interrupted command goes on where it was. Rows
+are of the settings of method and check; a change of how one works that leaves these alone is not noticed: then delete
+its rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers.utils import logging as transformers_logging
+
+from ...artifacts import replace_file
+from ..markdown import table
+from ..rows import Row, RunKey, digest, forget_errors, read_rows
+from ..runner import WorkerError, command_parser, run_all
+from ..training_run import versions
+from ..yardstick_methods import METHODS, Method, missing_package
+from . import measured, systems_checks, systems_train
+from .systems_checks import CHECKS
+from .systems_train import PLAIN, base_lr
+from .timing import WARM_UP
+
+COMMAND = "python -m hf_adaptive_lr.bench.studies.systems"
+ROWS, PAGE = measured.ROWS / "bench_systems.jsonl", Path("model_cards/SYSTEMS.md")
+NAMES = tuple(name for name, method in METHODS.items() if method.replay_of is None)
+"""Names of the methods: all but replays."""
+
+_CHECKED = {"resume": "resume bit for bit", "ranks": "two ranks equal", "accumulation": "accumulation"}
+_REASONS = ("max_difference", "weights_equal", "lrs_equal", "updates", "decisions")
+_TEXT = """\
+# Systems: what each method costs, keeps and survives
+
+Real `Trainer` runs of a tiny BERT on random tokens, on one CPU. *Step overhead* is CPU time per update over a plain
+trainer's with a linear schedule, the two taking turns update by update: median and quartiles of blocks of ten updates
+with one evaluation each, where a method needs any; the row `plain` is two equal trainers, so it shows the noise.
+*State* is the tensors of optimizer, controller and scheduler beyond AdamW's, and *checkpoint* the files beyond a plain
+trainer's, both as a line through two model sizes. *Resume*: stopped at update 12 of 24 and resumed in a new trainer,
+weights and learning rates are those of a run without a stop. *Ranks*: two processes hold the same weights and learning
+rates after 12 updates. *Accumulation*: two micro-batches of 4 give as many updates and decisions as a batch of 8; the
+number is the largest relative difference of a learning rate. A star: the learning rate did not move in these updates,
+so the check says little about the method. The LR range test before a run is left out.
+"""
+
+
+@dataclass(frozen=True)
+class SystemsRun:
+    """One check of one method."""
+
+    method: Method  # any but a replay
+    check: str  # a name of [`CHECKS`]
+
+    @property
+    def key(self) -> RunKey:
+        """Its key in the rows; the check stands where others have a task."""
+        return RunKey(self.check, self.method.name, 0, base_lr(self.method))
+
+    @property
+    def task_digest(self) -> str:
+        """Changes with what is trained and for how long, not with how it is measured."""
+        c, t = systems_checks, systems_train
+        sizes = [c.TIMED] if self.check == "overhead" else [t.SMALL, t.LARGER]
+        numbers = [t.UPDATES, t.HALF, WARM_UP, c.BLOCK, c.BLOCKS, c.PAIRS, t.TRAIN_ROWS, t.HELD_ROWS, c.EVALUATIONS]
+        return digest([self.check, [asdict(size) for size in sizes], numbers])
+
+    @property
+    def method_digest(self) -> str:
+        """Changes with all that the method is."""
+        return self.method.digest
+
+    def execute(self) -> Row:
+        """Carry the check out."""
+        level = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity(logging.ERROR)
+        try:
+            with warnings.catch_warnings(), TemporaryDirectory() as folder:
+                warnings.simplefilter("ignore")  # of kept learning rates, and deprecated calls in the packages
+                found = CHECKS[self.check](self.method, Path(folder))
+        finally:
+            transformers_logging.set_verbosity(level)
+        return {"check": self.check, **found, "versions": versions()}
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def render(rows: Iterable[Row]) -> str:
+    """The page; of several rows of a check the last counts."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(row["method"], {})[row["task"]] = row
+    failures = [f"- `{name}`, {text}" for name in found for text in _failures(found[name])]
+    shown = [row for checks in found.values() for row in checks.values()]
+    numbers = sorted({f"{package} {v}" for row in shown for package, v in row.get("versions", {}).items()})
+    head = ["method", "step overhead", "state bytes", "checkpoint bytes", *_CHECKED.values()]
+    return "\n".join(
+        [
+            _TEXT,
+            table(head, [[f"`{name}`", *_cells(checks)] for name, checks in found.items()]) + "\n",
+            ("Failed:\n\n" + "\n".join(failures) if failures else "No check failed.") + "\n",
+            f"```bash\n{COMMAND}\n```\n",
+            f"{len(shown)} rows. {', '.join(numbers)}.\n",
+        ]
+    )
+
+
+def _cells(checks: dict[str, Row]) -> list[str]:
+    kinds = {"overhead": _overhead, "memory": _bytes, "checkpoint": _bytes, **dict.fromkeys(_CHECKED, _verdict)}
+    return [
+        "-" if (row := checks.get(name)) is None else "failed" if "error" in row else cell(row)
+        for name, cell in kinds.items()
+    ]
+
+
+def _overhead(row: Row) -> str:
+    low, high = row["quartiles"]
+    return f"{row['ratio']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _bytes(row: Row) -> str:
+    slope, fixed = row["bytes_per_parameter"], row["fixed_bytes"]
+    if not slope:
+        return f"{fixed:,}"
+    return f"{slope:g} per weight" + (f" {'+' if fixed > 0 else '-'} {abs(fixed):,}" if fixed else "")
+
+
+def _verdict(row: Row) -> str:
+    changes = row["lr_changes"]
+    moved = any(changes) if isinstance(changes, list) else changes
+    said = ("yes" if row["passed"] else "**no**") + ("" if moved else "\\*")
+    return f"{said} ({row['lr_difference']:.1g})" if row.get("lr_difference") else said
+
+
+def _failures(checks: dict[str, Row]) -> list[str]:
+    """Check and reason, in the order of the checks."""
+    rows = {name: checks.get(name, {}) for name in CHECKS}
+    return [
+        f"{name}: {row.get('error') or ', '.join(f'{what} {row[what]}' for what in _REASONS if what in row)}"
+        for name, row in rows.items()
+        if "error" in row or row.get("passed") is False
+    ]
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing and write the page; 0 when done, 2 when it cannot be, 130 when interrupted."""
+    p = command_parser("studies.systems", __doc__)
+    p.add_argument("--rows", type=Path, metavar="FILE", default=ROWS, help=f"JSON-lines file (default: {ROWS})")
+    p.add_argument("--page", type=Path, default=PAGE, help=f"page to be written (default: {PAGE})")
+    for what, names in (("method", NAMES), ("check", tuple(CHECKS))):
+        text = f"{', '.join(names)} (default: all)"
+        p.add_argument(f"--{what}s", nargs="+", choices=names, metavar=what.upper(), default=names, help=text)
+    p.add_argument("--jobs", type=measured.count, default=1, help="processes; overhead is always timed alone")
+    p.add_argument("--render-only", action="store_true", help="run nothing, write the page from the rows")
+    p.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
+    options = p.parse_args(argv)
+    try:
+        if not options.render_only:
+            _run_missing(options)
+        replace_file(options.page, render(read_rows(options.rows)))
+    except (ValueError, WorkerError, OSError) as error:
+        print(f"{p.prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{p.prog}: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
+        return 130
+    print(f"wrote {options.page}")
+    return 0
+
+
+def _run_missing(options: argparse.Namespace) -> None:
+    chosen = [METHODS[name] for name in NAMES if name in options.methods]
+    for method in chosen:
+        if package := missing_package(method):
+            print(f"'{method.name}' is left out for want of {package}; pip install 'hf_adaptive_lr[bench]'")
+    if options.retry_failed:
+        forget_errors(options.rows)
+    runs = plan([m for m in chosen if missing_package(m) is None], options.checks)
+    run_all([run for run in runs if run.check != "overhead"], options.rows, jobs=options.jobs)
+    run_all([run for run in runs if run.check == "overhead"], options.rows)  # neighbours would be in the figures
+
+
+def plan(methods: Sequence[Method], checks: Sequence[str]) -> list[SystemsRun]:
+    """The runs, checks that are timed last; the plain trainer comes along."""
+    return [SystemsRun(m, check) for check in CHECKS if check in checks for m in (PLAIN, *methods)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

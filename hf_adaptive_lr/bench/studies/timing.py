@@ -1,0 +1,173 @@
+"""CPU time of real `Trainer.train()` calls that take turns in one process, update by update.
+
+Two runs one after the other differ by more than a percent on a busy machine, whatever the code; neighbours in time
+differ by much less. So each trainer runs in a thread of its own, at most one of them at any moment, and lets the next
+go on at the end of every update. Nothing in the trainers is replaced: a callback does the waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import platform
+import random
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, TypeVar
+from unittest import mock
+
+import torch
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainerControl
+
+from ...scheduler.controlled_lr import ControlledLR
+
+WARM_UP = 3
+"""Untimed updates of every trainer: start-up, the optimizer's state, the allocator."""
+
+_OWN = ("before_forward", "observe", "_pre_step", "_post_step", "step", "get_last_lr", "log_values")
+"""Where a Trainer enters [`ControlledLR`] during an update; none of them calls another."""
+
+Name = TypeVar("Name", bound=Hashable)
+Seconds = dict[int, tuple[float, float]]
+"""By round: CPU seconds of an update, and those of them spent in our own code."""
+
+
+def take_turns(
+    trainers: Mapping[Name, Trainer],
+    rounds: int,
+    seed: int,
+    *,
+    rarely: Name | None = None,  # takes part in every fourth round only
+    bar: str = "",
+) -> dict[Name, Seconds]:
+    """One timed update of every trainer a round, in an order that is drawn anew each round.
+
+    The trainers must be made for `rounds + WARM_UP + 1` updates or more.
+    """
+    order, times = random.Random(seed), {name: Seconds() for name in trainers}
+    _share_one_heap()
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(OwnTime().measured())
+        lanes = {name: Lane(trainer) for name, trainer in trainers.items()}
+        for lane in lanes.values():
+            stack.callback(lane.close)
+        for lane in [*lanes.values()] * WARM_UP:
+            lane.advance()
+        # What is alive now stays alive: the collector need not search it in whichever trainer's turn it wakes up.
+        gc.collect()
+        gc.freeze()
+        stack.callback(gc.unfreeze)
+        for index in tqdm(range(rounds), desc=bar, unit="round", disable=not bar):
+            turn = [name for name in lanes if index % 4 == 0 or name != rarely]
+            for name in order.sample(turn, len(turn)):
+                own.take()
+                times[name][index] = (lanes[name].advance(), own.take())
+    return times
+
+
+class Lane(TrainerCallback):
+    """One trainer that stops at the end of every update until it is told to continue.
+
+    Its span of an update reaches from one `on_step_end` to the next: fetching the batch, forward, backward, clipping,
+    the optimizer's step, the scheduler and logging are all inside; the first one holds the start of the run as well.
+    Make a lane before `train()` is called: it becomes one of the trainer's callbacks.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._began = self._spent = 0.0
+        self._closing = False
+        self._error: BaseException | None = None
+        trainer.add_callback(self)
+        # A daemon, so that an interrupt of the main thread does not wait for a lane that waits for its turn.
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def advance(self) -> float:
+        """Run one update; returns its CPU seconds."""
+        self._hand_over()
+        return self._spent
+
+    def close(self) -> None:
+        """Let `train()` end; the update that it is in comes to its end untimed."""
+        self._closing = True
+        if self._error is None:
+            self._hand_over()
+            self._thread.join()
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        """Take the time, wait for the next turn."""
+        self._spent = time.process_time() - self._began
+        self._back.release()
+        self._go.acquire()
+        control.should_training_stop |= self._closing
+        self._began = time.process_time()
+        return control
+
+    def _hand_over(self) -> None:
+        self._go.release()
+        self._back.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        self._go.acquire()
+        torch.set_num_threads(1)  # the setting belongs to the thread
+        self._began = time.process_time()
+        try:
+            self.trainer.train()
+        except BaseException as error:  # shown by the main thread, which is waiting
+            self._error = error
+        finally:
+            self._back.release()
+
+
+def _share_one_heap() -> None:
+    """Let all threads allocate from the heap that a run in the main thread has; call it before they start.
+
+    By default glibc gives each thread a heap of its own, whose luck with page faults and caches stays with it: two
+    equal trainers then differ by some percent for as long as they live.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        m_arena_max = -8
+        ctypes.CDLL(None).mallopt(m_arena_max, 1)
+
+
+class OwnTime:
+    """CPU seconds inside this library's scheduler, summed since the last `take`.
+
+    The paired times say what a whole update costs, as exactly as the machine is quiet; this says which part of it was
+    spent in our code, exactly on any machine, but not what that code does to the caches of the others.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def take(self) -> float:
+        """The sum, which starts again from zero."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[OwnTime]:
+        """Measure within this context; schedulers must be made inside it."""
+        with contextlib.ExitStack() as stack:
+            for name in _OWN:
+                stack.enter_context(mock.patch.object(ControlledLR, name, self._timed(getattr(ControlledLR, name))))
+            yield self
+
+    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.process_time()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._seconds += time.process_time() - began
+
+        return call

