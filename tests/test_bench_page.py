@@ -17,7 +17,7 @@ from hf_adaptive_lr.bench.page import PAGE, render, summary, write_page
 from hf_adaptive_lr.bench.pictures import METHODS_PICTURE, TUNING_PICTURE
 from hf_adaptive_lr.bench.results import as_text, results_of
 from hf_adaptive_lr.bench.rows import Row, RowsError, append_row
-from hf_adaptive_lr.bench.scores import TUNED, WORST, TaskRows, cell, centre, excess, margin, tuning
+from hf_adaptive_lr.bench.scores import TUNED, WORST, TaskRows, cell, centre, excess, margin, ruin, tuning
 from hf_adaptive_lr.bench.tables import breakdown, left_out, losses
 from hf_adaptive_lr.bench.tasks import Task
 from hf_adaptive_lr.hub.results import check_results
@@ -112,6 +112,9 @@ def test_the_three_parts_of_ruin() -> None:
     of = rows_of(task(), {"rule": [0.8, 1.0, 1.25]})
     found = cell([row(of.task, "x", seed, loss) for seed, loss in enumerate((1.09, 1.11, 1.0))], of).ruin
     assert found.above_rule.tolist() == [False, True, False]
+    # Harder test rows ruin nobody: before and after are compared on the validation rows.
+    harder = [row(of.task, "x", 0, 1.9, test_loss=2.1), row(of.task, "x", 0, 2.1, test_loss=1.9)]
+    assert ruin(harder, of).ended_worse.tolist() == [False, True]
     error = {"task": "toy", "method": "x", "seed": 0, "lr": 1.0, "error": "ValueError: no"}
     assert cell([error], of).ruin.any.all() and cell([error], of).regret.tolist() == [WORST]
 
@@ -236,8 +239,8 @@ def test_the_primary_endpoint_finds_what_was_planted_and_nothing_else() -> None:
     assert list(planted) == ["universal", "rule", "prodigy"]
     assert planted["universal"].found() and planted["rule"].found() and not planted["prodigy"].found()
     assert planted["rule"].p_adjusted == pytest.approx(3 * 2 / 2**12)
-    none = [many(0.0, np.random.default_rng([1, i])).primary() for i in range(40)]
-    assert sum(found["universal"].found() or found["prodigy"].found() for found in none) <= 5
+    none = [many(0.0, np.random.default_rng([1, i])).primary() for i in range(25)]
+    assert sum(found["universal"].found() or found["prodigy"].found() for found in none) <= 4
 
 
 def test_strangers_are_tested_too() -> None:
@@ -292,9 +295,22 @@ def test_partial_rows_make_a_page_that_says_what_is_lacking() -> None:
     lone = dataclasses.replace(short, wanted=["universal", "prodigy"])
     text = render({"test": suite([waiting, lone])}, command="the command")
     assert "**Not complete.** test: no tuned linear or `rule` yet on t3; `prodigy` on 1 of 1 tasks." in text
+    assert "`prodigy`" not in text.partition("## All methods")[2].partition("## Where")[0]
     assert "Asked of 1 test task from 1 data set," in text and "| `universal` | 1 | 0% | 0% | - | +0.000 |" in text
     empty = render({"test": suite([waiting])}, command="the command")
     assert "No task has been run to its end yet." in empty and "No rows yet." in empty
+    # Development tasks do for a page, but nothing is claimed from them and nothing tested.
+    rows = [rows_of(task("d0", suite="development"), {"universal": [1.0] * 3})]
+    both = {"test": suite([waiting]), "development": Comparison("development", rows, [METHODS["universal"]])}
+    text = render(both, command="c")
+    assert "## All methods on the development tasks\n\nThese tasks could be looked at" in text
+    assert "## Primary endpoint" not in text and "**Not complete.** test: no tuned linear" in text
+
+
+def test_what_is_lacking_is_one_line_however_much_it_is() -> None:
+    of = dataclasses.replace(rows_of(task(), {}), wanted=list(METHODS))
+    found = Comparison("test", [of], METHODS.values())
+    assert found.lacking().count("`") == 10 and found.lacking().endswith(" more on 1 of 1 tasks")
 
 
 def test_a_task_without_a_sound_reference_waits() -> None:
@@ -335,6 +351,7 @@ def test_results_for_a_card() -> None:
     checked = check_results(found)
     assert [result["task"] for result in checked] == ["t0", "t1", "t2"] and not found["not_tested"]
     last = checked[2]
+    assert last["note"] == "no learning rate given"
     assert last["metrics"]["test_loss"]["mean"] == pytest.approx(5.3 / 3, rel=1e-5) and last["seeds"] == 3
     assert last["against"]["default"]["test_loss"]["word"] == "no difference"
     assert checked[0]["against"][TUNED]["test_accuracy"]["difference"] == 0

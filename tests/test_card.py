@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AutoController, Controller, Linear, Plateau
 from hf_adaptive_lr.auto import PRETRAINED
-from hf_adaptive_lr.bench.rows import Row, append_row
+from hf_adaptive_lr.bench.rows import read_rows, write_rows
 from hf_adaptive_lr.bench.studies import cards
 from hf_adaptive_lr.controllers import CONTROLLERS, MLRSNet, PPOSchedule, RandomWalk
 from hf_adaptive_lr.hub.card import TAGS, mention, notes_of, render
@@ -65,7 +65,7 @@ def results(**changes: Any) -> dict[str, Any]:
             },
         },
     }
-    command = "python -m hf_adaptive_lr.bench.verdict mine"
+    command = "python -m hf_adaptive_lr.bench.studies.papers mine"
     head = {"format_version": 1, "command": command, "not_tested": ["images of any kind"]}
     return {**head, "results": [{**result, **changes}]}
 
@@ -469,17 +469,16 @@ def rows(tmp_path) -> Path:
     """The committed rows, to be changed."""
     folder = tmp_path / "rows"
     folder.mkdir()
-    for path in ROWS.glob("verdict_*.jsonl"):
+    for path in ROWS.glob("papers_*.jsonl.gz"):
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
 
 
 def change(rows: Path, of: str, seeds: set[int], **changes: Any) -> None:
-    path = rows / "verdict_fashion-cnn.jsonl"
-    kept: list[Row] = [json.loads(line) for line in path.read_text().splitlines()]
-    path.unlink()
-    for row in kept:
-        append_row(path, {**row, **changes} if row["method"] == of and row["seed"] in seeds else row)
+    path = rows / "papers_fashion-cnn.jsonl"
+    write_rows(
+        path, [row | (changes if row["method"] == of and row["seed"] in seeds else {}) for row in read_rows(path)]
+    )
 
 
 def test_rows_become_results(rows) -> None:
@@ -488,9 +487,9 @@ def test_rows_become_results(rows) -> None:
     first = found["results"][0]
     assert (first["task"], first["failed"]) == ("fashion-cnn", 0)
     assert set(first["against"]) == {"constant", "linear", "cosine"}
-    read = [json.loads(line) for line in (rows / "verdict_fashion-cnn.jsonl").read_text().splitlines()]
+    read = read_rows(rows / "papers_fashion-cnn.jsonl")
     mine, other = (
-        {r["seed"]: r["test_loss"] for r in read if r["method"] == method and not r["tuning"]}
+        {r["seed"]: r["test_loss"] for r in read if r["method"] == method and "test_loss" in r}
         for method in ("mlr_snet_frozen", "linear")
     )
     assert first["seeds"] == len(mine) >= 5

@@ -73,7 +73,7 @@ BAD = [
     ("train ppo --iterations 1 --runs 1 --output-dir out", "runs=1 must be at least 2"),
     ("finetune --task image --lr 3", "did you mean --learning-rate? (see hf-adaptive-lr finetune --help)"),
     ("train ppo --suite fashion --iterations 1 --output-dir out", "for schedule_ppo; ppo wants many small runs"),
-    ("push universal user/name --license no,such", "no licence that the Hub knows"),
+    ("push ppo_schedule user/name --license no,such", "no licence that the Hub knows"),
     ("train ppo --iterations 1 --preset paper --output-dir out", "--preset is for schedule_ppo, not for ppo"),
     ("train universal --iterations 1 --controller-kwargs {} --resume --output-dir out", "out"),
     ("train universal --iterations 1 --controller-kwargs nonsense --output-dir out", "is not valid JSON"),

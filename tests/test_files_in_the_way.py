@@ -106,7 +106,7 @@ def test_a_disk_that_is_full_is_code_1_where_work_had_begun(verb, here, capfd, m
         monkeypatch.setattr("hf_adaptive_lr.hub.serialization.replace_file", full)
         words = ["refine", "run", "--output-dir", "schedule"]
     else:
-        monkeypatch.setattr("hf_adaptive_lr.bench.yardstick_page.replace_file", full)
+        monkeypatch.setattr("hf_adaptive_lr.bench.page.replace_file", full)
         words = ["bench", "--quick", "--render-only", "--output-dir", "bench"]
     assert "No space left on device" in _one_line(words, capfd, code=1)
 

@@ -368,13 +368,13 @@ def test_the_same_figures_go_to_tensorboard(tmp_path, monkeypatch) -> None:
 
 
 def test_healthy_runs_of_a_benchmark_are_watched_and_counted(tmp_path) -> None:
-    from hf_adaptive_lr.bench.false_alarms import counts, table
-    from hf_adaptive_lr.bench.training_run import TrainingRun
-    from hf_adaptive_lr.bench.verdict_methods import Method
-    from hf_adaptive_lr.bench.verdict_tasks import QUICK_TASKS
+    from hf_adaptive_lr.bench.methods import Method
+    from hf_adaptive_lr.bench.studies.false_alarms import counts, table
+    from hf_adaptive_lr.bench.studies.papers.plan import QUICK
+    from hf_adaptive_lr.bench.train import TrainingRun
 
     watched = Method(name="linear+guard", controller="linear", arguments={"divergence_guard": True})
-    rows = [TrainingRun(QUICK_TASKS["digits-mlp"], watched, seed, 0.1).execute() for seed in (0, 1)]
+    rows = [TrainingRun(QUICK.tasks["digits-mlp"], watched, seed, 0.1).execute() for seed in (0, 1)]
     rows = [{**row, "task": "digits-mlp"} for row in rows]
     assert counts(rows) == (0, 24, 0, 2)
     rows[1]["guard"] = {"loss_spike": 2}

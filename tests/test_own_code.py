@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_adaptive_lr import AdaptiveLRTrainer, AutoController, ControlledLR, auto
-from hf_adaptive_lr.bench.yardstick_methods import third_party
+from hf_adaptive_lr.bench.methods import third_party
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.controller import ControllerError
 from tests import integrations
@@ -55,16 +55,6 @@ def test_nobody_else_could_load_it_from_the_hub(tmp_path) -> None:
         ValueError, match="own_controller.py:LossProportional' is code of yours, which the Hub does not"
     ):
         controller.push_to_hub("user/repo", without_results=True)
-
-
-def test_the_benchmark_takes_it(tmp_path, monkeypatch, capsys) -> None:
-    method = third_party(EXAMPLE)
-    assert method.on_vector and not method.needs_classes
-    words = ["bench", "--quick", "--tasks", "quadratic-1", "--methods", "constant", "--controller", EXAMPLE]
-    assert main([*words, "--output-dir", str(tmp_path), "--json"]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "rows/bench_quadratic-1.jsonl").read_text().splitlines()]
-    assert {row["method"] for row in rows} >= {"constant", "own_controller.py:LossProportional"}
-    assert not any(row.get("error") for row in rows)
 
 
 def test_another_text_of_the_file_is_another_method(tmp_path) -> None:
@@ -162,15 +152,6 @@ def test_mistakes_are_said_in_one_line_when_it_is_loaded(body, said, tmp_path, c
     assert "\n" not in str(caught.value)
     assert main(["finetune", "--controller", f"{tmp_path}/mine.py:Wrong", "--output-dir", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_the_benchmark_wants_torch_operations(tmp_path, capsys) -> None:
-    body = "def decide(self, obs, state, params=None):\n        return obs.lr * (2 if obs.loss > 0 else 1), state"
-    (tmp_path / "mine.py").write_text(f"{_WRONG}\n    {body}\n")
-    assert AutoController.from_pretrained(f"{tmp_path}/mine.py:Wrong").controller_type == "wrong"  # enough for one run
-    assert main(["bench", "--controller", f"{tmp_path}/mine.py:Wrong", "--output-dir", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert "torch.where instead of if" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_a_file_without_its_class_says_what_is_missing(tmp_path) -> None:

@@ -24,9 +24,9 @@ from hf_adaptive_lr.bench.rows import (
     write_rows,
 )
 from hf_adaptive_lr.bench.runner import Workers, leave_launcher, run_all
-from hf_adaptive_lr.bench.training_run import TrainingRun
-from hf_adaptive_lr.bench.verdict_methods import METHODS
-from hf_adaptive_lr.bench.verdict_tasks import QUICK_TASKS
+from hf_adaptive_lr.bench.studies.papers.methods import METHODS
+from hf_adaptive_lr.bench.studies.papers.plan import QUICK
+from hf_adaptive_lr.bench.train import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def test_jobs_must_be_positive(tmp_path) -> None:
 
 
 def test_two_processes_write_the_rows_of_one(tmp_path) -> None:
-    task = QUICK_TASKS["digits-mlp"]
+    task = QUICK.tasks["digits-mlp"]
     plan = [TrainingRun(task, METHODS[name], 0, 0.1) for name in ("constant", "linear", "hypergradient")]
     plan.append(TrainingRun(replace(task, model="cnn"), METHODS["constant"], 0, 0.1))  # cannot be: digits are vectors
     here = run_all(plan, tmp_path / "one.jsonl", bar=False)

@@ -11,17 +11,19 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import TrainerCallback
 
 from hf_adaptive_lr import Controller, Observation
+from hf_adaptive_lr.bench.methods import METHODS, Method
+from hf_adaptive_lr.bench.rivals import OPTIMIZERS, Package
 from hf_adaptive_lr.bench.rows import read_rows
 from hf_adaptive_lr.bench.runner import attempt
 from hf_adaptive_lr.bench.studies import systems
 from hf_adaptive_lr.bench.studies import systems_checks as checks
 from hf_adaptive_lr.bench.studies.systems import NAMES, SystemsRun, main, plan, render
 from hf_adaptive_lr.bench.studies.systems_checks import CHECKS
-from hf_adaptive_lr.bench.studies.systems_train import HALF, PLAIN, UPDATES, Prepared
+from hf_adaptive_lr.bench.studies.systems_train import HALF, PLAIN, UPDATES
 from hf_adaptive_lr.bench.studies.tiny_bert import TINY
-from hf_adaptive_lr.bench.yardstick_methods import METHODS, OPTIMIZERS, Method
 from hf_adaptive_lr.controllers import CONTROLLERS
 
 SOUND = ("hypergradient", "greedy_repaired")
@@ -63,13 +65,13 @@ def test_what_a_rule_holds_and_saves_does_not_grow_with_the_model(name):
 
 def test_bytes_of_weights_state_and_optimizer_are_counted(monkeypatch):
     amsgrad = Method(name="amsgrad", text="one more vector", optimizer="amsgrad")
-    monkeypatch.setitem(OPTIMIZERS, "amsgrad", lambda weights, lr: torch.optim.AdamW(weights, lr=lr, amsgrad=True))
+    monkeypatch.setitem(OPTIMIZERS, "amsgrad", Package("torch.optim", "AdamW", "torch", {"amsgrad": True}))
     row = checked(amsgrad, "memory")
     assert row["bytes"] == 4 * row["parameters"] and row["bytes_per_parameter"] == 4 and row["fixed_bytes"] == 0
     assert checked(amsgrad, "checkpoint")["bytes_per_parameter"] == pytest.approx(4, abs=0.1)
     walk = checked(METHODS["random_walk"], "memory")
     assert walk["parts"]["scheduler"] == walk["fixed_bytes"] > 5000  # the state of its generator
-    learned = METHODS["mlr_snet_bundled"]
+    learned = METHODS["mlr_snet"]
     size = sum(p.numel() * p.element_size() for p in learned.make_controller().params.values())
     assert checked(learned, "memory")["parts"]["controller"] == size
 
@@ -128,7 +130,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Method]:
         methods[cls.controller_type] = Method(name=cls.controller_type, text="", controller=cls.controller_type)
     for optimizer in (Drifting, Unloadable):
         name = optimizer.__name__.lower()
-        monkeypatch.setitem(OPTIMIZERS, name, lambda weights, lr, made=optimizer: made(weights, lr=lr))
+        monkeypatch.setitem(OPTIMIZERS, name, Package(__name__, optimizer.__name__, "torch"))
         methods[name] = Method(name=name, text="", optimizer=name)
     return methods
 
@@ -153,9 +155,7 @@ def test_weights_that_drift_apart_in_silence_are_found(planted):
 
 
 def test_a_schedule_that_counts_micro_batches_is_found(monkeypatch):
-    monkeypatch.setattr(
-        Prepared, "on_substep_end", lambda self, *_, lr_scheduler, **__: lr_scheduler.step(), raising=True
-    )
+    monkeypatch.setattr(TrainerCallback, "on_substep_end", lambda self, *_, lr_scheduler, **__: lr_scheduler.step())
     row = checked(PLAIN, "accumulation")
     assert row["passed"] is False and row["decisions"] == [HALF, 2 * HALF] and row["lr_difference"] > 0.01
     assert "- `plain`, accumulation: updates [12, 12], decisions [12, 24]" in render([row])
@@ -167,7 +167,7 @@ def test_what_cannot_be_done_is_a_failed_row_with_the_reason(planted, monkeypatc
     text = render([row])
     assert "- `unloadable`, resume: ValueError: cannot be resumed" in text and "| failed |" in text
 
-    def broken(self: Method) -> Controller:
+    def broken(self: Method, kind: str) -> Controller:
         raise KeyError("no such thing")
 
     monkeypatch.setattr(Method, "make_controller", broken)
@@ -212,7 +212,7 @@ def test_all_methods_but_replays_go_through_all_checks():
 def test_the_command_goes_on_after_an_interrupt_and_computes_nothing_twice(tmp_path, capsys, monkeypatch):
     rows, page = tmp_path / "rows" / "systems.jsonl", tmp_path / "page.md"
     argv = ["--rows", str(rows), "--page", str(page)]
-    argv += ["--methods", "plrs", "hypergradient", "--checks", "memory", "accumulation"]
+    argv += ["--methods", "hypergradient", "plrs", "--checks", "memory", "accumulation"]
     real, calls = SystemsRun.execute, []
 
     def interrupted(run: SystemsRun) -> dict:
@@ -232,7 +232,7 @@ def test_the_command_goes_on_after_an_interrupt_and_computes_nothing_twice(tmp_p
     assert page.read_text() == first and rows.read_bytes() == written and len(calls) == 6
     assert str(tmp_path) not in written.decode()
     lines = [line.split(" | ")[0] for line in first.splitlines() if line.startswith("| `")]
-    assert lines == ["| `plain`", "| `hypergradient`", "| `plrs`"]  # the order of the methods
+    assert lines == ["| `plain`", "| `plrs`", "| `hypergradient`"]  # the order of the methods
 
 
 @pytest.mark.parametrize(
@@ -251,9 +251,9 @@ def test_what_cannot_be_is_refused_before_anything_runs(argv, said, tmp_path, ca
 
 
 def test_a_method_without_its_package_is_left_out_aloud(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(systems, "missing_package", lambda method: method.optimizer or None)
+    monkeypatch.setattr(systems, "missing_package", lambda method: method.optimizer)
     rows = tmp_path / "rows.jsonl"
     page = str(tmp_path / "page.md")
     assert main(["--rows", str(rows), "--page", page, "--methods", "schedule_free", "--checks", "memory"]) == 0
-    assert "'schedule_free' is left out for want of schedulefree" in capsys.readouterr().out
+    assert "'schedule_free' is left out for want of schedule_free" in capsys.readouterr().out
     assert [row["method"] for row in read_rows(rows)] == ["plain"]

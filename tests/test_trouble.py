@@ -17,8 +17,9 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from hf_adaptive_lr.bench import trouble, trouble_pages, trouble_run
+from hf_adaptive_lr.bench.data import Parts, Rows, collate
+from hf_adaptive_lr.bench.record import evaluate
 from hf_adaptive_lr.bench.rows import read_rows
-from hf_adaptive_lr.bench.run_record import evaluate
 from hf_adaptive_lr.bench.runner import run_all
 from hf_adaptive_lr.bench.trouble import STREAM_SEEDS
 from hf_adaptive_lr.bench.trouble_figures import Figures, first_alarm, tolerance, within
@@ -31,11 +32,9 @@ from hf_adaptive_lr.bench.trouble_tasks import (
     EVALUATIONS,
     QUICK_TASKS,
     TASKS,
-    _prepared,
+    as_task,
     build_model,
-    load_parts,
 )
-from hf_adaptive_lr.bench.verdict_data import Parts, Rows, collate
 from hf_adaptive_lr.guard import guard
 from hf_adaptive_lr.hub.card import notes_of
 from tests.tiny import bert
@@ -55,7 +54,7 @@ def images(size: int, seed: int) -> Rows:
 
 @pytest.fixture(autouse=True)
 def parts(monkeypatch) -> Parts:
-    found = Parts(images(200, 1), images(40, 2), images(1, 4), images(60, 3))
+    found = Parts(images(200, 1), images(40, 2), images(1, 4), images(60, 3), 0.0, 0.0)
     for module in (trouble, trouble_run):
         monkeypatch.setattr(module, "load_parts", lambda task: found)
     return found
@@ -136,7 +135,7 @@ def test_a_short_run_is_struck_within_it() -> None:
 @pytest.fixture(scope="module")
 def clean() -> Iterator[Any]:
     """A clean run, which all others are compared with."""
-    found = Parts(images(200, 1), images(40, 2), images(1, 4), images(60, 3))
+    found = Parts(images(200, 1), images(40, 2), images(1, 4), images(60, 3), 0.0, 0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trouble_run, "load_parts", lambda task: found)
         yield quick("clean").train()
@@ -169,7 +168,7 @@ def test_nan_batch(clean) -> None:
         torch.isnan(torch.tensor(run.losses[first:])).all() and not torch.isnan(torch.tensor(run.losses[:first])).any()
     )
     assert torch.isnan(torch.tensor(run.grad_norms[first]))
-    assert run.scores["accuracy"] == 0.0
+    assert run.scores["metric"] == 0.0
     row = quick("nan_batch").execute()
     assert row["diverged"] and row["strike"] == first
 
@@ -390,18 +389,16 @@ def test_answers_that_are_nan_are_wrong() -> None:
             return SimpleNamespace(logits=x)
 
     logits = torch.tensor([[2.0, 1.0], [torch.nan, 1.0], [torch.nan, torch.nan], [0.0, 1.0]])
-    found = evaluate(Half(), Rows({"x": logits, "labels": torch.tensor([0, 0, 0, 0])}))
-    assert found["accuracy"] == 0.25 and found["loss"] != found["loss"]
+    found = evaluate(Half(), Rows({"x": logits, "labels": torch.tensor([0, 0, 0, 0])}), "classes")
+    assert found["metric"] == 0.25 and found["loss"] != found["loss"]
 
 
-def test_texts_are_labelled_by_topic_and_pixels_lie_around_zero() -> None:
-    rows = Rows({"input_ids": torch.arange(6), "labels": torch.tensor([0, 1, 2, 3, 4, 3])})
-    chosen = _prepared(rows, ((1, 9), (3,))).columns
-    assert chosen["input_ids"].tolist() == [1, 3, 5] and chosen["labels"].tolist() == [0, 1, 1]
-    pixels = _prepared(Rows({"pixel_values": torch.tensor([0.0, 1.0]), "labels": torch.tensor([0, 1])}), ())
-    assert pixels.columns["pixel_values"].tolist() == [-1.0, 1.0]
-    assert TASKS["text"].classes == 4 and TASKS["image"].classes == 10
-    assert load_parts.__wrapped__ is not None  # read once per process
+def test_the_benchmark_reads_data_and_makes_models_for_the_study() -> None:
+    text, image = (as_task(TASKS[name]) for name in ("text", "image"))
+    assert (TASKS["text"].classes, TASKS["image"].classes) == (4, 10)
+    assert (text.frozen, text.init_std, text.topics) == ("embeddings", 0.2, TASKS["text"].topics)
+    first = build_model(QUICK_TASKS["image"], 0).vit.embeddings.patch_embeddings.projection.weight
+    assert first.std() == pytest.approx(TASKS["image"].init_std, rel=0.1) and image.init_std == 0.1
 
 
 # --- figures --------------------------------------------------------------------------------------------------------

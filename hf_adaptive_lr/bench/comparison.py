@@ -70,12 +70,13 @@ class Comparison:
     def lacking(self) -> str:
         """What has not been run, in one line; empty when everything has."""
         parts = [f"no tuned linear or `{RULE}` yet on {', '.join(self.waiting)}"] if self.waiting else []
+        methods: dict[str, list[str]] = {}
         for name in self.methods:
             wanted = [task for task, of in self.rows.items() if name in of.wanted]
             there = len(self.cells.get(name, {}))
             if there < len(wanted):
-                parts.append(f"`{name}` on {len(wanted) - there} of {len(wanted)} tasks")
-        return "; ".join(parts)
+                methods.setdefault(f"on {len(wanted) - there} of {len(wanted)} tasks", []).append(f"`{name}`")
+        return "; ".join([*parts, *(f"{_some(names)} {where}" for where, names in methods.items())])
 
     # --- over tasks -----------------------------------------------------------------------------------------------
 
@@ -114,9 +115,9 @@ class Comparison:
             steps=float(np.median(targets)),
         )
 
-    def lines(self, tasks: Sequence[str] | None = None) -> list[Line]:
+    def lines(self) -> list[Line]:
         """All methods, the least ruinous first, then those with the least regret."""
-        found = [line for name in self.cells if (line := self.line(name, tasks)) is not None]
+        found = [line for name in self.cells if (line := self.line(name)) is not None]
         return sorted(found, key=lambda line: (line.ruin, line.regret.value, line.method))
 
     def groups(self, by: str) -> dict[str, list[str]]:
@@ -181,6 +182,11 @@ class Comparison:
             seconds.append(sum(found))
             runs.append(sum(found) / one)
         return (float(np.mean(seconds)), float(np.mean(runs))) if seconds else None
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _mean(values: Iterable[float]) -> float:

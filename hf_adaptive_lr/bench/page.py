@@ -26,14 +26,15 @@ Somebody fine-tunes a model once and has no runs to spare for finding a learning
 needs none ruin the model, how often does it do harm, and how far is it from a learning rate that was tuned?
 """
 _TABLE = f"""\
-*Ruin* is the share of runs that end with a test loss above the loss before the first update, or at chance where tuned
-linear is not, or with a loss more than {RUIN:.0%} above `{RULE}`'s. *Harm* is the share with a loss more than
-{HARM:.0%} above that of `{RULE}` (2e-5 for whole pretrained models, 2e-4 for adapters, 1e-3 from scratch; linear after
-6 % warm-up), or of `{DEFAULT}` (`Trainer` as it comes), with the same seed. *Log-regret* is ln(test loss /
-*{TUNED}*'s mean): 0.01 is 1 % worse; a mean over tasks and seeds with a 95 % interval for tasks not yet seen. Losses
-of densities may be negative; they are compared by differences in nats. *Points* are hundredths of the metric above
-*{TUNED}*'s, where it is a share of right answers. *Seconds* are CPU seconds over those of *{TUNED}*, the median
-task's. *Tuning* is what finding the learning rate took, mean over tasks. The least ruinous come first.
+*Ruin* is the share of runs that end with a loss above that before the first update (on validation rows), or at chance
+where tuned linear is not, or with a loss more than {RUIN:.0%} above `{RULE}`'s (on test rows, as all else). *Harm* is
+the share with a loss more than {HARM:.0%} above that of `{RULE}` (2e-5 for whole pretrained models, 2e-4 for adapters,
+1e-3 from scratch; linear after 6 % warm-up), or of `{DEFAULT}` (`Trainer` as it comes), with the same seed.
+*Log-regret* is ln(test loss / *{TUNED}*'s mean): 0.01 is 1 % worse; a mean over tasks and seeds with a 95 % interval
+for tasks not yet seen. Losses of densities may be negative; they are compared by differences in nats. *Points* are
+hundredths of the metric above *{TUNED}*'s, where it is a share of right answers. *Seconds* are CPU seconds over those
+of *{TUNED}*, the median task's. *Tuning* is what finding the learning rate took, mean over tasks. The least
+ruinous come first.
 """
 _PICTURE = """\
 A dot is a task, a cross one on which at least half of the runs were ruined; the bar is the mean with its interval.
@@ -47,6 +48,7 @@ The best rate is that of the better of linear with and without 6 % warm-up; a st
 was tried. "Within 2%" are the rates around it that were tried and are as good; ruin begins at the lowest rate above it
 at which half of the linear runs, with or without warm-up, are ruined.
 """
+_ENDPOINT = "Written down before the test tasks were first run, and quoted below.\n"
 _PARTS = f"""\
 The three ways in which a run is ruined; one may be ruined in several. *On target*: the share of runs whose validation
 loss came within {TARGET:.0%} of *{TUNED}*'s last one; *after* this share of the run (the median, misses counted as
@@ -93,15 +95,14 @@ def render(suites: Suites, *, command: str, subject: str = SUBJECT) -> str:
         _wrapped(summary(suites, subject)),
         *_lacking(suites),
         f"## All methods on the {name} tasks\n",
+        *([] if name == "test" else [_DEVELOPMENT]),
         _TABLE,
         tables.main(found),
         f"![Log-regret of every method on every task]({METHODS_PICTURE})\n",
         _PICTURE,
         f"## Where `{subject}` loses\n",
         _losses(found, subject),
-        "## Primary endpoint\n",
-        "Written down before the test tasks were first run, and quoted below.\n",
-        tables.endpoint(found),
+        *(["## Primary endpoint\n", _ENDPOINT, tables.endpoint(found)] if name == "test" else []),
         "## Ruin in its parts, and steps to a target\n",
         _PARTS,
         tables.parts(found),
@@ -132,8 +133,8 @@ def render(suites: Suites, *, command: str, subject: str = SUBJECT) -> str:
 
 
 def _shown(suites: Suites) -> Comparison:
-    """The suite that the page is about: test, or the first when it was not run."""
-    return suites["test"] if "test" in suites else next(iter(suites.values()))
+    """The suite that the page is about: the first with a task that can be scored, and `test` comes first."""
+    return next((found for found in suites.values() if found.rows), next(iter(suites.values())))
 
 
 def _asked_of(found: Comparison) -> str:

@@ -127,6 +127,7 @@ class Choice:
     tried: Mapping[float, list[Row]] = dataclasses.field(default_factory=dict)  # rows of the tuning seeds, by LR
     lr: float | None = None  # the chosen one; None while runs are wanted or when every run failed
     loss: float = math.inf  # its mean validation loss
+    method: Method | None = None  # that was tuned; None as long as `lr` is
 
     @property
     def at_edge(self) -> bool:
@@ -144,7 +145,7 @@ def tuned(task: Task, method: Method, profile: Profile, book: Book) -> Choice:
             return Choice()
         lrs = {first.lr}
     for _ in range(_EXTENSIONS):
-        choice = _lowest(task, method, sorted(lrs), profile, book)
+        choice = lowest(task, method, sorted(lrs), profile.tuning_seeds, book)
         if choice.lr is None:
             return choice
         around = {rounded(choice.lr / SPACING), rounded(choice.lr * SPACING)}
@@ -154,15 +155,16 @@ def tuned(task: Task, method: Method, profile: Profile, book: Book) -> Choice:
     return choice
 
 
-def _lowest(task: Task, method: Method, lrs: Sequence[float], profile: Profile, book: Book) -> Choice:
-    runs = {lr: [TrainingRun(task, method, seed, lr, counts=False) for seed in profile.tuning_seeds] for lr in lrs}
+def lowest(task: Task, method: Method, lrs: Sequence[float], seeds: Sequence[int], book: Book) -> Choice:
+    """Of these learning rates the one with the lowest mean validation loss over these seeds."""
+    runs = {lr: [TrainingRun(task, method, seed, lr, counts=False) for seed in seeds] for lr in lrs}
     wanted = tuple(run for some in runs.values() for run in some if book.get(run) is None)
     tried = {lr: rows for lr, some in runs.items() if (rows := book.all(some)) is not None}
     if wanted:
         return Choice(wanted, tried)
     losses = {lr: mean_loss(rows) for lr, rows in tried.items()}
     best = min(losses, key=lambda lr: (losses[lr], lr))
-    return Choice((), tried, best if losses[best] < math.inf else None, losses[best])
+    return Choice((), tried, best, losses[best], method) if losses[best] < math.inf else Choice((), tried)
 
 
 def mean_loss(rows: Iterable[Row]) -> float:
@@ -197,8 +199,11 @@ def counting_runs(task: Task, method: Method, profile: Profile, book: Book) -> l
     if method.replay_of is None:
         return [TrainingRun(task, method, seed, lr) for seed in profile.seeds]
     rows = book.all(counting_runs(task, METHODS[method.replay_of], profile, book))
-    if rows is None:
-        return []
+    return replays(task, method, lr, rows or ())
+
+
+def replays(task: Task, method: Method, lr: float, rows: Sequence[Row]) -> list[TrainingRun]:
+    """Runs of a replay, one for each of these rows: it plays the mean schedule of the others."""
     runs = []
     for row in rows:
         others = [other["lr_curve"] for other in rows if other is not row and "error" not in other]

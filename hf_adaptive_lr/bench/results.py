@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..hub.results import RESULTS_VERSION
-from .comparison import Comparison
 from .rows import Row, RowsError
 from .scores import TUNED
 from .stats import Estimate, judge, mean_interval, paired_difference
+
+if TYPE_CHECKING:
+    from .comparison import Comparison
 
 Runs = Mapping[int, Row]
 """Rows by seed."""
@@ -40,9 +42,10 @@ def results_of(controller: str, suites: Mapping[str, Comparison], command: str) 
                 reason = f"{task.name}: {task.data}, {task.model}, {task.optimizer} (not run to the end)"
                 not_tested += [reason] if controller in of.wanted else []
                 continue
+            notes = ["no learning rate given"] if comparison.methods[controller].needs_no_lr else []
             about = {
                 "task": task.name,
-                "note": "" if suite == "test" else suite,
+                "note": ", ".join(notes if suite == "test" else [suite, *notes]),
                 "data": task.data,
                 "model": task.model,
                 "optimizer": task.optimizer,

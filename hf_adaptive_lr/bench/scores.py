@@ -116,7 +116,7 @@ class TaskRows:
 class Ruin:
     """Which runs are ruined, in three ways."""
 
-    ended_worse: Flags  # loss above that before the first update, or not finite
+    ended_worse: Flags  # validation loss above that before the first update, or a loss that is not finite
     at_chance: Flags  # as the best constant answer, where tuned linear is better than that
     above_rule: Flags  # loss more than a tenth above `rule`'s mean
 
@@ -127,12 +127,16 @@ class Ruin:
 
 
 def ruin(rows: Sequence[Row], of: TaskRows, split: str = "test") -> Ruin:
-    """Ruin by the test rows, or by the `valid`ation rows of tuning."""
+    """Ruin by the test rows, or by the `valid`ation rows of tuning.
+
+    Whether a run ended worse than it began is seen on the validation rows in any case, as the loss before the first
+    update is theirs: test rows may be a little harder, and a run that learned little is not ruined by that.
+    """
     task, loss = of.task, measured(rows, f"{split}_loss")
     chance = beyond_chance(of, split)
     learned = bool((measured(of.counted[TUNED], f"{split}_metric") > chance).any())
     return Ruin(
-        ended_worse=~np.isfinite(loss) | (loss > measured(rows, "first_loss")),
+        ended_worse=~np.isfinite(loss) | (measured(rows, "valid_loss") > measured(rows, "first_loss")),
         at_chance=learned & (measured(rows, f"{split}_metric") <= chance),
         above_rule=excess(loss, of.centre(RULE, f"{split}_loss"), task.objective) > margin(RUIN, task.objective),
     )

@@ -49,8 +49,8 @@ class Estimate:
 
     def signed(self, digits: int = 3) -> str:
         """The number with its sign, and its interval in brackets if there is one."""
-        shown = f"{self.value:+.{digits}f}"
-        return shown if math.isnan(self.low) else f"{shown} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+        value, low, high = (f"{round(end, digits) + 0.0:+.{digits}f}" for end in (self.value, self.low, self.high))
+        return value if math.isnan(self.low) else f"{value} [{low}, {high}]"
 
 
 @dataclass(frozen=True)

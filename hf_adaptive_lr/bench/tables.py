@@ -28,8 +28,8 @@ def share(value: float) -> str:
     return f"{value:.0%}" if math.isfinite(value) else "-"
 
 
-def _plain(value: float, form: str) -> str:
-    return f"{value:{form}}" if math.isfinite(value) else "-"
+def _signed(value: float, digits: int = 3) -> str:
+    return f"{round(value, digits) + 0.0:+.{digits}f}" if math.isfinite(value) else "-"
 
 
 def main(found: Comparison) -> str:
@@ -45,13 +45,13 @@ def _main_row(found: Comparison, line: Line) -> list[str]:
         named(line.method),
         str(line.tasks),
         share(line.ruin),
-        share(line.harm_rule),
-        share(line.harm_default),
+        "-" if line.method == RULE else share(line.harm_rule),
+        "-" if line.method == DEFAULT else share(line.harm_default),
         line.regret.signed(),
-        f"{line.worst[0]} {line.worst[1]:+.2f}",
+        f"{line.worst[0]} {_signed(line.worst[1], 2)}",
         "-" if line.method == RULE else share(line.better),
-        _plain(line.points, "+.1f"),
-        _plain(line.seconds, ".2f"),
+        _signed(line.points, 1),
+        f"{line.seconds:.2f}" if math.isfinite(line.seconds) else "-",
         "-" if cost is None else f"{cost[0]:,.0f} s, {cost[1]:.0f} runs",
     ]
 
@@ -101,7 +101,7 @@ def breakdown(found: Comparison, by: str) -> str:
 def _part(line: Line | None) -> str:
     if line is None:
         return "-"
-    return f"{line.regret.value:+.3f}" + (f" ({line.ruin:.0%})" if line.ruin else "")
+    return _signed(line.regret.value) + (f" ({line.ruin:.0%})" if line.ruin else "")
 
 
 def parts(found: Comparison) -> str:
@@ -141,7 +141,7 @@ def left_out(found: Comparison) -> str:
         unseen = [task for tasks in data.values() for task in tasks if task not in seen]
         lines = [found.line(name, [t for t in found.cells[name] if t not in tasks]) for tasks in data.values()]
         means = [line.regret.value for line in lines if line is not None]
-        span = f"{min(means):+.3f} to {max(means):+.3f}" if means else "-"
+        span = f"{_signed(min(means))} to {_signed(max(means))}" if means else "-"
         rows.append([named(name), _part(found.line(name, seen)), _part(found.line(name, unseen)), span])
     return table(["method", "data it was made with", "other data", "without any one data set"], rows) if rows else ""
 

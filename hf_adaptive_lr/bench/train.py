@@ -39,7 +39,7 @@ else:
 EVALUATIONS = 20
 """Evaluations in a run of a method whose schedule moves only then."""
 POINTS, CURVE_ROWS = 8, 128
-"""Looks at the validation loss in a run, evenly spaced, the first before the first update; and the rows of each."""
+"""Looks at the validation loss in a run, evenly spaced, the last after the last update; and the rows of each."""
 RATE_POINTS, LOSS_POINTS = 40, 25
 RANGE_TEST_UPDATES = 100
 """Updates of the LR range test, its default; beside those of the run, and in its seconds."""
@@ -94,6 +94,8 @@ class TrainingRun:
             if self.counts:
                 trainer.points = {round(k * self.updates / POINTS) for k in range(1, POINTS)}
             trainer.train()
+            if self.counts:
+                trainer.watch()
         seconds, cpu = time.perf_counter() - start - trainer.watched, time.process_time() - cpu - trainer.watched_cpu
         meter.close()
         trainer.to_weights_that_count()
@@ -190,7 +192,7 @@ def build_trainer(
         "weight_decay": task.weight_decay,
         **(method.arguments if method.controller else _schedule_arguments(method, run.updates)),
     }
-    optimizer = _own_optimizer(task, method, model, lr)
+    optimizer = build_optimizer(task, method, model, lr)
     if optimizer is None:
         settings["optim"] = _TRAINERS_OWN[task.optimizer]
     else:
@@ -256,7 +258,7 @@ def _trainer_class(method: Method) -> Any:
     return MetaLRTrainer if method.trainer == "meta" else AdaptiveLRTrainer
 
 
-def _own_optimizer(task: Task, method: Method, model: nn.Module, lr: float) -> Optimizer | None:
+def build_optimizer(task: Task, method: Method, model: nn.Module, lr: float) -> Optimizer | None:
     """The optimizer where `Trainer` does not make it from its arguments."""
     weights = [p for p in model.parameters() if p.requires_grad]
     if method.optimizer in OPTIMIZERS:
@@ -268,7 +270,8 @@ def _own_optimizer(task: Task, method: Method, model: nn.Module, lr: float) -> O
         made = SGD(groups, momentum=task.momentum, **common)
     elif task.optimizer == "adam":
         made = Adam(groups, **common)
-    elif method.groups == "tensor" or method.dsa is not None:
+    elif method.groups == "tensor" or method.dsa is not None or task.weight_decay:
+        # All weights decay, as in torch; `Trainer` would leave biases and norms alone, in a group of their own.
         made = torch.optim.AdamW(groups, **common)
     if made is None or method.dsa is None:
         return made
@@ -305,7 +308,7 @@ class _Recorded(_Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward, and a look at the validation rows where one is due."""
         if self.state.global_step in self.points and len(self.lrs) == self.state.global_step:
-            self._watch()
+            self.watch()
         if self.gen is not None:
             self.gen.batch = inputs
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -318,7 +321,7 @@ class _Recorded(_Trainer):
         if callable(getattr(base, "eval", None)):
             base.eval()
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
         """Evaluate; training mode, also of an optimizer, comes back with the next training step."""
         start, cpu = time.perf_counter(), time.process_time()
         self.to_weights_that_count()

@@ -27,12 +27,15 @@ from .trouble_pages import rows_file, summary, write_page
 from .trouble_restless import STREAMS
 from .trouble_run import TroubleRun
 from .trouble_tasks import QUICK_TASKS, TASKS, TroubleTask, load_parts
-from .verdict import RequestError
 
 SEEDS, OTHER_SEEDS, STREAM_SEEDS = 10, 3, 5
 """Seeds of the guard and of the clean runs it is compared with, of everything else, and of restless streams."""
 COMMAND = "python -m hf_adaptive_lr.bench.trouble"
 CARDS, QUICK = Path("model_cards"), Path("runs/trouble-quick")
+
+
+class RequestError(ValueError):
+    """A request that cannot be carried out; its message is one line for the user."""
 
 
 def plan(task: TroubleTask, methods: Sequence[str], seeds: int) -> list[TroubleRun]:

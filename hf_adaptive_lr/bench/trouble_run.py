@@ -17,13 +17,13 @@ from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..trainer.guard_callback import GuardCallback
+from .data import collate
+from .record import curve, diverged, evaluate, parameters, short, versions
 from .rows import Row, RunKey, digest
-from .run_record import curve, diverged, evaluate, parameters, short, trainer_settings
-from .training_run import LOSS_POINTS, versions
+from .train import LOSS_POINTS, trainer_settings
 from .trouble_injections import Injection, Striker
 from .trouble_methods import Method
 from .trouble_tasks import EVALUATIONS, TroubleTask, build_model, load_parts
-from .verdict_data import collate
 
 
 @dataclass
@@ -92,7 +92,7 @@ class TroubleRun:
         guard = callback.guard if callback else None
         return Trained(
             model=model,
-            scores=evaluate(model, data.valid if self.part == "valid" else data.test),
+            scores=evaluate(model, data.valid if self.part == "valid" else data.test, "classes"),
             losses=torch.stack(trainer.losses).double().tolist(),
             grad_norms=torch.stack(trainer.grad_norms).double().tolist(),
             lrs=trainer.lrs,
@@ -109,7 +109,7 @@ class TroubleRun:
         return {
             "injection": self.injection.name,
             "part": self.part,
-            "accuracy": short(done.scores["accuracy"]),
+            "accuracy": short(done.scores["metric"]),
             "loss": short(done.scores["loss"]),
             "diverged": diverged(done.losses[:1], done.scores["loss"]),
             "updates": len(done.losses),
@@ -167,7 +167,8 @@ class TroubledTrainer(Trainer):
 
     def _multiply_rate(self, factor: float) -> None:
         """As a schedule does that asks for more: in what is written now and in what later rates are made of."""
-        optimizer, scheduler = self.optimizer, self.lr_scheduler
+        optimizer: Any = self.optimizer
+        scheduler: Any = self.lr_scheduler
         if factor == 1.0 or optimizer is None:
             return
         for group in optimizer.param_groups:

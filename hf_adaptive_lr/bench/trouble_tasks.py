@@ -9,16 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification, set_seed
 
-from .verdict_data import CLASSES, Parts, Rows, load
-from .verdict_models import _minilm3
-from .verdict_tasks import Task
+from .data import Parts, classes, load
+from .models import build_model as build
+from .tasks import Task
 
 EVALUATIONS = 20
 """Evaluations in a run of a method whose scheduler moves only then."""
@@ -46,7 +43,7 @@ class TroubleTask:
     @property
     def classes(self) -> int:
         """Number of classes."""
-        return len(self.topics) or CLASSES["fashion-mnist"]
+        return classes(as_task(self))
 
     def quick(self) -> TroubleTask:
         """The same in a second or so: it shows that everything runs, not what the guard is worth."""
@@ -96,55 +93,31 @@ QUICK_TASKS: Mapping[str, TroubleTask] = {name: task.quick() for name, task in T
 """Their short versions, by the same names."""
 
 
-@cache
+def as_task(task: TroubleTask) -> Task:
+    """The task in the benchmark's words."""
+    text = task.model == "minilm3"
+    sizes = ("batch_size", "updates", "train_rows", "valid_rows", "test_rows")
+    return Task(
+        name=task.name,
+        suite="guard",
+        data="20newsgroups" if text else "fashion-mnist",
+        model=task.model,
+        kind="pretrained" if text else "scratch",
+        frozen="embeddings" if text else "",
+        controller_rows=1,
+        topics=task.topics,
+        init_std=task.init_std,
+        overlap=True,
+        lr=task.lr,
+        **{name: getattr(task, name) for name in sizes},
+    )
+
+
 def load_parts(task: TroubleTask) -> Parts:
     """The data of a task; kept in memory once it was asked for."""
-    text = task.model == "minilm3"
-    source = Task(
-        name=task.name,
-        data="20newsgroups" if text else "fashion-mnist",
-        model="minilm3" if text else "cnn",
-        optimizer="adamw",
-        controller_rows=1,
-        **{name: getattr(task, name) for name in ("batch_size", "updates", "train_rows", "valid_rows", "test_rows")},
-    )
-    found = load(source)
-    parts = {name: _prepared(getattr(found, name), task.topics) for name in ("train", "valid", "test")}
-    return dataclasses.replace(found, **parts)
-
-
-def _prepared(rows: Rows, topics: tuple[tuple[int, ...], ...]) -> Rows:
-    """Pixels between -1 and 1, as ViT's processor has them; of texts the rows of these topics, labelled by topic."""
-    if not topics:
-        return Rows({**rows.columns, "pixel_values": rows.columns["pixel_values"] * 2.0 - 1.0})
-    topic = torch.full((1 + int(rows.columns["labels"].max()),), -1)
-    for number, labels in enumerate(topics):
-        topic[[label for label in labels if label < len(topic)]] = number
-    columns = {**rows.columns, "labels": topic[rows.columns["labels"]]}
-    kept = columns["labels"] >= 0
-    return Rows({name: column[kept] for name, column in columns.items()})
+    return load(as_task(task))
 
 
 def build_model(task: TroubleTask, seed: int) -> nn.Module:
     """The task's model with its first weights; sets all global seeds on the way."""
-    set_seed(seed)
-    if task.model == "vit":
-        return _vit(task.classes, task.init_std)
-    model: Any = _minilm3(task.classes)
-    nn.init.normal_(model.classifier.weight, std=task.init_std)
-    return cast(nn.Module, model)
-
-
-def _vit(classes: int, init_std: float) -> nn.Module:
-    config = ViTConfig(
-        image_size=28,
-        patch_size=7,
-        num_channels=1,
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=256,
-        initializer_range=init_std,
-        num_labels=classes,  # type: ignore[call-arg]
-    )
-    return ViTForImageClassification(config)
+    return build(as_task(task), seed)

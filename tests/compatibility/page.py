@@ -19,9 +19,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hf_adaptive_lr.artifacts import replace_file
+from hf_adaptive_lr.bench.record import commit
 from hf_adaptive_lr.bench.rows import Row, read_rows
-from hf_adaptive_lr.bench.yardstick_run import commit
-from hf_adaptive_lr.bench.yardstick_tables import table
+from hf_adaptive_lr.hub.markdown import table
 from tests.compatibility.checks import Check
 from tests.compatibility.habits import HABITS
 from tests.compatibility.trainers import TRAINERS

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from hf_adaptive_lr.artifacts import replace_file
 from hf_adaptive_lr.bench.rows import Row, read_rows, write_rows
 from hf_adaptive_lr.bench.studies.measured import header
-from hf_adaptive_lr.bench.yardstick_tables import table
+from hf_adaptive_lr.hub.markdown import table
 from hf_adaptive_lr.trainer.callback import AdaptiveLRCallback
 from hf_adaptive_lr.trainer.guard_callback import GuardCallback
 from tests.compatibility.checks import Kit

@@ -25,20 +25,22 @@ from ...hub.card import render as render_card
 from ...hub.mixin import sidecar
 from ...hub.picture import draw_schedules, schedule
 from ...hub.results import RESULTS_VERSION
-from .. import false_alarms, trouble_tasks
+from .. import trouble_tasks
 from ..markdown import table
+from ..results import Runs, as_text, result
 from ..rows import RowsError, read_rows, write_rows
 from ..runner import command_parser
+from ..tasks import Task
 from ..trouble_figures import GUARD, Figures
 from ..trouble_methods import METHODS as GUARD_METHODS
 from ..trouble_pages import TROUBLES, rows_file
-from ..verdict_judge import Runs, Word, cells, paper_word, word_of
-from ..verdict_methods import BASELINES, METHODS
-from ..verdict_papers import PAPERS, REQUIRED_SEEDS, Paper
-from ..verdict_plan import Book, counted
-from ..verdict_tasks import TASKS, Task
-from ..yardstick_results import as_text, result
-from . import decision_cost, known_answer, measured, overhead, relative_sizes, throughput
+from . import decision_cost, false_alarms, known_answer, measured, overhead, relative_sizes, throughput
+from .papers.claims import PAPERS, Paper
+from .papers.judge import Word, find, verdict, word_of
+from .papers.methods import BASELINES, METHODS
+from .papers.pages import COMMAND as PAPER_STUDY
+from .papers.plan import FULL, book_of, counted
+from .papers.tasks import TUNED_ON
 
 ROWS, CARDS = measured.ROWS, Path("model_cards/hub")
 PAGES = (Path("README.md"), Path("model_cards/README.md"))
@@ -83,13 +85,13 @@ def verdict_words(rows: Path) -> str:
 
 
 def _verdicts(rows: Path) -> list[tuple[Paper, Word, list[tuple[str, Word]]]]:
-    if not any(rows.glob("verdict_*.jsonl")):
+    if not any(rows.glob("papers_*.jsonl*")):
         return []
-    book, judged = Book(rows), []
+    book, judged = book_of(rows), []
     for paper in PAPERS.values():
-        found = cells(paper, book, TASKS)
-        word = paper_word([word_of(claim, found) for claim in paper.claims])
-        judged.append((paper, word, [(control.text, word_of(control, found)) for control in paper.controls]))
+        found = find(paper, FULL, book)
+        controls = [(control.text, word_of(control, found)) for control in paper.controls]
+        judged.append((paper, verdict(found), controls))
     return judged
 
 
@@ -159,42 +161,44 @@ WITHDRAWN: Mapping[str, str] = {
 """Bundled controllers without results that hold, and why."""
 
 
-def results(name: str, rows: Path, tasks: Mapping[str, Task] = TASKS) -> dict[str, Any]:
+def results(name: str, rows: Path) -> dict[str, Any]:
     """The `eval_results.json` of a bundled controller, from the paper study's rows."""
     if name in WITHDRAWN:
         return {"format_version": RESULTS_VERSION, "command": "", "results": [], "not_tested": [WITHDRAWN[name]]}
-    paper, book = PAPERS[name], Book(rows)
+    paper, book = PAPERS[name], book_of(rows)
+    rivals = (*BASELINES, *(["step_decay"] if "step_decay" in paper.methods else []))
     found, not_tested = [], []
-    for task in (tasks[task_name] for task_name in paper.tasks):
-
-        def runs(method: str, task: Task = task) -> Runs:
-            return counted(task, METHODS[method], book, tasks)
-
-        mine = runs(METHOD_OF[name])
+    for task in (FULL.tasks[task_name] for task_name in paper.tasks):
+        runs = {method: _in_words(counted(task, METHODS[method], FULL, book)) for method in (METHOD_OF[name], *rivals)}
+        mine = runs.pop(METHOD_OF[name])
         setting = next((row["setting"] for row in mine.values() if "setting" in row), None)
-        if len(mine) < REQUIRED_SEEDS or setting is None:
-            why = "not run to the end" if len(mine) < REQUIRED_SEEDS else "every run ended in an error"
+        if len(mine) < FULL.required or setting is None:
+            why = "not run to the end" if len(mine) < FULL.required else "every run ended in an error"
             not_tested.append(f"{task.name}: {task.data}, {task.model}, {task.optimizer} ({why})")
             continue
         about = {
             "task": task.name,
-            **_note(task),
+            "note": _note(task),
             "data": task.data,
             "model": task.model,
             "optimizer": task.optimizer,
             "parameters": setting["parameters"],
-            "updates": setting["updates"],
+            "updates": task.updates,
         }
-        rivals = (*BASELINES, *(["step_decay"] if "step_decay" in paper.methods else []))
-        found.append(result(about, mine, {rival: runs(rival) for rival in rivals}, required=REQUIRED_SEEDS))
-    command = f"python -m hf_adaptive_lr.bench.verdict {name}"
+        measures = {"test_loss": True, "test_accuracy": False}
+        found.append(result(about, mine, runs, measures, required=FULL.required))
+    command = f"{PAPER_STUDY} {name}"
     return {"format_version": RESULTS_VERSION, "command": command, "results": found, "not_tested": not_tested}
 
 
-def _note(task: Task) -> dict[str, str]:
+def _in_words(runs: Runs) -> Runs:
+    return {seed: {**row, "test_accuracy": row.get("test_metric")} for seed, row in runs.items()}
+
+
+def _note(task: Task) -> str:
     notes = [f"{100 * task.label_noise:.0f} % of the training labels drawn anew"] if task.label_noise else []
-    notes += [f"learning rate tuned on {task.tuned_on}"] if task.tuned_on else []
-    return {"note": ", ".join(notes)} if notes else {}
+    notes += [f"learning rate tuned on {TUNED_ON[task.name]}"] if task.name in TUNED_ON else []
+    return ", ".join(notes)
 
 
 def card(name: str, eval_results: Mapping[str, Any], notes: str | None) -> str:

@@ -24,18 +24,20 @@ from ...controllers import MLRSNet
 from ...demo.data import DemoDataError
 from ...trainer.arguments import AdaptiveLRTrainingArguments
 from ...trainer.meta_trainer import MetaLRTrainer
-from ..run_record import curve, trainer_settings
+from ..data import collate, load
+from ..models import build_model
+from ..record import curve
 from ..runner import command_parser
-from ..verdict_data import collate, load
-from ..verdict_methods import METHODS
-from ..verdict_models import build_model, build_optimizer
-from ..verdict_tasks import QUICK_TASKS, TASKS
+from ..train import build_optimizer, trainer_settings
 from . import measured
+from .papers.methods import METHODS
+from .papers.tasks import TASKS, quick
 
 
 def learn(lesson: argparse.Namespace) -> tuple[MLRSNet, list[float]]:
     """Train; returns the frozen controller with three snapshots, and the factor at every update."""
-    task, lr = (QUICK_TASKS if lesson.quick else TASKS)[lesson.task], lesson.learning_rate
+    task, lr = TASKS[lesson.task], lesson.learning_rate
+    task = quick(task) if lesson.quick else task
     data, model = load(task), build_model(task, lesson.seed)
     net = MLRSNet(meta_learn=True, meta_every=lesson.meta_every, meta_lr=lesson.meta_lr)
     with tempfile.TemporaryDirectory() as folder:

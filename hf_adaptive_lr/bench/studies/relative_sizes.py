@@ -40,7 +40,6 @@ from ...trainer.mixin import AdaptiveLRTrainer
 from ..markdown import table
 from ..rows import Row, append_row, read_rows
 from ..runner import command_parser
-from ..yardstick_data import adapted
 from . import measured
 
 OUTPUT = measured.ROWS / "relative_sizes.jsonl"
@@ -155,10 +154,15 @@ def rows_of(read: Callable[[], list[Example]]) -> tuple[list[dict[str, Any]], li
 
 def run(task: Task, method: str, value: float, seed: int) -> Row:
     """Train once, with `value` as relative size or learning rate, and read the development rows."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
     train, dev, labels = rows_of(task.read)
     set_seed(seed)
     parts = load_parts("image" if task.kind == "scratch" else "text", None, labels, MAX_LENGTH)
-    model: Any = adapted(parts.model) if task.kind == "lora" else parts.model
+    model: Any = parts.model
+    if task.kind == "lora":
+        lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"])
+        model = get_peft_model(model, lora)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         args = AdaptiveLRTrainingArguments(

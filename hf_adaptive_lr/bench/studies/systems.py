@@ -23,10 +23,12 @@ from transformers.utils import logging as transformers_logging
 
 from ...artifacts import replace_file
 from ..markdown import table
+from ..methods import METHODS, Method
+from ..record import versions
+from ..rivals import missing_package
 from ..rows import Row, RunKey, digest, forget_errors, read_rows
 from ..runner import WorkerError, command_parser, run_all
-from ..training_run import versions
-from ..yardstick_methods import METHODS, Method, missing_package
+from ..train import EVALUATIONS
 from . import measured, systems_checks, systems_train
 from .systems_checks import CHECKS
 from .systems_train import PLAIN, base_lr
@@ -34,8 +36,9 @@ from .timing import WARM_UP
 
 COMMAND = "python -m hf_adaptive_lr.bench.studies.systems"
 ROWS, PAGE = measured.ROWS / "bench_systems.jsonl", Path("model_cards/SYSTEMS.md")
-NAMES = tuple(name for name, method in METHODS.items() if method.replay_of is None)
-"""Names of the methods: all but replays."""
+_TWINS = ("linear_warmup", "cosine_warmup", "rule", "default", "prodigy_half", "prodigy_double", "range_test")
+NAMES = tuple(name for name, method in METHODS.items() if method.replay_of is None and name not in _TWINS)
+"""Names of the methods: all but replays, and those that are others but for a setting or what is before the run."""
 
 _CHECKED = {"resume": "resume bit for bit", "ranks": "two ranks equal", "accumulation": "accumulation"}
 _REASONS = ("max_difference", "weights_equal", "lrs_equal", "updates", "decisions")
@@ -71,7 +74,7 @@ class SystemsRun:
         """Changes with what is trained and for how long, not with how it is measured."""
         c, t = systems_checks, systems_train
         sizes = [c.TIMED] if self.check == "overhead" else [t.SMALL, t.LARGER]
-        numbers = [t.UPDATES, t.HALF, WARM_UP, c.BLOCK, c.BLOCKS, c.PAIRS, t.TRAIN_ROWS, t.HELD_ROWS, c.EVALUATIONS]
+        numbers = [t.UPDATES, t.HALF, WARM_UP, c.BLOCK, c.BLOCKS, c.PAIRS, t.TRAIN_ROWS, t.HELD_ROWS, EVALUATIONS]
         return digest([self.check, [asdict(size) for size in sizes], numbers])
 
     @property

@@ -18,27 +18,40 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ..methods import Method
+from ..record import short
 from ..rows import Row
-from ..run_record import short
-from ..yardstick_methods import Method
-from .systems_train import HALF, LARGER, PLAIN, SMALL, prepare
+from ..train import EVALUATIONS
+from .systems_train import (
+    HALF,
+    LARGER,
+    PLAIN,
+    SMALL,
+    changes_of,
+    decisions_of,
+    lrs_of,
+    prepare,
+    trained,
+    weights_of,
+)
 from .timing import take_turns
 from .tiny_bert import Size
 
 TIMED = Size("1M", 128, 4, 8, 64)
-BLOCK, BLOCKS, PAIRS, EVALUATIONS = 10, 2, 6, 20
-"""Timed updates from one evaluation or rare decision to the next; such blocks; pairs of trainers; blocks announced."""
+BLOCK, BLOCKS, PAIRS = 10, 2, 6
+"""Timed updates from one evaluation or rare decision to the next; such blocks; pairs of trainers."""
 
 _SAVES: dict[str, Any] = {"save_strategy": "steps"}
 
 
 def resume(method: Method, folder: Path) -> Row:
     """Stop at half of the run, resume in a new trainer with other first weights: is it the run without a stop?"""
-    whole = prepare(method, folder / "whole").train()
-    first = prepare(method, folder / "first", stop=HALF, **_SAVES).train()
-    second = prepare(method, folder / "second", weights_seed=1).train(folder / "first" / f"checkpoint-{HALF}")
-    found = _compared(whole.weights, second.weights, whole.lrs, first.lrs + second.lrs)
-    return found | {"updates": len(whole.lrs), "lr_changes": whole.changes}
+    whole = trained(method, folder / "whole")
+    first = trained(method, folder / "first", stop=HALF, **_SAVES)
+    second = trained(method, folder / "second", weights_seed=1, checkpoint=folder / "first" / f"checkpoint-{HALF}")
+    lrs = lrs_of(whole)
+    found = _compared(weights_of(whole), weights_of(second), lrs, lrs_of(first) + lrs_of(second))
+    return found | {"updates": len(lrs), "lr_changes": changes_of(lrs)}
 
 
 def _compared(weights: Tensor, others: Tensor, lrs: list[float], other_lrs: list[float]) -> Row:
@@ -74,12 +87,12 @@ def _on_a_rank(method: Method, folder: Path) -> None:
     torch.set_num_threads(1)
     rank = dist.get_rank()
     try:
-        made = prepare(method, folder / "run", updates=HALF, batch=SMALL.batch // 2).train()
-        size = made.trainer.args.world_size
+        made = trained(method, folder / "run", updates=HALF, batch=SMALL.batch // 2)
+        size, lrs = made.args.world_size, lrs_of(made)
         if size != dist.get_world_size():  # else two equal runs side by side would pass
             raise RuntimeError(f"{dist.get_world_size()} processes, but the trainer knows of {size}")
-        more = {"processes": size, "updates": len(made.lrs), "lr_changes": made.changes}
-        torch.save((made.weights, made.lrs, more), folder / f"{rank}.pt")
+        more = {"processes": size, "updates": len(lrs), "lr_changes": changes_of(lrs)}
+        torch.save((weights_of(made), lrs, more), folder / f"{rank}.pt")
     except Exception as error:
         (folder / f"{rank}.error").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
         raise
@@ -91,15 +104,16 @@ def accumulation(method: Method, folder: Path) -> Row:
     Methods that draw batches of their own draw them by the size of a micro-batch, so their learning rates may differ.
     """
     halves: dict[str, Any] = {"batch": SMALL.batch // 2, "gradient_accumulation_steps": 2}
-    whole = prepare(method, folder / "whole", updates=HALF, dropout=False).train()
-    parts = prepare(method, folder / "parts", updates=HALF, dropout=False, **halves).train()
-    pairs = list(zip(whole.lrs, parts.lrs, strict=False))
+    whole = trained(method, folder / "whole", updates=HALF, dropout=False)
+    parts = trained(method, folder / "parts", updates=HALF, dropout=False, **halves)
+    lrs, decisions = [lrs_of(whole), lrs_of(parts)], [decisions_of(whole), decisions_of(parts)]
+    apart = [abs(a - b) / max(abs(a), abs(b), 1e-30) for a, b in zip(*lrs, strict=False)]
     return {
-        "passed": len(whole.lrs) == len(parts.lrs) == HALF and whole.decisions == parts.decisions,
-        "updates": [len(whole.lrs), len(parts.lrs)],
-        "decisions": [whole.decisions, parts.decisions],
-        "lr_changes": [whole.changes, parts.changes],
-        "lr_difference": short(max((abs(a - b) / max(abs(a), abs(b), 1e-30) for a, b in pairs), default=0.0)),
+        "passed": len(lrs[0]) == len(lrs[1]) == HALF and decisions[0] == decisions[1],
+        "updates": [len(each) for each in lrs],
+        "decisions": decisions,
+        "lr_changes": [changes_of(each) for each in lrs],
+        "lr_difference": short(max(apart, default=0.0)),
     }
 
 
@@ -110,7 +124,7 @@ def memory(method: Method, folder: Path) -> Row:
 
 
 def _held(method: Method, size: Size, folder: Path) -> dict[str, int]:
-    trainer = prepare(method, folder, size=size, updates=HALF).train().trainer
+    trainer = trained(method, folder, size=size, updates=HALF)
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     return {
@@ -132,7 +146,7 @@ def checkpoint(method: Method, folder: Path) -> Row:
 
 
 def _files(method: Method, size: Size, folder: Path) -> dict[str, int]:
-    prepare(method, folder, size=size, updates=HALF, **_SAVES).train()
+    trained(method, folder, size=size, updates=HALF, **_SAVES)
     inside = [path for path in (folder / f"checkpoint-{HALF}").rglob("*") if path.is_file()]
     # The log is left out: it grows with evaluations, by seconds that are never the same.
     return {path.name: path.stat().st_size for path in inside if path.name != "trainer_state.json"}
@@ -168,14 +182,12 @@ def overhead(method: Method, folder: Path) -> Row:
     evaluations or decisions in it come to one in a block. Two equal trainers may differ by some percent for as long as
     they live, by where their memory lies; so there are several pairs, and each comes first in every other one.
     """
-    often = {"evaluate_every": BLOCK, "logging_strategy": "steps", "logging_steps": BLOCK}
-    common: dict[str, Any] = {"size": TIMED, "updates": BLOCK * EVALUATIONS, **often}
+    common: dict[str, Any] = {"logging_strategy": "steps", "logging_steps": BLOCK}
+    common |= {"size": TIMED, "updates": BLOCK * EVALUATIONS}
     ratios, plain = [], []
     for pair in range(PAIRS):
         methods = {"plain": PLAIN, "method": method}
-        trainers = {
-            n: prepare(methods[n], folder / n, **common).trainer for n in sorted(methods, reverse=bool(pair % 2))
-        }
+        trainers = {n: prepare(methods[n], folder / n, **common) for n in sorted(methods, reverse=bool(pair % 2))}
         times = take_turns(trainers, BLOCKS * BLOCK, pair)
         for first in range(0, BLOCKS * BLOCK, BLOCK):
             mine, theirs = (sum(times[n][first + i][0] for i in range(BLOCK)) for n in ("method", "plain"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from ..verdict_data import Rows
+from ..data import Rows
 
 
 @dataclass(frozen=True)
