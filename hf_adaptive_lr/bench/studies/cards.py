@@ -34,7 +34,7 @@ from ..tasks import Task
 from ..trouble_figures import GUARD, Figures
 from ..trouble_methods import METHODS as GUARD_METHODS
 from ..trouble_pages import TROUBLES, rows_file
-from . import decision_cost, false_alarms, known_answer, measured, overhead, relative_sizes, throughput
+from . import decision_cost, false_alarms, known_answer, measured, overhead, relative_sizes
 from .papers.claims import PAPERS, Paper
 from .papers.judge import Word, find, verdict, word_of
 from .papers.methods import BASELINES, METHODS
@@ -113,7 +113,6 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "demo": ("finetune.jsonl", demo_table),
     "known_answer": ("known_answer.jsonl", known_answer.quadratic_table),
     "mlp_answer": ("mlp_answer.jsonl", known_answer.mlp_table),
-    "throughput": ("throughput.jsonl", throughput.table),
     "overhead": ("overhead.jsonl", overhead.table),
     "decision_cost": ("decision_cost.jsonl", decision_cost.table),
     "false_alarms": ("guard_false_alarms.jsonl", false_alarms.table),
