@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +111,11 @@ def _streams(figures: Mapping[str, Figures]) -> str:
     for task, found in figures.items():
         for name in STREAMS:
             cell = found.cell(name, GUARD)
-            if count := len(cell.differences):
-                stopped, most = (f(cell.counts(a).values()) for a, f in (("stop", _positive), ("rollback", max)))
-                left = [f"{cell.left_alone} of {count}", f"{stopped} of {count}", str(most)]
+            if cell.differences:
+                stops, rollbacks = (cell.counts(action).values() for action in ("stop", "rollback"))
+                shares = [f"{count} of {len(stops)}" for count in (cell.left_alone, sum(n > 0 for n in stops))]
                 done = _actions([cell.runs[seed] for seed in cell.differences])
-                lines.append([task, name, *left, done, _points(cell.mean), _points(cell.worst)])
+                lines.append([task, name, *shares, str(max(rollbacks)), done, _points(cell.mean), _points(cell.worst)])
     return table(head, lines) + "\n" if lines else "No runs yet.\n"
 
 
@@ -202,10 +202,6 @@ def share(good: int, total: int) -> str:
     """How many of how many, and in per cent."""
     # Rounded down, so that a share that only rounds to the goal does not look like it.
     return f"{good} of {total} ({math.floor(1000 * good / total) / 10:g} %)" if total else "-"
-
-
-def _positive(counts: Iterable[int]) -> int:
-    return sum(count > 0 for count in counts)
 
 
 def _points(difference: float | None) -> str:
