@@ -317,7 +317,7 @@ def test_other_settings_of_the_guard_are_another_method(monkeypatch) -> None:
 
 def test_answers_that_are_nan_are_wrong() -> None:
     class Half(nn.Module):
-        def forward(self, x: torch.Tensor) -> SimpleNamespace:
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> SimpleNamespace:
             return SimpleNamespace(logits=x)
 
     logits = torch.tensor([[2.0, 1.0], [torch.nan, 1.0], [torch.nan, torch.nan], [0.0, 1.0]])

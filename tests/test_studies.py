@@ -20,23 +20,17 @@ from hf_adaptive_lr.bench.studies import (
     learn_schedule,
     overhead,
     relative_sizes,
-    throughput,
 )
-from hf_adaptive_lr.bench.studies.throughput_columns import VECTOR, Work, columns, eager, sensed, vmap
 from hf_adaptive_lr.bench.studies.timing import Lane
 from hf_adaptive_lr.trainer.defaults import RHO_BY_START
 from tests.integrations import arguments
 from tests.tiny import Tokens, bert
-
-TINY = Work(3, dims=6, width=5, classes=3, batch=4)
 
 
 @pytest.mark.parametrize(
     ("command", "line"),
     [
         (overhead, ["--pairs", "0"]),
-        (throughput, ["--runs", "0"]),
-        (throughput, ["--rounds", "-1"]),
         (decision_cost, ["--calls", "0"]),
         (relative_sizes, ["--seeds", "0"]),
         (known_answer, ["mlp", "--problems", "0"]),
@@ -123,54 +117,6 @@ def test_decision_cost_writes_a_row_for_each(tmp_path, capsys) -> None:
     assert header["row"] == "header" and [row["controller"] for row in rows] == list(decision_cost.candidates())
     assert decision_cost.table(rows) in capsys.readouterr().out
     assert {row["controller"]: row["bytes"] for row in rows}["mlr_snet"] > 1000
-
-
-# --- inner steps per second -----------------------------------------------------------------------------------------
-
-
-def test_throughput_writes_whole_rows(tmp_path, capsys) -> None:
-    path = tmp_path / "folder" / "rows.jsonl"
-    assert throughput.main(["--quick", "--output", str(path)]) == 0
-    first, *rows = read_rows(path)
-    assert first["row"] == "header" and first["command"].endswith("studies.throughput --quick") and first["net"]
-    names = [column.name for column in columns(TINY.task(), TINY.rates())]
-    assert [(r["runs"], r["column"]) for r in rows] == [(n, name) for n in (1, 3) for name in names]
-    printed = capsys.readouterr().out
-    for row in rows:
-        assert row["column"] in printed and row["row"] == "throughput" and row["disagreement"] < 1e-3
-        assert 0 < row["lowest"] <= row["steps_per_second"] <= row["highest"]
-        assert row["updates_per_block"] >= 1 and row["share_of_peak"] > 0
-
-
-def test_columns_agree_on_something() -> None:
-    task = TINY.task()
-    made, start = columns(task, TINY.rates()), task.init()
-    assert throughput.disagreement(made, start) < 1e-3
-    for column in made:
-        moved = column.weights() - start[: column.runs]
-        assert moved.shape == (min(3, column.runs), start.shape[1]) and (moved.abs().amax(-1) > 1e-4).all()
-
-
-@pytest.mark.parametrize("make", [eager, vmap])
-def test_a_column_that_computes_something_else_is_noticed(make) -> None:
-    task = TINY.task()
-    others = [c for c in columns(task, TINY.rates()) if c.name.startswith(VECTOR)]
-    with pytest.raises(RuntimeError, match="does not compute what VectorRun does"):
-        throughput.disagreement([*others, make(task, 2 * TINY.rates())], task.init())
-
-
-def test_sensed_runs_begin_again_at_their_horizon() -> None:
-    task = TINY.task()
-    column, start = sensed(task, TINY.rates()), task.init()
-    column.advance(200)
-    far = (column.weights() - start).norm()
-    column.advance(10)
-    assert (column.weights() - start).norm() < 0.5 * far
-
-
-def test_flops_are_those_of_the_products() -> None:
-    # 64-32-10 at batch 64: forward and the gradient of both matrices, and of the hidden layer.
-    assert Work(1).flops == 2 * 64 * (2 * (64 * 32 + 32 * 10) + 32 * 10)
 
 
 # --- controllers that are trained -----------------------------------------------------------------------------------

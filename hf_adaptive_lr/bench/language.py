@@ -18,9 +18,9 @@ from .encode import BREAK, START
 from .rows import digest
 from .tasks import Task
 
-TOKENS = 64
+TOKENS = 32
 """Bytes that these models read at once, at most."""
-_UPDATES, _BATCH, _PEAK = 2500, 32, 2e-3
+_UPDATES, _BATCH, _PEAK = 2000, 32, 2e-3
 
 
 def bytes_gpt2(task: Task) -> nn.Module:
@@ -74,7 +74,7 @@ def _task(text: str) -> Task:
 def _trained(text: str) -> dict[str, Tensor]:
     """Weights out of the cache folder; the first call on a machine trains them, for a minute and a half."""
     task = _task(text)
-    file = cache_folder() / "bench" / f"weights-{digest(task.spec())}.safetensors"
+    file = cache_folder() / "bench" / f"weights-{digest(task.spec() | {'lr': task.lr})}.safetensors"
     if not file.exists():
         with torch.random.fork_rng(devices=[]):
             weights = _train(task)

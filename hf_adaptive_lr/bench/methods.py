@@ -183,6 +183,9 @@ def _bundled(name: str, text: str, **more: Any) -> tuple[Method, ...]:
 # thousandfold, and eps, the smallest change that is made, is no longer of the size of the learning rates.
 _REPAIRED = {"min_lr": TRAINER_LR / 1000, "eps": 1e-12}
 
+_OLD_TASKS = ("20newsgroups", "fashion-mnist", "mnist-5000")
+"""Data of the tasks on which earlier versions were chosen."""
+
 TUNED_METHODS = (
     Method(name="linear", text="linear to zero, tuned", lr="tuned"),
     Method(name="linear_warmup", text="the same after 6 % warm-up, tuned", warmup=WARMUP, lr="tuned"),
@@ -203,13 +206,14 @@ _ENTRIES: tuple[Method, ...] = (
     *TUNED_METHODS,
     Method(name="rule", text="2e-5 whole, 2e-4 adapter, 1e-3 from scratch; linear, 6 % warm-up", warmup=WARMUP),
     Method(name="default", text="`Trainer`'s defaults: 5e-5, linear", lr=TRAINER_LR),
-    *_bundled("universal", "this library's own, bundled weights; needs no LR"),
+    *_bundled("universal", "this library's own, bundled weights; needs no LR", chosen_on=_OLD_TASKS),
     Method(
         name="relative",
         text="`finetune`'s default: linear decay of the relative update, .001 pretrained, .016 else; needs no LR",
         controller="relative",
         config_by_kind={kind: {"rho": RHO_BY_START.get(kind, RHO_BY_START["scratch"])} for kind in RULE},
         arguments={"warmup_steps": RELATIVE_WARMUP},
+        chosen_on=(*_OLD_TASKS, "digits", "spam"),
     ),
     Method(
         name="relative_walk",

@@ -52,6 +52,8 @@ DEVELOPMENT_METHODS = (
     "hyperball",
 )
 """What runs on development tasks: what a new controller is chosen against."""
+LONG = 2000
+"""Tasks of more updates have these methods alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,8 +230,8 @@ def mean_schedule(curves: Sequence[Sequence[Sequence[float]]], base: float = 1.0
 
 
 def of_task(task: Task, methods: Sequence[Method]) -> list[Method]:
-    """The methods that run on a task: fewer on development tasks, and what is given on the command line on all."""
-    fewer = task.suite == "development"
+    """The methods that run on a task: fewer on development and very long ones, what the command line names on all."""
+    fewer = task.suite == "development" or task.updates > LONG
     chosen = [m for m in methods if not fewer or m.name in DEVELOPMENT_METHODS or m.name not in METHODS]
     return [method for method in chosen if method.fits(task)]
 

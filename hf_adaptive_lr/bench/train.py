@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from transformers import PrinterCallback, Trainer
 
+from ..controller import Controller
 from ..trainer.arguments import AdaptiveLRTrainingArguments
 from ..tuning.range_test import lr_range_test
 from .data import Parts, Rows, collate, load
@@ -109,9 +110,15 @@ class TrainingRun:
             **_scores(model, data, self),
             "setting": {**self.task.spec(), **parameters(model)},
             "method_spec": self.method.spec(),
+            **({"config": _config(trainer.controller)} if self.method.controller else {}),
             "versions": versions(),
             "commit": commit(),
         }
+
+
+def _config(controller: Controller) -> Row:
+    """A controller's settings, defaults included: these may change."""
+    return {"controller": controller.controller_type, **controller.config()}
 
 
 def _scores(model: nn.Module, data: Parts, run: TrainingRun) -> Row:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .levels import RANKED, SHIFT_SPREAD, Track, median
+from .levels import RANKED, SHIFT_SPREAD, Track, median, spread
 from .thresholds import Thresholds, has_grown
 
 REASONS = (
@@ -186,7 +186,13 @@ class Detector:
     @property
     def _far(self) -> float:
         """Level that is far above the lowest one."""
-        return math.inf if self._best is None else self._best + math.log(self.thresholds.slow_far)
+        if self._best is None:
+            return math.inf
+        t, rise = self.thresholds, math.log(self.thresholds.slow_far)
+        if self.lr_has_grown:  # there is a reason, so that it need only be out of the scatter of a mean
+            out = t.creep_z * spread(self._loss.levels[-SHIFT_SPREAD:]) / math.sqrt(t.slow_window)
+            rise = min(rise, max(math.log(t.slow_rise), out))
+        return self._best + rise
 
     def _slow_divergence(self) -> str | None:
         t, track = self.thresholds, self._loss

@@ -270,6 +270,8 @@ class DivergenceGuard(GuardState):
         lr = self.detector.lr
         restored = self._restore(seen)
         grown = has_grown(lr, self.detector.lr)
+        if grown and not (blameless or self.rewind_schedule or self._lr.controlled):
+            ratio = min(ratio, self.detector.lr / lr)  # the schedule goes on, its rate goes back with the weights
         self.rollbacks += 1
         then = restored["factor"] if self.rewind_schedule and restored else None
         sudden = (

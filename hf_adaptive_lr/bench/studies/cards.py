@@ -30,7 +30,7 @@ from ..results import Runs, as_text, result
 from ..rows import RowsError, read_rows, write_rows
 from ..runner import command_parser
 from ..tasks import Task
-from . import decision_cost, known_answer, measured, overhead, relative_sizes, throughput
+from . import decision_cost, known_answer, measured, overhead, relative_sizes
 from .guard import false_alarms
 from .guard.figures import read_figures
 from .guard.injections import TROUBLES
@@ -111,7 +111,6 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "demo": ("finetune.jsonl", demo_table),
     "known_answer": ("known_answer.jsonl", known_answer.quadratic_table),
     "mlp_answer": ("mlp_answer.jsonl", known_answer.mlp_table),
-    "throughput": ("throughput.jsonl", throughput.table),
     "overhead": ("overhead.jsonl", overhead.table),
     "decision_cost": ("decision_cost.jsonl", decision_cost.table),
     "false_alarms": (false_alarms.FILE, false_alarms.table),

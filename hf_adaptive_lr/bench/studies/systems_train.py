@@ -31,9 +31,9 @@ SMALL, LARGER = Size("17k", 32, 1, 8, 8, vocabulary=100), Size("37k", 48, 1, 8, 
 TRAIN_ROWS, HELD_ROWS = 128, 32
 
 
-def base_lr(method: Method) -> float:
-    """The method's learning rate here: its own, [`LR`] where that is a usual one for Adam."""
-    return method.lr if isinstance(method.lr, float) and method.lr != TRAINER_LR else LR
+def base_lr(method: Method, usual: float = LR) -> float:
+    """The method's learning rate here: its own, or `usual` where that is one of the usual ones for Adam."""
+    return method.lr if isinstance(method.lr, float) and method.lr != TRAINER_LR else usual
 
 
 class Stop(TrainerCallback):
@@ -56,6 +56,7 @@ def prepare(
     batch: int | None = None,  # rows per device and micro-batch, unless those of `size`
     weights_seed: int = 0,  # of the first weights; all else has one seed
     dropout: bool = True,
+    usual_lr: float = LR,
     **changes: Any,  # fields of `TrainingArguments`
 ) -> Any:
     """A trainer as the benchmark has it, whose `train()` was not called yet."""
@@ -78,7 +79,7 @@ def prepare(
     changed = dataclasses.replace(method, arguments={"save_steps": HALF, **method.arguments, **changes})
     held = size.rows(HELD_ROWS, 1)
     data = Parts(size.rows(TRAIN_ROWS, 0), held, held, held, chance_loss=0.0, chance_metric=0.0)
-    lr = base_lr(method)
+    lr = base_lr(method, usual_lr)
     trainer = build_trainer(TrainingRun(task, changed, 0, lr), model, data, str(folder), lr)
     trainer.record, trainer.meter = Record(model), Meter(model)
     trainer.model_accepts_loss_kwargs = False  # it says so, but its loss is a plain mean
