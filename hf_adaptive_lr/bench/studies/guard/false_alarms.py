@@ -78,10 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = p.parse_args(argv)
     path = options.rows_dir / FILE
     try:
-        if not options.render_only:
-            run_all(plan(options.rows_dir, options.tasks, options.seeds), path, jobs=options.jobs)
+        if options.render_only:
+            rows = read_rows(path)
+        else:
+            rows = run_all(plan(options.rows_dir, options.tasks, options.seeds), path, jobs=options.jobs)
             pack(path)
-        rows = read_rows(path)
     except (RowsError, WorkerError, DemoDataError) as error:
         print(f"{p.prog}: error: {error}", file=sys.stderr)
         return 2
