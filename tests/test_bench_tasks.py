@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import hf_adaptive_lr.meta
-from hf_adaptive_lr.bench import data, trouble_tasks
+from hf_adaptive_lr.bench import data
 from hf_adaptive_lr.bench.data import PARTS, classes, load
 from hf_adaptive_lr.bench.models import MODELS, build_model
 from hf_adaptive_lr.bench.raw_rows import Raw
 from hf_adaptive_lr.bench.sources import SOURCES
+from hf_adaptive_lr.bench.studies.guard import tasks as guard
 from hf_adaptive_lr.bench.studies.papers import tasks as papers
 from hf_adaptive_lr.bench.tasks import TASKS
-from hf_adaptive_lr.bench.trouble_tasks import TASKS as GUARD
 from hf_adaptive_lr.demo.data import DemoDataError
 from tests.bench_data import DIGITS, assert_equal, inputs, own_rows, real, task, toy  # noqa: F401  # fixtures
 
@@ -136,7 +136,7 @@ ROWS_OF_STUDIES = {
     "text": "493e5d7f",
 }
 """Checksums of the data that the studies' committed rows are from."""
-STUDIES = {found.name: found for found in (*papers.TASKS.values(), *map(trouble_tasks.as_task, GUARD.values()))}
+STUDIES = {found.name: found for found in (*papers.TASKS.values(), *guard.TASKS.values())}
 
 
 @pytest.mark.usefixtures("real")

@@ -21,8 +21,8 @@ TIERS = {
     """,
     # The benchmark and the studies: their runs, their statistics, and the pages that their rows make.
     "bench": """
-        bench_data bench_page bench_sources bench_stats bench_tasks benchmark overhead paper_study runner
-        studies systems trouble
+        bench_data bench_page bench_sources bench_stats bench_tasks benchmark guard_study overhead paper_study
+        runner studies systems
     """,
 }
 

@@ -201,7 +201,7 @@ def build_trainer(
     }
     optimizer = build_optimizer(task, method, model, lr)
     if optimizer is None:
-        settings["optim"] = _TRAINERS_OWN[task.optimizer]
+        settings.setdefault("optim", _TRAINERS_OWN[task.optimizer])
     else:
         own["optimizers"] = (optimizer, None)
     kind: Any = type("RecordedTrainer", (*mixins, _Recorded, _trainer_class(method)), {"task": task})

@@ -25,16 +25,17 @@ from ...hub.card import render as render_card
 from ...hub.mixin import sidecar
 from ...hub.picture import draw_schedules, schedule
 from ...hub.results import RESULTS_VERSION
-from .. import trouble_tasks
 from ..markdown import table
 from ..results import Runs, as_text, result
 from ..rows import RowsError, read_rows, write_rows
 from ..runner import command_parser
 from ..tasks import Task
-from ..trouble_figures import GUARD, Figures
-from ..trouble_methods import METHODS as GUARD_METHODS
-from ..trouble_pages import TROUBLES, rows_file
-from . import decision_cost, false_alarms, known_answer, measured, overhead, relative_sizes
+from . import decision_cost, known_answer, measured, overhead, relative_sizes
+from .guard import false_alarms
+from .guard.figures import read_figures
+from .guard.injections import TROUBLES
+from .guard.methods import GUARD
+from .guard.methods import METHODS as GUARD_METHODS
 from .papers.claims import PAPERS, Paper
 from .papers.judge import Word, find, verdict, word_of
 from .papers.methods import BASELINES, METHODS
@@ -97,16 +98,13 @@ def _verdicts(rows: Path) -> list[tuple[Paper, Word, list[tuple[str, Word]]]]:
 
 def guard_table(rows: Path) -> str:
     """Shares of disturbed runs that end as well as undisturbed ones, by task and method; empty without any rows."""
-    if not any((rows / rows_file(task)).is_file() for task in trouble_tasks.TASKS):
-        return ""
     lines = []
-    for task in trouble_tasks.TASKS:
-        found = Figures(read_rows(rows / rows_file(task)))
-        shares = ["{} of {}".format(*found.overall(TROUBLES, method)) for method in GUARD_METHODS]
+    for task, found in read_figures(rows).items():
+        shares = {name: "{} of {}".format(*found.overall(TROUBLES, name)) for name in GUARD_METHODS}
+        shares[GUARD] = f"**{shares[GUARD]}**"
         alarms, updates, _ = found.false_alarms()
-        shares[list(GUARD_METHODS).index(GUARD)] = f"**{shares[list(GUARD_METHODS).index(GUARD)]}**"
-        lines.append([task, *shares, f"{alarms} in {updates:,} updates"])
-    return table(["task", *(f"`{name}`" for name in GUARD_METHODS), "alarms in healthy runs"], lines)
+        lines += [[task, *shares.values(), f"{alarms} in {updates:,} updates"]] if found.all() else []
+    return table(["task", *(f"`{name}`" for name in GUARD_METHODS), "alarms in healthy runs"], lines) if lines else ""
 
 
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
@@ -115,7 +113,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "mlp_answer": ("mlp_answer.jsonl", known_answer.mlp_table),
     "overhead": ("overhead.jsonl", overhead.table),
     "decision_cost": ("decision_cost.jsonl", decision_cost.table),
-    "false_alarms": ("guard_false_alarms.jsonl", false_alarms.table),
+    "false_alarms": (false_alarms.FILE, false_alarms.table),
     "guard_overhead": ("guard_overhead.jsonl", overhead.guard_table),
     "relative_sizes": ("relative_sizes.jsonl", relative_sizes.summary),
 }

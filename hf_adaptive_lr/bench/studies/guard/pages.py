@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..hub.card import NOTES, NOTES_END
-from .markdown import rewrite, table
-from .rows import Row
-from .trouble_figures import GOAL, GUARD, Cell, Figures, first_alarm, mean_actions, spread, within
-from .trouble_injections import INJECTIONS
-from .trouble_methods import METHODS
-from .trouble_restless import STREAMS
+from ....hub.card import NOTES, NOTES_END
+from ...markdown import table
+from ...rows import Row, packed_path
+from .figures import GOAL, Cell, Figures, first_alarm, mean_actions, rows_path
+from .injections import CLEAN, STREAMS, TROUBLES
+from .methods import GUARD, METHODS
 
-TROUBLES = tuple(name for name in INJECTIONS if name != "clean")
 _QUICK = "**A quick run on shortened tasks.** It shows that the command works; its figures are worth nothing.\n"
 _INTRO = """\
 Training is disturbed on purpose, and the accuracy on test rows at the end is compared with that of the undisturbed
@@ -45,29 +43,23 @@ with their defaults only after more than ten in succession have been better, or 
 """
 
 
-def write_page(rows: Mapping[str, Sequence[Row]], path: Path, *, command: str, quick: bool = False) -> None:
-    """Render the page, with the notes of the one that is there, and put it in place."""
-    rewrite(path, lambda notes: render(rows, notes or "", command=command, quick=quick))
-
-
-def render(rows: Mapping[str, Sequence[Row]], notes: str = "", *, command: str, quick: bool = False) -> str:
+def render(figures: Mapping[str, Figures], notes: str, *, command: str, quick: bool = False) -> str:
     """The page."""
-    figures = {task: Figures(found) for task, found in rows.items()}
     parts = [
         "# Divergence guard: runs that are disturbed on purpose\n",
         *([_QUICK] if quick else []),
-        _verdict(figures),
+        verdict(figures),
         _INTRO,
         "## False alarms on healthy runs\n",
         _false_alarms(figures),
         "## Healthy but restless streams\n",
         _STREAMS,
-        "\n".join(f"- `{name}`: {stream.text}." for name, stream in STREAMS.items()) + "\n",
+        _listed(STREAMS),
         _streams(figures),
         "## Troubles\n",
-        "\n".join(f"- `{name}`: {INJECTIONS[name].text}." for name in TROUBLES) + "\n",
+        _listed(TROUBLES),
         "## Methods\n",
-        "\n".join(f"- `{name}`: {method.text}." for name, method in METHODS.items()) + "\n",
+        _listed(METHODS),
         _SCHEDULES,
         "## Results\n",
         _COLUMNS,
@@ -75,42 +67,41 @@ def render(rows: Mapping[str, Sequence[Row]], notes: str = "", *, command: str, 
         "## Guarded runs outside the tolerance\n",
         _losses(figures),
         "## Settings of the guard\n",
-        _settings(figures.values()),
+        _settings(figures),
         "## Notes\n",
         "\n".join(part for part in (NOTES, notes, NOTES_END) if part) + "\n",
         "## Reproduce\n",
         f"```bash\n{command}\n```\n",
-        "Rows: " + ", ".join(f"`rows/{rows_file(task)}`" for task in rows) + ". " + _versions(figures.values()),
+        "Rows: "
+        + ", ".join(f"`rows/{packed_path(rows_path(Path(), task))}`" for task in figures)
+        + ". "
+        + _versions(figures),
     ]
     return "\n".join(parts)
 
 
-def rows_file(task: str) -> str:
-    """Name of the file with a task's rows."""
-    return f"guard_{task}.jsonl"
-
-
-def summary(rows: Mapping[str, Sequence[Row]]) -> str:
-    """The verdict, as text."""
-    return _verdict({task: Figures(found) for task, found in rows.items()}).replace("**", "").strip()
-
-
-def _verdict(figures: Mapping[str, Figures]) -> str:
+def verdict(figures: Mapping[str, Figures]) -> str:
+    """Shares of the guarded runs within the tolerance, and whether the goal is met."""
     counts = {task: found.overall(TROUBLES, GUARD) for task, found in figures.items()}
     good, total = (sum(counts[task][i] for task in counts) for i in (0, 1))
     if not total:
         return "**No guarded runs yet.**\n"
     met = "met" if good >= GOAL * total else "not met"
-    each = "; ".join(f"{task} {_share(*count)}" for task, count in counts.items())
-    return f"**Within tolerance with the guard: {_share(good, total)}. Goal of {100 * GOAL:.0f} %: {met}.** {each}.\n"
+    each = "; ".join(f"{task} {share(*count)}" for task, count in counts.items())
+    return f"**Within tolerance with the guard: {share(good, total)}. Goal of {100 * GOAL:.0f} %: {met}.** {each}.\n"
+
+
+def _listed(entries: Mapping[str, Any]) -> str:
+    return "\n".join(f"- `{name}`: {entry.text}." for name, entry in entries.items()) + "\n"
 
 
 def _false_alarms(figures: Mapping[str, Figures]) -> str:
-    lines = []
-    for task, found in figures.items():
-        alarms, updates, runs = found.false_alarms()
-        if runs:
-            lines.append(f"- {task}: {alarms} of {updates:,} updates, in {runs} clean guarded runs.")
+    found = {task: of.false_alarms() for task, of in figures.items()}
+    lines = [
+        f"- {task}: {a} of {n:,} updates, in {runs} clean guarded runs."
+        for task, (a, n, runs) in found.items()
+        if runs
+    ]
     return "\n".join(lines or ["- no runs yet."]) + "\n"
 
 
@@ -119,67 +110,54 @@ def _streams(figures: Mapping[str, Figures]) -> str:
     lines = []
     for task, found in figures.items():
         for name in STREAMS:
-            stream = found.stream(name)
-            if stream.differences:
-                mean, worst = statistics.fmean(stream.differences), min(stream.differences)
-                count = len(stream.differences)
-                done = _actions([{"actions": dict(a)} for a in stream.actions])
-                left = f"{stream.within} of {count}"
-                lines.append(
-                    [task, name, left, f"{stream.stops} of {count}", str(stream.rollbacks), done]
-                    + [_points(mean), _points(worst)]
-                )
+            cell = found.cell(name, GUARD)
+            if cell.differences:
+                stops, rollbacks = (cell.counts(action).values() for action in ("stop", "rollback"))
+                shares = [f"{count} of {len(stops)}" for count in (cell.left_alone, sum(n > 0 for n in stops))]
+                done = _actions([cell.runs[seed] for seed in cell.differences])
+                lines.append([task, name, *shares, str(max(rollbacks)), done, _points(cell.mean), _points(cell.worst)])
     return table(head, lines) + "\n" if lines else "No runs yet.\n"
 
 
 def _losses(figures: Mapping[str, Figures]) -> str:
     lines = []
     for task, found in figures.items():
-        for injection in ("clean", *TROUBLES):
+        for injection in (CLEAN.name, *TROUBLES):
             cell = found.cell(injection, GUARD)
             for seed, row in cell.runs.items():
                 if "error" in row:
                     lines.append(f"- {task}, {injection}, seed {seed}: ended in an error ({row['error']}).")
-                elif seed in cell.differences and not within(cell.differences[seed], cell.tolerance):
+                elif seed in cell.outside:
                     did = _actions([row])
                     lines.append(f"- {task}, {injection}, seed {seed}: {_points(cell.differences[seed])} ({did}).")
     return "\n".join(lines or ["None."]) + "\n"
 
 
-def _settings(figures: Iterable[Figures]) -> str:
-    settings = {
-        json.dumps(row["method_spec"]["guard"])
-        for found in figures
-        for row in found.all()
-        if row.get("method_spec", {}).get("guard") is not None
-    }
+def _settings(figures: Mapping[str, Figures]) -> str:
+    specs = [row.get("method_spec", {}) for found in figures.values() for row in found.all()]
+    settings = {json.dumps(spec["guard"]) for spec in specs if "guard" in spec}
     mixed = "**Rows of several settings are mixed here: run the command again.**\n\n" if len(settings) > 1 else ""
     return mixed + "\n".join(f"```json\n{text}\n```" for text in sorted(settings)) + "\n"
 
 
-def _versions(figures: Iterable[Figures]) -> str:
-    texts = {
-        ", ".join(f"{package} {version}" for package, version in row["versions"].items())
-        for found in figures
-        for row in found.all()
-        if "versions" in row
-    }
+def _versions(figures: Mapping[str, Figures]) -> str:
+    versions = [row["versions"] for found in figures.values() for row in found.all() if "versions" in row]
+    texts = {", ".join(f"{package} {version}" for package, version in some.items()) for some in versions}
     return "".join(f"Measured with {text}.\n" for text in sorted(texts)) or "\n"
 
 
 def _task(task: str, found: Figures) -> list[str]:
-    setting = found.setting
-    if setting is None:
+    row = next((row for row in found.all() if "setting" in row), None)
+    if row is None:
         return [f"### {task}\n", "No runs yet.\n"]
-    rows = setting["rows"]
-    clean = list(found.clean.values())
+    setting, rows, clean = row["setting"], row["setting"]["rows"], found.clean
     mean = f"{100 * statistics.fmean(clean):.1f} %" if clean else "-"
     return [
         f"### {task}\n",
         f"{setting['model']}, {setting['parameters']:,} parameters of which {setting['trained_parameters']:,} are "
         f"trained, {setting['updates']} updates of {setting['batch_size']} rows at a learning rate of "
-        f"{setting['lr']:g}; {rows['train']:,} / {rows['valid']:,} / {rows['test']:,} rows to train, validate and "
-        f"test. Clean, unguarded runs: accuracy {mean}, standard deviation {100 * spread(clean):.1f} points over "
+        f"{row['lr']:g}; {rows['train']:,} / {rows['valid']:,} / {rows['test']:,} rows to train, validate and "
+        f"test. Clean, unguarded runs: accuracy {mean}, standard deviation {100 * found.spread:.1f} points over "
         f"{len(clean)} seeds. **Tolerance: {100 * found.tolerance:.1f} points.**\n",
         _table(found),
     ]
@@ -189,38 +167,39 @@ def _table(found: Figures) -> str:
     head = ["trouble", "method", "within tolerance", "mean difference", "worst", "accuracy", "test loss"]
     head += ["diverged", "actions", "noticed"]
     lines = []
-    for injection in ("clean", *TROUBLES):
+    for injection in (CLEAN.name, *TROUBLES):
         first = injection
         for method in METHODS:
             cell = found.cell(injection, method)
             if cell.runs:
-                lines.append([first, method, *_cells(cell, of_itself=(injection, method))])
+                reference = injection == CLEAN.name and method != GUARD
+                lines.append([first, method, *(["-"] * 3 if reference else _judged(cell)), *_measured(cell)])
                 first = ""
     for method in METHODS:
         good, total = found.overall(TROUBLES, method)
         if total:
-            lines.append(["**all troubles**", method, f"**{_share(good, total)}**", *["-"] * (len(head) - 3)])
+            lines.append(["**all troubles**", method, f"**{share(good, total)}**", *["-"] * (len(head) - 3)])
     return table(head, lines) + "\n"
 
 
-def _cells(cell: Cell, of_itself: tuple[str, str]) -> list[str]:
+def _judged(cell: Cell) -> list[str]:
+    return [share(cell.within, cell.judged), _points(cell.mean), _points(cell.worst)]
+
+
+def _measured(cell: Cell) -> list[str]:
     rows = [row for row in cell.runs.values() if "error" not in row]
-    reference = of_itself[0] == "clean" and of_itself[1] != GUARD
-    judged = (
-        ["-", "-", "-"] if reference else [_share(cell.within, cell.judged), _points(cell.mean), _points(cell.worst)]
-    )
     noticed = [after for row in rows if (after := first_alarm(row)) is not None]
     return [
-        *judged,
-        f"{100 * statistics.fmean(row['accuracy'] for row in rows):.1f} %" if rows else "-",
-        _loss([row["loss"] for row in rows]),
+        f"{100 * statistics.fmean(row['test_metric'] for row in rows):.1f} %" if rows else "-",
+        _loss([row["test_loss"] for row in rows]),
         f"{sum(row['diverged'] for row in rows)} of {len(cell.runs)}",
         _actions(rows),
         f"{statistics.median(noticed):g} (in {len(noticed)})" if noticed else "-",
     ]
 
 
-def _share(good: int, total: int) -> str:
+def share(good: int, total: int) -> str:
+    """How many of how many, and in per cent."""
     # Rounded down, so that a share that only rounds to the goal does not look like it.
     return f"{good} of {total} ({math.floor(1000 * good / total) / 10:g} %)" if total else "-"
 

@@ -1,9 +1,9 @@
 """How often the divergence guard alarms where nothing is wrong: the paper study's tasks at their tuned learning rates.
 
-    python -m hf_adaptive_lr.bench.studies.false_alarms --jobs 2
+    python -m hf_adaptive_lr.bench.studies.guard.false_alarms --jobs 2
 
-Every run is one that the paper study has: same task, method, seed and learning rate, this time with a guard. The runs
-of `bench.trouble` that are not disturbed are counted on its own page.
+Every run is one that the paper study has: same task, method, seed and learning rate, this time with a guard. The guard
+study's runs that are not disturbed are counted on its own page.
 """
 
 from __future__ import annotations
@@ -15,41 +15,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...demo.data import DemoDataError
-from .. import markdown
-from ..rows import RowsError, read_rows
-from ..runner import WorkerError, command_parser, run_all
-from ..train import TrainingRun
-from . import measured
-from .papers.methods import METHODS
-from .papers.pages import COMMAND
-from .papers.plan import FULL, book_of, tuned
-from .papers.tasks import TASKS
+from ....demo.data import DemoDataError
+from ... import markdown
+from ...rows import RowsError, pack, read_rows
+from ...runner import WorkerError, command_parser, run_all
+from ...train import TrainingRun
+from .. import measured
+from ..papers.methods import METHODS
+from ..papers.pages import COMMAND
+from ..papers.plan import FULL, book_of, tuned
+from ..papers.tasks import TASKS
 
 FILE = "guard_false_alarms.jsonl"
 GUARDED = ("constant", "linear", "cosine", "hypergradient")
 """Methods whose healthy runs are repeated with a guard."""
 SEEDS = 3
 SLOW = "newsgroups-minilm3"
-"""Left out: its undisturbed runs are `bench.trouble`'s."""
+"""Left out: its undisturbed runs are the guard study's."""
 
 
 def plan(rows: Path, tasks: Sequence[str], seeds: int) -> list[TrainingRun]:
-    """The healthy runs of the paper study, each with a guard."""
+    """The healthy runs of the paper study, each with a guard; none of methods without a run that went well."""
     book, runs = book_of(rows), []
-    for name in tasks:
-        for method in (METHODS[method] for method in GUARDED):
-            found = tuned(TASKS[name], method, FULL, book)
+    for task in (TASKS[name] for name in tasks):
+        for name in GUARDED:
+            found = tuned(task, METHODS[name], FULL, book)
             if found.method is None or found.lr is None:
-                continue  # the paper study has no run of it there that went well
-            watched = dataclasses.replace(
-                found.method,
-                name=f"{method.name}+guard",
-                arguments={**found.method.arguments, "divergence_guard": True},
-            )
-            runs += [TrainingRun(TASKS[name], watched, seed, found.lr) for seed in range(seeds)]
+                continue
+            arguments = {**found.method.arguments, "divergence_guard": True}
+            watched = dataclasses.replace(found.method, name=f"{name}+guard", arguments=arguments)
+            runs += [TrainingRun(task, watched, seed, found.lr) for seed in range(seeds)]
     if not runs:
-        raise ValueError(f"'{rows}' has no tuned runs of {', '.join(tasks)}; run: {COMMAND} all")
+        raise RowsError(f"'{rows}' has no tuned runs of {', '.join(tasks)}; run: {COMMAND} all")
     return runs
 
 
@@ -71,16 +68,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing and print the table; 0 when done, 2 when it cannot be."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    p = command_parser("studies.false_alarms", __doc__)
+    p = command_parser("studies.guard.false_alarms", __doc__)
+    known, shown = [*TASKS], f"rows, the paper study's as well (default: {measured.ROWS})"
     p.add_argument("--jobs", type=measured.count, default=1, help="worker processes")
-    p.add_argument("--tasks", nargs="+", choices=list(TASKS), default=[t for t in TASKS if t != SLOW], metavar="TASK")
+    p.add_argument("--tasks", nargs="+", choices=known, default=[t for t in known if t != SLOW], metavar="TASK")
     p.add_argument("--seeds", type=measured.count, default=SEEDS, help=f"of each method (default: {SEEDS})")
-    p.add_argument(
-        "--rows-dir",
-        type=Path,
-        default=measured.ROWS,
-        help=f"rows, the paper study's as well (default: {measured.ROWS})",
-    )
+    p.add_argument("--rows-dir", type=Path, default=measured.ROWS, help=shown)
     p.add_argument("--render-only", action="store_true", help="run nothing")
     options = p.parse_args(argv)
     path = options.rows_dir / FILE
@@ -89,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = read_rows(path)
         else:
             rows = run_all(plan(options.rows_dir, options.tasks, options.seeds), path, jobs=options.jobs)
-    except (RowsError, WorkerError, DemoDataError, ValueError) as error:
+            pack(path)
+    except (RowsError, WorkerError, DemoDataError) as error:
         print(f"{p.prog}: error: {error}", file=sys.stderr)
         return 2
     failed = [row for row in rows if "error" in row]
