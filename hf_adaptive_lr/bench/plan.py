@@ -71,7 +71,7 @@ class Profile:
 PROFILES: Mapping[str, Profile] = {
     "quick": Profile(
         name="quick",
-        tasks=("mnist-cnn", "digits-mlp"),
+        tasks=("news-two", "mnist-cnn", "diabetes-mlp"),
         methods=(*(m.name for m in TUNED_METHODS[:2]), "rule", "default", "universal", "prodigy"),
         seeds=(0, 1),
         tuning_seeds=(100,),

@@ -45,7 +45,7 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
         epilog=_EXAMPLES,
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="two tasks, few methods; minutes (default)")
+    size.add_argument("--quick", action="store_true", help="three development tasks, few methods; minutes (default)")
     size.add_argument("--full", action="store_true", help="all tasks and methods; about eight core-hours, in parts")
     parser.add_argument("--suite", choices=("development", "test"), help="run the tasks of this suite only")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help=f"rows and page (default: {OUTPUT}-PROFILE)")
