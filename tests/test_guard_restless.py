@@ -379,6 +379,13 @@ def test_healthy_runs_whose_learning_rate_grows_do_not_alarm() -> None:
     assert len(alarms) <= 2, alarms
 
 
+def test_a_warm_up_from_the_first_update_is_calm() -> None:
+    detector = Detector()
+    for t in range(30):  # nothing is known of the losses yet when the rate has already grown
+        assert detector.see(2.0 - 0.02 * t, 1.0, 1e-4 * (t + 1)) is None
+        assert detector.calm
+
+
 def test_no_snapshot_is_due_while_a_grown_rate_may_do_harm() -> None:
     detector = Detector()
     for t in range(200):

@@ -68,7 +68,8 @@ class Detector:
     @property
     def calm(self) -> bool:
         """Whether nothing points to a divergence under way."""
-        return self._slow == 0 and not self._pending and not (self.lr_has_grown and self._recent() > self._far)
+        high = self._best is not None and self.lr_has_grown and self._recent() > self._far
+        return self._slow == 0 and not self._pending and not high
 
     @property
     def lr_has_grown(self) -> bool:
