@@ -112,6 +112,29 @@ def test_schedules_are_trainers_own(toy) -> None:
     assert rates[:4] == pytest.approx([0, 1e-3 / 3, 2e-3 / 3, 1e-3], rel=1e-4)
 
 
+def test_gen_keeps_the_rates_that_it_finds(toy) -> None:
+    rates = [lr for _, lr in attempt(TrainingRun(toy, METHODS["gen"], 0, 1e-3))["lr_curve"]]
+    assert all(len(set(rates[k : k + 4])) == 1 for k in (0, 4, 8)) and len(set(rates)) > 1
+
+
+def test_no_method_meets_an_optimizer_that_it_cannot_read(toy) -> None:
+    for optimizer in ("adafactor", "rmsprop"):
+        task = dataclasses.replace(toy, optimizer=optimizer)
+        assert not METHODS["universal"].fits(task) and METHODS["plateau"].fits(task)
+        for method in (m for m in METHODS.values() if m.controller and m.fits(task) and not m.replay_of):
+            row = attempt(TrainingRun(task, method, 0, 1e-3))
+            assert "error" not in row, (method.name, row["error"])
+    assert not METHODS["hyperball"].fits(dataclasses.replace(toy, kind="adapter"))
+
+
+def test_a_replay_waits_for_two_runs_that_came_through(tmp_path) -> None:
+    method, book = METHODS["hypergradient"], Book(tmp_path)
+    for run in counting_runs(TOY, method, TINY, book):
+        more = {"error": "ValueError: no"} if run.seed else {"lr_curve": [(0.0, 1e-3)]}
+        put(book, run, 1.0, **more)
+    assert counting_runs(TOY, METHODS["replay:hypergradient"], TINY, book) == []
+
+
 def test_a_run_of_sgd_has_its_momentum_and_every_optimizer_of_tasks_trains(toy) -> None:
     found = {}
     for optimizer in ("adamw", "sgd", "adam", "adafactor", "rmsprop"):
@@ -258,7 +281,8 @@ def test_a_replay_leaves_its_own_seed_out(tmp_path) -> None:
     for number, run in enumerate(runs):
         put(book, run, 1.0, lr_curve=[(0.0, (number + 1) * 1e-3)])
     replays = counting_runs(TOY, again, TINY, book)
-    assert [run.method.config["factors"] for run in replays] == [(2.5,), (2.0,), (1.5,)]
+    means = [math.sqrt(2 * 3), math.sqrt(1 * 3), math.sqrt(1 * 2)]
+    assert [run.method.config["factors"][0] for run in replays] == pytest.approx(means, rel=1e-5)
     assert len({run.method.digest for run in replays}) == 3
 
 

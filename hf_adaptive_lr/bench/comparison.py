@@ -172,9 +172,9 @@ class Comparison:
 
     def tuning_cost(self, method: str) -> tuple[float, float] | None:
         """CPU seconds that tuning a method took, mean over tasks, and as many of tuned linear's runs."""
-        schedules = self.tuned(method)
-        if not schedules:
+        if not self.tuned(method):
             return None
+        schedules = dict.fromkeys((plan.FIRST.name, *self.tuned(method)))  # the first told all others where to look
         seconds, runs = [], []
         for task in self.cells.get(method, {}):
             found = [t.seconds for schedule in schedules if (t := self.tuning(task, schedule)) is not None]

@@ -22,10 +22,8 @@ from .encode import encoded
 from .raw_rows import Raw
 from .rows import digest
 from .sources import SOURCES
-from .tasks import Task
+from .tasks import ROWS_VERSION, Task
 
-VERSION = 1
-"""Changes whenever the rows of some task do: rows on disk of another version are not read."""
 PARTS = ("train", "valid", "controller", "test")
 IGNORED = -100
 """Label of a token that counts nowhere."""
@@ -101,7 +99,7 @@ def _key(task: Task) -> str:
         "frozen",
     )
     spec = {name: value for name, value in task.spec().items() if name not in training}
-    return digest(spec | {"model": task.model_name, "version": VERSION})
+    return digest(spec | {"model": task.model_name, "version": ROWS_VERSION})
 
 
 def _made(task: Task) -> dict[str, Rows]:

@@ -18,12 +18,13 @@ from ..auto import PRETRAINED, AutoController
 from ..controller import Controller
 from ..controllers import CONTROLLERS
 from ..hub.config import configure
+from ..sensors.gradients import DIRECTION_FIELDS
 from ..sensors.predictions import LOGIT_FIELDS
 from ..sensors.weights import WEIGHT_FIELDS
 from ..trainer.defaults import RHO_BY_START
 from ..trainer.defaults import WARMUP as RELATIVE_WARMUP
 from .rows import Specified
-from .tasks import Task
+from .tasks import Kind, Task
 
 REPLAY = "replay:"
 TRAINER_LR = 5e-5
@@ -36,6 +37,7 @@ WARMUP = 0.06
 """Share of the run in which the learning rate rises, where a method has a warm-up."""
 
 _OF_CLASSES = LOGIT_FIELDS | set(WEIGHT_FIELDS)
+_OF_OPTIMIZERS = DIRECTION_FIELDS | {"gain_ratio"}
 Config = Mapping[str, Any]
 
 
@@ -66,6 +68,7 @@ class Method(Specified):
     guard: Config | None = None  # arguments of `GuardCallback` that differ from its defaults; None for no guard
     dsa: Config | None = None  # arguments of `DSA` around the task's optimizer
     groups: Literal["one", "tensor"] = "one"  # parameter groups of the optimizer: one, or one for every tensor
+    kinds: tuple[Kind, ...] = ("pretrained", "adapter", "scratch")  # of tasks that it can train
     budget: float = 1.0  # length of the run as a multiple of the task's, for comparisons at equal cost
     # "tuned", "rule", or a number; "tuned:NAME" for the one that was chosen for another method.
     lr: float | str = "rule"
@@ -84,9 +87,14 @@ class Method(Specified):
         return {**values, "weights": _fingerprint(self.make_controller())} if self.weights else values
 
     def fits(self, task: Task) -> bool:
-        """Whether a task can run it: what observes predictions needs classes."""
+        """Whether a task can run it.
+
+        What observes predictions needs classes; what reads an update out of the optimizer's state, one of those that
+        it knows: it fails fast with others, which is a gap in what it is for and no ruin.
+        """
         needs = self.make_controller().needs if self.controller else frozenset()
-        return task.objective == "classes" or not needs & _OF_CLASSES
+        readable = task.optimizer in ("adamw", "adam", "sgd") or not needs & _OF_OPTIMIZERS
+        return task.kind in self.kinds and readable and (task.objective == "classes" or not needs & _OF_CLASSES)
 
     def fixed_lr(self, task: Task) -> float | None:
         """Its learning rate on a task; None where that is tuned."""
@@ -159,9 +167,9 @@ def replay(of: Method) -> Method:
 
 def third_party(source: str) -> Method:
     """An entry for any controller: a name, a folder or a repository of the Hub, as [`AutoController`] takes it."""
-    controller = _loaded(source)
+    controller, short = _loaded(source), source.rstrip("/").split("/")[-1]
     return Method(
-        name=source.rstrip("/").split("/")[-1] if source.startswith((".", "/")) else source,
+        name=short if source.startswith((".", "/")) and short not in METHODS else f"{source} (given)",
         text=f"`{controller.controller_type}` given on the command line",
         controller=source,
         weights=True,
@@ -180,8 +188,9 @@ def _bundled(name: str, text: str, **more: Any) -> tuple[Method, ...]:
 
 
 # transformers gives GreedyLR a min_lr of 1e-3: from most rates it can only rise. Repaired, it may fall a
-# thousandfold, and eps, the smallest change that is made, is no longer of the size of the learning rates.
-_REPAIRED = {"min_lr": TRAINER_LR / 1000, "eps": 1e-12}
+# thousandfold, eps, the smallest change that is made, is no longer of the size of the learning rates, and it moves
+# within the twenty evaluations of a run.
+_REPAIRED = {"min_lr": TRAINER_LR / 1000, "eps": 1e-12, "patience": 2}
 
 _OLD_TASKS = ("20newsgroups", "fashion-mnist", "mnist-5000")
 """Data of the tasks on which earlier versions were chosen."""
@@ -204,7 +213,11 @@ TUNED_METHODS = (
 _FREE: dict[str, Any] = {"lr": 1.0, "schedule": "cosine"}
 _ENTRIES: tuple[Method, ...] = (
     *TUNED_METHODS,
-    Method(name="rule", text="2e-5 whole, 2e-4 adapter, 1e-3 from scratch; linear, 6 % warm-up", warmup=WARMUP),
+    Method(
+        name="rule",
+        text="2e-5 whole, 2e-4 adapter, 1e-3 from scratch (SGD: 1e-3, 1e-2, 1e-2); linear, 6 % warm-up",
+        warmup=WARMUP,
+    ),
     Method(name="default", text="`Trainer`'s defaults: 5e-5, linear", lr=TRAINER_LR),
     *_bundled("universal", "this library's own, bundled weights; needs no LR", chosen_on=_OLD_TASKS),
     Method(
@@ -238,23 +251,24 @@ _ENTRIES: tuple[Method, ...] = (
     ),
     Method(
         name="prodigy_plus",
-        text="prodigy-plus-schedule-free 2",
+        text="prodigy-plus-schedule-free 2, without clipping, as it says",
         optimizer="prodigy_plus",
+        arguments={"max_grad_norm": 0.0},
         lr=1.0,
         schedule="constant",
     ),
     Method(
         name="schedule_free",
-        text="Schedule-Free AdamW at its default rate, 6 % warm-up",
-        optimizer="schedule_free",
+        text='`optim="schedule_free_adamw"` at the default rate of the package, 0.0025, 6 % warm-up',
+        arguments={"optim": "schedule_free_adamw"},
         lr=0.0025,
         schedule="constant_with_warmup",
         warmup=WARMUP,
     ),
     Method(
         name="schedule_free_radam",
-        text='`optim="schedule_free_radam"` at its default rate',
-        optimizer="schedule_free_radam",
+        text='`optim="schedule_free_radam"` at the default rate of the package, 0.0025',
+        arguments={"optim": "schedule_free_radam"},
         lr=0.0025,
         schedule="constant",
     ),
@@ -263,6 +277,7 @@ _ENTRIES: tuple[Method, ...] = (
         name="hyperball",
         text="HyperBallAdamW at its default rate (2606.16899)",
         optimizer="hyperball",
+        kinds=("pretrained", "scratch"),  # it keeps norms, and an adapter begins at a norm of 0
         lr=0.0025,
         warmup=WARMUP,
     ),
@@ -270,15 +285,16 @@ _ENTRIES: tuple[Method, ...] = (
     Method(name="greedy", text="transformers' `GreedyLR` as shipped", schedule="greedy", evaluates=True),
     Method(
         name="greedy_repaired",
-        text="`GreedyLR` with min_lr=5e-8 and eps=1e-12",
+        text="`GreedyLR` with min_lr=5e-8, eps=1e-12 and patience=2",
         schedule="greedy",
         schedule_kwargs=_REPAIRED,
         evaluates=True,
     ),
     Method(
         name="reduce_on_plateau",
-        text="torch's `ReduceLROnPlateau`",
+        text="torch's `ReduceLROnPlateau` with patience=2",
         schedule="reduce_lr_on_plateau",
+        schedule_kwargs={"patience": 2},
         evaluates=True,
     ),
     Method(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ REFERENCES = ("linear", "linear_warmup")
 SPACING, COARSE = 2.0, 4.0
 """Ratio of neighbouring learning rates around the best, and of those that look for it."""
 _COARSE_STEPS, _EXTENSIONS = range(-3, 4), 8
+_NO_RATE = 1e-12
 
 PRIMARY = ("universal", "rule", "prodigy", "schedule_free_radam", "hyperball", "default")
 """The methods that are tested; all others are description."""
@@ -176,8 +178,8 @@ def mean_loss(rows: Iterable[Row]) -> float:
 
 
 def rounded(lr: float) -> float:
-    """A learning rate to three digits, so that both ways to it are one."""
-    return float(f"{lr:.3g}")
+    """A learning rate to six digits, so that both ways to it are one."""
+    return float(f"{lr:.6g}")
 
 
 def reference(task: Task, profile: Profile, book: Book) -> tuple[Method, float] | None:
@@ -200,17 +202,21 @@ def counting_runs(task: Task, method: Method, profile: Profile, book: Book) -> l
         return []
     if method.replay_of is None:
         return [TrainingRun(task, method, seed, lr) for seed in profile.seeds]
-    rows = book.all(counting_runs(task, METHODS[method.replay_of], profile, book))
-    return replays(task, method, lr, rows or ())
+    rows = book.all(counting_runs(task, METHODS[method.replay_of], profile, book)) or []
+    # Who controls a rate multiplies it, so the mean that loses nothing is the geometric one.
+    runs = replays(task, method, lr, rows, geometric=True)
+    return runs if len(runs) == len(rows) else []
 
 
-def replays(task: Task, method: Method, lr: float, rows: Sequence[Row]) -> list[TrainingRun]:
-    """Runs of a replay, one for each of these rows: it plays the mean schedule of the others."""
+def replays(
+    task: Task, method: Method, lr: float, rows: Sequence[Row], *, geometric: bool = False
+) -> list[TrainingRun]:
+    """Runs of a replay, one for each of these rows where any other came through: it plays their mean schedule."""
     runs = []
     for row in rows:
         others = [other["lr_curve"] for other in rows if other is not row and "error" not in other]
         if others:
-            replay = dataclasses.replace(method, config=mean_schedule(others, lr))
+            replay = dataclasses.replace(method, config=mean_schedule(others, lr, geometric=geometric))
             runs.append(TrainingRun(task, replay, row["seed"], lr))
     return runs
 
@@ -220,12 +226,18 @@ def counted_rows(task: Task, method: Method, profile: Profile, book: Book) -> li
     return book.all(counting_runs(task, method, profile, book)) if method.fits(task) else None
 
 
-def mean_schedule(curves: Sequence[Sequence[Sequence[float]]], base: float = 1.0) -> dict[str, tuple[float, ...]]:
+def mean_schedule(
+    curves: Sequence[Sequence[Sequence[float]]], base: float = 1.0, *, geometric: bool = False
+) -> dict[str, tuple[float, ...]]:
     """Config of the replay of the mean of several runs' learning rates, as factors of the base learning rate."""
     shares = [tuple(point[0] for point in points) for points in curves]
     if any(other != shares[0] for other in shares):
         raise ValueError("these runs were of different length; their schedules have no common mean")
-    rates = [sum(point[1] for point in points) / len(points) for points in zip(*curves, strict=True)]
+    together = [[point[1] for point in points] for points in zip(*curves, strict=True)]
+    if geometric:
+        rates = [statistics.geometric_mean([max(rate, _NO_RATE) for rate in some]) for some in together]
+    else:
+        rates = [sum(some) / len(some) for some in together]
     return {"progress": shares[0], "factors": tuple(float(f"{rate / base:.6g}") for rate in rates)}
 
 

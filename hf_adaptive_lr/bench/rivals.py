@@ -32,8 +32,6 @@ OPTIMIZERS: Mapping[str, Package] = {
     "prodigy": Package("prodigyopt", "Prodigy", "prodigyopt"),
     # The package prints a notice about what its options do.
     "prodigy_plus": Package("prodigyplus", "ProdigyPlusScheduleFree", "prodigy-plus-schedule-free"),
-    "schedule_free": Package("schedulefree", "AdamWScheduleFree", "schedulefree", {"foreach": False}),
-    "schedule_free_radam": Package("schedulefree", "RAdamScheduleFree", "schedulefree", {"foreach": False}),
     "dadapt_adam": Package("dadaptation", "DAdaptAdam", "dadaptation", {"decouple": True}),
     "hyperball": Package("heavyball", "HyperBallAdamW", "heavyball", {"compile_step": False}),
 }
@@ -47,6 +45,8 @@ def missing_package(method: Method) -> str | None:
     """What pip calls the package that a method needs and that is not installed; None if nothing is missing."""
     if method.steering == "gen":
         return None if importlib.util.find_spec("GeN") else "gen-optim"
+    if str(method.arguments.get("optim", "")).startswith("schedule_free"):
+        return None if importlib.util.find_spec("schedulefree") else "schedulefree"
     package = OPTIMIZERS.get(method.optimizer)
     return package.install if package and importlib.util.find_spec(package.module) is None else None
 
@@ -82,6 +82,7 @@ class GeN(TrainerCallback):
         from GeN import lr_parabola
 
         optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
+        before = optimizer.param_groups[0]["lr"]
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # of scipy, where the three losses lie on no parabola
             lr_parabola(
@@ -93,6 +94,9 @@ class GeN(TrainerCallback):
                 scale=1 - state.global_step / state.max_steps,
                 lr_factor=[-1, 0, 1],
             )
+        # A constant schedule writes its base rates after every update: what was found is to last.
+        ratio, scheduler = optimizer.param_groups[0]["lr"] / before, kwargs["lr_scheduler"]
+        scheduler.base_lrs = [lr * ratio for lr in scheduler.base_lrs]
 
     def _batches(self) -> Iterator[BatchEncoding]:
         yield BatchEncoding(self.batch)

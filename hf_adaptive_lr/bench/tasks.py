@@ -24,6 +24,8 @@ OptimizerName = Literal["adamw", "sgd", "adam", "adafactor", "rmsprop"]
 FROZEN = Path(__file__).with_name("frozen_tasks.json")
 """Digest of every task of both suites, by name."""
 _NOT_OF_A_RUN = ("name", "suite", "lr")
+ROWS_VERSION = 1
+"""Changes whenever the rows of some task do: neither rows on disk nor runs of another version are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,8 @@ class Task(Specified):
     def spec(self) -> dict[str, Any]:
         """All that a run depends on and that is not a default, as JSON values."""
         values = {f.name: (f.default, getattr(self, f.name)) for f in dataclasses.fields(self)}
-        return {name: value for name, (usual, value) in values.items() if value != usual and name not in _NOT_OF_A_RUN}
+        spec = {name: value for name, (usual, value) in values.items() if value != usual and name not in _NOT_OF_A_RUN}
+        return {**spec, **({"rows": ROWS_VERSION} if ROWS_VERSION > 1 else {})}
 
     @property
     def adapter_rank(self) -> int:

@@ -273,6 +273,8 @@ def build_optimizer(task: Task, method: Method, model: nn.Module, lr: float) -> 
     groups: Any = [{"params": [p]} for p in weights] if method.groups == "tensor" else [{"params": weights}]
     common: dict[str, Any] = {"lr": lr, "weight_decay": task.weight_decay}
     made: Optimizer | None = None
+    if "optim" in method.arguments:
+        return None
     if task.optimizer == "sgd":
         made = SGD(groups, momentum=task.momentum, **common)
     elif task.optimizer == "adam":
