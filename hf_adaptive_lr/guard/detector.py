@@ -24,6 +24,7 @@ EARLY = "early_divergence"
 
 _STRICT_WINDOW = 16  # healthy updates after a rollback until a shift has to last again
 _EXPLODED = 30  # times the run's first losses
+_BLAMED = 2  # rollbacks that a grown learning rate may bring about by itself
 _JUMP = 4.0  # times the learning rate of the update before: a restart, which shows at once if it does harm
 
 
@@ -57,6 +58,8 @@ class Detector:
         self.lr = 0.0
         """The learning rate of the update judged last, 0 if not known."""
         self._best_lr = 0.0  # when the lowest level was reached
+        self.rate_blamed = 0
+        """How often weights went back because of a learning rate that had grown."""
         self._slow = 0  # healthy updates in succession that were high
         self._highest = -math.inf  # loss of the shift behind the last alarm
         self._pending: list[list[float]] = []  # losses and norms in succession that may be a shift
@@ -68,8 +71,8 @@ class Detector:
     @property
     def calm(self) -> bool:
         """Whether nothing points to a divergence under way."""
-        high = self._best is not None and self.lr_has_grown and self._recent() > self._far
-        return self._slow == 0 and not self._pending and not high
+        far = self._scattered
+        return self._slow == 0 and not self._pending and (far == math.inf or self._recent() <= far)
 
     @property
     def lr_has_grown(self) -> bool:
@@ -158,6 +161,10 @@ class Detector:
         met = self._met or [loss, grad_norm]
         self._met = [max(met[0], loss, self._highest), max(met[1], grad_norm)]
 
+    def blame_rate(self) -> None:
+        """Weights went back because of a learning rate that had grown."""
+        self.rate_blamed = min(self.rate_blamed + 1, _BLAMED)
+
     def tolerate(self) -> None:
         """What the data has been seen to bring is normal, should it come again; it sinks into oblivion, slowly."""
         if self._met:
@@ -177,23 +184,33 @@ class Detector:
 
     def go_back(self, state: Mapping[str, Any] | None) -> None:
         """To an earlier state, None for a fresh one; what the data was seen to bring since is not forgotten."""
-        known = self._met, self._loss.ceiling, self._norm.ceiling
+        known = self._met, self._loss.ceiling, self._norm.ceiling, self.rate_blamed
         self.load_state_dict(Detector(self.thresholds).state_dict() if state is None else state)
-        self._met, self._loss.ceiling, self._norm.ceiling = known
+        self._met, self._loss.ceiling, self._norm.ceiling, self.rate_blamed = known
 
     def _recent(self) -> float:
         return median(self._loss.levels[-self.thresholds.slow_window :])
 
     @property
-    def _far(self) -> float:
-        """Level that is far above the lowest one."""
-        if self._best is None:
+    def _scattered(self) -> float:
+        """Level out of the scatter of a mean above the best one, where the rate has grown since; else infinite."""
+        t, track = self.thresholds, self._loss
+        if self._best is None or not self.lr_has_grown or min(track.levels) <= 0.0:
             return math.inf
-        t, rise = self.thresholds, math.log(self.thresholds.slow_far)
-        if self.lr_has_grown:  # there is a reason, so that it need only be out of the scatter of a mean
-            out = t.creep_z * spread(self._loss.levels[-SHIFT_SPREAD:]) / math.sqrt(t.slow_window)
-            rise = min(rise, max(math.log(t.slow_rise), out))
-        return self._best + rise
+        out = t.creep_z * spread(track.levels) / math.sqrt(t.slow_window)
+        return self._best + max(math.log(t.slow_rise), out)
+
+    @property
+    def _risen(self) -> float:
+        """Level above which a loss has risen with the learning rate; infinite where that is no evidence.
+
+        There is a reason for the rise, so a smaller one will do. When this has sent the weights back twice it is
+        spent: should the loss rise again with a lower rate, the data does it.
+        """
+        t, track = self.thresholds, self._loss
+        if self.rate_blamed == _BLAMED:
+            return math.inf
+        return max(self._scattered, track.level(track.start) - math.log(2.0), track.floor + math.log(t.slow_rise))
 
     def _slow_divergence(self) -> str | None:
         t, track = self.thresholds, self._loss
@@ -204,10 +221,10 @@ class Detector:
             self._best, self._best_lr = level, self.lr
         start = track.level(track.start)
         least, above_start = track.floor + math.log(t.slow_rise), start + math.log(t.slow_rise)
-        above_best = max(self._far, start - math.log(2.0))
+        above_best = max(self._best + math.log(t.slow_far), start - math.log(2.0))
         bound, patience = max(least, min(above_start, above_best)), t.slow_patience
-        if self.lr_has_grown and level > max(least, above_best) and min(track.levels) > 0.0:
-            patience = min(patience, t.slow_window)
+        if level > (risen := self._risen):
+            bound, patience = risen, min(patience, t.slow_window)
         elif level > bound:  # the scatter takes a sort, so it is asked for last
             best = self._best if above_best < above_start else None
             bound = max(least, track.slow_limit(min(above_start, above_best), best))
@@ -224,6 +241,7 @@ class Detector:
             "best": self._best,
             "lr": self.lr,
             "best_lr": self._best_lr,
+            "rate_blamed": self.rate_blamed,
             "opening": list(self._opening),
             "pending": [list(pair) for pair in self._pending],
             "met": list(self._met),
@@ -238,6 +256,7 @@ class Detector:
         self._slow, self._best = state["slow"], state["best"]
         # Version 0.1 knew no rates.
         self.lr, self._best_lr = state.get("lr", 0.0), state.get("best_lr", 0.0)
+        self.rate_blamed = state.get("rate_blamed", 0)
         self._opening, self._strict = list(state["opening"]), state["wary"]
         self._pending = [list(pair) for pair in state["pending"]]
         self._trouble = math.inf if state["trouble"] is None else state["trouble"]

@@ -270,13 +270,12 @@ class DivergenceGuard(GuardState):
         lr = self.detector.lr
         restored = self._restore(seen)
         grown = has_grown(lr, self.detector.lr)
-        if grown and not (blameless or self.rewind_schedule or self._lr.controlled):
-            ratio = min(ratio, self.detector.lr / lr)  # the schedule goes on, its rate goes back with the weights
+        if grown and slowly:
+            self.detector.blame_rate()
         self.rollbacks += 1
         then = restored["factor"] if self.rewind_schedule and restored else None
-        sudden = (
-            not grown and not slowly and seen["reason"] != EARLY and seen["update"] > self.detector.thresholds.opening
-        )
+        accident = not slowly and seen["reason"] != EARLY and not (grown and seen["reason"] == "loss_shift")
+        sudden = accident and seen["update"] > self.detector.thresholds.opening
         lost = seen["update"] - restored["update"] if restored and sudden and self.rollbacks == 1 else None
         self._lr.cut(ratio, lost=lost, factor_then=then)
         self._trouble.count_rollback(seen, self._lr.uncut())
