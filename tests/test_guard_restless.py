@@ -365,6 +365,46 @@ def test_a_rate_that_grows_too_large_is_found_in_time_and_not_taken_for_the_data
     assert sorted(accuracy for accuracy, _ in runs)[1] > 0.9  # one of four may have been cut too late
 
 
+def test_an_accident_in_a_warm_up_takes_its_cut_back() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(20, 5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min((t + 1) / 60, 1.0))
+    guard = DivergenceGuard(model, optimizer, scheduler=scheduler, snapshot_every=10)
+    inputs = torch.randn(2000, 20)
+    labels = (inputs @ torch.randn(20, 5)).argmax(1)
+    for t in range(120):
+        rows = torch.randint(2000, (16,))
+        loss = torch.nn.functional.cross_entropy(model(inputs[rows]), labels[rows])
+        optimizer.zero_grad()
+        if 30 <= t < 36:
+            loss = loss * torch.nan
+        loss.backward()
+        if guard.before_step(loss) == "apply":
+            optimizer.step()
+            scheduler.step()
+            guard.after_step()
+    assert [e["action"] for e in guard.events if e["action"] != "skip"] == ["rollback", "recover"]
+    assert guard.factor == 1.0 and scheduler.get_last_lr() == pytest.approx([3e-3])
+
+
+def test_data_that_gets_harder_while_the_rate_grows_never_ends_a_run() -> None:
+    stops = rollbacks = 0
+    for seed in range(100):
+        rng, detector, high = random.Random(seed), Detector(), 0
+        for t in range(400):
+            level = 0.2 + 0.8 * min(1.0, t / 120)  # a curriculum, under a cyclic rate
+            rate = 1e-3 * (1 + 9 * (1 - abs(t % 80 - 40) / 40))
+            if detector.see(level * math.exp(rng.gauss(0, 0.2)), 1.0, rate) == "slow_divergence":
+                high += 1
+                if detector.lr_has_grown:
+                    detector.blame_rate()
+                detector.go_back(None)  # the weights were good, and the losses come again
+        rollbacks = max(rollbacks, high)
+        stops += high > 3
+    assert stops == 0 and 0 < rollbacks <= 2
+
+
 def test_healthy_runs_whose_learning_rate_grows_do_not_alarm() -> None:
     alarms = []
     for seed in range(200):
