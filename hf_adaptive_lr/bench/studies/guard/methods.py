@@ -19,6 +19,7 @@ _ALL = (
     methods.METHODS["greedy"],
     dataclasses.replace(
         methods.METHODS["reduce_on_plateau"],
+        schedule_kwargs={},
         name="plateau",
         text="torch's `ReduceLROnPlateau` as `Trainer` makes it",
     ),
