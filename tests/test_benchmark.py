@@ -293,7 +293,7 @@ def test_a_comparison_is_completed_once(tmp_path, toy) -> None:
     assert not any("error" in row for row in rows)
     assert {row["method"] for row in rows} == {"linear", "linear_warmup", "rule", *(m.name for m in methods)}
     assert all(counted_rows(toy, method, TINY, book) for method in methods)
-    book.pack()
+    book.pack(["toy"])
     assert missing(toy, methods, TINY, Book(tmp_path)) == []
 
 

@@ -114,10 +114,10 @@ class Book:
         """Read the task's file again when it is next asked for."""
         self._rows.pop(task, None)
 
-    def pack(self) -> None:
-        """Pack all files of rows."""
-        for path in sorted(self.folder.glob(f"{self._prefix}_*.jsonl")):
-            pack(path)
+    def pack(self, tasks: Iterable[str]) -> None:
+        """Pack the rows of tasks."""
+        for task in tasks:
+            pack(self.path(task))
 
 
 # --- tuning -------------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
                 _run_missing(args, tasks, methods, profile, book, rank)
             if rank:
                 return 0
-            book.pack()
+            book.pack(profile.tasks)
             lacking = _write(args, profile, book, methods, folder)
             failed = lacking | _print_failures(args, book, methods, tasks)
     except (RowsError, WorkerError, DemoDataError) as error:

@@ -128,7 +128,7 @@ def _run_missing(args: argparse.Namespace, papers: Sequence[Paper], setup: Setup
     with Workers(args.jobs) as workers:
         for tasks, methods in work:
             complete(tasks, methods, setup, book, jobs=workers)
-    book.pack()
+    book.pack(task.name for tasks, _ in work for task in tasks)
 
 
 def _tasks(args: argparse.Namespace, paper: Paper, setup: Setup) -> list[Task]:
