@@ -9,11 +9,11 @@ use. So they are loaded first, and the modules are added to them. What begins wi
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pdoc
@@ -36,13 +36,31 @@ pdoc.docstrings.google = lambda text: re.sub(r"\[`([\w.]+)`\](?!\()", link, goog
 for name in PUBLIC:
     value = getattr(hf_adaptive_lr, name)
     setattr(hf_adaptive_lr, name, value)
-    # A dataclass's __init__ has the annotations of inherited fields as text, read where the class is and not its base.
-    vars(sys.modules[getattr(value, "__module__", __name__)]).setdefault("Mapping", Mapping)
 for module in pkgutil.walk_packages(hf_adaptive_lr.__path__, "hf_adaptive_lr."):
     package, _, name = module.name.rpartition(".")
     names = getattr(importlib.import_module(package), "__all__", None)
     if names is not None and not name.startswith("_") and name != "cli":
         names.append(name)
+    if name != "__main__":
+        importlib.import_module(module.name)
+
+
+def lend(cls: type) -> None:
+    """A dataclass's __init__ has inherited fields' annotations as text, read where the class is, not its base."""
+    here = vars(sys.modules[cls.__module__])
+    for base in cls.__mro__[1:-1]:
+        there = vars(sys.modules[base.__module__])
+        words = {
+            word for text in vars(base).get("__annotations__", {}).values() for word in re.findall(r"\w+", str(text))
+        }
+        for word in words & there.keys() - here.keys():
+            here[word] = there[word]
+
+
+for name, module in list(sys.modules.items()):
+    for value in list(vars(module).values()) if name.split(".")[0] == "hf_adaptive_lr" else ():
+        if isinstance(value, type) and dataclasses.is_dataclass(value) and value.__module__ == name:
+            lend(value)
 
 pdoc.render.configure(docformat="google")
 pdoc.pdoc("hf_adaptive_lr", output_directory=Path(sys.argv[1]))
