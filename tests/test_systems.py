@@ -254,6 +254,6 @@ def test_a_method_without_its_package_is_left_out_aloud(tmp_path, capsys, monkey
     monkeypatch.setattr(systems, "missing_package", lambda method: method.optimizer)
     rows = tmp_path / "rows.jsonl"
     page = str(tmp_path / "page.md")
-    assert main(["--rows", str(rows), "--page", page, "--methods", "schedule_free", "--checks", "memory"]) == 0
-    assert "'schedule_free' is left out for want of schedule_free" in capsys.readouterr().out
+    assert main(["--rows", str(rows), "--page", page, "--methods", "prodigy", "--checks", "memory"]) == 0
+    assert "'prodigy' is left out for want of prodigy" in capsys.readouterr().out
     assert [row["method"] for row in read_rows(rows)] == ["plain"]
