@@ -115,9 +115,11 @@ def _made(task: Task) -> dict[str, Rows]:
             )
     rows = encoded(task, dealt)
     parts = {part: _chosen(Rows(columns), task) for part, columns in zip(PARTS, rows, strict=True)}
+    if task.shots:  # who has few rows for training has no more for a controller
+        for part in ("train", "controller"):
+            labels = parts[part].columns["labels"]
+            parts[part] = _subset(parts[part], _at_most(labels, [task.shots] * classes(task)))
     train = parts["train"]
-    if task.shots:
-        train = _subset(train, _at_most(train.columns["labels"], [task.shots] * classes(task)))
     if task.label_noise:
         train = Rows({**train.columns, "labels": corrupt(train.columns["labels"], task.label_noise, classes(task))})
     return _distinct(parts | {"train": train}) if not task.overlap else parts | {"train": train}

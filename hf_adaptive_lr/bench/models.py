@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
@@ -28,7 +27,7 @@ from transformers import (
 
 from ..demo.data import DemoDataError, demo_text_model
 from ..demo.image_model import demo_image_model, no_bars, no_report
-from .language import bytes_gpt2, tuned_gpt2
+from .language import bytes_bert, bytes_gpt2, tuned_bert, tuned_gpt2
 from .plain_nets import Classifier, Contrastive, MixtureDensity
 from .sources import SOURCES
 from .tasks import Task
@@ -158,19 +157,15 @@ def _spread(task: Task) -> dict[str, float]:
     return {"initializer_range": task.init_std} if task.init_std else {}
 
 
-def _bert(vocabulary: int, width: int) -> Callable[[Task], nn.Module]:
+def _small_bert(task: Task) -> nn.Module:
+    return _BERT_HEADS[task.objective](bytes_bert(32, task.tokens, outputs(task), **_spread(task)))
+
+
+def _tuned_bert(text: str) -> Callable[[Task], nn.Module]:
+    """The body that we trained on a text, whole, and a new head."""
+
     def build(task: Task) -> nn.Module:
-        config = BertConfig(
-            vocab_size=vocabulary,
-            hidden_size=width,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=4 * width,
-            max_position_embeddings=task.tokens,
-            num_labels=outputs(task),  # type: ignore[call-arg]
-            **_spread(task),  # type: ignore[arg-type]
-        )
-        return _BERT_HEADS[task.objective](config)
+        return tuned_bert(text, _BERT_HEADS[task.objective], outputs(task))
 
     return build
 
@@ -232,7 +227,9 @@ MODELS: Mapping[str, Callable[[Task], nn.Module]] = {
     "minilm6": _minilm(6),
     "minilm3": _minilm(3),
     "efficientnet": _efficientnet,
-    "bytes-bert": _bert(256, 32),
+    "bytes-bert": _small_bert,
+    "bytes-bert-sotu": _tuned_bert("sotu-text"),
+    "bytes-bert-wordnet": _tuned_bert("wordnet-text"),
     "bytes-gpt2": bytes_gpt2,
     "bytes-gpt2-sotu": tuned_gpt2("sotu-text"),
     "bytes-gpt2-wordnet": tuned_gpt2("wordnet-text"),

@@ -27,7 +27,7 @@ REFERENCES = ("linear", "linear_warmup")
 """Whichever of these has the lower validation loss is "tuned linear" on a task."""
 SPACING, COARSE = 2.0, 4.0
 """Ratio of neighbouring learning rates around the best, and of those that look for it."""
-_COARSE_STEPS, _EXTENSIONS = range(-3, 4), 8
+_COARSE_STEPS, _EXTENSIONS = range(-2, 3), 8
 _NO_RATE = 1e-12
 
 PRIMARY = ("universal", "rule", "prodigy", "schedule_free_radam", "hyperball", "default")
@@ -43,7 +43,8 @@ all of these; the level is 0.05. Before it stand ruin and harm, which are counts
 list is description."""
 
 DEVELOPMENT_METHODS = (
-    *(method.name for method in TUNED_METHODS),
+    "linear",
+    "linear_warmup",
     "rule",
     "default",
     "universal",
@@ -54,7 +55,7 @@ DEVELOPMENT_METHODS = (
     "hyperball",
 )
 """What runs on development tasks: what a new controller is chosen against."""
-LONG = 2000
+LONG = 500
 """Tasks of more updates have these methods alone."""
 
 
