@@ -26,7 +26,7 @@ METRICS = {
     "language": "test_next_token_accuracy",
     "pairs": "test_batch_accuracy",
 }
-"""What a row's `test_metric` is, by objective; a density's is its loss again."""
+"""What a row's `test_metric` is, by objective; a density's is its loss again. Imbalanced classes have macro-F1."""
 
 
 def results_of(controller: str, suites: Mapping[str, Comparison], command: str) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def results_of(controller: str, suites: Mapping[str, Comparison], command: str) 
                 "parameters": next(row["setting"]["parameters"] for row in of.all() if "setting" in row),
                 "updates": task.updates,
             }
-            metric = METRICS.get(task.objective)
+            metric = "test_macro_f1" if task.imbalance != 1.0 else METRICS.get(task.objective)
             runs = {name: _by_seed(of.counted[name], metric) for name in (controller, *RIVALS) if name in of.counted}
             mine = runs.pop(controller)
             measures = {"test_loss": True, **({metric: False} if metric else {})}
@@ -61,7 +61,9 @@ def results_of(controller: str, suites: Mapping[str, Comparison], command: str) 
 
 
 def _by_seed(rows: Any, metric: str | None) -> Runs:
-    return {row["seed"]: {**row, **({metric: row.get("test_metric")} if metric else {})} for row in rows}
+    if metric not in METRICS.values():  # macro-F1 has its name in the rows
+        return {row["seed"]: row for row in rows}
+    return {row["seed"]: {**row, metric: row.get("test_metric")} for row in rows}
 
 
 def result(

@@ -23,12 +23,11 @@ from transformers.utils import logging as transformers_logging
 
 from ...artifacts import replace_file
 from ..markdown import table
-from ..methods import METHODS, Method
+from ..methods import EVALUATIONS, METHODS, Method
 from ..record import versions
 from ..rivals import missing_package
 from ..rows import Row, RunKey, digest, forget_errors, read_rows
 from ..runner import WorkerError, command_parser, run_all
-from ..train import EVALUATIONS
 from . import measured, systems_checks, systems_train
 from .systems_checks import CHECKS
 from .systems_train import PLAIN, base_lr
