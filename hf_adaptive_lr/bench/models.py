@@ -229,7 +229,7 @@ MODELS: Mapping[str, Callable[[Task], nn.Module]] = {
     "efficientnet": _efficientnet,
     "bytes-bert": _small_bert,
     "bytes-bert-sotu": _tuned_bert("sotu-text"),
-    "bytes-bert-wordnet": _tuned_bert("wordnet-text"),
+    "bytes-bert-moby": _tuned_bert("moby-text"),
     "bytes-gpt2": bytes_gpt2,
     "bytes-gpt2-sotu": tuned_gpt2("sotu-text"),
     "bytes-gpt2-wordnet": tuned_gpt2("wordnet-text"),
