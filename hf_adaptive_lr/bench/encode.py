@@ -17,8 +17,8 @@ from .tasks import Task
 
 Batch = dict[str, Tensor]
 
-START, BREAK, MASK = 1, 2, 3
-"""Bytes before a text, between two and in place of one: control characters, which stand in none. Padding is 0."""
+START, BREAK = 1, 2
+"""Bytes before a text and between two: control characters, which stand in none. Padding is 0."""
 
 
 def encoded(task: Task, parts: Sequence[Raw]) -> list[Batch]:

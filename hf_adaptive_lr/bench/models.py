@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
@@ -27,7 +28,7 @@ from transformers import (
 
 from ..demo.data import DemoDataError, demo_text_model
 from ..demo.image_model import demo_image_model, no_bars, no_report
-from .language import bytes_bert, bytes_gpt2, tuned_bert, tuned_gpt2
+from .language import bytes_gpt2, tuned_gpt2
 from .plain_nets import Classifier, Contrastive, MixtureDensity
 from .sources import SOURCES
 from .tasks import Task
@@ -158,16 +159,18 @@ def _spread(task: Task) -> dict[str, float]:
 
 
 def _small_bert(task: Task) -> nn.Module:
-    return _BERT_HEADS[task.objective](bytes_bert(32, task.tokens, outputs(task), **_spread(task)))
-
-
-def _tuned_bert(text: str) -> Callable[[Task], nn.Module]:
-    """The body that we trained on a text, whole, and a new head."""
-
-    def build(task: Task) -> nn.Module:
-        return tuned_bert(text, _BERT_HEADS[task.objective], outputs(task))
-
-    return build
+    """A BERT of two layers of width 32 over bytes."""
+    config = BertConfig(
+        vocab_size=256,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=task.tokens,
+        num_labels=outputs(task),  # type: ignore[call-arg]
+        **_spread(task),  # type: ignore[arg-type]
+    )
+    return _BERT_HEADS[task.objective](config)
 
 
 def _vit(task: Task) -> nn.Module:
@@ -228,10 +231,9 @@ MODELS: Mapping[str, Callable[[Task], nn.Module]] = {
     "minilm3": _minilm(3),
     "efficientnet": _efficientnet,
     "bytes-bert": _small_bert,
-    "bytes-bert-sotu": _tuned_bert("sotu-text"),
-    "bytes-bert-moby": _tuned_bert("moby-text"),
     "bytes-gpt2": bytes_gpt2,
     "bytes-gpt2-sotu": tuned_gpt2("sotu-text"),
+    "bytes-gpt2-moby": tuned_gpt2("moby-text"),
     "bytes-gpt2-wordnet": tuned_gpt2("wordnet-text"),
     "vit": _vit,
     "resnet": _resnet,

@@ -166,7 +166,10 @@ def icons() -> Split:
     pixels, labels, groups = [], [], []
     for path, content in found:
         category, name = path.split("/")[-2:]
-        pixels.append(np.asarray(_on_white(Image.open(io.BytesIO(content)))))
+        icon = np.asarray(_on_white(Image.open(io.BytesIO(content))))
+        if icon.shape != (48, 48, 3):
+            continue
+        pixels.append(icon)
         labels.append(ICONS.index(category))
         groups.append(re.split(r"[-_.]", name)[0])
     return divided(Raw(pixels, labels, groups))

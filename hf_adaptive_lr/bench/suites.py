@@ -44,7 +44,7 @@ DEVELOPMENT: dict[str, Fields] = {
     "sotu-language": _of("sotu-text", "bytes-gpt2", _LANGUAGE, _SCRATCH, updates=600),
     "news-language": _of("20newsgroups", "bytes-gpt2-sotu", _LANGUAGE, kind="pretrained", updates=200, lr=1e-3),
     "names-bytes": _of("names", "bytes-bert", _BYTES, _rows(4000), updates=600),
-    "reuters-bytes": _of("reuters-r8", "bytes-bert-sotu", _TUNED_BYTES, _rows(4500)),
+    "reuters-bytes": _of("reuters-r8", "bytes-gpt2-sotu", _TUNED_BYTES, _rows(4500)),
     "fashion-resnet-noisy": _of(
         "fashion-mnist", "resnet", _SGD, _rows(6000), batch_size=64, label_noise=0.4, updates=200
     ),
@@ -78,11 +78,11 @@ TEST: dict[str, Fields] = {
     "brown-tags": _of("brown-tags", "minilm3", _MINI, _rows(2000), objective="tokens", tokens=24, lr=6e-4),
     "fortunes-few-shots": _of("fortunes", "minilm6", _MINI, _rows(4000), shots=7, tokens=24, updates=30, lr=8e-4),
     "fortunes-lora4-noisy": _of("fortunes", "minilm3-lora4", _LORA, _rows(4000), label_noise=0.3),
-    "wordnet-bytes": _of("wordnet", "bytes-bert-moby", _TUNED_BYTES, _rows(8000)),
+    "wordnet-bytes": _of("wordnet", "bytes-gpt2-moby", _TUNED_BYTES, _rows(8000)),
     "moby-language": _of("moby-text", "bytes-gpt2-wordnet", _LANGUAGE, kind="pretrained", updates=200, lr=1e-3),
     "wordnet-language": _of("wordnet-text", "bytes-gpt2", _LANGUAGE, _SCRATCH, updates=200),
     "syllables-bytes": _of("syllables", "bytes-bert", _BYTES, _rows(6000), updates=2000),
-    "syllables-tuned": _of("syllables", "bytes-bert-moby", _TUNED_BYTES, _rows(8000), tokens=16, updates=1500),
+    "syllables-tuned": _of("syllables", "bytes-gpt2-moby", _TUNED_BYTES, _rows(8000), tokens=16, updates=1500),
     "valence-words": _of("valence", "minilm3", _MINI, _rows(2000), objective="value", tokens=8, lr=6e-4),
     "clipart-resnet": _of("clipart", "resnet", _SGD, _rows(2000), side=32, batch_size=32, updates=300, lr=0.05),
     "clipart-efficientnet": _of("clipart", "efficientnet", _PICTURES, _rows(1500)),
