@@ -238,7 +238,7 @@ def _chance(task: Task, train: Rows, test: Rows) -> tuple[float, float]:
     fitted, asked = fitted[fitted != IGNORED], asked[asked != IGNORED]
     counts = torch.bincount(fitted, minlength=256 if task.objective == "language" else classes(task)) + 1.0
     loss = -float((counts / counts.sum()).log()[asked].mean())
-    return loss, float(torch.bincount(asked).max() / len(asked))
+    return loss, float(torch.bincount(asked, minlength=1).max() / len(asked))
 
 
 def _normal_loss(fitted: Tensor, asked: Tensor) -> float:
