@@ -28,7 +28,7 @@ from hf_adaptive_lr.hub.results import check_results
 from tests.tiny import Tokens, bert
 
 ROOT = Path(__file__).parent.parent
-ROWS, CARDS = ROOT / cards.ROWS, ROOT / cards.CARDS
+ROWS, CARDS = ROOT / cards.ROWS, ROOT / cards.HUB
 BUNDLED = (*cards.METHOD_OF, *cards.WITHDRAWN)
 PAPERS = {name: cls.citation for name, cls in CONTROLLERS.items() if cls.citation is not None}
 HOSTILE = "x\n---\n# <script>alert(1)</script> [a](javascript:b) | `c` ``` <!-- /notes --> ${7*7} \x1b[2J\u202e"
@@ -531,7 +531,7 @@ def test_withdrawn_results_are_none_and_the_card_says_why() -> None:
 def test_the_command_needs_the_projects_folder_and_whole_rows(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert cards.main(["--bundled"]) == 2
-    assert "run it in the project's folder" in capsys.readouterr().err
+    assert "README.md" in capsys.readouterr().err
     (tmp_path / "model_cards" / "rows").mkdir(parents=True)
     for page in cards.PAGES:
         (tmp_path / page).write_text("")

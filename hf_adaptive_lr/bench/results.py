@@ -11,6 +11,7 @@ from ..hub.results import RESULTS_VERSION
 from .rows import Row, RowsError
 from .scores import TUNED
 from .stats import Estimate, judge, mean_interval, paired_difference
+from .tasks import Task
 
 if TYPE_CHECKING:
     from .comparison import Comparison
@@ -43,21 +44,20 @@ def results_of(controller: str, suites: Mapping[str, Comparison], command: str) 
                 not_tested += [reason] if controller in of.wanted else []
                 continue
             notes = ["no learning rate given"] if comparison.methods[controller].needs_no_lr else []
-            about = {
-                "task": task.name,
-                "note": ", ".join(notes if suite == "test" else [suite, *notes]),
-                "data": task.data,
-                "model": task.model,
-                "optimizer": task.optimizer,
-                "parameters": next(row["setting"]["parameters"] for row in of.all() if "setting" in row),
-                "updates": task.updates,
-            }
+            parameters = next(row["setting"]["parameters"] for row in of.all() if "setting" in row)
+            about = described(task, ", ".join(notes if suite == "test" else [suite, *notes]), parameters)
             metric = "test_macro_f1" if task.imbalance != 1.0 else METRICS.get(task.objective)
             runs = {name: _by_seed(of.counted[name], metric) for name in (controller, *RIVALS) if name in of.counted}
             mine = runs.pop(controller)
             measures = {"test_loss": True, **({metric: False} if metric else {})}
             found.append(result(about, mine, runs, measures, required=len(mine)))
     return {"format_version": RESULTS_VERSION, "command": command, "results": found, "not_tested": not_tested}
+
+
+def described(task: Task, note: str, parameters: int) -> dict[str, Any]:
+    """What an entry says of its task."""
+    about = {"task": task.name, "note": note, "data": task.data, "model": task.model, "optimizer": task.optimizer}
+    return {**about, "parameters": parameters, "updates": task.updates}
 
 
 def _by_seed(rows: Any, metric: str | None) -> Runs:

@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...artifacts import EVAL_NAME, PROGRAM, TRAINING_NAME, replace_file
+from ...artifacts import EVAL_NAME, TRAINING_NAME, replace_file
 from ...auto import PRETRAINED, AutoController
 from ...hub.card import notes_of
 from ...hub.card import render as render_card
@@ -26,25 +26,26 @@ from ...hub.mixin import sidecar
 from ...hub.picture import draw_schedules, schedule
 from ...hub.results import RESULTS_VERSION
 from ..markdown import table
-from ..results import Runs, as_text, result
-from ..rows import RowsError, read_rows, write_rows
+from ..results import Runs, as_text, described, result
+from ..rows import read_rows, write_rows
 from ..runner import command_parser
 from ..tasks import Task
-from . import decision_cost, known_answer, measured, overhead, relative_sizes
+from . import decision_cost, known_answer, overhead, relative_sizes
+from .command import CARDS, carry_out
 from .guard import false_alarms
 from .guard.figures import read_figures
 from .guard.injections import TROUBLES
 from .guard.methods import GUARD
 from .guard.methods import METHODS as GUARD_METHODS
-from .papers.claims import PAPERS, Paper
-from .papers.judge import Word, find, verdict, word_of
+from .measured import ROWS
+from .papers.claims import PAPERS
+from .papers.judge import Found, find, verdict, word_of
 from .papers.methods import BASELINES, METHODS
 from .papers.pages import COMMAND as PAPER_STUDY
 from .papers.plan import FULL, book_of, counted
 from .papers.tasks import TUNED_ON
 
-ROWS, CARDS = measured.ROWS, Path("model_cards/hub")
-PAGES = (Path("README.md"), Path("model_cards/README.md"))
+HUB, PAGES = CARDS / "hub", (Path("README.md"), CARDS / "README.md")
 Row = Mapping[str, Any]
 
 
@@ -74,26 +75,22 @@ def demo_table(rows: Sequence[Row]) -> str:
 def verdict_table(rows: Path) -> str:
     """Verdict and controls of every paper, one line each; empty without any rows."""
     lines = []
-    for paper, word, controls in _verdicts(rows):
-        asked = "; ".join(f"{text.rstrip('.')}: *{answer}*" for text, answer in controls)
-        lines.append([f"[`{paper.name}`]({paper.name}.md)", paper.claim, f"**{word}**", asked])
+    for found in _papers(rows):
+        asked = (f"{control.text.rstrip('.')}: *{word_of(control, found)}*" for control in found.paper.controls)
+        page = f"[`{found.paper.name}`]({found.paper.name}.md)"
+        lines.append([page, found.paper.claim, f"**{verdict(found)}**", "; ".join(asked)])
     return table(["paper", "its claim", "verdict", "what a reader should ask beyond it"], lines) if lines else ""
 
 
 def verdict_words(rows: Path) -> str:
     """One line with the verdict of every paper; empty without any rows."""
-    return ", ".join(f"[`{paper.name}`](model_cards/{paper.name}.md) **{word}**" for paper, word, _ in _verdicts(rows))
+    names = {found.paper.name: verdict(found) for found in _papers(rows)}
+    return ", ".join(f"[`{name}`](model_cards/{name}.md) **{word}**" for name, word in names.items())
 
 
-def _verdicts(rows: Path) -> list[tuple[Paper, Word, list[tuple[str, Word]]]]:
-    if not any(rows.glob("papers_*.jsonl*")):
-        return []
-    book, judged = book_of(rows), []
-    for paper in PAPERS.values():
-        found = find(paper, FULL, book)
-        controls = [(control.text, word_of(control, found)) for control in paper.controls]
-        judged.append((paper, verdict(found), controls))
-    return judged
+def _papers(rows: Path) -> list[Found]:
+    there = any(rows.glob("papers_*.jsonl*"))
+    return [find(paper, FULL, book_of(rows)) for paper in PAPERS.values()] if there else []
 
 
 def guard_table(rows: Path) -> str:
@@ -103,7 +100,7 @@ def guard_table(rows: Path) -> str:
         shares = {name: "{} of {}".format(*found.overall(TROUBLES, name)) for name in GUARD_METHODS}
         shares[GUARD] = f"**{shares[GUARD]}**"
         alarms, updates, _ = found.false_alarms()
-        lines += [[task, *shares.values(), f"{alarms} in {updates:,} updates"]] if found.all() else []
+        lines += [[task, *shares.values(), f"{alarms} in {updates:,} updates"]] if found.all else []
     return table(["task", *(f"`{name}`" for name in GUARD_METHODS), "alarms in healthy runs"], lines) if lines else ""
 
 
@@ -173,15 +170,7 @@ def results(name: str, rows: Path) -> dict[str, Any]:
             why = "not run to the end" if len(mine) < FULL.required else "every run ended in an error"
             not_tested.append(f"{task.name}: {task.data}, {task.model}, {task.optimizer} ({why})")
             continue
-        about = {
-            "task": task.name,
-            "note": _note(task),
-            "data": task.data,
-            "model": task.model,
-            "optimizer": task.optimizer,
-            "parameters": setting["parameters"],
-            "updates": task.updates,
-        }
+        about = described(task, _note(task), setting["parameters"])
         measures = {"test_loss": True, "test_accuracy": False}
         found.append(result(about, mine, runs, measures, required=FULL.required))
     command = f"{PAPER_STUDY} {name}"
@@ -210,9 +199,9 @@ def card(name: str, eval_results: Mapping[str, Any], notes: str | None) -> str:
 
 def write_bundled(name: str, rows: Path) -> Path:
     """Write a bundled controller's `eval_results.json`, card and picture, and return the card; its notes stay."""
-    found, page = results(name, rows), CARDS / f"{name}.md"
+    found, page = results(name, rows), HUB / f"{name}.md"
     rendered = card(name, found, notes_of(page.read_text(encoding="utf-8")) if page.is_file() else None)
-    CARDS.mkdir(parents=True, exist_ok=True)
+    HUB.mkdir(parents=True, exist_ok=True)
     replace_file(PRETRAINED / name / EVAL_NAME, as_text(found))
     replace_file(page, rendered)
     controller = AutoController.from_pretrained(name)
@@ -223,7 +212,7 @@ def write_bundled(name: str, rows: Path) -> Path:
             raise ModuleNotFoundError("matplotlib is missing; pip install 'hf_adaptive_lr[demo]'", name="matplotlib")
 
     if schedule(controller, training) is not None:
-        replace_file(CARDS / f"{name}.png", draw)
+        replace_file(HUB / f"{name}.png", draw)
     return page
 
 
@@ -233,23 +222,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("results", nargs="*", type=Path, help="results.json of runs to put into the rows")
     parser.add_argument("--bundled", action="store_true", help="write the bundled controllers' results and cards, too")
     options = parser.parse_args(argv)
-    missing = [path for path in (*options.results, *PAGES) if not path.is_file()]
-    if missing:
-        print(f"{PROGRAM}: error: no file '{missing[0]}'; run it in the project's folder", file=sys.stderr)
-        return 2
-    try:
-        if options.results:
-            rows = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
-            write_rows(ROWS / "finetune.jsonl", rows)
-        for page, text in zip(PAGES, render([page.read_text(encoding="utf-8") for page in PAGES]), strict=True):
-            replace_file(page, text)
-            print(f"wrote {page}")
-        for name in (*METHOD_OF, *WITHDRAWN) if options.bundled else ():
-            print(f"wrote {write_bundled(name, ROWS)}")
-    except (RowsError, ModuleNotFoundError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return carry_out(parser.prog, lambda: _write(options.results, (*METHOD_OF, *WITHDRAWN) if options.bundled else ()))
+
+
+def _write(results_files: Sequence[Path], bundled: Iterable[str]) -> None:
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in results_files]
+    if rows:
+        write_rows(ROWS / "finetune.jsonl", rows)
+    for page, text in zip(PAGES, render(texts), strict=True):
+        replace_file(page, text)
+        print(f"wrote {page}")
+    for name in bundled:
+        print(f"wrote {write_bundled(name, ROWS)}")
 
 
 if __name__ == "__main__":

@@ -31,14 +31,15 @@ from . import measured
 
 OUTPUT = measured.ROWS / "decision_cost.jsonl"
 CALLS, WARM = 2000, 100
+"""Calls that are timed, and those before them."""
 
 
-def seconds_of(call: Callable[[], object], calls: int = CALLS) -> float:
+def seconds_of(call: Callable[[], object]) -> float:
     """Median seconds of a call, after some that are not counted."""
-    return median(timeit.repeat(call, number=1, repeat=WARM + calls)[WARM:])
+    return median(timeit.repeat(call, number=1, repeat=WARM + CALLS)[WARM:])
 
 
-def measure(name: str, controller: Controller, calls: int = CALLS) -> Row:
+def measure(name: str, controller: Controller) -> Row:
     """One row: seconds of the net alone (None where it cannot be called alone) and of a whole decision."""
     # The decisions that are timed are the first ones of a long run.
     run = ControllerRun(controller, [1e-3], SchedulerConfig(total_steps=1_000_000, every=1))
@@ -49,13 +50,13 @@ def measure(name: str, controller: Controller, calls: int = CALLS) -> Row:
         made: Any = controller
         hidden, features = torch.zeros(made.hidden_size), torch.zeros(made.n_features)
         with torch.no_grad():
-            net = seconds_of(lambda: made.policy(features, hidden, made.params), calls)
+            net = seconds_of(lambda: made.policy(features, hidden, made.params))
     path = PRETRAINED / name / WEIGHTS_NAME
     return {
         "controller": name,
         "net_seconds": net,
-        "decision_seconds": seconds_of(lambda: run.advance(fields), calls),
-        "calls": calls,
+        "decision_seconds": seconds_of(lambda: run.advance(fields)),
+        "calls": CALLS,
         "weights": sum(p.numel() for p in controller.params.values()),
         "bytes": path.stat().st_size if path.is_file() else None,
     }
@@ -82,13 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure all, print the table, write the rows."""
     parser = command_parser("studies.decision_cost", __doc__)
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"JSON-lines file (default: {OUTPUT})")
-    parser.add_argument("--calls", type=measured.count, default=CALLS, help=f"timed calls (default: {CALLS})")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    first = measured.header(f"{parser.prog} --calls {options.calls}")
-    rows = [measure(name, controller, options.calls) for name, controller in candidates().items()]
-    print(table(rows))
-    measured.save(options.output, first, rows)
+    first = measured.header(parser.prog)
+    rows = [measure(name, controller) for name, controller in candidates().items()]
+    measured.publish(options.output, first, rows, table(rows))
     return 0
 
 

@@ -16,7 +16,6 @@ rate of the grid*, averaged over problems: 0 is as good as a linear decay tuned 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -47,32 +46,32 @@ from . import measured
 OUTPUTS = {"quadratic": measured.ROWS / "known_answer.jsonl", "mlp": measured.ROWS / "mlp_answer.jsonl"}
 CAP, DECISIONS = 100.0, 20
 RATES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+_RUNS, _PROBLEMS = {"quadratic": 128, "mlp": 64}, {"quadratic": 200, "mlp": 12}
+"""Runs of an iteration of the training, and problems that judge."""
 _DRAW = {"quadratic": 7, "mlp": 9000}
 """First draw of problems that judge; nothing was chosen on those from here on."""
 
 
-def train(method: str, options: argparse.Namespace) -> tuple[Controller, Mapping[str, Any]]:
-    """Train one method on the suite; the controller and what its training says of itself."""
+def train(method: str, suite: str, minutes: float) -> tuple[Controller, Mapping[str, Any]]:
+    """Train one method on a suite; the controller and what its training says of itself."""
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / method
-        settings = {name: getattr(options, name) for name in ("suite", "runs", "minutes", "iterations", "seed")}
-        trainer = make_trainer(method, hidden_size=32, seed=options.seed)
-        controller = drive(trainer, DriverConfig(output_dir=output, **settings))
-        record = json.loads((output / TRAINING_NAME).read_text(encoding="utf-8"))
+        config = DriverConfig(suite=suite, output_dir=Path(folder, method), runs=_RUNS[suite], minutes=minutes)
+        controller = drive(make_trainer(method, hidden_size=32, seed=0), config)
+        record = json.loads((config.output_dir / TRAINING_NAME).read_text(encoding="utf-8"))
     return controller, {key: record[key] for key in ("seconds", "iterations", "inner_steps", "seed")}
 
 
 # --- quadratics ---------------------------------------------------------------------------------------------------
 
 
-def quadratic(options: argparse.Namespace) -> list[Row]:
+def quadratic(minutes: float) -> list[Row]:
     """Ratios of linear schedules, and of every method."""
-    problem = held_out(options.problems)
+    problem = held_out(_PROBLEMS["quadratic"])
     task = Quadratic(problem.task)
     log_best = task.best_schedule(problem.total_steps)[1].log()
     rows = linear_rows(task, problem.total_steps, log_best)
-    for method in options.methods:
-        controller, record = train(method, options)
+    for method in ("ppo", "evolution"):
+        controller, record = train(method, "quadratic", minutes)
         rows.append({"row": "known_answer", "method": method, **judge(controller, problem, log_best), **record})
     return rows
 
@@ -127,10 +126,10 @@ def quadratic_table(rows: Sequence[Mapping[str, Any]]) -> str:
 # --- perceptrons --------------------------------------------------------------------------------------------------
 
 
-def mlp(options: argparse.Namespace) -> list[Row]:
+def mlp(minutes: float) -> list[Row]:
     """Log-regret by initial learning rate, of linear decay and of a controller that PPO trained."""
-    trained, record = train("ppo", options)
-    linear, learned = compare(trained, options.problems)
+    trained, record = train("ppo", "mlp", minutes)
+    linear, learned = compare(trained, _PROBLEMS["mlp"])
     rows = []
     for name, losses in (("linear", linear), ("ppo", learned)):
         means = (losses - linear.amin(0)).mean(1).tolist()
@@ -174,25 +173,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, judge, print the table, write the rows."""
     p = command_parser("studies.known_answer", __doc__)
     p.add_argument("suite", choices=OUTPUTS, help="problems to train on and to be judged on")
-    p.add_argument("--methods", nargs="+", choices=("ppo", "evolution", "bilevel"), default=["ppo", "evolution"],
-                   help="on quadratics (default: ppo evolution)")  # fmt: skip
-    p.add_argument("--minutes", type=float, help="time to train each method (default: 4, unless --iterations)")
-    p.add_argument("--iterations", type=measured.count, help="iterations to train each method")
-    p.add_argument("--runs", type=measured.count, help="runs per iteration (default: 128; mlp: 64)")
-    p.add_argument("--problems", type=measured.count, help="problems that judge (default: 200; mlp: 12)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--minutes", type=float, default=4.0, help="time to train each method (default: 4)")
     p.add_argument("--output", type=Path, help="JSON-lines file")
     options = p.parse_args(argv)
-    if options.minutes is None and options.iterations is None:
-        options.minutes = 4.0
-    usual = (128, 200) if options.suite == "quadratic" else (64, 12)
-    options.runs, options.problems = options.runs or usual[0], options.problems or usual[1]
     measure, show = (quadratic, quadratic_table) if options.suite == "quadratic" else (mlp, mlp_table)
-    rows = measure(options)
-    print(show(rows))
-    words = " ".join(argv if argv is not None else sys.argv[1:])
-    first = measured.header(f"{p.prog} {words}", suite_digest=SUITES[options.suite].digest())
-    measured.save(options.output or OUTPUTS[options.suite], first, rows)
+    rows = measure(options.minutes)
+    command = f"{p.prog} {options.suite} --minutes {options.minutes:g}"
+    first = measured.header(command, suite_digest=SUITES[options.suite].digest())
+    measured.publish(options.output or OUTPUTS[options.suite], first, rows, show(rows))
     return 0
 
 

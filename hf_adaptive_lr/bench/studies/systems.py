@@ -11,7 +11,6 @@ its rows.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -19,22 +18,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from transformers.utils import logging as transformers_logging
-
 from ...artifacts import replace_file
 from ..markdown import table
 from ..methods import EVALUATIONS, METHODS, Method
 from ..record import versions
 from ..rivals import missing_package
 from ..rows import Row, RunKey, digest, forget_errors, read_rows
+<<<<<<< HEAD
 from ..runner import WorkerError, command_parser, run_all
 from . import measured, systems_checks, systems_train
+=======
+from ..runner import run_all
+from ..train import EVALUATIONS
+from . import systems_checks, systems_train
+from .command import carry_out, parsed, quiet, study_parser
+>>>>>>> wt-studies
 from .systems_checks import CHECKS
 from .systems_train import PLAIN, base_lr
 from .timing import WARM_UP
 
 COMMAND = "python -m hf_adaptive_lr.bench.studies.systems"
-ROWS, PAGE = measured.ROWS / "bench_systems.jsonl", Path("model_cards/SYSTEMS.md")
+ROWS, PAGE = "bench_systems.jsonl", "SYSTEMS.md"
 _TWINS = ("linear_warmup", "cosine_warmup", "rule", "default", "prodigy_half", "prodigy_double", "range_test")
 NAMES = tuple(name for name, method in METHODS.items() if method.replay_of is None and name not in _TWINS)
 """Names of the methods: all but replays, and those that are others but for a setting or what is before the run."""
@@ -83,14 +87,9 @@ class SystemsRun:
 
     def execute(self) -> Row:
         """Carry the check out."""
-        level = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity(logging.ERROR)
-        try:
-            with warnings.catch_warnings(), TemporaryDirectory() as folder:
-                warnings.simplefilter("ignore")  # of kept learning rates, and deprecated calls in the packages
-                found = CHECKS[self.check](self.method, Path(folder))
-        finally:
-            transformers_logging.set_verbosity(level)
+        with quiet("transformers"), warnings.catch_warnings(), TemporaryDirectory() as folder:
+            warnings.simplefilter("ignore")  # of kept learning rates, and deprecated calls in the packages
+            found = CHECKS[self.check](self.method, Path(folder))
         return {"check": self.check, **found, "versions": versions()}
 
 
@@ -102,7 +101,12 @@ def render(rows: Iterable[Row]) -> str:
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
         found.setdefault(row["method"], {})[row["task"]] = row
-    failures = [f"- `{name}`, {text}" for name in found for text in _failures(found[name])]
+    failures = [
+        f"- `{name}`, {check}: {reason}"
+        for name, checks in found.items()
+        for check in CHECKS
+        if (reason := _failure(checks.get(check, {})))
+    ]
     shown = [row for checks in found.values() for row in checks.values()]
     numbers = sorted({f"{package} {v}" for row in shown for package, v in row.get("versions", {}).items()})
     head = ["method", "step overhead", "state bytes", "checkpoint bytes", *_CHECKED.values()]
@@ -144,60 +148,43 @@ def _verdict(row: Row) -> str:
     return f"{said} ({row['lr_difference']:.1g})" if row.get("lr_difference") else said
 
 
-def _failures(checks: dict[str, Row]) -> list[str]:
-    """Check and reason, in the order of the checks."""
-    rows = {name: checks.get(name, {}) for name in CHECKS}
-    return [
-        f"{name}: {row.get('error') or ', '.join(f'{what} {row[what]}' for what in _REASONS if what in row)}"
-        for name, row in rows.items()
-        if "error" in row or row.get("passed") is False
-    ]
+def _failure(row: Row) -> str:
+    """Why a check failed; empty where it did not."""
+    if "error" in row or row.get("passed", True):
+        return str(row.get("error", ""))
+    return ", ".join(f"{what} {row[what]}" for what in _REASONS if what in row)
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+def plan(methods: Sequence[Method]) -> list[SystemsRun]:
+    """The runs, checks that are timed last; the plain trainer comes along."""
+    return [SystemsRun(method, check) for check in CHECKS for method in (PLAIN, *methods)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing and write the page; 0 when done, 2 when it cannot be, 130 when interrupted."""
-    p = command_parser("studies.systems", __doc__)
-    p.add_argument("--rows", type=Path, metavar="FILE", default=ROWS, help=f"JSON-lines file (default: {ROWS})")
-    p.add_argument("--page", type=Path, default=PAGE, help=f"page to be written (default: {PAGE})")
-    for what, names in (("method", NAMES), ("check", tuple(CHECKS))):
-        text = f"{', '.join(names)} (default: all)"
-        p.add_argument(f"--{what}s", nargs="+", choices=names, metavar=what.upper(), default=names, help=text)
-    p.add_argument("--jobs", type=measured.count, default=1, help="processes; overhead is always timed alone")
-    p.add_argument("--render-only", action="store_true", help="run nothing, write the page from the rows")
-    p.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
-    options = p.parse_args(argv)
-    try:
-        if not options.render_only:
-            _run_missing(options)
-        replace_file(options.page, render(read_rows(options.rows)))
-    except (ValueError, WorkerError, OSError) as error:
-        print(f"{p.prog}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{p.prog}: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
-        return 130
-    print(f"wrote {options.page}")
-    return 0
+    parser = study_parser("systems", __doc__)
+    options = parsed(parser, argv)
+    return carry_out(parser.prog, lambda: _study(options))
 
 
-def _run_missing(options: argparse.Namespace) -> None:
-    chosen = [METHODS[name] for name in NAMES if name in options.methods]
-    for method in chosen:
+def _study(options: argparse.Namespace) -> None:
+    rows, page = options.rows / ROWS, options.output_dir / PAGE
+    if not options.render_only:
+        _run_missing(options, rows)
+    replace_file(page, render(read_rows(rows)))
+    print(f"written to {page}, from the rows in {options.rows}")
+
+
+def _run_missing(options: argparse.Namespace, rows: Path) -> None:
+    methods = [METHODS[name] for name in NAMES]
+    for method in methods:
         if package := missing_package(method):
             print(f"'{method.name}' is left out for want of {package}; pip install 'hf_adaptive_lr[bench]'")
     if options.retry_failed:
-        forget_errors(options.rows)
-    runs = plan([m for m in chosen if missing_package(m) is None], options.checks)
-    run_all([run for run in runs if run.check != "overhead"], options.rows, jobs=options.jobs)
-    run_all([run for run in runs if run.check == "overhead"], options.rows)  # neighbours would be in the figures
-
-
-def plan(methods: Sequence[Method], checks: Sequence[str]) -> list[SystemsRun]:
-    """The runs, checks that are timed last; the plain trainer comes along."""
-    return [SystemsRun(m, check) for check in CHECKS if check in checks for m in (PLAIN, *methods)]
+        forget_errors(rows)
+    runs = plan([method for method in methods if missing_package(method) is None])
+    run_all([run for run in runs if run.check != "overhead"], rows, jobs=options.jobs)
+    run_all([run for run in runs if run.check == "overhead"], rows)  # neighbours would be in the figures
 
 
 if __name__ == "__main__":

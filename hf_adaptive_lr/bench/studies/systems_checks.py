@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from ..methods import EVALUATIONS, Method
 from ..record import short
 from ..rows import Row
+<<<<<<< HEAD
 from .systems_train import (
     HALF,
     LARGER,
@@ -34,6 +35,11 @@ from .systems_train import (
     weights_of,
 )
 from .timing import take_turns
+=======
+from ..train import EVALUATIONS
+from .systems_train import HALF, LARGER, PLAIN, SMALL, changes_of, decisions_of, lrs_of, prepare, trained, weights_of
+from .timing import block_ratios, take_turns
+>>>>>>> wt-studies
 from .tiny_bert import Size
 
 TIMED = Size("1M", 128, 4, 8, 64)
@@ -184,21 +190,20 @@ def overhead(method: Method, folder: Path) -> Row:
     common: dict[str, Any] = {"logging_strategy": "steps", "logging_steps": BLOCK}
     # At much larger rates the plain trainer's weights grow until its numbers take longer to compute.
     common |= {"size": TIMED, "updates": BLOCK * EVALUATIONS, "usual_lr": 1e-3}
-    ratios, plain = [], []
+    ratios: list[float] = []
+    plain: list[float] = []
     for pair in range(PAIRS):
         methods = {"plain": PLAIN, "method": method}
         trainers = {n: prepare(methods[n], folder / n, **common) for n in sorted(methods, reverse=bool(pair % 2))}
         times = take_turns(trainers, BLOCKS * BLOCK, pair)
-        for first in range(0, BLOCKS * BLOCK, BLOCK):
-            mine, theirs = (sum(times[n][first + i][0] for i in range(BLOCK)) for n in ("method", "plain"))
-            ratios.append(mine / theirs)
-            plain.append(theirs)
+        ratios += block_ratios(times["method"].whole, times["plain"].whole, BLOCK)
+        plain += times["plain"].whole.values()
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {
         "ratio": round(median, 4),
         "quartiles": [round(low, 4), round(high, 4)],
         "blocks": len(ratios),
-        "plain_ms": round(1e3 * statistics.median(plain) / BLOCK, 2),
+        "plain_ms": round(1e3 * statistics.median(plain), 2),
         "parameters": sum(p.numel() for p in TIMED.model().parameters()),
     }
 

@@ -16,6 +16,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -32,8 +33,14 @@ _OWN = ("before_forward", "observe", "_pre_step", "_post_step", "step", "get_las
 """Where a Trainer enters [`ControlledLR`] during an update; none of them calls another."""
 
 Name = TypeVar("Name", bound=Hashable)
-Seconds = dict[int, tuple[float, float]]
-"""By round: CPU seconds of an update, and those of them spent in our own code."""
+
+
+@dataclass
+class Seconds:
+    """CPU seconds of a trainer's updates, and those of them spent in our own code; by round."""
+
+    whole: dict[int, float] = field(default_factory=dict)
+    own: dict[int, float] = field(default_factory=dict)
 
 
 def take_turns(
@@ -65,8 +72,15 @@ def take_turns(
             turn = [name for name in lanes if index % 4 == 0 or name != rarely]
             for name in order.sample(turn, len(turn)):
                 own.take()
-                times[name][index] = (lanes[name].advance(), own.take())
+                times[name].whole[index], times[name].own[index] = lanes[name].advance(), own.take()
     return times
+
+
+def block_ratios(mine: Mapping[int, float], other: Mapping[int, float], block: int) -> list[float]:
+    """Seconds of blocks of so many updates over those of another trainer in the same rounds."""
+    turns = sorted(mine)
+    blocks = [turns[first : first + block] for first in range(0, len(turns), block)]
+    return [sum(mine[i] for i in rounds) / sum(other[i] for i in rounds) for rounds in blocks]
 
 
 class Lane(TrainerCallback):
@@ -156,9 +170,8 @@ class OwnTime:
     @contextlib.contextmanager
     def measured(self) -> Iterator[OwnTime]:
         """Measure within this context; schedulers must be made inside it."""
-        with contextlib.ExitStack() as stack:
-            for name in _OWN:
-                stack.enter_context(mock.patch.object(ControlledLR, name, self._timed(getattr(ControlledLR, name))))
+        timed: Any = {name: self._timed(getattr(ControlledLR, name)) for name in _OWN}
+        with mock.patch.multiple(ControlledLR, **timed):
             yield self
 
     def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:

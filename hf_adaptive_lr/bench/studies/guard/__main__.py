@@ -11,19 +11,16 @@ run.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from ....demo.data import DemoDataError
 from ...data import load
 from ...markdown import rewrite
-from ...rows import RowsError, forget_errors, pack
-from ...runner import WorkerError, Workers, command_parser, run_all
+from ...rows import forget_errors
+from ...runner import Workers, run_all
 from ...tasks import Task
-from ..measured import ROWS, count
-from .figures import read_figures, rows_path
+from ..command import carry_out, parsed, study_parser
+from .figures import book_of, read_figures
 from .injections import CLEAN, INJECTIONS, STREAMS, TROUBLES
 from .methods import GUARD, METHODS, UNGUARDED
 from .pages import render, verdict
@@ -32,80 +29,48 @@ from .tasks import QUICK_TASKS, TASKS
 
 SEEDS, OTHER_SEEDS, STREAM_SEEDS = 10, 3, 5
 """Seeds of the guard and of the clean runs it is compared with, of everything else, and of restless streams."""
-COMMAND = "python -m hf_adaptive_lr.bench.studies.guard"
-CARDS, QUICK = ROWS.parent, Path("runs/guard-quick")
 
 
-def plan(task: Task, methods: Sequence[str], seeds: int) -> list[DisturbedRun]:
+def plan(task: Task, seeds: int) -> list[DisturbedRun]:
     """The runs of a task."""
-    cases = {(CLEAN.name, UNGUARDED): seeds}
-    for injection in (CLEAN.name, *TROUBLES):
-        for method in methods:
-            cases.setdefault((injection, method), seeds if method == GUARD else min(seeds, OTHER_SEEDS))
-    if GUARD in methods:
-        cases |= {(stream, m): min(seeds, STREAM_SEEDS) for stream in STREAMS for m in (GUARD, UNGUARDED)}
+    cases = {(injection, method): OTHER_SEEDS for injection in (CLEAN.name, *TROUBLES) for method in METHODS}
+    cases |= {(stream, method): STREAM_SEEDS for stream in STREAMS for method in (GUARD, UNGUARDED)}
+    cases |= {case: seeds for case in cases if case[1] == GUARD and case[0] not in STREAMS}
+    cases[CLEAN.name, UNGUARDED] = seeds
     return [
         DisturbedRun(task, METHODS[method], seed, task.lr, injection=INJECTIONS[injection])
         for (injection, method), count in cases.items()
-        for seed in range(count)
+        for seed in range(min(count, seeds))
     ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing and write the page; 0 when done, 2 when it cannot be, 130 when interrupted."""
-    # Threads that wait by spinning starve the other workers.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    options = _options(argv)
-    try:
-        if not options.render_only:
-            _run_missing(options)
-        figures = read_figures(options.rows_dir)
-        command = f"{COMMAND} --quick" if options.quick else f"{COMMAND} --jobs 2"
-        rewrite(options.page, lambda notes: render(figures, notes or "", command=command, quick=options.quick))
-    except (RowsError, WorkerError, DemoDataError, OSError) as error:
-        print(f"{COMMAND}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\n{COMMAND}: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
-        return 130
+    parser = study_parser("guard", __doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny tasks and one seed: does it run?")
+    options = parsed(parser, argv)
+    return carry_out(parser.prog, lambda: _study(options))
+
+
+def _study(options: argparse.Namespace) -> None:
+    if not options.render_only:
+        _run_missing(options)
+    figures, page = read_figures(options.rows), options.output_dir / "GUARD.md"
+    rewrite(page, lambda notes: render(figures, notes or "", quick=options.quick))
     print(verdict(figures).replace("**", "").strip())
-    print(f"written to {options.page}, from the rows in {options.rows_dir}")
-    return 0
-
-
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = command_parser("studies.guard", __doc__)
-    p.add_argument("--jobs", type=count, default=1, help="worker processes (default: 1)")
-    for what, known in (("task", [*TASKS]), ("method", [*METHODS])):
-        shown = f"{', '.join(known)} (default: all)"
-        p.add_argument(f"--{what}s", nargs="+", metavar=what.upper(), choices=known, default=known, help=shown)
-    shown = f"seeds of the guard and its clean runs (default: {SEEDS}); others have at most {OTHER_SEEDS}"
-    p.add_argument("--seeds", type=count, help=shown)
-    p.add_argument("--quick", action="store_true", help="tiny tasks and one seed: does it run, not what it is worth")
-    p.add_argument("--render-only", action="store_true", help="run nothing, write the page from the rows")
-    p.add_argument("--retry-failed", action="store_true", help="run again what ended in an error")
-    p.add_argument("--rows-dir", type=Path, metavar="DIR", help=f"rows (default: {ROWS})")
-    p.add_argument("--page", type=Path, metavar="FILE", help=f"page (default: {CARDS / 'GUARD.md'})")
-    options = p.parse_args(argv)
-    cards = QUICK if options.quick else CARDS
-    options.rows_dir, options.page = options.rows_dir or cards / ROWS.name, options.page or cards / "GUARD.md"
-    if options.quick and CARDS.resolve() in {options.rows_dir.resolve().parent, options.page.resolve().parent}:
-        p.error(f"--quick would mix its rows or page with the real ones in '{CARDS}'; name another folder")
-    return options
+    print(f"written to {page}, from the rows in {options.rows}")
 
 
 def _run_missing(options: argparse.Namespace) -> None:
-    seeds = options.seeds or (1 if options.quick else SEEDS)
-    tasks = [(QUICK_TASKS if options.quick else TASKS)[name] for name in options.tasks]
+    tasks, book = (QUICK_TASKS if options.quick else TASKS).values(), book_of(options.rows)
     for task in tasks:
         load(task)  # missing data is reported before anything has run
+        if options.retry_failed:
+            forget_errors(book.path(task.name))
     with Workers(options.jobs) as workers:
         for task in tasks:
-            path = rows_path(options.rows_dir, task.name)
-            if options.retry_failed:
-                forget_errors(path)
-            run_all(plan(task, options.methods, seeds), path, jobs=workers)
-            pack(path)
+            run_all(plan(task, 1 if options.quick else SEEDS), book.path(task.name), jobs=workers)
+            book.pack([task.name])
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...plan import Book
 from ...rows import Row, read_rows
 from .injections import CLEAN, STREAMS
 from .methods import GUARD, UNGUARDED
@@ -44,16 +45,6 @@ class Cell:
         """Runs within the tolerance."""
         return len(self.differences) - len(self.outside)
 
-    @property
-    def mean(self) -> float | None:
-        """Mean difference."""
-        return statistics.fmean(self.differences.values()) if self.differences else None
-
-    @property
-    def worst(self) -> float | None:
-        """Lowest difference."""
-        return min(self.differences.values(), default=None)
-
     def counts(self, action: str) -> dict[int, int]:
         """How often the guard did something, by the seed of runs that were compared."""
         return {seed: self.runs[seed]["actions"].get(action, 0) for seed in self.differences}
@@ -74,25 +65,18 @@ class Figures:
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self._runs: dict[tuple[str, str], dict[int, Row]] = {}
-        for row in _current(list(rows)):
-            injection, method = row["method"].split("/")
-            self._runs.setdefault((injection, method), {})[row["seed"]] = row
+        rows = _newest(_newest(list(rows), "task"), "method")
+        self._runs: dict[str, dict[int, Row]] = {}
+        for row in sorted(rows, key=lambda row: row["seed"]):
+            self._runs.setdefault(row["method"], {})[row["seed"]] = row
+        self.all = rows
         self.clean = list(self._accuracies(CLEAN.name, UNGUARDED).values())
+        self.spread = statistics.stdev(self.clean) if len(self.clean) > 1 else 0.0  # over seeds
         self.tolerance = max(MARGIN, SPREADS * self.spread)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation over the seeds of clean, unguarded runs; 0 of fewer than two."""
-        return statistics.stdev(self.clean) if len(self.clean) > 1 else 0.0
-
-    def all(self) -> list[Row]:
-        """Every row that counts."""
-        return [row for runs in self._runs.values() for row in runs.values()]
 
     def runs(self, injection: str, method: str) -> Mapping[int, Row]:
         """The rows of one injection and method, by seed."""
-        return dict(sorted(self._runs.get((injection, method), {}).items()))
+        return self._runs.get(f"{injection}/{method}", {})
 
     def cell(self, injection: str, method: str) -> Cell:
         """The figures of one injection and method.
@@ -121,28 +105,20 @@ class Figures:
         return sum(len(_alarms(row)) for row in runs), sum(row["updates"] for row in runs), len(runs)
 
 
-def rows_path(folder: Path, task: str) -> Path:
-    """File of a task's rows."""
-    return folder / f"guard_{task}.jsonl"
+def book_of(folder: Path) -> Book:
+    """The study's rows in a folder."""
+    return Book(folder, "guard")
 
 
 def read_figures(folder: Path) -> dict[str, Figures]:
     """The figures of both tasks."""
-    return {task: Figures(read_rows(rows_path(folder, task))) for task in TASKS}
+    return {task: Figures(read_rows(book_of(folder).path(task))) for task in TASKS}
 
 
-def _current(rows: Sequence[Row]) -> list[Row]:
-    tasks = {row["task"]: row["task_digest"] for row in rows}
-    rows = [row for row in rows if row["task_digest"] == tasks[row["task"]]]
-    methods = {row["method"]: row["method_digest"] for row in rows}
-    return [row for row in rows if row["method_digest"] == methods[row["method"]]]
-
-
-def mean_actions(runs: Iterable[Row]) -> dict[str, float] | None:
-    """What the guard did per run, by action; None without runs of a guard."""
-    found = [row["actions"] for row in runs if "actions" in row]
-    names = sorted({name for actions in found for name in actions})
-    return {name: statistics.fmean(a.get(name, 0) for a in found) for name in names} if found else None
+def _newest(rows: list[Row], what: str) -> list[Row]:
+    """Rows whose task or method is the same version as that of the last row of this name."""
+    digests = {row[what]: row[f"{what}_digest"] for row in rows}
+    return [row for row in rows if row[f"{what}_digest"] == digests[row[what]]]
 
 
 def first_alarm(row: Row) -> int | None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ....hub.card import NOTES, NOTES_END
 from ...markdown import table
-from ...rows import Row, packed_path
-from .figures import GOAL, Cell, Figures, first_alarm, mean_actions, rows_path
+from ...rows import Row
+from .figures import GOAL, Cell, Figures, first_alarm
 from .injections import CLEAN, STREAMS, TROUBLES
 from .methods import GUARD, METHODS
 
+COMMAND = "python -m hf_adaptive_lr.bench.studies.guard"
 _QUICK = "**A quick run on shortened tasks.** It shows that the command works; its figures are worth nothing.\n"
 _INTRO = """\
 Training is disturbed on purpose, and the accuracy on test rows at the end is compared with that of the undisturbed
@@ -43,7 +43,7 @@ with their defaults only after more than ten in succession have been better, or 
 """
 
 
-def render(figures: Mapping[str, Figures], notes: str, *, command: str, quick: bool = False) -> str:
+def render(figures: Mapping[str, Figures], notes: str, *, quick: bool = False) -> str:
     """The page."""
     parts = [
         "# Divergence guard: runs that are disturbed on purpose\n",
@@ -71,11 +71,8 @@ def render(figures: Mapping[str, Figures], notes: str, *, command: str, quick: b
         "## Notes\n",
         "\n".join(part for part in (NOTES, notes, NOTES_END) if part) + "\n",
         "## Reproduce\n",
-        f"```bash\n{command}\n```\n",
-        "Rows: "
-        + ", ".join(f"`rows/{packed_path(rows_path(Path(), task))}`" for task in figures)
-        + ". "
-        + _versions(figures),
+        f"```bash\n{COMMAND} {'--quick' if quick else '--jobs 2'}\n```\n",
+        f"Rows: {', '.join(f'`rows/guard_{task}.jsonl.gz`' for task in figures)}. {_versions(figures)}",
     ]
     return "\n".join(parts)
 
@@ -83,7 +80,7 @@ def render(figures: Mapping[str, Figures], notes: str, *, command: str, quick: b
 def verdict(figures: Mapping[str, Figures]) -> str:
     """Shares of the guarded runs within the tolerance, and whether the goal is met."""
     counts = {task: found.overall(TROUBLES, GUARD) for task, found in figures.items()}
-    good, total = (sum(counts[task][i] for task in counts) for i in (0, 1))
+    good, total = map(sum, zip(*counts.values(), strict=True))
     if not total:
         return "**No guarded runs yet.**\n"
     met = "met" if good >= GOAL * total else "not met"
@@ -97,57 +94,50 @@ def _listed(entries: Mapping[str, Any]) -> str:
 
 def _false_alarms(figures: Mapping[str, Figures]) -> str:
     found = {task: of.false_alarms() for task, of in figures.items()}
-    lines = [
-        f"- {task}: {a} of {n:,} updates, in {runs} clean guarded runs."
-        for task, (a, n, runs) in found.items()
-        if runs
-    ]
+    lines = [f"- {task}: {a} of {n:,} updates, in {m} clean guarded runs." for task, (a, n, m) in found.items() if m]
     return "\n".join(lines or ["- no runs yet."]) + "\n"
 
 
 def _streams(figures: Mapping[str, Figures]) -> str:
     head = ["task", "stream", "left alone", "stopped", "most rollbacks", "actions", "mean difference", "worst"]
+    cells = [(task, name, found.cell(name, GUARD)) for task, found in figures.items() for name in STREAMS]
     lines = []
-    for task, found in figures.items():
-        for name in STREAMS:
-            cell = found.cell(name, GUARD)
-            if cell.differences:
-                stops, rollbacks = (cell.counts(action).values() for action in ("stop", "rollback"))
-                shares = [f"{count} of {len(stops)}" for count in (cell.left_alone, sum(n > 0 for n in stops))]
-                done = _actions([cell.runs[seed] for seed in cell.differences])
-                lines.append([task, name, *shares, str(max(rollbacks)), done, _points(cell.mean), _points(cell.worst)])
+    for task, name, cell in cells:
+        if cell.differences:
+            stops, rollbacks = (cell.counts(action).values() for action in ("stop", "rollback"))
+            shares = [f"{count} of {len(stops)}" for count in (cell.left_alone, sum(n > 0 for n in stops))]
+            did = _actions(cell.runs[seed] for seed in cell.differences)
+            lines.append([task, name, *shares, str(max(rollbacks)), did, *_points(cell)])
     return table(head, lines) + "\n" if lines else "No runs yet.\n"
 
 
 def _losses(figures: Mapping[str, Figures]) -> str:
     lines = []
-    for task, found in figures.items():
-        for injection in (CLEAN.name, *TROUBLES):
-            cell = found.cell(injection, GUARD)
-            for seed, row in cell.runs.items():
-                if "error" in row:
-                    lines.append(f"- {task}, {injection}, seed {seed}: ended in an error ({row['error']}).")
-                elif seed in cell.outside:
-                    did = _actions([row])
-                    lines.append(f"- {task}, {injection}, seed {seed}: {_points(cell.differences[seed])} ({did}).")
+    for task, name, cell in ((t, i, of.cell(i, GUARD)) for t, of in figures.items() for i in (CLEAN.name, *TROUBLES)):
+        for seed, row in cell.runs.items():
+            if "error" in row:
+                lines.append(f"- {task}, {name}, seed {seed}: ended in an error ({row['error']}).")
+            elif seed in cell.outside:
+                lost = f"{100 * cell.differences[seed]:+.1f}"
+                lines.append(f"- {task}, {name}, seed {seed}: {lost} ({_actions([row])}).")
     return "\n".join(lines or ["None."]) + "\n"
 
 
 def _settings(figures: Mapping[str, Figures]) -> str:
-    specs = [row.get("method_spec", {}) for found in figures.values() for row in found.all()]
-    settings = {json.dumps(spec["guard"]) for spec in specs if "guard" in spec}
+    specs = [row.get("method_spec", {}) for found in figures.values() for row in found.all]
+    settings = sorted({json.dumps(spec["guard"]) for spec in specs if "guard" in spec})
     mixed = "**Rows of several settings are mixed here: run the command again.**\n\n" if len(settings) > 1 else ""
-    return mixed + "\n".join(f"```json\n{text}\n```" for text in sorted(settings)) + "\n"
+    return mixed + "\n".join(f"```json\n{text}\n```" for text in settings) + "\n"
 
 
 def _versions(figures: Mapping[str, Figures]) -> str:
-    versions = [row["versions"] for found in figures.values() for row in found.all() if "versions" in row]
+    versions = [row["versions"] for found in figures.values() for row in found.all if "versions" in row]
     texts = {", ".join(f"{package} {version}" for package, version in some.items()) for some in versions}
     return "".join(f"Measured with {text}.\n" for text in sorted(texts)) or "\n"
 
 
 def _task(task: str, found: Figures) -> list[str]:
-    row = next((row for row in found.all() if "setting" in row), None)
+    row = next((row for row in found.all if "setting" in row), None)
     if row is None:
         return [f"### {task}\n", "No runs yet.\n"]
     setting, rows, clean = row["setting"], row["setting"]["rows"], found.clean
@@ -173,17 +163,14 @@ def _table(found: Figures) -> str:
             cell = found.cell(injection, method)
             if cell.runs:
                 reference = injection == CLEAN.name and method != GUARD
-                lines.append([first, method, *(["-"] * 3 if reference else _judged(cell)), *_measured(cell)])
+                judged = ["-"] * 3 if reference else [share(cell.within, cell.judged), *_points(cell)]
+                lines.append([first, method, *judged, *_measured(cell)])
                 first = ""
     for method in METHODS:
         good, total = found.overall(TROUBLES, method)
         if total:
             lines.append(["**all troubles**", method, f"**{share(good, total)}**", *["-"] * (len(head) - 3)])
     return table(head, lines) + "\n"
-
-
-def _judged(cell: Cell) -> list[str]:
-    return [share(cell.within, cell.judged), _points(cell.mean), _points(cell.worst)]
 
 
 def _measured(cell: Cell) -> list[str]:
@@ -204,18 +191,21 @@ def share(good: int, total: int) -> str:
     return f"{good} of {total} ({math.floor(1000 * good / total) / 10:g} %)" if total else "-"
 
 
-def _points(difference: float | None) -> str:
-    return "-" if difference is None else f"{100 * difference:+.1f}"
+def _points(cell: Cell) -> list[str]:
+    """Mean and lowest difference, in points of accuracy."""
+    found = cell.differences.values()
+    return [f"{100 * value:+.1f}" for value in (statistics.fmean(found), min(found))] if found else ["-", "-"]
 
 
-def _loss(losses: Sequence[Any]) -> str:
+def _loss(losses: Sequence[float | None]) -> str:
     finite = [loss for loss in losses if loss is not None]
     lost = f" ({len(losses) - len(finite)} not finite)" if len(finite) < len(losses) else ""
     return (f"{statistics.fmean(finite):.3f}" if finite else "-") + lost
 
 
-def _actions(rows: Sequence[Row]) -> str:
-    found = mean_actions(rows)
-    if found is None:
-        return "-"
-    return ", ".join(f"{count:.3g} {name}" for name, count in found.items()) or "none"
+def _actions(rows: Iterable[Row]) -> str:
+    """What the guard did per run."""
+    found = [row["actions"] for row in rows if "actions" in row]
+    names = sorted({name for actions in found for name in actions})
+    did = [f"{statistics.fmean(actions.get(name, 0) for actions in found):.3g} {name}" for name in names]
+    return ", ".join(did) or ("none" if found else "-")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +18,7 @@ from ...models import build_model, outputs
 from ...record import Record, curve, diverged, evaluate, parameters, short, versions
 from ...rows import Row, RunKey, digest
 from ...train import LOSS_POINTS, TrainingRun, build_trainer
+from ..command import quiet
 from .injections import CLEAN, Injection, Inputs, Moment, generator, strikes
 from .methods import spec
 
@@ -54,7 +52,7 @@ class DisturbedRun(TrainingRun):
         data, model = load(self.task), build_model(self.task, self.seed)
         # Schedules that move at evaluations see the validation rows, which nothing is chosen by.
         data = dataclasses.replace(data, controller=data.valid)
-        with tempfile.TemporaryDirectory() as folder, _quiet():
+        with tempfile.TemporaryDirectory() as folder, quiet(GuardCallback.__module__):
             lr = self.lr * self.injection.base_lr_factor
             trainer = build_trainer(self, model, data, folder, lr, (Disturbed,))
             trainer.record = Record(model)
@@ -158,15 +156,3 @@ def _guarded(guard: Any) -> Row:
         "factor": guard.factor,
         "events": events,
     }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the guard reports of each rollback off the screen: it is in the row."""
-    logger = logging.getLogger(GuardCallback.__module__)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ...methods import Method
 from ...plan import Book, Choice
 from ...results import Runs, failed, paired
 from ...stats import Estimate, gain
@@ -43,13 +44,18 @@ class Judged:
     reason: str = ""  # why not, where the difference does not show it
 
 
+def methods_of(paper: Paper) -> list[Method]:
+    """The baselines, and a paper's own."""
+    return [METHODS[name] for name in (*BASELINES, *paper.methods)]
+
+
 def find(paper: Paper, setup: Setup, book: Book) -> Found:
     """A paper's rows."""
-    cells = {}
-    for task in (setup.tasks[name] for name in paper.tasks):
-        for method in (METHODS[name] for name in (*BASELINES, *paper.methods)):
-            cell = Cell(counted(task, method, setup, book), tuned(task, method, setup, book))
-            cells[task.name, method.name] = cell
+    cells = {
+        (name, method.name): Cell(counted(task, method, setup, book), tuned(task, method, setup, book))
+        for name, task in ((name, setup.tasks[name]) for name in paper.tasks)
+        for method in methods_of(paper)
+    }
     return Found(paper, setup, cells)
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from statistics import fmean
 
 from ....hub.card import NOTES, NOTES_END
-from ...markdown import rewrite, table
+from ...markdown import table
+from ...methods import Method
 from ...plan import Book
 from ...results import failed, paired, values
-from ...rows import Row, packed_path
+from ...rows import packed_path
 from ...stats import Estimate, mean_interval
-from .claims import Claim
-from .judge import Cell, Found, Judged, Word, judged, verdict, word_of
-from .methods import BASELINES, METHODS
+from .claims import Claim, Comparison
+from .judge import Cell, Found, Word, judged, methods_of, verdict, word_of
+from .methods import BASELINES
 from .plan import QUICK
 from .tasks import TUNED_ON
 
@@ -45,15 +46,8 @@ are processor time of the training on one thread.
 """
 
 
-def write_page(found: Found, book: Book, folder: Path) -> Path:
-    """Render a paper's page, with the notes of the one that is there, and put it in place."""
-    path = folder / f"{found.paper.name}.md"
-    rewrite(path, lambda notes: render(found, book, notes))
-    return path
-
-
 def render(found: Found, book: Book, notes: str | None = None) -> str:
-    """The page."""
+    """The page, with notes that a person may have written instead of the first ones."""
     paper, quick = found.paper, found.setup.tasks is QUICK.tasks
     names = dict.fromkeys(name for task in paper.tasks for name in (TUNED_ON.get(task), task) if name is not None)
     parts = [
@@ -65,15 +59,14 @@ def render(found: Found, book: Book, notes: str | None = None) -> str:
         "## Claims\n",
         _RULES,
         _claims(paper.claims, found),
-        "## Controls\n" if paper.controls else "",
-        _claims(paper.controls, found) if paper.controls else "",
+        *(("## Controls\n", _claims(paper.controls, found)) if paper.controls else ()),
         "## Setting\n",
         _HOW,
         _setting(found),
         "## Results\n",
         _COLUMNS,
         *(part for task in paper.tasks for part in (f"### {task}\n", _results(task, found))),
-        _extra_passes(paper.methods),
+        _extra_passes(methods_of(paper)),
         "## Notes\n",
         f"{NOTES}\n{paper.notes if notes is None else notes}\n{NOTES_END}\n",
         "## Reproduce\n",
@@ -92,39 +85,36 @@ def summary(found: Found) -> str:
 
 
 def _verdict(found: Found) -> str:
-    words = {claim: word_of(claim, found) for claim in found.paper.claims}
+    words = [(word_of(claim, found), claim) for claim in found.paper.claims]
     reasons = [
         f"- {word}: {claim.text.rstrip('.')}{f' ({claim.why})' if claim.why else ''}."
-        for word in _ORDER
-        for claim, its in words.items()
-        if its == word
+        for word, claim in sorted(words, key=lambda of: _ORDER.index(of[0]))
     ]
     return "\n".join([f"**Verdict: {verdict(found)}.**\n", *reasons, ""])
 
 
 def _claims(claims: Sequence[Claim], found: Found) -> str:
+    head = ["claim", "word", "task", "comparison", "measure", "difference", "pairs", "met"]
     lines = []
     for claim in claims:
+        cells = [_comparison(comparison, found) for comparison in claim.comparisons]
         first = [claim.text, f"**{word_of(claim, found)}**"]
-        if not claim.comparisons:
-            lines.append([*first, "-", claim.why or "-", "-", "-", "-", "-"])
-        for comparison in claim.comparisons:
-            lines.append([*first, *_comparison(judged(comparison, found))])
+        for row in cells or [["-", claim.why or "-", *["-"] * 4]]:
+            lines.append([*first, *row])
             first = ["", ""]
-    head = ["claim", "word", "task", "comparison", "measure", "difference", "pairs", "met"]
     return table(head, lines) + "\n"
 
 
-def _comparison(found: Judged) -> list[str]:
-    asked = found.comparison
-    met = {True: "yes", False: "no", None: "-"}[found.met]
+def _comparison(asked: Comparison, found: Found) -> list[str]:
+    answer = judged(asked, found)
+    met = {True: "yes", False: "no", None: "-"}[answer.met]
     return [
         asked.task,
         f"{asked.method} {asked.relation} than {asked.against}",
         _MEASURES[asked.measure],
-        _shown(found.difference, "+"),
-        "-" if found.difference is None else str(found.difference.n),
-        f"{met} ({found.reason})" if found.reason else met,
+        _shown(answer.difference, "+"),
+        "-" if answer.difference is None else str(answer.difference.n),
+        f"{met} ({answer.reason})" if answer.reason else met,
     ]
 
 
@@ -132,27 +122,17 @@ def _setting(found: Found) -> str:
     head = ["task", "data", "rows: train / valid / controller / test", "model", "parameters, trained"]
     head += ["optimizer", "batch", "updates", "wrong labels", "seeds"]
     lines = []
-    for name in found.paper.tasks:
-        runs = next((cell.runs for method in BASELINES if (cell := found.cells[name, method]).runs), {})
+    for task in (found.setup.tasks[name] for name in found.paper.tasks):
+        runs = next((runs for method in BASELINES if (runs := found.cells[task.name, method].runs)), {})
         counts = next((row["setting"] for row in runs.values() if "setting" in row), None)
-        if counts is None:
-            lines.append([name, "not run", *["-"] * (len(head) - 2)])
-            continue
-        task = found.setup.tasks[name]
-        lines.append(
-            [
-                name,
-                task.data,
-                " / ".join(f"{n:,}" for n in (task.train_rows, task.valid_rows, task.controller_rows, task.test_rows)),
-                task.model,
-                f"{counts['parameters']:,}, {counts['trained_parameters']:,}",
-                task.optimizer,
-                str(task.batch_size),
-                str(task.updates),
-                f"{100 * task.label_noise:.0f} %" if task.label_noise else "-",
-                str(len(runs)),
-            ]
-        )
+        cells = ["not run", *["-"] * (len(head) - 2)]
+        if counts is not None:
+            rows = (task.train_rows, task.valid_rows, task.controller_rows, task.test_rows)
+            cells = [task.data, " / ".join(f"{n:,}" for n in rows), task.model]
+            cells += [f"{counts['parameters']:,}, {counts['trained_parameters']:,}", task.optimizer]
+            cells += [str(task.batch_size), str(task.updates)]
+            cells += [f"{100 * task.label_noise:.0f} %" if task.label_noise else "-", str(len(runs))]
+        lines.append([task.name, *cells])
     return table(head, lines) + "\n"
 
 
@@ -160,62 +140,44 @@ def _results(task: str, found: Found) -> str:
     head = ["method", "learning rate", "tuning runs", "accuracy", "test loss", "training loss"]
     head += ["minus constant", "minus linear", "failed", "seconds", "passes forward / backward"]
     lines = []
-    for name in (*BASELINES, *found.paper.methods):
-        cell = found.cells[task, name]
-        if not cell.runs:
-            lines.append([name, "not run", *["-"] * (len(head) - 2)])
-            continue
-        baselines = {other: found.cells[task, other].runs for other in ("constant", "linear")}
-        lines.append(
-            [
-                name,
-                _lr(cell),
-                _tuning_runs(name, cell),
-                *(_shown(_mean(cell, m)) for m in ("test_metric", "test_loss", "train_loss")),
-                *(
-                    "-" if name == other else _shown(paired(cell.runs, runs, "test_loss"), "+")
-                    for other, runs in baselines.items()
-                ),
-                f"{sum(map(failed, cell.runs.values()))} of {len(cell.runs)}",
-                _average([row["cpu_seconds"] for row in _whole(cell)], ".1f"),
-                " / ".join(_average([row["passes"][way] for row in _whole(cell)], ".2f") for way in _WAYS),
-            ]
-        )
+    for method in methods_of(found.paper):
+        cell = found.cells[task, method.name]
+        cells = ["not run", *["-"] * (len(head) - 2)]
+        if cell.runs:
+            cells = [*_tuning(method, cell), *(_mean(cell, m) for m in ("test_metric", "test_loss", "train_loss"))]
+            for other in ("constant", "linear"):
+                gap = paired(cell.runs, found.cells[task, other].runs, "test_loss") if method.name != other else None
+                cells.append(_shown(gap, "+"))
+            cells += [f"{sum(map(failed, cell.runs.values()))} of {len(cell.runs)}", *_cost(cell)]
+        lines.append([method.name, *cells])
     return table(head, lines) + "\n"
 
 
-_WAYS = ("forward", "backward")
-
-
-def _extra_passes(names: Sequence[str]) -> str:
-    extra = [f"- {name}: {METHODS[name].extra_passes}" for name in names if METHODS[name].extra_passes != "none"]
-    return "\n".join(["Beside the update:\n", *extra, ""]) if extra else ""
-
-
-def _lr(cell: Cell) -> str:
-    lrs = {row["lr"] for row in cell.runs.values()}
+def _tuning(method: Method, cell: Cell) -> tuple[str, str]:
+    """The learning rates, and how many runs it took to find them."""
     star = "*" if cell.tuning.at_edge else ""
-    return " / ".join(f"{lr:g}{star}" for lr in sorted(lrs))
-
-
-def _tuning_runs(name: str, cell: Cell) -> str:
-    method = METHODS[name]
+    lrs = " / ".join(f"{lr:g}{star}" for lr in sorted({row["lr"] for row in cell.runs.values()}))
     if method.lr != "tuned":
-        return f"as {str(method.lr).partition(':')[2]}"
-    return str(sum(map(len, cell.tuning.tried.values())) * len(method.variants()))
+        return lrs, f"as {str(method.lr).partition(':')[2]}"
+    return lrs, str(sum(map(len, cell.tuning.tried.values())) * len(method.variants()))
 
 
-def _mean(cell: Cell, measure: str) -> Estimate | None:
+def _mean(cell: Cell, measure: str) -> str:
     found = list(values(cell.runs, measure).values())
-    return mean_interval(found) if found else None
+    return _shown(mean_interval(found) if found else None)
 
 
-def _whole(cell: Cell) -> list[Row]:
-    return [row for row in cell.runs.values() if "error" not in row]
+def _cost(cell: Cell) -> tuple[str, str]:
+    rows = [row for row in cell.runs.values() if "error" not in row]
+    if not rows:
+        return "-", "- / -"
+    forward, backward = (fmean(row["passes"][way] for row in rows) for way in ("forward", "backward"))
+    return f"{fmean(row['cpu_seconds'] for row in rows):.1f}", f"{forward:.2f} / {backward:.2f}"
 
 
-def _average(found: Sequence[float], form: str) -> str:
-    return format(sum(found) / len(found), form) if found else "-"
+def _extra_passes(methods: Sequence[Method]) -> str:
+    extra = [f"- {method.name}: {method.extra_passes}" for method in methods if method.extra_passes != "none"]
+    return "\n".join(["Beside the update:\n", *extra, ""]) if extra else ""
 
 
 def _shown(interval: Estimate | None, sign: str = "") -> str:

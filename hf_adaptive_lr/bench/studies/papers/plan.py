@@ -110,17 +110,10 @@ def missing(task: Task, methods: Sequence[Method], setup: Setup, book: Book) -> 
 
 
 def complete(
-    tasks: Sequence[Task],
-    methods: Sequence[Method],
-    setup: Setup,
-    book: Book,
-    *,
-    jobs: int | Workers = 1,
-    bar: bool = True,
+    task: Task, methods: Sequence[Method], setup: Setup, book: Book, *, jobs: int | Workers = 1, bar: bool = True
 ) -> None:
-    """Do all runs that are missing, task by task; see [`missing`] and [`run_all`]."""
-    for task in tasks:
-        while runs := missing(task, methods, setup, book):
-            for name in dict.fromkeys(run.task.name for run in runs):  # settings may be tuned on another task
-                run_all([run for run in runs if run.task.name == name], book.path(name), jobs=jobs, bar=bar)
-                book.forget(name)
+    """Do all runs of a task that are missing; see [`missing`] and [`run_all`]."""
+    while runs := missing(task, methods, setup, book):
+        for name in dict.fromkeys(run.task.name for run in runs):  # settings may be tuned on another task
+            run_all([run for run in runs if run.task.name == name], book.path(name), jobs=jobs, bar=bar)
+            book.forget(name)
