@@ -145,7 +145,9 @@ def test_the_three_parts_of_ruin() -> None:
 
 def test_at_chance_goes_by_the_answers_that_were_judged() -> None:
     tuned = [row(task(), "linear", seed, 1.0, test_count=10_000, valid_count=100) for seed in range(SEEDS)]
-    of = rows_of(task(test_rows=7, objective="tokens"), {}, linear=tuned, **{TUNED: tuned})  # standard errors .005 and .05
+    of = rows_of(
+        task(test_rows=7, objective="tokens"), {}, linear=tuned, **{TUNED: tuned}
+    )  # standard errors .005 and .05
     mine = [row(of.task, "x", 0, 1.0, test_metric=m, valid_metric=m) for m in (0.504, 0.506, 0.549, 0.551)]
     assert ruin(mine, of).at_chance.tolist() == [True, False, False, False]
     assert ruin(mine, of, "valid").at_chance.tolist() == [True, True, True, False]

@@ -24,15 +24,9 @@ from ..methods import EVALUATIONS, METHODS, Method
 from ..record import versions
 from ..rivals import missing_package
 from ..rows import Row, RunKey, digest, forget_errors, read_rows
-<<<<<<< HEAD
-from ..runner import WorkerError, command_parser, run_all
-from . import measured, systems_checks, systems_train
-=======
 from ..runner import run_all
-from ..train import EVALUATIONS
 from . import systems_checks, systems_train
 from .command import carry_out, parsed, quiet, study_parser
->>>>>>> wt-studies
 from .systems_checks import CHECKS
 from .systems_train import PLAIN, base_lr
 from .timing import WARM_UP

@@ -21,25 +21,8 @@ from torch.utils._pytree import tree_leaves
 from ..methods import EVALUATIONS, Method
 from ..record import short
 from ..rows import Row
-<<<<<<< HEAD
-from .systems_train import (
-    HALF,
-    LARGER,
-    PLAIN,
-    SMALL,
-    changes_of,
-    decisions_of,
-    lrs_of,
-    prepare,
-    trained,
-    weights_of,
-)
-from .timing import take_turns
-=======
-from ..train import EVALUATIONS
 from .systems_train import HALF, LARGER, PLAIN, SMALL, changes_of, decisions_of, lrs_of, prepare, trained, weights_of
 from .timing import block_ratios, take_turns
->>>>>>> wt-studies
 from .tiny_bert import Size
 
 TIMED = Size("1M", 128, 4, 8, 64)
