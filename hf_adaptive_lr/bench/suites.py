@@ -78,7 +78,7 @@ TEST: dict[str, Fields] = {
     "brown-tags": _of("brown-tags", "minilm3", _MINI, _rows(2000), objective="tokens", tokens=24, lr=6e-4),
     "fortunes-few-shots": _of("fortunes", "minilm6", _MINI, _rows(4000), shots=7, tokens=24, updates=30, lr=8e-4),
     "fortunes-lora4-noisy": _of("fortunes", "minilm3-lora4", _LORA, _rows(4000), label_noise=0.3),
-    "wordnet-bytes": _of("wordnet", "bytes-gpt2-moby", _TUNED_BYTES, _rows(8000)),
+    "wordnet-bytes": _of("wordnet", "bytes-gpt2-moby", _TUNED_BYTES, _rows(8000), topics=((2,), (3,), (15,), (17,))),
     "moby-language": _of("moby-text", "bytes-gpt2-wordnet", _LANGUAGE, kind="pretrained", updates=200, lr=1e-3),
     "wordnet-language": _of("wordnet-text", "bytes-gpt2", _LANGUAGE, _SCRATCH, updates=200),
     "syllables-bytes": _of("syllables", "bytes-bert", _BYTES, _rows(6000), updates=2000),

@@ -102,7 +102,7 @@ class TrustRegion(Controller):
         limit = torch.where(first, begun + most.log(), state["limit"])
         gain = _KEPT * state["gain"] + (1 - _KEPT) * obs.require("gain_ratio").double().clamp(-1.0, 2.0)
         mean, error = obs.require("mean_loss").double(), obs.require("mean_loss_error").double()
-        known = torch.isfinite(error) & torch.isfinite(state["loss_error"]) & (state["loss_error"] > 0)
+        known = (error > 0) & (state["loss_error"] > 0)  # of two updates at least, both
         scatter = (error.square() + state["loss_error"].square()).sqrt().clamp_min(1e-12)
         fall = torch.where(known, (state["loss"] - mean) / scatter, 0.0)
         shrinks = known & ((gain < self.low) | (fall < -self.alarm))

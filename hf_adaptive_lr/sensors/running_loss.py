@@ -47,5 +47,5 @@ def read_mean(means: dict[str, Any]) -> dict[str, float]:
     mean = total / count
     # The variance of equal losses comes out as a rounding of their square.
     spread = max(squares / count - mean * mean, 0.0)
-    error = math.sqrt(spread / (count - 1)) if count > 1 else math.inf
+    error = math.sqrt(spread / (count - 1)) if count > 1 else 0.0
     return {"mean_loss": mean, "mean_loss_error": error}

@@ -19,7 +19,8 @@ def pretrained_share(params: Iterable[Tensor]) -> float:
 
     The squared lengths of n independent entries scatter by sqrt(2 / n) of their mean where these are normal, by less
     where they are uniform or rows are orthogonal; training makes some rows and columns far longer than others. A
-    constant matrix, such as an adapter's zeros, counts as drawn. Syncs with the host; called once a run.
+    constant matrix, such as an adapter's zeros, counts as drawn, and so does a small net after a short training, which
+    moves its rows little. Syncs with the host; called once a run.
     """
     drawn = learned = 0
     for p in params:
