@@ -38,7 +38,7 @@ class TrustRegion(Controller):
         fresh: the same for models from scratch and new adapters.
         length_power: power of T / 200 by which the first radius of a longer run is smaller, in [0, 1].
         growth: factor by which the radius grows or shrinks, above 1.
-        most: the radius never exceeds the first one by more than this factor, at least 1, where weights are pretrained.
+        most: largest radius over the first one, at least 1, where weights are pretrained.
         most_fresh: the same for freshly drawn weights.
         evidence: fall of the mean loss, in standard errors, that lets the radius grow; at least 0.
         alarm: rise of the mean loss, in standard errors, at which it shrinks; at least 0.
