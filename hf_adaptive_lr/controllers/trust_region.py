@@ -60,13 +60,13 @@ class TrustRegion(Controller):
     ignores_base_lr = True
     decisions = 20
 
-    pretrained: float = 0.001
+    pretrained: float = 0.0015
     fresh: float = 0.016
-    length_power: float = 0.3
+    length_power: float = 0.5
     growth: float = 2.0
-    most: float = 8.0
+    most: float = 4.0
     most_fresh: float = 1.0
-    evidence: float = 1.0
+    evidence: float = 1.5
     alarm: float = 2.0
     high: float = 0.4
     low: float = 0.2
@@ -77,7 +77,7 @@ class TrustRegion(Controller):
         for name in ("pretrained", "fresh"):
             check_range(self, name, getattr(self, name), 1e-6, 1.0, hint="a relative update, some thousandths")
         check_range(self, "growth", self.growth, 1.0, 100.0, hint="2 doubles and halves")
-        check_range(self, "length_power", self.length_power, 0.0, 1.0, hint="0.3")
+        check_range(self, "length_power", self.length_power, 0.0, 1.0, hint="0.5")
         check_range(self, "until", self.until, 0.0, 1.0, hint="0.6")
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
@@ -124,4 +124,7 @@ class TrustRegion(Controller):
         """Log of the first radius."""
         start = torch.where(self._is_pretrained(obs), self.pretrained, self.fresh).double()
         total = torch.as_tensor(_UNKNOWN if obs.total_steps is None else obs.total_steps, dtype=torch.float64)
-        return (start * (total / _REFERENCE).pow(-self.length_power)).log()
+        longer = (total / _REFERENCE).log()
+        # What is pretrained has something to lose, however short the run.
+        longer = torch.where(self._is_pretrained(obs), longer.clamp_min(0.0), longer)
+        return start.log() - self.length_power * longer
