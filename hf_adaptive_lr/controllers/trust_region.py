@@ -7,8 +7,9 @@ It steers how far an update moves the weights, relative to their size, along a s
 The radius rho begins where such runs are known to be safe: `pretrained` for weights that look pretrained, `fresh` for
 those that look freshly drawn, smaller for longer runs. From then on it moves as a trust region's does (Conn, Gould &
 Toint 2000, chapter 6), by the gain ratio: the decrease of the batch's loss over the decrease that its gradient
-promised. It grows only on evidence: the mean loss has fallen by more than its scatter and the gain ratio is high; it
-shrinks at once where the loss has risen or the gain ratio is low, and then never grows again.
+promised, here a running mean. Near 1 the loss is still a straight line at this distance, and the radius of pretrained
+weights grows; where it is low, or the mean loss has risen by more than its scatter and the ratio is not near 1, the
+radius shrinks and never grows beyond that again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from . import _relative_update
 
 _REFERENCE = 200  # updates of a run, for which `pretrained` and `fresh` are given
 _UNKNOWN = 2000  # updates that a run of unknown length is taken for
-_KEPT = 0.5  # of the mean gain ratio before
+_KEPT, _START = 0.7, 0.7  # of the mean gain ratio before; what it begins with
+_GAINS = -0.5, 1.5  # to which single readings are cut, as one batch may say anything
 _HALF = 0.5  # share of pretrained weights from which a model counts as pretrained
 
 
@@ -40,7 +42,6 @@ class TrustRegion(Controller):
         growth: factor by which the radius grows or shrinks, above 1.
         most: largest radius over the first one, at least 1, where weights are pretrained.
         most_fresh: the same for freshly drawn weights.
-        evidence: fall of the mean loss, in standard errors, that lets the radius grow; at least 0.
         alarm: rise of the mean loss, in standard errors, at which it shrinks; at least 0.
         high: mean gain ratio above which it may grow.
         low: mean gain ratio below which it shrinks.
@@ -63,20 +64,19 @@ class TrustRegion(Controller):
     pretrained: float = 0.0015
     fresh: float = 0.016
     length_power: float = 0.5
-    growth: float = 2.0
+    growth: float = 1.5
     most: float = 4.0
     most_fresh: float = 1.0
-    evidence: float = 1.5
-    alarm: float = 2.0
-    high: float = 0.4
-    low: float = 0.2
+    alarm: float = 3.0
+    high: float = 0.9
+    low: float = 0.1
     until: float = 0.6
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("pretrained", "fresh"):
             check_range(self, name, getattr(self, name), 1e-6, 1.0, hint="a relative update, some thousandths")
-        check_range(self, "growth", self.growth, 1.0, 100.0, hint="2 doubles and halves")
+        check_range(self, "growth", self.growth, 1.0, 100.0, hint="1.5")
         check_range(self, "length_power", self.length_power, 0.0, 1.0, hint="0.5")
         check_range(self, "until", self.until, 0.0, 1.0, hint="0.6")
 
@@ -86,7 +86,7 @@ class TrustRegion(Controller):
             name: torch.zeros(batch_shape, dtype=torch.float64, device=device)
             for name in ("radius", "limit", "loss", "loss_error")
         }
-        return {**_relative_update.init_units(batch_shape, device), **zeros, "gain": zeros["loss"] + 1.0}
+        return {**_relative_update.init_units(batch_shape, device), **zeros, "gain": zeros["loss"] + _START}
 
     def due(self, update: int, total_steps: int | None) -> bool | None:
         """At updates 0, 1, 2, 4 and so on up to an even rhythm, then in that."""
@@ -100,14 +100,14 @@ class TrustRegion(Controller):
         most = torch.where(self._is_pretrained(obs), self.most, self.most_fresh)
         radius = torch.where(first, begun, state["radius"])
         limit = torch.where(first, begun + most.log(), state["limit"])
-        gain = _KEPT * state["gain"] + (1 - _KEPT) * obs.require("gain_ratio").double().clamp(-1.0, 2.0)
+        gain = _KEPT * state["gain"] + (1 - _KEPT) * obs.require("gain_ratio").double().clamp(*_GAINS)
         mean, error = obs.require("mean_loss").double(), obs.require("mean_loss_error").double()
         known = (error > 0) & (state["loss_error"] > 0)  # of two updates at least, both
         scatter = (error.square() + state["loss_error"].square()).sqrt().clamp_min(1e-12)
         fall = torch.where(known, (state["loss"] - mean) / scatter, 0.0)
-        shrinks = known & ((gain < self.low) | (fall < -self.alarm))
+        shrinks = known & ((gain < self.low) | ((fall < -self.alarm) & (gain < self.high)))
         early = torch.zeros_like(first) if obs.total_steps is None else obs.progress < self.until
-        grows = known & ~shrinks & (fall > self.evidence) & (gain > self.high) & early
+        grows = known & ~shrinks & (gain > self.high) & early
         step = torch.tensor(self.growth, dtype=torch.float64).log()
         moved = torch.where(shrinks, radius - step, torch.where(grows, radius + step, radius))
         limit = torch.where(shrinks, torch.minimum(limit, moved), limit)
