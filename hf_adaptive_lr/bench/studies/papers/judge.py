@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ...methods import Method
 from ...plan import Book, Choice
@@ -34,7 +34,8 @@ class Found:
     cells: Mapping[tuple[str, str], Cell]  # by names of task and method
 
 
-class Judged(NamedTuple):
+@dataclass(frozen=True)
+class Judged:
     """Whether a comparison is met."""
 
     difference: Estimate | None  # paired by seed, over the pairs in which neither run failed
