@@ -45,6 +45,8 @@ class FieldSpec:
 OPTIONAL_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
     {
         "loss": FieldSpec("loss", "before update t: mean over its micro-batches (equal weights) and all ranks"),
+        "mean_loss": FieldSpec("loss", "mean over the updates since the decision before, this one left out"),
+        "mean_loss_error": FieldSpec("loss", "standard error of that mean; 0 for one update, which tells none", 0),
         "eval_loss": FieldSpec(
             "loss", "latest evaluation since the last decision; NaN when there was none", neutral=float("nan")
         ),
@@ -72,6 +74,12 @@ OPTIONAL_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
         ),
         "group_alignment": FieldSpec("1", "alignment of every parameter group by itself", -1, 1, 0.0, True),
         "group_slope": FieldSpec("loss / lr", "slope of every parameter group by itself", -_INF, _INF, 0.0, True),
+        "pretrained": FieldSpec(
+            "1",
+            "share of the weights in trained matrices that do not look freshly drawn, before the first update",
+            0,
+            1,
+        ),
         "classes": FieldSpec("1", "number of classes that the model tells apart", 2),
         "prediction_variance": FieldSpec(
             "1", "variance of the class probabilities of update t's last micro-batch on rank 0", 0, 0.25
@@ -121,6 +129,10 @@ class Observation:
         last_lr: learning rate that the previous update was made with, of the same group, with warm-up and all else
             that was applied; 0 before the first.
         loss: training loss of batch `step` in nats (or the model's unit), before the update.
+        mean_loss: mean training loss of the updates since the previous decision, the one about to be applied left out;
+            at the first decision, where there was none yet, `loss`'s own value.
+        mean_loss_error: standard error of `mean_loss`: deviation of the losses over the root of their number; 0 where
+            it is of one update, which tells none.
         eval_loss: newest loss on the controller's own held-out data since the last decision, NaN if there is none.
         grad_norm: L2 norm of the gradient over all parameter groups, before clipping, at least 0.
         alignment: cosine in [-1, 1] between the gradient and the direction of the previous update; 0 at the first.
@@ -132,6 +144,8 @@ class Observation:
             2018); depends on the scale of the loss. 0 at the first update.
         group_alignment: `alignment` of each parameter group, of `batch_shape + (n_groups,)`.
         group_slope: `slope` of each parameter group, of `batch_shape + (n_groups,)`.
+        pretrained: share in [0, 1] of the trained matrices' entries whose matrix does not look freshly drawn: 0 for a
+            model from scratch and for a new adapter, near 1 for a pretrained model with a new head.
         classes: number of classes.
         prediction_variance: variance over examples and classes of the softmax outputs of the last micro-batch before
             the update, on rank 0 (Xu et al. 2019).
@@ -156,6 +170,8 @@ class Observation:
     base_lrs: Tensor | None = None
     last_lr: Tensor | None = None
     loss: Tensor | None = None
+    mean_loss: Tensor | None = None
+    mean_loss_error: Tensor | None = None
     eval_loss: Tensor | None = None
     grad_norm: Tensor | None = None
     alignment: Tensor | None = None
@@ -164,6 +180,7 @@ class Observation:
     slope: Tensor | None = None
     group_alignment: Tensor | None = None
     group_slope: Tensor | None = None
+    pretrained: Tensor | None = None
     classes: Tensor | None = None
     prediction_variance: Tensor | None = None
     prediction_change: Tensor | None = None

@@ -123,7 +123,18 @@ def test_chance_of_numbers_is_their_mean_and_of_densities_one_normal(monkeypatch
     assert value.chance_metric == pytest.approx(0, abs=0.02)
     density = load(task(objective="density", model="mixture"))
     assert density.chance_loss == pytest.approx(0.5 * math.log(2 * math.pi) + 0.5, abs=0.05)
-    assert density.chance_metric == -density.chance_loss
+    best = density.test.columns["labels"].double().var(correction=0)
+    assert density.chance_metric == pytest.approx(-0.5 * math.log(2 * math.pi * float(best)) - 0.5)
+    assert density.chance_metric >= -density.chance_loss  # nothing that is fitted to other rows is better
+
+
+def test_the_best_constant_answer_is_the_one_to_the_test_rows(monkeypatch) -> None:
+    pools = [Raw(np.arange(1000.0)[:, None], [int(n % 4 == rest) for n in range(1000)]) for rest in (0, 1)]
+    pools[1] = Raw(pools[1].inputs, [1 - label for label in pools[1].labels])
+    toy(monkeypatch, "vector", pools[0], pools[1], classes=2, width=1)
+    parts = load(task(train_rows=600))
+    assert parts.chance_metric == pytest.approx(0.75, abs=0.01)  # class 1, which is rare in training
+    assert parts.chance_loss == pytest.approx(-0.25 * math.log(0.75) - 0.75 * math.log(0.25), abs=0.01)
 
 
 def test_chance_of_a_text_is_the_shares_of_its_bytes(monkeypatch) -> None:

@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_adaptive_lr.bench import plan
-from hf_adaptive_lr.bench.comparison import Comparison, compare
+from hf_adaptive_lr.bench import comparison, plan
+from hf_adaptive_lr.bench.comparison import Comparison, compare, origin
 from hf_adaptive_lr.bench.methods import METHODS, TUNED_METHODS, Method
 from hf_adaptive_lr.bench.page import PAGE, render, summary, write_page
 from hf_adaptive_lr.bench.pictures import METHODS_PICTURE, TUNING_PICTURE
 from hf_adaptive_lr.bench.results import as_text, results_of
 from hf_adaptive_lr.bench.rows import Row, RowsError, append_row
-from hf_adaptive_lr.bench.scores import TUNED, WORST, TaskRows, cell, centre, excess, margin, ruin, tuning
+from hf_adaptive_lr.bench.scores import TUNED, WORST, Scale, TaskRows, cell, ruin, tuning
+from hf_adaptive_lr.bench.sources import SOURCES, Source
 from hf_adaptive_lr.bench.tables import breakdown, left_out, losses
-from hf_adaptive_lr.bench.tasks import Task
+from hf_adaptive_lr.bench.tasks import TASKS, Task
 from hf_adaptive_lr.hub.results import check_results
 
 INF, NAN = math.inf, math.nan
@@ -43,13 +44,27 @@ def task(name: str = "toy", **more) -> Task:
     return Task(name=name, **{**values, **more})
 
 
+class Origins(dict):
+    """Data sets by name: those of the benchmark, "data-NAME" of the origin NAME, "data-NAME-more" as well."""
+
+    def __missing__(self, name: str) -> Source:
+        return Source(read=lambda: None, origin=name.split("-")[1], suite="test", kind="text")
+
+
+@pytest.fixture(autouse=True)
+def origins(monkeypatch):
+    """The made-up data sets of these tests."""
+    monkeypatch.setattr(comparison, "SOURCES", Origins(SOURCES))
+
+
 def row(of: Task, method: str, seed: int, loss: float | None, lr: float = 1e-3, **more) -> Row:
-    """A run that began at a loss of 2 and whose accuracy is .9, against .5 of the best constant answer."""
+    """A run that began at a loss of 2 and whose accuracy is .9 (F1 .7), against .5 of the best constant answer."""
     head = {"task": of.name, "method": method, "seed": seed, "lr": lr}
     scores = {"first_loss": 2.0, "valid_loss": loss, "test_loss": loss, "valid_metric": 0.9, "test_metric": 0.9}
     curve = [[0, 2.0], [50, 1.5], [100, loss]]
     cost = {"cpu_seconds": 10.0, "updates": 100, "valid_curve": curve, "pairing": f"{seed}", "diverged": loss is None}
-    about = {"setting": {"parameters": 7}, "versions": {"torch": "2"}, "commit": "abc", "chance_metric": 0.5}
+    about = {"setting": {"parameters": 7}, "versions": {"torch": "2"}, "commit": "abc"}
+    about |= {"test_macro_f1": 0.7, "chance_metric": 0.5, "chance_loss": 2.0, "valid_count": 400, "test_count": 400}
     return {**head, **scores, **cost, **about, **more}
 
 
@@ -72,26 +87,35 @@ def suite(every: list[TaskRows], methods: tuple[str, ...] = ("universal", "rule"
 
 
 def test_losses_are_compared_by_ratios_and_those_of_densities_by_nats() -> None:
-    assert excess([1.1, 0.5], 1.0, "classes") == pytest.approx(np.log([1.1, 0.5]))
-    assert excess([-1.0, 0.3], -1.1, "density") == pytest.approx([0.1, 1.4])
-    assert (margin(0.1, "classes"), margin(0.1, "density")) == pytest.approx((math.log(1.1), 0.1))
+    ratios, nats = Scale(), Scale(nats=True)
+    assert ratios.excess([1.1, 0.5], 1.0) == pytest.approx(np.log([1.1, 0.5]))
+    assert nats.excess([-1.0, 0.3], -1.1) == pytest.approx([0.1, 1.4])
+    assert (ratios.margin(0.1), nats.margin(0.1)) == pytest.approx((math.log(1.1), 0.1))
     # What came apart is beyond everything, and level with its like; a loss of 0 is at the other end.
-    assert excess([NAN, INF, 1.0, NAN, 0.0], [1.0, 1.0, NAN, INF, 1.0], "classes").tolist() == [
-        INF,
-        INF,
-        -INF,
-        0,
-        -INF,
-    ]
-    assert excess([NAN, 0.0, NAN], [-5.0, NAN, NAN], "density").tolist() == [INF, -INF, 0]
+    assert ratios.excess([NAN, INF, 1.0, NAN, 0.0], [1.0, 1.0, NAN, INF, 1.0]).tolist() == [INF, INF, -INF, 0, -INF]
+    assert nats.excess([NAN, 0.0, NAN], [-5.0, NAN, NAN]).tolist() == [INF, -INF, 0]
     with pytest.raises(ValueError, match="never negative, but one is -1"):
-        excess(-1.0, 1.0, "value")
+        ratios.excess(-1.0, 1.0)
 
 
 def test_the_mean_of_losses_leaves_out_what_came_apart() -> None:
-    assert centre([1.0, 4.0, NAN], "classes") == pytest.approx(2.0)
-    assert centre([-1.0, 4.0, INF], "density") == 1.5
-    assert centre([NAN], "classes") == INF
+    assert Scale().centre([1.0, 4.0, NAN]) == pytest.approx(2.0)
+    assert Scale(nats=True).centre([-1.0, 4.0, INF]) == 1.5
+    assert Scale().centre([NAN]) == INF
+    assert Scale(floor=0.04).centre([0.0, 1.0]) == pytest.approx(0.2)
+
+
+def test_of_a_task_that_is_solved_ratios_say_nothing() -> None:
+    # The best constant answer has a loss of 2: below .02 all are alike, on both sides.
+    of = rows_of(task(), {"rule": [1e-6] * 3, "default": [0.0] * 3}, tuned=1e-5)
+    solved = cell([row(of.task, "x", seed, loss) for seed, loss in enumerate((1e-3, 0.0, 0.0199))], of)
+    assert solved.regret.tolist() == [0, 0, 0] and not solved.ruin.any.any()
+    assert not solved.harm["rule"].any() and not solved.harm["default"].any() and (solved.target <= 1).all()
+    found = cell([row(of.task, "x", 0, 0.03)], of)
+    assert found.regret == pytest.approx([math.log(1.5)]) and found.harm["rule"].all() and found.ruin.above_rule.all()
+    # Densities have no floor: there is nothing special about a loss of 0.
+    of = rows_of(task(objective="density"), {"rule": [0.0] * 3}, tuned=0.0)
+    assert cell([row(of.task, "x", 0, 0.01)], of).regret == pytest.approx([0.01])
 
 
 # --- a method on a task -------------------------------------------------------------------------------------------
@@ -117,6 +141,34 @@ def test_the_three_parts_of_ruin() -> None:
     assert ruin(harder, of).ended_worse.tolist() == [False, True]
     error = {"task": "toy", "method": "x", "seed": 0, "lr": 1.0, "error": "ValueError: no"}
     assert cell([error], of).ruin.any.all() and cell([error], of).regret.tolist() == [WORST]
+
+
+def test_at_chance_goes_by_the_answers_that_were_judged() -> None:
+    tuned = [row(task(), "linear", seed, 1.0, test_count=10_000, valid_count=100) for seed in range(SEEDS)]
+    of = rows_of(
+        task(test_rows=7, objective="tokens"), {}, linear=tuned, **{TUNED: tuned}
+    )  # standard errors .005 and .05
+    mine = [row(of.task, "x", 0, 1.0, test_metric=m, valid_metric=m) for m in (0.504, 0.506, 0.549, 0.551)]
+    assert ruin(mine, of).at_chance.tolist() == [True, False, False, False]
+    assert ruin(mine, of, "valid").at_chance.tolist() == [True, True, True, False]
+
+
+def test_tuned_linear_has_learned_by_its_mean_and_not_by_a_lucky_seed() -> None:
+    for shares, learned in (([0.5, 0.5, 0.56], False), ([0.5, 0.52, 0.7], True)):
+        tuned = [row(task(), "linear", seed, 1.0, test_metric=share) for seed, share in enumerate(shares)]
+        of = rows_of(task(), {}, **{TUNED: tuned})
+        assert cell([row(of.task, "x", 0, 1.0, test_metric=0.4)], of).ruin.at_chance.all() == learned
+
+
+def test_points_of_imbalanced_tasks_are_of_macro_f1() -> None:
+    for imbalance, points in ((1.0, -2.0), (20.0, -30.0)):
+        of = rows_of(task(imbalance=imbalance), {})
+        mine = [row(of.task, "universal", s, 1.0, test_metric=0.88, test_macro_f1=0.4) for s in range(SEEDS)]
+        assert cell(mine, of).points == pytest.approx(points)
+        of = dataclasses.replace(of, wanted=["universal"], counted={**of.counted, "universal": mine})
+        metrics = results_of("universal", {"test": suite([of])}, "c")["results"][0]["metrics"]
+        other = {"test_accuracy": 0.88} if imbalance == 1.0 else {"test_macro_f1": 0.4}
+        assert {name: metrics[name]["mean"] for name in metrics if name != "test_loss"} == other
 
 
 def test_nobody_is_at_chance_where_tuned_linear_is() -> None:
@@ -198,7 +250,52 @@ def test_breakdowns_have_every_task_once() -> None:
     assert found.groups("kind") == {"scratch": ["t0"], "adapter": ["t1"], "pretrained": ["t2"]}
     assert list(found.groups("length")) == ["up to 60 updates", "61 to 600", "over 600"]
     assert "| `universal` | +0.000 | +0.049 | +0.459 (33%) |" in breakdown(found, "kind")
-    assert list(found.groups("data set")) == ["data-t0", "data-t1", "data-t2"]
+    assert list(found.groups("origin")) == ["t0", "t1", "t2"]
+
+
+def of_two_origins() -> Comparison:
+    """Four tasks of one origin and one of another; `default` is not run with SGD."""
+    every = [
+        rows_of(
+            task(f"t{i}", data="data-a-more" if i % 2 else "data-a" if i < 4 else "data-b", optimizer=optimizer),
+            {
+                "universal": [1.2] * 3,
+                "rule": [1.0, 1.01, 1.03],
+                **({"default": [1.5] * 3} if optimizer != "sgd" else {}),
+            },
+        )
+        for i, optimizer in enumerate(("adamw", "adamw", "sgd", "sgd", "adamw"))
+    ]
+    return suite(every)
+
+
+def test_tasks_of_one_origin_are_one_draw() -> None:
+    found = of_two_origins()
+    assert found.groups("origin") == {"a": ["t0", "t1", "t2", "t3"], "b": ["t4"]}
+    worth = found.primary()["universal"]
+    assert worth.n == 5 and worth.least_p == 2 / 2**2 and found.against("universal", "rule").least_p == 2 / 2**2
+    assert worth.value == pytest.approx(math.log(1.2))  # the mean over tasks
+    text = render({"test": found}, command="c")
+    assert "5 test tasks with data of 2 origins" in text and "5 from 2 origins" in text and "too few origins" in text
+    assert origin(TASKS["brown-two"].data) == origin(TASKS["brown-tags"].data) == "brown"
+
+
+def test_trainers_default_is_judged_where_it_is_run() -> None:
+    found = of_two_origins()
+    line = found.line("universal")
+    assert line.harm_default == 0 and found.line("default").tasks == 3 and not found.lacking()
+    assert "`default`: 100% of those on 3 tasks)" in summary({"test": found}, "universal")
+
+
+def test_so_much_harm_is_found_between_two_seeds_of_one_method() -> None:
+    # Of the six ordered pairs of 1, 1.01 and 1.03, one is 3 % above the other; 1.03 is 1.98 % above 1.01.
+    assert of_two_origins().chance_harm() == pytest.approx(1 / 6)
+    assert three_tasks().chance_harm() == 0
+    text = " ".join(render({"test": of_two_origins()}, command="c").split())
+    assert (
+        "Of two runs of `rule` with different seeds the first has a loss more than 2% above the second's in 17%"
+        in text
+    )
 
 
 def test_where_a_method_loses_the_worst_task_comes_first() -> None:
@@ -215,7 +312,7 @@ def test_tuning_costs_its_runs() -> None:
 
 def test_feedback_and_what_was_chosen_on_some_data() -> None:
     every = [rows_of(task(f"t{i}"), {"mine": [1.05 + i / 10] * 3, "replay:mine": [1.3] * 3}) for i in range(3)]
-    mine = Method(name="mine", controller="universal", chosen_on=("data-t0",))
+    mine = Method(name="mine", controller="universal", chosen_on=("data-t0-more",))
     found = Comparison("test", every, [mine, dataclasses.replace(mine, name="replay:mine", replay_of="mine")])
     worth = found.against("mine", "replay:mine")
     assert worth.value == pytest.approx(np.mean(np.log([1.05 / 1.3, 1.15 / 1.3, 1.25 / 1.3]))) and worth.n == 3
@@ -264,13 +361,13 @@ def test_the_page_reads_from_the_top_and_is_the_same_when_rendered_again(tmp_pat
     assert files[0] == files[1] and files[0].keys() == {PAGE, METHODS_PICTURE, TUNING_PICTURE}
     text = files[0][PAGE].decode()
     order = [
-        "Asked of 3 test tasks from 3 data sets, with 1 model, 30 to 2,000 updates",
-        "On 3 test tasks from 3 data sets, `universal` ruined 11% of its runs",
+        "Asked of 3 test tasks with data of 3 origins, with 1 model, 30 to 2,000 updates",
+        "On 3 test tasks with data of 3 origins, `universal` ruined 11% of its runs",
         "## All methods on the test tasks",
         "## Where `universal` loses",
         "*tuned linear*'s on 2 of 3 tasks",
         "## Primary endpoint",
-        "too few tasks",
+        "too few origins",
         "## Ruin in its parts",
         "## By kind",
         "## What feedback is worth",
@@ -296,7 +393,9 @@ def test_partial_rows_make_a_page_that_says_what_is_lacking() -> None:
     text = render({"test": suite([waiting, lone])}, command="the command")
     assert "**Not complete.** test: no tuned linear or `rule` yet on t3; `prodigy` on 1 of 1 tasks." in text
     assert "`prodigy`" not in text.partition("## All methods")[2].partition("## Where")[0]
-    assert "Asked of 1 test task from 1 data set," in text and "| `universal` | 1 | 0% | 0% | - | +0.000 |" in text
+    assert (
+        "Asked of 1 test task with data of 1 origin," in text and "| `universal` | 1 | 0% | 0% | - | +0.000 |" in text
+    )
     empty = render({"test": suite([waiting])}, command="the command")
     assert "No task has been run to its end yet." in empty and "No rows yet." in empty
     # Development tasks do for a page, but nothing is claimed from them and nothing tested.
@@ -331,7 +430,9 @@ def test_three_sentences_about_a_controller(mine, verdict) -> None:
     suites = {"test": suite([rows_of(task(f"t{i}"), {"universal": mine}) for i in range(6)])}
     text = summary(suites, "universal")
     ruined = "100%" if mine[0] == 1.5 else "0%"
-    assert text.startswith(f"On 6 test tasks from 6 data sets, `universal` ruined {ruined} of its runs (`rule`: 0%).")
+    assert text.startswith(
+        f"On 6 test tasks with data of 6 origins, `universal` ruined {ruined} of its runs (`rule`: 0%)."
+    )
     assert f"Its test loss is {mine[0]} times tuned linear's and {mine[0]} times `rule`'s" in text
     assert text.endswith(verdict)
 

@@ -100,7 +100,42 @@ def test_intervals_cover_tasks_that_were_not_seen() -> None:
     assert 0.92 < share < 0.99  # a band of 300 trials is 3 standard errors, 3.8 points
 
 
-def test_one_task_has_a_mean_and_no_interval() -> None:
+SIZES = (4, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1)
+ORIGINS = [f"o{number}" for number, size in enumerate(SIZES) for _ in range(size)]
+
+
+def clustered(rng: np.random.Generator) -> np.ndarray:
+    """Scores of tasks of 12 origins that differ by origin, a little by task and by seed; their mean is 0."""
+    shared = np.repeat(rng.normal(size=len(SIZES)), SIZES)[:, None]
+    return shared + 0.3 * rng.normal(size=(len(ORIGINS), 1)) + 0.3 * rng.normal(size=(len(ORIGINS), 3))
+
+
+def test_tasks_of_one_origin_are_no_draws_of_their_own() -> None:
+    every = [clustered(np.random.default_rng([9, i])) for i in range(150)]
+    found = {kind: [task_interval(s, kind, reps=400) for s in every] for kind in (None, tuple(ORIGINS))}
+    single, grouped = (np.mean([f.low <= 0 <= f.high for f in intervals]) for intervals in found.values())
+    assert single < 0.89 < 0.91 < grouped < 0.99
+    false = {kind: np.mean([swap_test(s.mean(1), kind)[0] <= 0.05 for s in every]) for kind in found}
+    assert false[None] > 0.09 > false[tuple(ORIGINS)] > 0.01
+
+
+def test_origins_only_group_and_the_mean_stays_that_over_tasks() -> None:
+    scores = clustered(np.random.default_rng(0))
+    where = np.random.default_rng(1).permutation(len(scores))
+    assert task_interval(scores) == task_interval(scores, [f"{number:02}" for number in range(len(scores))])
+    found = task_interval(scores, ORIGINS)
+    assert found.value == scores.mean() and found.n == len(ORIGINS)
+    shuffled = task_difference(scores[where], 0 * scores, [ORIGINS[i] for i in where])
+    assert shuffled.value == pytest.approx(found.value) and shuffled.least_p == 2 / 2**12
+    assert shuffled.p == task_difference(scores, 0 * scores, ORIGINS).p
+    # By hand: sums 3, 1 and -1 of three origins; of the four ways three are as far from 0 as 3.
+    assert swap_test([1.0, 2.0, 1.0, -1.0], ["a", "a", "b", "c"]) == (0.75, 0.25)
+    with pytest.raises(ValueError, match="4 tasks have one origin each, not 2"):
+        swap_test([1.0] * 4, ["a", "b"])
+
+
+def test_one_task_or_origin_has_a_mean_and_no_interval() -> None:
+    assert math.isnan(task_interval(A, ["a"] * 3).low) and swap_test([1.0, 2.0], ["a", "a"]) == (1.0, 1.0)
     found = task_interval([[1.0, 2.0]])
     assert found.value == 1.5 and math.isnan(found.low) and found.signed() == "+1.500"
     assert Estimate(0.1234, -0.1, 0.2, 4).signed(2) == "+0.12 [-0.10, +0.20]"

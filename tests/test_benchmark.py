@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 import multiprocessing
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ from hf_adaptive_lr.bench.plan import (
     tuned,
 )
 from hf_adaptive_lr.bench.record import evaluate
-from hf_adaptive_lr.bench.rivals import OPTIMIZERS, missing_package
+from hf_adaptive_lr.bench.rivals import OPTIMIZERS, VERSIONS, check_package, missing_package, package_of
 from hf_adaptive_lr.bench.rows import append_row, read_rows
 from hf_adaptive_lr.bench.runner import attempt, identity
 from hf_adaptive_lr.bench.tasks import TASKS, Task, changed
@@ -87,6 +89,7 @@ def test_every_method_trains(name, toy) -> None:
     method = METHODS[name]
     row = attempt(TrainingRun(toy, method, 0, method.fixed_lr(toy) or 1e-3))
     assert "error" not in row, row["error"]
+    assert (row["test_count"], row["valid_count"]) == (40, 30)
     assert row["test_loss"] > 0 and 0 <= row["test_metric"] <= 1 and row["updates"] == 12
     assert row["peak_lr"] > 0 and len(row["lr_curve"]) == 12
     assert [step for step, _ in row["valid_curve"]] == sorted({round(k * 1.5) for k in range(1, 9)})
@@ -110,6 +113,38 @@ def test_schedules_are_trainers_own(toy) -> None:
     warm = dataclasses.replace(METHODS["linear_warmup"], warmup=0.25)
     rates = [lr for _, lr in attempt(TrainingRun(toy, warm, 0, 1e-3))["lr_curve"]]
     assert rates[:4] == pytest.approx([0, 1e-3 / 3, 2e-3 / 3, 1e-3], rel=1e-4)
+
+
+def test_the_range_test_is_of_the_tasks_own_optimizer_and_its_rate_is_used(toy) -> None:
+    for optimizer in ("adamw", "sgd"):
+        row = attempt(TrainingRun(dataclasses.replace(toy, optimizer=optimizer), METHODS["range_test"], 0, 1e-3))
+        assert "error" not in row and row["found_lr"] != 1e-3
+        assert row["lr_curve"][0][1] == pytest.approx(row["found_lr"], rel=1e-3) == row["peak_lr"]
+        assert row["passes"]["backward"] > 5  # its updates are in the passes
+
+
+@pytest.mark.parametrize(("updates", "seconds"), [(12, 12 * 2.0 + 100), (30, 28 * 2.0 * 30 / 28)])
+def test_seconds_are_of_the_training_loop_without_its_first_updates(updates, seconds, toy, monkeypatch) -> None:
+    now, step = [0.0], train._Recorded.training_step
+    monkeypatch.setattr(train, "_clock", lambda: np.array([now[0], now[0] / 2]))
+
+    def timed(self, *args):
+        loss = step(self, *args)
+        now[0] += 2.0 + 50.0 * (self.state.global_step < 2)  # the first two are slow
+        return loss
+
+    def slowly(function):
+        def later(*args, **named):
+            now[0] += 1000.0  # what is not the loop
+            return function(*args, **named)
+
+        return later
+
+    monkeypatch.setattr(train._Recorded, "training_step", timed)
+    for name in ("build_trainer", "evaluate", "load"):
+        monkeypatch.setattr(train, name, slowly(getattr(train, name)))
+    row = attempt(TrainingRun(dataclasses.replace(toy, updates=updates), METHODS["linear"], 0, 1e-3))
+    assert (row["seconds"], row["cpu_seconds"]) == pytest.approx((seconds, seconds / 2))
 
 
 def test_gen_keeps_the_rates_that_it_finds(toy) -> None:
@@ -158,6 +193,7 @@ def test_scores_are_those_of_torch() -> None:
 
     found = evaluate(Fixed(), Rows({"logits": logits, "labels": labels}), "classes")
     assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-6)
+    assert found["count"] == 300
     assert found["metric"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
     from sklearn.metrics import f1_score
 
@@ -166,6 +202,7 @@ def test_scores_are_those_of_torch() -> None:
     words, tags = torch.randn(200, 6, 4, generator=generator), torch.randint(4, (200, 6), generator=generator)
     tags[:150, 3:] = -100
     found = evaluate(Fixed(), Rows({"logits": words, "labels": tags}), "tokens")
+    assert found["count"] == 150 * 3 + 50 * 6
     assert found["loss"] == pytest.approx(
         float(torch.nn.functional.cross_entropy(words.reshape(-1, 4), tags.reshape(-1))), rel=1e-6
     )
@@ -214,9 +251,46 @@ def test_the_endpoint_names_what_is_tested() -> None:
 
 
 def test_packages_of_rivals_are_named(monkeypatch) -> None:
-    monkeypatch.setitem(OPTIMIZERS, "prodigy", dataclasses.replace(OPTIMIZERS["prodigy"], module="no_such_module"))
-    assert missing_package(METHODS["prodigy"]) == "prodigyopt"
+    monkeypatch.setitem(OPTIMIZERS, "prodigy", dataclasses.replace(OPTIMIZERS["prodigy"], install="no-such-package"))
+    assert missing_package(METHODS["prodigy"]) == "no-such-package"
     assert missing_package(METHODS["linear"]) is None
+
+
+def test_versions_of_rivals_are_those_that_were_tested() -> None:
+    lines = (Path(__file__).parents[1] / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    constraints = dict(line.split("==") for line in lines if "==" in line)
+    assert {name: constraints.get(name) for name in VERSIONS} == VERSIONS
+    assert {package_of(method) for method in METHODS.values()} == {"", *VERSIONS}
+
+
+def test_another_version_of_a_rival_is_refused_where_it_is_needed(monkeypatch, tmp_path, capsys, toy) -> None:
+    monkeypatch.setitem(VERSIONS, "prodigyopt", "0.0.9")
+    says = f"compared with prodigyopt 0.0.9, but {importlib.metadata.version('prodigyopt')} is installed"
+    assert says in attempt(TrainingRun(toy, METHODS["prodigy"], 0, 1.0))["error"]
+    command = ["bench", "--output-dir", str(tmp_path), "--methods"]
+    assert main([*command, "prodigy"]) == 2 and says in capsys.readouterr().err
+    assert main([*command, "prodigy", "--render-only"]) == 0  # pages need no package
+    check_package(METHODS["schedule_free"])
+
+
+def test_constants_are_in_the_digests_of_the_methods_that_depend_on_them(monkeypatch) -> None:
+    def digests() -> dict[str, str]:
+        return {name: METHODS[name].digest for name in METHODS if not METHODS[name].replay_of}
+
+    before = digests()
+    for place, value, changed_ones in (
+        ("methods.EVALUATIONS", 10, {"greedy", "greedy_repaired", "reduce_on_plateau"}),
+        ("methods.RANGE_TEST_UPDATES", 50, {"range_test"}),
+        ("methods.GEN_EVERY", 8, {"gen"}),
+        ("methods.VERSIONS", {**VERSIONS, "schedulefree": "2"}, {"schedule_free", "schedule_free_radam"}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"hf_adaptive_lr.bench.{place}", value)
+            assert {name for name, digest in digests().items() if digest != before[name]} == changed_ones
+
+
+def test_trainers_default_is_not_asked_of_sgd(toy) -> None:
+    assert METHODS["default"].fits(toy) and not METHODS["default"].fits(dataclasses.replace(toy, optimizer="sgd"))
 
 
 # --- the plan -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_adaptive_lr.bench.data import Parts, Rows, collate
+from hf_adaptive_lr.bench.methods import EVALUATIONS
 from hf_adaptive_lr.bench.record import evaluate
 from hf_adaptive_lr.bench.rows import append_row, read_rows
 from hf_adaptive_lr.bench.studies.guard import __main__ as study
@@ -23,7 +24,6 @@ from hf_adaptive_lr.bench.studies.guard.injections import CLEAN, INJECTIONS, STR
 from hf_adaptive_lr.bench.studies.guard.methods import METHODS, guard_settings
 from hf_adaptive_lr.bench.studies.guard.run import DisturbedRun
 from hf_adaptive_lr.bench.studies.guard.tasks import QUICK_TASKS, TASKS
-from hf_adaptive_lr.bench.train import EVALUATIONS
 from hf_adaptive_lr.guard import guard
 from hf_adaptive_lr.hub.card import notes_of
 from tests.tiny import bert

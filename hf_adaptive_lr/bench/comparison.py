@@ -11,16 +11,22 @@ import numpy as np
 
 from . import plan
 from .methods import METHODS, TUNED_METHODS, Method
-from .scores import DEFAULT, RULE, TUNED, Cell, TaskRows, Tuning, cell, measured, tuning
+from .scores import DEFAULT, RULE, TUNED, Cell, TaskRows, Tuning, cell, chance_harm, measured, tuning
+from .sources import SOURCES
 from .stats import Array, Difference, Estimate, corrected, swap_test, task_difference, task_interval
 from .tasks import Task
 
 GROUPS: Mapping[str, Callable[[Task], str]] = {
     "kind": lambda task: task.kind,
     "length": lambda task: _length(task.updates),
-    "data set": lambda task: task.data,
+    "origin": lambda task: origin(task.data),
 }
 """How tasks are put together in breakdowns."""
+
+
+def origin(data: str) -> str:
+    """Where a data set comes from: tasks of one origin are alike, and count as one draw where chance is judged."""
+    return SOURCES[data].origin
 
 
 def _length(updates: int) -> str:
@@ -84,6 +90,10 @@ class Comparison:
         """A method's regret on its tasks, of shape (tasks, seeds)."""
         return np.array([self.cells[method][task].regret for task in self._of(method, tasks)])
 
+    def origins(self, tasks: Iterable[str]) -> list[str]:
+        """The origin of each of these tasks."""
+        return [origin(self.rows[task].task.data) for task in tasks]
+
     def _of(self, method: str, tasks: Sequence[str] | None) -> list[str]:
         return [task for task in self.cells.get(method, {}) if tasks is None or task in tasks]
 
@@ -106,7 +116,7 @@ class Comparison:
             above_rule=_mean(c.ruin.above_rule.mean() for c in cells),
             harm_rule=_mean(c.harm[RULE].mean() for c in cells),
             harm_default=_mean(c.harm[DEFAULT].mean() for c in cells if DEFAULT in c.harm),
-            regret=task_interval([c.regret for c in cells]),
+            regret=task_interval([c.regret for c in cells], self.origins(names)),
             worst=(names[worst], regrets[worst]),
             better=_mean(mine < rule for mine, rule in zip(regrets, rules, strict=True)),
             points=_mean(c.points for c in cells if math.isfinite(c.points)),
@@ -133,17 +143,28 @@ class Comparison:
         """Mean regret to tuned linear: the methods named in advance and strangers', corrected for their number."""
         names = (*plan.PRIMARY, *(name for name in self.methods if name not in METHODS))
         found = {name: self.regret(name) for name in names if name in self.cells}
-        return corrected({name: task_difference(regret, np.zeros_like(regret)) for name, regret in found.items()})
+        return corrected(
+            {
+                name: task_difference(regret, np.zeros_like(regret), self.origins(self.cells[name]))
+                for name, regret in found.items()
+            }
+        )
 
     def against(self, method: str, other: str) -> Difference | None:
         """Mean regret minus another method's on the tasks that both have; None where there is none."""
         common = self._of(other, self._of(method, None))
-        return task_difference(self.regret(method, common), self.regret(other, common)) if common else None
+        if not common:
+            return None
+        return task_difference(self.regret(method, common), self.regret(other, common), self.origins(common))
+
+    def chance_harm(self) -> float:
+        """How often one run of `RULE` is above another seed's as far as harm is; mean over tasks."""
+        return _mean(share for of in self.rows.values() if math.isfinite(share := chance_harm(of)))
 
     def same_against_same(self, level: float = 0.05) -> tuple[int, int]:
         """A/A: how often two seeds of one method differ by the test of the endpoint, and the number of such tests."""
         tests = [
-            swap_test(regret[:, a] - regret[:, b])[0] <= level
+            swap_test(regret[:, a] - regret[:, b], self.origins(self.cells[name]))[0] <= level
             for name in self.cells
             for regret in [self.regret(name)]
             for a, b in combinations(range(regret.shape[1]), 2)

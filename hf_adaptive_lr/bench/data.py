@@ -115,9 +115,11 @@ def _made(task: Task) -> dict[str, Rows]:
             )
     rows = encoded(task, dealt)
     parts = {part: _chosen(Rows(columns), task) for part, columns in zip(PARTS, rows, strict=True)}
+    if task.shots:  # who has few rows for training has no more for a controller
+        for part in ("train", "controller"):
+            labels = parts[part].columns["labels"]
+            parts[part] = _subset(parts[part], _at_most(labels, [task.shots] * classes(task)))
     train = parts["train"]
-    if task.shots:
-        train = _subset(train, _at_most(train.columns["labels"], [task.shots] * classes(task)))
     if task.label_noise:
         train = Rows({**train.columns, "labels": corrupt(train.columns["labels"], task.label_noise, classes(task))})
     return _distinct(parts | {"train": train}) if not task.overlap else parts | {"train": train}
@@ -218,21 +220,28 @@ def corrupt(labels: Tensor, share: float, classes: int) -> Tensor:
 
 
 def _chance(task: Task, train: Rows, test: Rows) -> tuple[float, float]:
-    """Loss and metric on the test rows of the best answer to the training rows that is the same for every row."""
+    """What the best answer that is the same for every row reaches on the test rows: loss and metric.
+
+    The loss is of the best one to the training rows. The metric is the most that any can have, as whoever learned
+    nothing may still have found out which answer is the most frequent.
+    """
     if task.objective == "pairs":
         return math.log(task.batch_size), 1 / task.batch_size
     fitted, asked = (rows.columns["labels"].double() for rows in (train, test))
     if task.objective == "value":
-        squares = (asked - fitted.mean()) ** 2
-        return float(squares.mean()), 1 - float(squares.mean() / asked.var(correction=0))
+        return float(((asked - fitted.mean()) ** 2).mean()), 0.0
     if task.objective == "density":
-        variance = fitted.var(correction=0)
-        loss = float((0.5 * (asked - fitted.mean()) ** 2 / variance + 0.5 * torch.log(2 * math.pi * variance)).mean())
-        return loss, -loss
+        return _normal_loss(fitted, asked), -_normal_loss(asked, asked)
     if task.objective == "language":
         fitted, asked = fitted[:, 1:], asked[:, 1:]  # the first token is not predicted
     fitted, asked = fitted.flatten().long(), asked.flatten().long()
     fitted, asked = fitted[fitted != IGNORED], asked[asked != IGNORED]
     counts = torch.bincount(fitted, minlength=256 if task.objective == "language" else classes(task)) + 1.0
     loss = -float((counts / counts.sum()).log()[asked].mean())
-    return loss, float((asked == counts.argmax()).double().mean())
+    return loss, float(torch.bincount(asked, minlength=1).max() / len(asked))
+
+
+def _normal_loss(fitted: Tensor, asked: Tensor) -> float:
+    """Nats per row of the normal density that fits some rows best, on others."""
+    variance = fitted.var(correction=0)
+    return float((0.5 * (asked - fitted.mean()) ** 2 / variance + 0.5 * torch.log(2 * math.pi * variance)).mean())

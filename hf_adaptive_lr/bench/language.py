@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, set_seed
 
 from ..artifacts import replace_file
 from ..demo.data import cache_folder
-from .data import load
+from .data import classes, load
 from .encode import BREAK, START
 from .rows import digest
 from .tasks import Task
@@ -25,7 +25,14 @@ _UPDATES, _BATCH, _PEAK = 2000, 32, 2e-3
 
 def bytes_gpt2(task: Task) -> nn.Module:
     """A GPT-2 of two layers of width 96."""
-    config = GPT2Config(
+    model: Any = GPT2LMHeadModel(_config())
+    model.loss_type = "ForCausalLM"  # what it takes anyway, with a warning
+    built: nn.Module = model
+    return built
+
+
+def _config(**more: Any) -> GPT2Config:
+    return GPT2Config(
         vocab_size=256,
         n_positions=TOKENS,
         n_embd=96,
@@ -33,20 +40,23 @@ def bytes_gpt2(task: Task) -> nn.Module:
         n_head=4,
         bos_token_id=START,
         eos_token_id=BREAK,
+        **more,
     )
-    model: Any = GPT2LMHeadModel(config)
-    model.loss_type = "ForCausalLM"  # what it takes anyway, with a warning
-    built: nn.Module = model
-    return built
 
 
 def tuned_gpt2(text: str) -> Callable[[Task], nn.Module]:
-    """The same, with the weights that it has after training on a text of the same suite."""
+    """The same after training on a text of the same suite, whole; to tell classes with a new head."""
 
     def build(task: Task) -> nn.Module:
-        model = bytes_gpt2(task)
-        model.load_state_dict(_trained(text))
-        return model
+        if task.objective == "language":
+            model = bytes_gpt2(task)
+            model.load_state_dict(_trained(text))
+            return model
+        classifier: Any = GPT2ForSequenceClassification(_config(num_labels=classes(task), pad_token_id=0))
+        body = {name: weight for name, weight in _trained(text).items() if name.startswith("transformer.")}
+        assert classifier.load_state_dict(body, strict=False).missing_keys == ["score.weight"]
+        built: nn.Module = classifier
+        return built
 
     return build
 
@@ -61,7 +71,7 @@ def _task(text: str) -> Task:
         kind="scratch",
         batch_size=_BATCH,
         updates=_UPDATES,
-        train_rows=20000,
+        train_rows=15000,
         valid_rows=200,
         controller_rows=1,
         test_rows=1,

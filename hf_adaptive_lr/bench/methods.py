@@ -23,8 +23,9 @@ from ..sensors.predictions import LOGIT_FIELDS
 from ..sensors.weights import WEIGHT_FIELDS
 from ..trainer.defaults import RHO_BY_START
 from ..trainer.defaults import WARMUP as RELATIVE_WARMUP
+from .rivals import GEN_EVERY, VERSIONS, package_of
 from .rows import Specified
-from .tasks import Kind, Task
+from .tasks import Kind, OptimizerName, Task
 
 REPLAY = "replay:"
 TRAINER_LR = 5e-5
@@ -35,6 +36,10 @@ SGD_RULE: Mapping[str, float] = {"pretrained": 1e-3, "adapter": 1e-2, "scratch":
 """The same for SGD with momentum 0.9."""
 WARMUP = 0.06
 """Share of the run in which the learning rate rises, where a method has a warm-up."""
+EVALUATIONS = 20
+"""Evaluations in a run of a method whose schedule moves only then."""
+RANGE_TEST_UPDATES = 100
+"""Updates of the LR range test, its default; beside those of the run, and in its seconds."""
 
 _OF_CLASSES = LOGIT_FIELDS | set(WEIGHT_FIELDS)
 _OF_OPTIMIZERS = DIRECTION_FIELDS | {"gain_ratio"}
@@ -69,6 +74,7 @@ class Method(Specified):
     dsa: Config | None = None  # arguments of `DSA` around the task's optimizer
     groups: Literal["one", "tensor"] = "one"  # parameter groups of the optimizer: one, or one for every tensor
     kinds: tuple[Kind, ...] = ("pretrained", "adapter", "scratch")  # of tasks that it can train
+    not_with: tuple[OptimizerName, ...] = ()  # optimizers of tasks for which its learning rate is not meant
     budget: float = 1.0  # length of the run as a multiple of the task's, for comparisons at equal cost
     # "tuned", "rule", or a number; "tuned:NAME" for the one that was chosen for another method.
     lr: float | str = "rule"
@@ -84,7 +90,14 @@ class Method(Specified):
             for f in dataclasses.fields(self)
             if f.name not in _NOT_OF_A_RUN and (value := getattr(self, f.name)) != _default(f)
         }
-        return {**values, "weights": _fingerprint(self.make_controller())} if self.weights else values
+        constants = {
+            "evaluations": EVALUATIONS if self.evaluates else None,
+            "range_test_updates": RANGE_TEST_UPDATES if self.steering == "range_test" else None,
+            "gen_every": GEN_EVERY if self.steering == "gen" else None,
+            "package": f"{package} {VERSIONS[package]}" if (package := package_of(self)) in VERSIONS else None,
+            "weights": _fingerprint(self.make_controller()) if self.weights else None,
+        }
+        return values | {name: value for name, value in constants.items() if value is not None}
 
     def fits(self, task: Task) -> bool:
         """Whether a task can run it.
@@ -94,7 +107,8 @@ class Method(Specified):
         """
         needs = self.make_controller().needs if self.controller else frozenset()
         readable = task.optimizer in ("adamw", "adam", "sgd") or not needs & _OF_OPTIMIZERS
-        return task.kind in self.kinds and readable and (task.objective == "classes" or not needs & _OF_CLASSES)
+        meant = task.kind in self.kinds and task.optimizer not in self.not_with
+        return meant and readable and (task.objective == "classes" or not needs & _OF_CLASSES)
 
     def fixed_lr(self, task: Task) -> float | None:
         """Its learning rate on a task; None where that is tuned."""
@@ -129,7 +143,7 @@ class Method(Specified):
             ) from error
 
 
-_NOT_OF_A_RUN = ("name", "text", "lr", "alternatives", "replay_of", "chosen_on", "extra_passes", "weights")
+_NOT_OF_A_RUN = ("name", "text", "lr", "alternatives", "replay_of", "chosen_on", "extra_passes", "weights", "not_with")
 
 
 def _default(of: dataclasses.Field[Any]) -> Any:
@@ -218,7 +232,7 @@ _ENTRIES: tuple[Method, ...] = (
         text="2e-5 whole, 2e-4 adapter, 1e-3 from scratch (SGD: 1e-3, 1e-2, 1e-2); linear, 6 % warm-up",
         warmup=WARMUP,
     ),
-    Method(name="default", text="`Trainer`'s defaults: 5e-5, linear", lr=TRAINER_LR),
+    Method(name="default", text="`Trainer`'s defaults: 5e-5, linear; not with SGD", lr=TRAINER_LR, not_with=("sgd",)),
     *_bundled("universal", "this library's own, bundled weights; needs no LR", chosen_on=_OLD_TASKS),
     Method(
         name="relative",
@@ -299,7 +313,8 @@ _ENTRIES: tuple[Method, ...] = (
     ),
     Method(
         name="range_test",
-        text="LR range test of 100 updates on training rows, then cosine",
+        text="`lr_range_test`, 100 updates on training rows; from its `l_max`, half the rate at which the loss turns "
+        "up, cosine",
         steering="range_test",
         schedule="cosine",
     ),

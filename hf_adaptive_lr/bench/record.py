@@ -81,8 +81,8 @@ class Meter:
 def evaluate(model: nn.Module, rows: Rows, objective: str, batch_size: int = EVAL_BATCH) -> dict[str, float]:
     """Mean loss in nats (squared error for "value"), metric and, of classes, macro-F1; in evaluation mode.
 
-    Answers that are not finite are wrong. Of "pairs" every batch is a question of its own, so they have the training's
-    batch size, and rows that fill no batch are left out.
+    They are of `count` rows, tokens or questions. Answers that are not finite are wrong. Of "pairs" every batch is a
+    question of its own, so they have the training's batch size, and rows that fill no batch are left out.
     """
     model.eval()
     whole = len(rows) // batch_size * batch_size if objective == "pairs" else len(rows)
@@ -96,7 +96,11 @@ def evaluate(model: nn.Module, rows: Rows, objective: str, batch_size: int = EVA
         counts += len(truth)
         answers.append(answer)
         truths.append(truth)
-    return {"loss": losses / counts, **_metrics(torch.cat(answers), torch.cat(truths), losses / counts, objective)}
+    return {
+        "loss": losses / counts,
+        "count": counts,
+        **_metrics(torch.cat(answers), torch.cat(truths), losses / counts, objective),
+    }
 
 
 def _judged(output: Any, batch: dict[str, Tensor], objective: str) -> tuple[Tensor, Tensor, Tensor]:

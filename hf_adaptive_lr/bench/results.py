@@ -27,7 +27,7 @@ METRICS = {
     "language": "test_next_token_accuracy",
     "pairs": "test_batch_accuracy",
 }
-"""What a row's `test_metric` is, by objective; a density's is its loss again."""
+"""What a row's `test_metric` is, by objective; a density's is its loss again. Imbalanced classes have macro-F1."""
 
 
 def results_of(controller: str, suites: Mapping[str, Comparison], command: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def results_of(controller: str, suites: Mapping[str, Comparison], command: str) 
             notes = ["no learning rate given"] if comparison.methods[controller].needs_no_lr else []
             parameters = next(row["setting"]["parameters"] for row in of.all() if "setting" in row)
             about = described(task, ", ".join(notes if suite == "test" else [suite, *notes]), parameters)
-            metric = METRICS.get(task.objective)
+            metric = "test_macro_f1" if task.imbalance != 1.0 else METRICS.get(task.objective)
             runs = {name: _by_seed(of.counted[name], metric) for name in (controller, *RIVALS) if name in of.counted}
             mine = runs.pop(controller)
             measures = {"test_loss": True, **({metric: False} if metric else {})}
@@ -61,7 +61,9 @@ def described(task: Task, note: str, parameters: int) -> dict[str, Any]:
 
 
 def _by_seed(rows: Any, metric: str | None) -> Runs:
-    return {row["seed"]: {**row, **({metric: row.get("test_metric")} if metric else {})} for row in rows}
+    if metric is None or metric == "test_macro_f1":  # which has its name in the rows
+        return {row["seed"]: row for row in rows}
+    return {row["seed"]: {**row, metric: row.get("test_metric")} for row in rows}
 
 
 def result(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import io
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 from transformers import BatchEncoding, TrainerCallback
 
-from .methods import Method
+if TYPE_CHECKING:
+    from .methods import Method
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,53 @@ OPTIMIZERS: Mapping[str, Package] = {
 }
 """The optimizers that need no learning rate of their user, or say so."""
 
+VERSIONS: Mapping[str, str] = {
+    "prodigyopt": "1.1.2",
+    "prodigy-plus-schedule-free": "2.0.1",
+    "dadaptation": "3.2",
+    "heavyball": "3.2.1",
+    "schedulefree": "1.4.1",
+    "gen-optim": "0.1.1",
+}
+"""The versions that are compared, by what pip calls the package; in the digests of the methods that need them."""
+
 GEN_EVERY = 4
 """Updates between two looks of GeN; its authors advise to look rarely, as each costs three forward passes."""
 
 
+def package_of(method: Method) -> str:
+    """What pip calls the package that a method needs; empty if it needs none."""
+    if method.steering == "gen":
+        return "gen-optim"
+    if str(method.arguments.get("optim", "")).startswith("schedule_free"):
+        return "schedulefree"
+    return OPTIMIZERS[method.optimizer].install if method.optimizer in OPTIMIZERS else ""
+
+
 def missing_package(method: Method) -> str | None:
     """What pip calls the package that a method needs and that is not installed; None if nothing is missing."""
-    if method.steering == "gen":
-        return None if importlib.util.find_spec("GeN") else "gen-optim"
-    if str(method.arguments.get("optim", "")).startswith("schedule_free"):
-        return None if importlib.util.find_spec("schedulefree") else "schedulefree"
-    package = OPTIMIZERS.get(method.optimizer)
-    return package.install if package and importlib.util.find_spec(package.module) is None else None
+    package = package_of(method)
+    return package if package and _installed(package) is None else None
+
+
+def check_package(method: Method) -> None:
+    """ValueError where another version of a method's package is installed than the one that is compared."""
+    package = package_of(method)
+    if package not in VERSIONS:
+        return
+    found, pinned = _installed(package), VERSIONS[package]
+    if found not in (None, pinned):
+        raise ValueError(
+            f"method '{method.name}' is compared with {package} {pinned}, but {found} is installed; "
+            f"pip install {package}=={pinned}"
+        )
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def build_rival(method: Method, weights: list[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,8 @@ RUIN, HARM, TARGET = 0.10, 0.02, 0.02
 """A loss so much above `rule`'s is ruin, above the same seed's is harm, above tuned linear's is on target."""
 WORST = math.log(100)
 """Regret of a run that came apart, where the scale ends on both sides."""
+FLOOR = 0.01
+"""A loss below this share of the best constant answer's counts as that: once a task is solved, ratios say nothing."""
 SHARES = ("classes", "tokens", "language", "pairs")
 """Objectives whose metric is a share of right answers."""
 Flags = NDArray[np.bool_]
@@ -34,47 +37,57 @@ Flags = NDArray[np.bool_]
 # --- losses -------------------------------------------------------------------------------------------------------
 
 
-def _in_nats(objective: str) -> bool:
-    """Whether losses are compared by differences: a density's may be negative, and a ratio would mean nothing."""
-    return objective == "density"
+@dataclass(frozen=True)
+class Scale:
+    """How losses of a task are compared: by ratios; those of densities, which may be negative, by nats."""
 
+    nats: bool = False
+    floor: float = 0.0  # a smaller loss counts as this one, unless they are compared by nats
 
-def _level(loss: ArrayLike, objective: str) -> Array:
-    losses = np.asarray(loss, dtype=np.float64)
-    whole = np.where(np.isfinite(losses), losses, math.inf)
-    if _in_nats(objective):
-        return whole
-    if (whole < 0).any():
-        raise ValueError(f"a loss of '{objective}' is never negative, but one is {whole.min()}")
-    with np.errstate(divide="ignore"):
-        return np.log(whole)
+    def level(self, loss: ArrayLike) -> Array:
+        """Losses on the scale on which they are compared; infinite for what came apart."""
+        losses = np.asarray(loss, dtype=np.float64)
+        whole = np.where(np.isfinite(losses), losses, math.inf)
+        if self.nats:
+            return whole
+        if (whole < 0).any():
+            raise ValueError(f"a loss that is compared by ratios is never negative, but one is {whole.min()}")
+        with np.errstate(divide="ignore"):
+            return np.log(np.maximum(whole, self.floor))
 
+    def excess(self, loss: ArrayLike, reference: ArrayLike) -> Array:
+        """How far a loss lies above another: ln of their ratio, for densities nats; compare `margin`.
 
-def excess(loss: ArrayLike, reference: ArrayLike, objective: str) -> Array:
-    """How far a loss lies above another: ln of their ratio, for densities the difference in nats; compare `margin`.
+        What came apart (no finite loss) lies infinitely far above what did not, and level with its like.
+        """
+        mine, other = np.broadcast_arrays(self.level(loss), self.level(reference))
+        with np.errstate(invalid="ignore"):
+            return np.where(mine == other, 0.0, mine - other)
 
-    What came apart (no finite loss) lies infinitely far above what did not, and level with its like.
-    """
-    mine, other = np.broadcast_arrays(_level(loss, objective), _level(reference, objective))
-    with np.errstate(invalid="ignore"):
-        return np.where(mine == other, 0.0, mine - other)
+    def margin(self, share: float) -> float:
+        """The excess of a loss that is larger by a share; for densities by as many nats."""
+        return share if self.nats else math.log1p(share)
 
-
-def margin(share: float, objective: str) -> float:
-    """The excess of a loss that is larger by a share; for densities by as many nats."""
-    return share if _in_nats(objective) else math.log1p(share)
-
-
-def centre(loss: ArrayLike, objective: str) -> float:
-    """Mean loss of the runs that did not come apart, geometric unless losses may be negative; infinite without one."""
-    levels = _level(loss, objective)
-    mean = float(levels[np.isfinite(levels)].mean()) if np.isfinite(levels).any() else math.inf
-    return mean if _in_nats(objective) else math.exp(mean)
+    def centre(self, loss: ArrayLike) -> float:
+        """Mean of the runs that did not come apart, geometric unless by nats; infinite without one."""
+        levels = self.level(loss)
+        mean = float(levels[np.isfinite(levels)].mean()) if np.isfinite(levels).any() else math.inf
+        return mean if self.nats else math.exp(mean)
 
 
 def measured(rows: Sequence[Row], what: str) -> Array:
     """A measurement of every run; NaN of one that has none."""
     return np.array([math.nan if (value := row.get(what)) is None else float(value) for row in rows])
+
+
+def points_in(task: Task) -> str:
+    """The measurement that points are hundredths of; empty where the metric is no share of right answers.
+
+    Where classes are of different size whoever answers the largest is often right, so there it is macro-F1.
+    """
+    if task.objective not in SHARES:
+        return ""
+    return "test_metric" if task.imbalance == 1.0 else "test_macro_f1"
 
 
 # --- a method on a task -------------------------------------------------------------------------------------------
@@ -93,18 +106,20 @@ class TaskRows:
     @property
     def complete(self) -> bool:
         """Whether scores can be had: all of them are against tuned linear and `rule`."""
-        return all(
-            name in self.counted and math.isfinite(centre(measured(self.counted[name], "test_loss"), self._objective))
-            for name in (TUNED, RULE)
-        )
+        return all(name in self.counted and math.isfinite(self.centre(name)) for name in (TUNED, RULE))
 
-    @property
-    def _objective(self) -> str:
-        return self.task.objective
+    @cached_property
+    def scale(self) -> Scale:
+        """How its losses are compared."""
+        return Scale(self.task.objective == "density", FLOOR * self.constant("chance_loss"))
+
+    def constant(self, what: str) -> float:
+        """A measurement that is the same in all its rows, but for runs that ended in an error."""
+        return next((float(row[what]) for rows in self.counted.values() for row in rows if what in row), math.nan)
 
     def centre(self, method: str, what: str = "test_loss") -> float:
         """A method's mean loss."""
-        return centre(measured(self.counted[method], what), self._objective)
+        return self.scale.centre(measured(self.counted[method], what))
 
     def all(self) -> list[Row]:
         """Every row, each once: tuned linear's are those of a schedule."""
@@ -132,22 +147,23 @@ def ruin(rows: Sequence[Row], of: TaskRows, split: str = "test") -> Ruin:
     Whether a run ended worse than it began is seen on the validation rows in any case, as the loss before the first
     update is theirs: test rows may be a little harder, and a run that learned little is not ruined by that.
     """
-    task, loss = of.task, measured(rows, f"{split}_loss")
-    chance = beyond_chance(of, split)
-    learned = bool((measured(of.counted[TUNED], f"{split}_metric") > chance).any())
+    scale, loss, chance = of.scale, measured(rows, f"{split}_loss"), beyond_chance(of, split)
+    learned = _mean(of.counted[TUNED], f"{split}_metric") > chance
     return Ruin(
         ended_worse=~np.isfinite(loss) | (measured(rows, "valid_loss") > measured(rows, "first_loss")),
         at_chance=learned & (measured(rows, f"{split}_metric") <= chance),
-        above_rule=excess(loss, of.centre(RULE, f"{split}_loss"), task.objective) > margin(RUIN, task.objective),
+        above_rule=scale.excess(loss, of.centre(RULE, f"{split}_loss")) > scale.margin(RUIN),
     )
 
 
 def beyond_chance(of: TaskRows, split: str = "test") -> float:
-    """The metric of the best constant answer and one standard error: of a share, else of a normal variable's mean."""
-    chance = float(np.nanmean(measured(of.counted[TUNED], "chance_metric")))
-    rows = of.task.test_rows if split == "test" else of.task.valid_rows
+    """The metric of the best constant answer and one standard error: of a share, else of a normal variable's mean.
+
+    The error is by the number of answers that were judged: rows, tokens or questions.
+    """
+    chance = of.constant("chance_metric")
     spread = math.sqrt(chance * (1 - chance)) if of.task.objective in SHARES else 1.0
-    return chance + spread / math.sqrt(rows)
+    return chance + spread / math.sqrt(of.constant(f"{split}_count"))
 
 
 @dataclass(frozen=True)
@@ -158,29 +174,36 @@ class Cell:
     regret: Array  # clipped excess over tuned linear's mean
     ruin: Ruin
     harm: Mapping[str, Flags]  # loss more than 2 % above that of `RULE`, `DEFAULT` with the same seed
-    points: float  # mean metric minus tuned linear's, in hundredths; NaN where it is no share
+    points: float  # mean of `points_in` minus tuned linear's, in hundredths; NaN where there is none
     seconds: float  # CPU seconds over tuned linear's, medians
     target: Array  # share of the run until tuned linear's last validation loss is met; infinite for a miss
 
 
 def cell(rows: Sequence[Row], of: TaskRows) -> Cell:
     """A method's scores from its rows."""
-    task, tuned, loss = of.task, of.counted[TUNED], measured(rows, "test_loss")
+    scale, tuned, loss = of.scale, of.counted[TUNED], measured(rows, "test_loss")
     against = {name: of.counted[name] for name in (RULE, DEFAULT) if name in of.counted}
     ends = [row["valid_curve"][-1][1] for row in tuned if row.get("valid_curve")]
-    shares = task.objective in SHARES
+    metric = points_in(of.task)
     return Cell(
         loss=loss,
-        regret=np.clip(excess(loss, of.centre(TUNED), task.objective), -WORST, WORST),
+        regret=np.clip(scale.excess(loss, of.centre(TUNED)), -WORST, WORST),
         ruin=ruin(rows, of),
         harm={
-            name: excess(loss, measured(other, "test_loss"), task.objective) > margin(HARM, task.objective)
+            name: scale.excess(loss, measured(other, "test_loss")) > scale.margin(HARM)
             for name, other in against.items()
         },
-        points=100 * (_mean(rows, "test_metric") - _mean(tuned, "test_metric")) if shares else math.nan,
+        points=100 * (_mean(rows, metric) - _mean(tuned, metric)),
         seconds=_middle(rows, "cpu_seconds") / _middle(tuned, "cpu_seconds"),
-        target=np.array([_met(row, ends, task.objective) for row in rows]),
+        target=np.array([_met(row, ends, scale) for row in rows]),
     )
+
+
+def chance_harm(of: TaskRows) -> float:
+    """Share of pairs of `RULE`'s runs with other seeds in which the first is above the second as far as harm is."""
+    loss = measured(of.counted[RULE], "test_loss")
+    above = of.scale.excess(loss[:, None], loss) > of.scale.margin(HARM)
+    return float(above.sum() / (len(loss) * (len(loss) - 1))) if len(loss) > 1 else math.nan
 
 
 def _mean(rows: Sequence[Row], what: str) -> float:
@@ -194,7 +217,7 @@ def _middle(rows: Sequence[Row], what: str) -> float:
     return float(np.nanmedian(values)) if np.isfinite(values).any() else math.nan
 
 
-def _met(row: Row, ends: Sequence[float | None], objective: str) -> float:
+def _met(row: Row, ends: Sequence[float | None], scale: Scale) -> float:
     """Share of the run until a point of the validation curve is on target, even if the run falls apart later.
 
     Curves are of fewer rows than the final validation loss, so the target is where tuned linear's curves end.
@@ -204,7 +227,7 @@ def _met(row: Row, ends: Sequence[float | None], objective: str) -> float:
         return math.inf
     level = float(np.median([math.inf if loss is None else loss for loss in ends]))
     losses = [math.inf if loss is None else loss for _, loss in curve]
-    met = np.isfinite(losses) & (excess(losses, level, objective) <= margin(TARGET, objective))
+    met = np.isfinite(losses) & (scale.excess(losses, level) <= scale.margin(TARGET))
     return min((step / row["updates"] for (step, _), there in zip(curve, met, strict=True) if there), default=math.inf)
 
 
@@ -225,14 +248,14 @@ class Tuning:
 
 def tuning(of: TaskRows, schedule: str) -> Tuning | None:
     """A schedule's tuning curve; None where there is none, or all of it came apart."""
-    found, objective = of.tuning.get(schedule) or {}, of.task.objective
+    found, scale = of.tuning.get(schedule) or {}, of.scale
     lrs = sorted(found)
     losses = [np.nan_to_num(measured(found[lr], "valid_loss"), nan=math.inf) for lr in lrs]
-    levels = [float(_level(loss, objective).mean()) for loss in losses]
+    levels = [float(scale.level(loss).mean()) for loss in losses]
     at = int(np.argmin(levels)) if lrs else 0
     if not lrs or not math.isfinite(levels[at]):
         return None
-    near = [level - levels[at] <= margin(HARM, objective) for level in levels]
+    near = [level - levels[at] <= scale.margin(HARM) for level in levels]
     low = max((i + 1 for i in range(at) if not near[i]), default=0)
     high = min((i - 1 for i in range(at, len(lrs)) if not near[i]), default=len(lrs) - 1)
     ruined = (lr for lr in lrs[at + 1 :] if ruin(found[lr], of, "valid").any.mean() >= 0.5)

@@ -60,6 +60,11 @@ SOURCES: Mapping[str, Source] = {
     "syllables": _source(texts.syllables, "cmudict", "test", "text", 6),
     "valence": _source(texts.valence, "vader", "test", "text"),
     "clipart": _source(images.clipart, "openclipart", "test", "image", 13, 3),
+    "icons": _source(images.icons, "oxygen", "test", "image", 6, 3),
+    "phishing": _source(images.phishing, "phishing", "test", "table", 2, 9),
+    "banana": _source(images.banana, "banana", "test", "table", 2, 2),
+    "diamonds": _source(images.diamonds, "diamonds", "test", "table", 1, 9),
+    "moby-text": _source(texts.moby_text, "moby-dick", "test", "text"),
     "shuttle": _source(images.shuttle, "shuttle", "test", "table", 2, 9),
     "shuttle-sensor": _source(images.shuttle_sensor, "shuttle", "test", "table", 1, 8),
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
+import math
 import os
 import re
 import warnings
@@ -33,8 +35,18 @@ EMOJI = (
     "Travel & Places",
 )  # fmt: skip
 """Unicode's categories."""
+ICONS = ("actions", "apps", "devices", "mimetypes", "places", "status")
+"""Oxygen's categories of at least forty icons."""
 SIDE = 64
 """Pixels to which clip art is made smaller."""
+GRADES = {
+    "cut": ("Fair", "Good", "Very Good", "Premium", "Ideal"),
+    "color": ("J", "I", "H", "G", "F", "E", "D"),
+    "clarity": ("I1", "SI2", "SI1", "VS2", "VS1", "VVS2", "VVS1", "IF"),
+}
+"""A diamond's grades, the worst first."""
+_BANANA = "river/datasets/banana.zip"
+_ICON = rf"icons/oxygen/base/48x48/(?:{'|'.join(ICONS)})/[^/]*\.png$"
 _LARGEST = 4_000_000  # pixels; a few drawings have 168 million
 
 
@@ -117,6 +129,50 @@ def shuttle_sensor() -> Split:
     """Sensors of a space shuttle: the eighth from the others."""
     table = np.array(_river("shuttle.csv.gz"), dtype=np.float32)
     return divided(Raw(table[:, [0, 1, 2, 3, 4, 5, 6, 8]], table[:, 7].tolist()))
+
+
+def phishing() -> Split:
+    """Addresses of web pages by nine marks: 1 is a phishing page, 44 % are (UCI)."""
+    table = np.array(_river("phishing.csv.gz"), dtype=np.float32)
+    return divided(Raw(table[:, :9], table[:, 9].astype(int).tolist()))
+
+
+def banana() -> Split:
+    """Points of the plane in two banana-shaped clouds that overlap (KEEL)."""
+    with zipfile.ZipFile(kept("river")) as wheel, zipfile.ZipFile(io.BytesIO(wheel.read(_BANANA))) as inner:
+        rows = [line.split() for line in inner.read(inner.namelist()[0]).decode().splitlines()]
+    points = [[float(value.split(":")[1]) for value in row[1:]] for row in rows]
+    return divided(Raw(np.array(points, dtype=np.float32), [int(row[0] == "1") for row in rows]))
+
+
+def diamonds() -> Split:
+    """Diamonds: ln of the price from weight, sizes and grades (ggplot2's table)."""
+    with zipfile.ZipFile(kept("plotnine")) as wheel:
+        rows = list(csv.DictReader(io.TextIOWrapper(wheel.open("plotnine/data/diamonds.csv"), "utf-8")))
+    measures = ("carat", "depth", "table", "x", "y", "z")
+    inputs = [[*(float(row[name]) for name in measures), *(_grade(row, name) for name in GRADES)] for row in rows]
+    return divided(Raw(np.array(inputs, dtype=np.float32), [math.log(float(row["price"])) for row in rows]))
+
+
+def _grade(row: dict[str, str], name: str) -> float:
+    return float(GRADES[name].index(row[name]))
+
+
+def icons() -> Split:
+    """Oxygen's icons, 48 pixels, colour, by category; those whose names begin alike are in one part."""
+    from PIL import Image
+
+    found = members("oxygen-icon-theme", lambda path: re.search(_ICON, path) is not None)
+    pixels, labels, groups = [], [], []
+    for path, content in found:
+        category, name = path.split("/")[-2:]
+        icon = np.asarray(_on_white(Image.open(io.BytesIO(content))))
+        if icon.shape != (48, 48, 3):
+            continue
+        pixels.append(icon)
+        labels.append(ICONS.index(category))
+        groups.append(re.split(r"[-_.]", name)[0])
+    return divided(Raw(pixels, labels, groups))
 
 
 def emoji() -> Split:

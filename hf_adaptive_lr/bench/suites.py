@@ -31,6 +31,7 @@ _BYTES: Fields = _SCRATCH | {"batch_size": 16, "tokens": 12}
 _LANGUAGE: Fields = {"objective": "language", "batch_size": 16, "tokens": 32} | _rows(8000)
 _SGD: Fields = _SCRATCH | {"optimizer": "sgd", "momentum": 0.9, "lr": 0.1}
 _PICTURES: Fields = {"kind": "pretrained", "side": 64, "batch_size": 8, "updates": 60, "lr": 1e-3}
+_TUNED_BYTES: Fields = {"kind": "pretrained", "batch_size": 8, "tokens": 32, "updates": 600, "lr": 3e-4}
 _DENSITY: Fields = _SCRATCH | {"objective": "density", "lr": 3e-3}
 
 DEVELOPMENT: dict[str, Fields] = {
@@ -43,6 +44,7 @@ DEVELOPMENT: dict[str, Fields] = {
     "sotu-language": _of("sotu-text", "bytes-gpt2", _LANGUAGE, _SCRATCH, updates=600),
     "news-language": _of("20newsgroups", "bytes-gpt2-sotu", _LANGUAGE, kind="pretrained", updates=200, lr=1e-3),
     "names-bytes": _of("names", "bytes-bert", _BYTES, _rows(4000), updates=600),
+    "reuters-bytes": _of("reuters-r8", "bytes-gpt2-sotu", _TUNED_BYTES, _rows(4500)),
     "fashion-resnet-noisy": _of(
         "fashion-mnist", "resnet", _SGD, _rows(6000), batch_size=64, label_noise=0.4, updates=200
     ),
@@ -76,14 +78,27 @@ TEST: dict[str, Fields] = {
     "brown-tags": _of("brown-tags", "minilm3", _MINI, _rows(2000), objective="tokens", tokens=24, lr=6e-4),
     "fortunes-few-shots": _of("fortunes", "minilm6", _MINI, _rows(4000), shots=7, tokens=24, updates=30, lr=8e-4),
     "fortunes-lora4-noisy": _of("fortunes", "minilm3-lora4", _LORA, _rows(4000), label_noise=0.3),
-    "fortunes-language": _of(
-        "fortunes-text", "bytes-gpt2-wordnet", _LANGUAGE, kind="pretrained", updates=200, lr=1e-3
-    ),
+    "wordnet-bytes": _of("wordnet", "bytes-gpt2-moby", _TUNED_BYTES, _rows(8000), topics=((2,), (3,), (15,), (17,))),
+    "moby-language": _of("moby-text", "bytes-gpt2-wordnet", _LANGUAGE, kind="pretrained", updates=200, lr=1e-3),
     "wordnet-language": _of("wordnet-text", "bytes-gpt2", _LANGUAGE, _SCRATCH, updates=200),
     "syllables-bytes": _of("syllables", "bytes-bert", _BYTES, _rows(6000), updates=2000),
+    "syllables-tuned": _of("syllables", "bytes-gpt2-moby", _TUNED_BYTES, _rows(8000), tokens=16, updates=1500),
     "valence-words": _of("valence", "minilm3", _MINI, _rows(2000), objective="value", tokens=8, lr=6e-4),
     "clipart-resnet": _of("clipart", "resnet", _SGD, _rows(2000), side=32, batch_size=32, updates=300, lr=0.05),
     "clipart-efficientnet": _of("clipart", "efficientnet", _PICTURES, _rows(1500)),
+    "icons-vit": _of("icons", "vit", _SCRATCH, _rows(360, 100, 40, 180), side=32, batch_size=16, updates=400),
+    "phishing-mlp": _of("phishing", "mlp", _SGD, _rows(200, 80, 40, 120), batch_size=8, updates=200),
+    "banana-mlp": _of("banana", "mlp", _SCRATCH, _rows(2500, 500, 200, 1400), batch_size=32, updates=600, lr=5e-3),
+    "diamonds-mlp": _of(
+        "diamonds",
+        "mlp",
+        _SCRATCH,
+        _rows(20000, 2000, 500, 4000),
+        objective="value",
+        batch_size=64,
+        updates=1000,
+        lr=2e-3,
+    ),
     "shuttle-mlp": _of(
         "shuttle",
         "mlp",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from ..hub import markdown
-from .comparison import Comparison, Line
+from .comparison import Comparison, Line, origin
 from .methods import REPLAY
 from .scores import DEFAULT, RULE, TUNED
 
@@ -132,18 +132,18 @@ def feedback(found: Comparison) -> str:
 
 
 def left_out(found: Comparison) -> str:
-    """Methods that tasks had a part in making: their regret on these, on others, and without any one data set."""
-    data, rows = found.groups("data set"), []
+    """Methods that data had a part in making: their regret on its origins, on others, and without any one origin."""
+    groups, rows = found.groups("origin"), []
     for name, method in found.methods.items():
         if not method.chosen_on or name not in found.cells:
             continue
-        seen = [task for one in method.chosen_on for task in data.get(one, ())]
-        unseen = [task for tasks in data.values() for task in tasks if task not in seen]
-        lines = [found.line(name, [t for t in found.cells[name] if t not in tasks]) for tasks in data.values()]
+        known = {origin(data) for data in method.chosen_on}
+        seen, unseen = ([t for one in groups for t in groups[one] if (one in known) == part] for part in (True, False))
+        lines = [found.line(name, [t for t in found.cells[name] if t not in tasks]) for tasks in groups.values()]
         means = [line.regret.value for line in lines if line is not None]
         span = f"{_signed(min(means))} to {_signed(max(means))}" if means else "-"
         rows.append([named(name), _part(found.line(name, seen)), _part(found.line(name, unseen)), span])
-    return table(["method", "data it was made with", "other data", "without any one data set"], rows) if rows else ""
+    return table(["method", "origins it was made with", "others", "without any one origin"], rows) if rows else ""
 
 
 def endpoint(found: Comparison, level: float = 0.05) -> str:
@@ -152,8 +152,9 @@ def endpoint(found: Comparison, level: float = 0.05) -> str:
     for name, difference in tested.items():
         possible = difference.least_p * len(tested) <= level
         word = ("better" if difference.value < 0 else "worse") if difference.found(level) else "no difference found"
-        finding = word if possible else "too few tasks"
-        rows.append([named(name), str(difference.n), difference.signed(), f"{difference.p_adjusted:.3g}", finding])
+        finding = word if possible else "too few origins"
+        places = f"{difference.n} from {counted(len(set(found.origins(found.cells[name]))), 'origin')}"
+        rows.append([named(name), places, difference.signed(), f"{difference.p_adjusted:.3g}", finding])
     return table(["method", "tasks", "minus tuned linear", "p (Holm)", "finding"], rows)
 
 

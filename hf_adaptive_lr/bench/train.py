@@ -3,7 +3,8 @@
 Everything that is drawn follows from the seed, so runs of different methods with one seed start from the same weights
 and see the same batches in the same order; `pairing` is a checksum of both, for whoever compares them. Controllers
 that need held-out data, and schedules that move at evaluations, have the controller's rows; curves are on validation
-rows, which no method sees, and what they cost is not in the seconds. Test rows are read once, after the last update.
+rows, which no method sees. Test rows are read once, after the last update. Seconds are of the training loop alone: not
+of imports, data, the making of a trainer or looks at the curves, nor of the first updates, which set memory up.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
@@ -25,11 +27,12 @@ from ..controller import Controller
 from ..trainer.arguments import AdaptiveLRTrainingArguments
 from ..tuning.range_test import lr_range_test
 from .data import Parts, Rows, collate, load
-from .methods import Method
+from .methods import EVALUATIONS, RANGE_TEST_UPDATES, Method
 from .models import build_model
 from .record import Meter, Record, commit, curve, diverged, evaluate, parameters, short, versions
-from .rivals import OPTIMIZERS, GeN, build_rival
+from .rivals import OPTIMIZERS, GeN, build_rival, check_package
 from .rows import Row, RunKey
+from .stats import Array
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -37,13 +40,11 @@ if TYPE_CHECKING:
 else:
     _Trainer = object  # at run time it stands before whichever trainer the method asks for
 
-EVALUATIONS = 20
-"""Evaluations in a run of a method whose schedule moves only then."""
 POINTS, CURVE_ROWS = 8, 128
 """Looks at the validation loss in a run, evenly spaced, the last after the last update; and the rows of each."""
 RATE_POINTS, LOSS_POINTS = 40, 25
-RANGE_TEST_UPDATES = 100
-"""Updates of the LR range test, its default; beside those of the run, and in its seconds."""
+UNTIMED = 2
+"""First updates that are not timed, in runs of more than ten times as many; the others count for them."""
 _TRAINERS_OWN = {"adamw": "adamw_torch", "adafactor": "adafactor", "rmsprop": "rmsprop"}
 
 
@@ -86,18 +87,20 @@ class TrainingRun:
         data, model = load(self.task), build_model(self.task, self.seed)
         first_loss = _first_loss(self.task, self.seed, model, data)
         record, meter = Record(model), Meter(model)
-        start, cpu = time.perf_counter(), time.process_time()
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kept learning rates, and deprecated calls in the packages
-            lr = self.lr if self.method.steering != "range_test" else _found_lr(self, model, data)
-            trainer = build_trainer(self, model, data, folder, lr)
+            trainer = build_trainer(self, model, data, folder, self.lr)
             trainer.record, trainer.meter, trainer.valid = record, meter, data.valid.part(0, CURVE_ROWS)
             if self.counts:
                 trainer.points = {round(k * self.updates / POINTS) for k in range(1, POINTS)}
+            start, found = _clock(), {}
+            if self.method.steering == "range_test":
+                found = {"found_lr": short(_range_test(trainer, self, data))}
+            searched = _clock() - start
             trainer.train()
+            seconds, cpu = searched + trainer.loop_seconds()
             if self.counts:
                 trainer.watch()
-        seconds, cpu = time.perf_counter() - start - trainer.watched, time.process_time() - cpu - trainer.watched_cpu
         meter.close()
         trainer.to_weights_that_count()
         return {
@@ -106,7 +109,7 @@ class TrainingRun:
             "seconds": short(seconds),
             "cpu_seconds": short(cpu),
             "passes": {name: short(rows / record.rows) for name, rows in meter.rows.items()},
-            **({"found_lr": short(lr)} if lr != self.lr else {}),
+            **found,
             **_scores(model, data, self),
             "setting": {**self.task.spec(), **parameters(model)},
             "method_spec": self.method.spec(),
@@ -127,7 +130,7 @@ def _scores(model: nn.Module, data: Parts, run: TrainingRun) -> Row:
     scores: Row = {"chance_loss": short(data.chance_loss), "chance_metric": short(data.chance_metric)}
     for name, rows in parts.items():
         found = evaluate(model, rows, run.task.objective, run.task.batch_size)
-        scores |= {f"{name}_{what}": short(value) for what, value in found.items()}
+        scores |= {f"{name}_{what}": short(v) if isinstance(v, float) else v for what, v in found.items()}
     return scores
 
 
@@ -172,14 +175,22 @@ def _guarded(trainer: Any) -> Row:
     return {"guard": dict(Counter(event["reason"] for event in watch.guard.events if event["reason"] is not None))}
 
 
-def _found_lr(run: TrainingRun, model: nn.Module, data: Parts) -> float:
+def _range_test(trainer: Any, run: TrainingRun, data: Parts) -> float:
+    """Gives a trainer the learning rate that the LR range test proposes for its optimizer."""
     generator = torch.Generator().manual_seed(run.seed)
     order = torch.randint(len(data.train), (RANGE_TEST_UPDATES + 1, run.task.batch_size), generator=generator)
     batches = [{name: column[rows] for name, column in data.train.columns.items()} for rows in order]
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = SGD(weights, lr=1e-6, momentum=0.9) if run.task.optimizer == "sgd" else torch.optim.AdamW(weights)
+    model, optimizer = trainer.model, trainer.create_optimizer()
     found = lr_range_test(model, optimizer, batches, steps=RANGE_TEST_UPDATES, max_grad_norm=run.task.max_grad_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = found.l_max
+    trainer.lrs.clear()  # its updates are none of the run
     return found.l_max
+
+
+def _clock() -> Array:
+    """Seconds on the wall and of this process's CPU time."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 # --- the trainer ----------------------------------------------------------------------------------------------------
@@ -190,6 +201,7 @@ def build_trainer(
 ) -> Any:
     """The trainer that a method asks for, which notes losses and learning rates; `mixins` stand before it."""
     method, task = run.method, run.task
+    check_package(method)
     own: dict[str, Any] = {"eval_dataset": data.controller}
     if method.controller:
         own = {"controller": method.make_controller(task.kind), "controller_dataset": data.controller}
@@ -303,7 +315,8 @@ class _Recorded(_Trainer):
         self.points: set[int] = set()
         self.valid_curve: list[tuple[int, float]] = []
         self.lrs: dict[int, float] = {}  # by update
-        self.watched = self.watched_cpu = 0.0
+        self.untimed = UNTIMED if self.args.max_steps > 10 * UNTIMED else 0
+        self.timed_from, self.begun, self.watched = 0, _clock(), 0 * _clock()
         self.gen: GeN | None = None
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
@@ -316,6 +329,8 @@ class _Recorded(_Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward, and a look at the validation rows where one is due."""
+        if self.state.global_step in (0, self.untimed) and len(self.lrs) == self.state.global_step:
+            self.timed_from, self.begun = self.state.global_step, _clock()
         if self.state.global_step in self.points and len(self.lrs) == self.state.global_step:
             self.watch()
         if self.gen is not None:
@@ -330,17 +345,21 @@ class _Recorded(_Trainer):
         if callable(getattr(base, "eval", None)):
             base.eval()
 
+    def loop_seconds(self) -> Array:
+        """Seconds of the training loop until now, as if its first updates were like the others."""
+        done = self.state.global_step
+        return (_clock() - self.begun - self.watched) * done / max(1, done - self.timed_from)
+
     def watch(self) -> None:
         """Evaluate; training mode, also of an optimizer, comes back with the next training step."""
-        start, cpu = time.perf_counter(), time.process_time()
+        start = _clock()
         self.to_weights_that_count()
         model: Any = self.model
         passes = dict(self.meter.rows)
         loss = evaluate(model, self.valid, self.task.objective, self.task.batch_size)["loss"]
         self.meter.rows.update(passes)
         self.valid_curve.append((self.state.global_step, short(loss)))
-        self.watched += time.perf_counter() - start
-        self.watched_cpu += time.process_time() - cpu
+        self.watched += _clock() - start
 
     def _note_lr(self, optimizer: Any, *_: Any) -> None:
         """After an update: what it was made with, as nothing but the next decision changes it."""

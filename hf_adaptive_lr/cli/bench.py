@@ -199,7 +199,7 @@ def _tasks(args: argparse.Namespace, profile: Profile) -> list[Task]:
 
 def _methods(args: argparse.Namespace, profile: Profile) -> list[Method]:
     from ..bench.methods import METHODS, third_party
-    from ..bench.rivals import missing_package
+    from ..bench.rivals import check_package, missing_package
 
     for name in args.methods or ():
         if name not in METHODS:
@@ -207,6 +207,8 @@ def _methods(args: argparse.Namespace, profile: Profile) -> list[Method]:
     chosen = [METHODS[name] for name in args.methods or profile.methods]
     with user_errors():
         extra = [third_party(source) for source in args.controller]
+        for method in () if args.render_only else chosen:
+            check_package(method)
     absent = {package for method in chosen if (package := missing_package(method))}
     if absent and not args.render_only:
         left_out = f"left out for want of a package: {', '.join(sorted(absent))}; pip install 'hf_adaptive_lr[bench]'"

@@ -16,6 +16,7 @@ from .ppo_schedule import PPOSchedule as PPOSchedule
 from .random_walk import RandomWalk as RandomWalk
 from .relative import Relative as Relative
 from .replay import Replay as Replay
+from .trust_region import TrustRegion as TrustRegion
 from .universal import Universal as Universal
 from .wsd import WarmupStableDecay as WarmupStableDecay
 
@@ -32,6 +33,7 @@ _CLASSES: tuple[type[Controller], ...] = (
     PPOSchedule,
     GRUController,
     Relative,
+    TrustRegion,
     Universal,
     Replay,
     RandomWalk,

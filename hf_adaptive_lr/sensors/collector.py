@@ -30,7 +30,8 @@ from .outcome import ExtraLoss, OutcomeSensor
 from .pending import PendingUpdate
 from .predictions import LOGIT_FIELDS, PREDICTION_FIELDS, ModelSensors, find_logits
 from .replay import RecordedPasses
-from .requirements import REPLAYED, check_measurable, check_trained, check_training_mode
+from .requirements import LOSSES, REPLAYED, check_measurable, check_trained, check_training_mode
+from .running_loss import MEAN_FIELDS, RunningLoss, read_mean
 from .trained_loss import TrainedLoss
 from .weights import WEIGHT_FIELDS
 
@@ -67,6 +68,7 @@ class SignalCollector:
         self.optimizer, self.needs, self.model = optimizer, needs, model
         self.group, self._plan, self._takes_losses = group, plan, hook
         self.losses = LossWindow()
+        self._running = RunningLoss()
         self._norm = GradNorm(optimizer, model, needs, max_grad_norm)
         self._passes = RecordedPasses(model)
         self._outcomes = OutcomeSensor(optimizer, needs, model, extra)
@@ -74,7 +76,7 @@ class SignalCollector:
         self._evaluation = EvaluationLoss(needed="eval_loss" in needs, fresh=controller.fresh_eval)
         self._pending = PendingUpdate(optimizer)
         self._trained = TrainedLoss()
-        self._reads_loss = bool(needs & (REPLAYED | {"loss"}))
+        self._reads_loss = bool(needs & (REPLAYED | LOSSES))
         self._passed = 0  # checks in this process: the first update's, then those of decisions
         self._watched = False  # whether this update's losses were compared with the trained ones
         self._gain = GainSensor(optimizer)
@@ -228,7 +230,7 @@ class SignalCollector:
             gradient_fields = {n for n in self.needs if n in OPTIONAL_FIELDS and OPTIONAL_FIELDS[n].reads_gradients}
             if self._norm.observed is not None:
                 gradient_fields.discard("grad_norm")
-            of_weights = self.needs & {"update_ratio", "meta_inner", *WEIGHT_FIELDS}
+            of_weights = self.needs & {"update_ratio", "meta_inner", "pretrained", *WEIGHT_FIELDS}
             check_unsharded(self.optimizer, gradient_fields | of_weights)
             self._norm.check_clipping()
         if self._hook is not None and self.model is not None and not self.model.training:
@@ -269,6 +271,8 @@ class SignalCollector:
         values: dict[str, Tensor] = {}
         if "loss" in wanted:
             values["loss"] = self.losses.mean()
+        if wanted & MEAN_FIELDS:
+            values |= self._running.fields(self.losses.mean())
         if "grad_norm" in wanted:
             values |= self._norm.fields()
         if wanted & DIRECTION_FIELDS:
@@ -286,6 +290,8 @@ class SignalCollector:
             check_unscaled(means.pop("root"))
         if "deviation" in means:
             check_trained(self.needs, self._trained, means.pop("deviation"), late=self._passed > _EARLY)
+        if wanted & MEAN_FIELDS:
+            means |= {name: value for name, value in read_mean(means).items() if name in wanted}
         for name in wanted & set(PREDICTION_FIELDS):
             means[name] *= world_size(self.group)  # the other ranks gave 0
         if "gain_ratio" in wanted:
@@ -326,6 +332,8 @@ class SignalCollector:
     def finish(self) -> None:
         """After the update: measure the gain ratio if the next decision reads it, then forget the batch."""
         self._gain.after_step(self.losses.losses, self._passes, self._norm, lambda terms: self._exchange(terms, []))
+        if self.needs & MEAN_FIELDS:
+            self._running.add(self.losses.mean())
         self._pending.applied()
         self.clear()
 
@@ -338,6 +346,8 @@ class SignalCollector:
             "gain_ratio": self._gain.ratio,
             "prepared_for": self._prepared_for,
             "without_gradient": list(self._still),
+            "running_loss": self._running.state_dict(),
+            "pretrained": self._inside.pretrained,
             "probabilities": None if self._inside.before is None else self._inside.before.cpu(),
         }
 
@@ -348,3 +358,5 @@ class SignalCollector:
         self._prepared_for = int(state["prepared_for"])
         self._still = [int(place) for place in state.get("without_gradient", ())]
         self._inside.before = state.get("probabilities")
+        self._running.load_state_dict(state.get("running_loss"), self._first_param().device)
+        self._inside.pretrained = state.get("pretrained")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .start import pretrained_share
 from .weights import WEIGHT_FIELDS, measure_weights
 
 PREDICTION_FIELDS = ("prediction_variance", "prediction_change")
@@ -65,6 +66,7 @@ class ModelSensors:
         self._optimizer, self._model = optimizer, model
         self.logits: Tensor | None = None
         self.before: Tensor | None = None
+        self.pretrained: float | None = None  # as it was before the first update
 
     def measure(self, wanted: frozenset[str], *, first_rank: bool) -> dict[str, Tensor]:
         """The wanted fields, 0-d, no host sync; ValueError where model and outputs do not have what a field takes.
@@ -76,6 +78,12 @@ class ModelSensors:
             values["classes"] = torch.tensor(float(self._classes()), dtype=torch.float64)
         if wanted & set(PREDICTION_FIELDS):
             values |= {name: value * float(first_rank) for name, value in self._predictions().items()}
+        if "pretrained" in wanted:
+            if self.pretrained is None:
+                self.pretrained = pretrained_share(
+                    p for group in self._optimizer.param_groups for p in group["params"]
+                )
+            values["pretrained"] = torch.tensor(self.pretrained, dtype=torch.float64)
         if wanted & set(WEIGHT_FIELDS):
             values |= measure_weights(self._optimizer, self._model)
         return {name: value for name, value in values.items() if name in wanted}

@@ -11,12 +11,14 @@ from .trained_loss import TrainedLoss
 
 REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
 """Signals for which the last micro-batch is computed again."""
-_SCALED = frozenset({"loss", "grad_norm", "gain_ratio", "slope", "group_slope", "loss_before", "loss_after"})
+LOSSES = frozenset({"loss", "mean_loss", "mean_loss_error"})
+"""Signals that are made of the losses of updates."""
+_SCALED = LOSSES | frozenset({"grad_norm", "gain_ratio", "slope", "group_slope", "loss_before", "loss_after"})
 
 
 def check_training_mode(needs: frozenset[str], losses: LossWindow, norm: GradNorm) -> None:
     """ValueError where the model is in evaluation mode, in which its passes are not taken for training."""
-    unseen = ["loss"] if needs & (REPLAYED | {"loss"}) and not losses else []
+    unseen = ["loss"] if needs & (REPLAYED | LOSSES) and not losses else []
     hidden = norm.hidden_by_clipping(needs)
     for name in [*unseen, *([hidden] if hidden else [])]:
         raise ValueError(
@@ -35,7 +37,7 @@ def check_measurable(
     ranks: int,
 ) -> None:
     """ValueError for a needed signal that was not delivered for this update: why, and the integration that can."""
-    if needs & (REPLAYED | {"loss"}) and not losses:
+    if needs & (REPLAYED | LOSSES) and not losses:
         raise ValueError(
             "the controller needs the loss of the update and none was observed: the model returns none, as where a "
             "compute_loss of your own takes the labels out of the inputs (class weights), under label smoothing or "
@@ -79,7 +81,7 @@ def check_trained(needs: frozenset[str], trained: TrainedLoss, deviation: float,
     `late` is in mid-run, as where a regulariser grows from 0: then one warning, as the run would be lost.
     """
     if deviation > trained.tolerance():
-        field = sorted(needs & (REPLAYED | {"loss"}))[0]
+        field = sorted(needs & (REPLAYED | LOSSES))[0]
         text = (
             f"the controller needs {field}, and the loss in the model's output is not the one that is trained: "
             f"{trained.explain()}. The trained one is computed elsewhere (compute_loss, class weights, a regulariser, "

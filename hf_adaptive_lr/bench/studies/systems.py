@@ -20,12 +20,11 @@ from tempfile import TemporaryDirectory
 
 from ...artifacts import replace_file
 from ..markdown import filled, table
-from ..methods import METHODS, Method
+from ..methods import EVALUATIONS, METHODS, Method
 from ..record import versions
 from ..rivals import missing_package
 from ..rows import Row, RunKey, digest, forget_errors, read_rows
 from ..runner import run_all
-from ..train import EVALUATIONS
 from . import systems_checks, systems_train
 from .command import carry_out, parsed, quiet, study_parser
 from .systems_checks import CHECKS

@@ -18,10 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..methods import Method
+from ..methods import EVALUATIONS, Method
 from ..record import short
 from ..rows import Row
-from ..train import EVALUATIONS
 from .systems_train import HALF, LARGER, PLAIN, SMALL, changes_of, decisions_of, lrs_of, prepare, trained, weights_of
 from .timing import block_ratios, take_turns
 from .tiny_bert import Size

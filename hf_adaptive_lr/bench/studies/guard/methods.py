@@ -37,7 +37,9 @@ _MODULES = (guard, trouble, lr_scaling, history, guard_callback, detector, level
 
 def spec(method: Method) -> dict[str, Any]:
     """All that a run depends on, the guard's defaults included: rows of other settings do not count."""
-    return {**method.spec(), **({} if method.guard is None else {"guard": guard_settings(method.guard)})}
+    # How often schedules look is as it was before it stood in specs, and so are the digests of the rows.
+    usual = {name: value for name, value in method.spec().items() if name != "evaluations"}
+    return {**usual, **({} if method.guard is None else {"guard": guard_settings(method.guard)})}
 
 
 def guard_settings(arguments: Config) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""Tells pretrained weights from freshly drawn ones, as nobody says which a model has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+_DRAWN = 2.2
+"""Scatter of the rows' squared lengths, in units of independent draws', up to which a matrix looks drawn."""
+_ROWS = 4096  # of a matrix that are looked at, evenly spaced
+
+
+@torch.no_grad()
+def pretrained_share(params: Iterable[Tensor]) -> float:
+    """Share of the entries of trained matrices whose matrix does not look drawn; 0 where there is no matrix.
+
+    The squared lengths of n independent entries scatter by sqrt(2 / n) of their mean where these are normal, by less
+    where they are uniform or rows are orthogonal; training makes some rows and columns far longer than others. A
+    constant matrix, such as an adapter's zeros, counts as drawn, and so does a small net after a short training, which
+    moves its rows little. Syncs with the host; called once a run.
+    """
+    drawn = learned = 0
+    for p in params:
+        if not p.requires_grad or p.ndim < 2:
+            continue
+        if max(_scatter(p.detach().flatten(1)), _scatter(p.detach().flatten(1).T)) > _DRAWN:
+            learned += p.numel()
+        else:
+            drawn += p.numel()
+    return learned / (drawn + learned) if drawn + learned else 0.0
+
+
+def _scatter(matrix: Tensor) -> float:
+    """Deviation of the rows' mean squares over their mean, times sqrt(n / 2): 1 for normal entries."""
+    rows, columns = matrix.shape
+    if rows < 2 or columns < 2:
+        return 0.0
+    squares = matrix[:: max(1, rows // _ROWS)].float().square().mean(1)
+    mean = float(squares.mean())
+    return float(squares.std()) / mean * math.sqrt(columns / 2) if mean > 0 else 0.0
