@@ -53,19 +53,18 @@ def test_overhead_writes_rows_that_say_how_they_came_about(what, tmp_path, capsy
         assert f"{1 + 0.02 * (rows[-1]['ratio'] - 1):.3f} in 1000 updates" in printed
 
 
-def test_the_interval_has_the_confidence_it_states() -> None:
-    assert overhead.median_interval([1.0]) == (1.0, (1.0, 1.0), 0.0)
-    median, (low, high), confidence = overhead.median_interval(list(range(9)))
-    assert (median, low, high) == (4, 1, 7) and confidence == pytest.approx(1 - 2 * (1 + 9) / 2**9)
+def test_the_interval_of_few_pairs_is_their_range_and_of_more_it_leaves_extremes_out() -> None:
+    assert overhead.median_interval([2.0, 1.0]) == (1.0, 2.0)
+    assert overhead.median_interval(list(range(9))) == (1, 7)
 
 
 @pytest.mark.parametrize(
     ("interval", "said"), [([1.0, 1.01], "yes"), ([1.005, 1.02], "unsure"), ([1.011, 1.02], "no")]
 )
-def test_a_verdict_needs_the_whole_interval_and_its_confidence(interval, said) -> None:
-    row = {"method": "linear", "target": 1.01, "interval": interval, "confidence": 0.96}
+def test_a_verdict_needs_the_whole_interval_and_enough_pairs(interval, said) -> None:
+    row = {"method": "linear", "target": 1.01, "interval": interval, "pairs": 6}
     assert overhead.verdict(row) == said
-    assert overhead.verdict(row | {"confidence": 0.75}) == "unsure"
+    assert overhead.verdict(row | {"pairs": 5}) == "unsure"
     assert overhead.verdict(row | {"target": None}) == "-"
     of_a_run = {"method": overhead.GAIN.name, "interval": [1 + (x - 1) * 50 for x in interval]}  # 20 of 1000 updates
     assert overhead.verdict(row | of_a_run) == said

@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.seeds < 1 or options.updates < 2:
         parser.error("--seeds must be at least 1 and --updates at least 2")
-    rows = [header("python -m tests.compatibility.rollouts", ("torch", "transformers", "trl"))]
+    rows = [header("python -m tests.compatibility.rollouts", ["trl"])]
     rows += measure(options.seeds, options.updates)
     write_rows(options.output_dir / ROWS, rows)
     replace_file(options.output_dir / PAGE, page(read_rows(options.output_dir / ROWS)))

@@ -20,12 +20,12 @@ from typing import Any
 
 from ...artifacts import EVAL_NAME, TRAINING_NAME, replace_file
 from ...auto import PRETRAINED, AutoController
-from ...hub.card import notes_of
+from ...controller import Controller
 from ...hub.card import render as render_card
 from ...hub.mixin import sidecar
 from ...hub.picture import draw_schedules, schedule
 from ...hub.results import RESULTS_VERSION
-from ..markdown import table
+from ..markdown import rewrite, table
 from ..results import Runs, as_text, described, result
 from ..rows import read_rows, write_rows
 from ..runner import command_parser
@@ -58,17 +58,10 @@ def demo_table(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         lr, data = row["lr"], row["data"]
-        lines.append(
-            [
-                row["task"],
-                f"{data['name']}, {data['train_rows']} + {data['report_rows']} rows",
-                f"{row['accuracy']:.3f}",
-                f"{row['majority_accuracy']:.3f}",
-                f"{lr['first']:.2g} / {lr['max']:.2g} / {lr['last']:.2g}",
-                f"{row['wall_seconds']:.0f}",
-                f"`hf-adaptive-lr finetune --task {row['task']}`",
-            ]
-        )
+        rows_of = f"{data['name']}, {data['train_rows']} + {data['report_rows']} rows"
+        rates = f"{lr['first']:.2g} / {lr['max']:.2g} / {lr['last']:.2g}"
+        found = (f"{row['accuracy']:.3f}", f"{row['majority_accuracy']:.3f}", rates, f"{row['wall_seconds']:.0f}")
+        lines.append([row["task"], rows_of, *found, f"`hf-adaptive-lr finetune --task {row['task']}`"])
     return table(head, lines)
 
 
@@ -189,23 +182,23 @@ def _note(task: Task) -> str:
 
 def card(name: str, eval_results: Mapping[str, Any], notes: str | None) -> str:
     """The card of a bundled controller."""
+    controller, training = _bundled(name)
+    drawn = schedule(controller, training) is not None
+    shown = {"training": training, "eval_results": eval_results, "picture": f"{name}.png" if drawn else None}
+    return render_card(controller, repo_id=name, notes=notes, **shown)
+
+
+def _bundled(name: str) -> tuple[Controller, Any]:
     controller = AutoController.from_pretrained(name)
-    training = sidecar(controller, TRAINING_NAME)
-    picture = f"{name}.png" if schedule(controller, training) is not None else None
-    return render_card(
-        controller, repo_id=name, training=training, eval_results=eval_results, notes=notes, picture=picture
-    )
+    return controller, sidecar(controller, TRAINING_NAME)
 
 
 def write_bundled(name: str, rows: Path) -> Path:
     """Write a bundled controller's `eval_results.json`, card and picture, and return the card; its notes stay."""
     found, page = results(name, rows), HUB / f"{name}.md"
-    rendered = card(name, found, notes_of(page.read_text(encoding="utf-8")) if page.is_file() else None)
-    HUB.mkdir(parents=True, exist_ok=True)
+    controller, training = _bundled(name)
     replace_file(PRETRAINED / name / EVAL_NAME, as_text(found))
-    replace_file(page, rendered)
-    controller = AutoController.from_pretrained(name)
-    training = sidecar(controller, TRAINING_NAME)
+    rewrite(page, lambda notes: card(name, found, notes))
 
     def draw(path: Path) -> None:
         if not draw_schedules(controller, path, training):

@@ -12,24 +12,20 @@ from typing import Any
 
 import torch
 
-from ...artifacts import library_version
+from ..record import versions
 from ..rows import packed_path, write_rows
 from .command import CARDS
 
 ROWS = CARDS / "rows"
 
 
-def header(command: str, packages: Iterable[str] = ("torch",), **more: Any) -> dict[str, Any]:
-    """The first row: the command, the date, the machine, and the versions of the packages."""
+def header(command: str, packages: Iterable[str] = (), **more: Any) -> dict[str, Any]:
+    """The first row: the command, the date, the machine, and versions, also of further packages."""
     return {
         "row": "header",
-        "command": command.strip(),
+        "command": command,
         "date": datetime.now(UTC).date().isoformat(),
-        "versions": {
-            "hf_adaptive_lr": library_version(),
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },
+        "versions": versions() | {package: version(package) for package in packages},
         "threads": torch.get_num_threads(),
         "load_at_start": round(os.getloadavg()[0], 2),
         "cpu": _cpu(),

@@ -46,9 +46,10 @@ FILES = {"controllers": "overhead.jsonl", "guard": "guard_overhead.jsonl"}
 TARGETS, TARGET_PARAMETERS = {"controllers": 1.01, "guard": 1.02}, 10_000_000
 # 10M has the layers of MiniLM-L6-H384.
 SIZES = (Size("1M", 128, 4, 16, 128), Size("10M", 384, 6, 16, 128))
-CADENCE, SNAPSHOT_EVERY, PAIRS = 10, 50, 6
-"""Updates per decision of the methods that do not decide at every update, and from one snapshot to the next; and the
-blocks of the rarest."""
+CADENCE, SNAPSHOT_EVERY = 10, 50
+"""Updates per decision of the methods that do not decide at every update, and from one snapshot to the next."""
+FEWEST = 6
+"""Pairs of blocks without which there is no interval."""
 DECISIONS, RUNS = 20, (100, 300, 1000)
 """Decisions with `gain_ratio` in a run, and the lengths of runs for which its ratio is computed."""
 
@@ -84,9 +85,10 @@ class Method:
 
 
 PLAIN, GAIN = Method("plain"), Method("gain_ratio", Reader(fields=("gain_ratio",)))
+NOISE = "plain again (noise)"
 METHODS = {
     "controllers": (
-        Method("plain again (noise)"),
+        Method(NOISE),
         Method("linear", Linear()),
         Method("hypergradient", Hypergradient()),
         Method("hypergradient", Hypergradient(), CADENCE),
@@ -94,10 +96,7 @@ METHODS = {
         Method("recurrent net (32)", Universal(without_gain=True, params=Universal.random_params()), CADENCE),
         GAIN,
     ),
-    "guard": (
-        Method("plain again (noise)", every=SNAPSHOT_EVERY),
-        Method("guard", every=SNAPSHOT_EVERY, guard=True),
-    ),
+    "guard": (Method(NOISE, every=SNAPSHOT_EVERY), Method("guard", every=SNAPSHOT_EVERY, guard=True)),
 }
 
 
@@ -119,12 +118,9 @@ def measure(what: str, size: Size, pairs: int) -> list[Row]:
         "length": size.length,
         "plain_ms": round(1e3 * statistics.median(times[PLAIN].whole.values()), 2),
     }
-    rows = []
-    for method in METHODS[what]:
-        ours = (method.controller is not None or method.guard) and weights >= TARGET_PARAMETERS
-        found = figures(method, times[PLAIN], times[method])
-        rows.append({**common, "method": method.name, **found, "target": TARGETS[what] if ours else None})
-    return rows
+    rows = [{**common, "method": m.name, **figures(m, times[PLAIN], times[m])} for m in METHODS[what]]
+    large = weights >= TARGET_PARAMETERS
+    return [{**row, "target": TARGETS[what] if large and row["method"] != NOISE else None} for row in rows]
 
 
 def trainer_for(method: Method, size: Size, updates: int, folder: str) -> Trainer:
@@ -148,28 +144,21 @@ def figures(method: Method, plain: Seconds, mine: Seconds) -> Row:
     """Ratios of a method's blocks to those of the plain trainer in the same rounds."""
     ratios = block_ratios(mine.whole, plain.whole, method.every)
     others = {i: whole - mine.own[i] for i, whole in mine.whole.items()}
-    ratio, interval, confidence = median_interval(ratios)
     return {
         "every": method.every,
         "pairs": len(ratios),
-        "ratio": round(ratio, 5),
-        "interval": [round(x, 5) for x in interval],
-        "confidence": round(confidence, 4),
+        "ratio": round(statistics.median(ratios), 5),
+        "interval": [round(x, 5) for x in median_interval(ratios)],
         "inside": round(1 + statistics.median(block_ratios(mine.own, others, method.every)), 5),
     }
 
 
-def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, tuple[float, float], float]:
-    """Median, an interval from order statistics, and the confidence that this interval really has.
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the median from order statistics; of fewer than six values, which have none, the extremes."""
+    from scipy.stats import quantile_test
 
-    The k-th smallest and k-th largest of n values enclose the true median with probability 1 - 2 P(B(n, 1/2) < k),
-    whatever the distribution. Below six values even the extremes do not reach 95%, and the confidence says so.
-    """
-    from scipy.stats import binom
-
-    ordered, n = sorted(values), len(values)
-    k = max(1, int(binom.ppf((1 - level) / 2, n, 0.5)))
-    return statistics.median(ordered), (ordered[k - 1], ordered[n - k]), float(1 - 2 * binom.cdf(k - 1, n, 0.5))
+    found = quantile_test(values, p=0.5).confidence_interval(0.95)
+    return (min(values), max(values)) if len(values) < FEWEST else (float(found.low), float(found.high))
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -179,9 +168,9 @@ def verdict(row: Mapping[str, Any]) -> str:
     # The gain ratio's target is for a whole run; its interval shrinks with it.
     scale = DECISIONS / RUNS[-1] if row["method"] == GAIN.name else 1.0
     low, high = (1 + scale * (x - 1) for x in row["interval"])
-    if row["confidence"] < 0.95:
+    if row["pairs"] < FEWEST or low <= row["target"] < high:
         return "unsure"
-    return "yes" if high <= row["target"] else "no" if low > row["target"] else "unsure"
+    return "yes" if high <= row["target"] else "no"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -221,12 +210,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     first = measured.header(
         f"{p.prog} {options.what}{' --quick' * options.quick}",
-        ("torch", "transformers", "accelerate"),
         clock="CPU time of the process (time.process_time)",
         optimizer="adamw_torch, clipping 1.0, logging every 10 updates",
     )
     sizes: Sequence[Size] = (TINY,) if options.quick else SIZES if options.what == "controllers" else SIZES[-1:]
-    rows = [row for size in sizes for row in measure(options.what, size, 1 if options.quick else PAIRS)]
+    rows = [row for size in sizes for row in measure(options.what, size, 1 if options.quick else FEWEST)]
     output = options.output or (None if options.quick else measured.ROWS / FILES[options.what])
     measured.publish(output, first, rows, (table if options.what == "controllers" else guard_table)(rows))
     return 0

@@ -19,10 +19,11 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -78,25 +79,28 @@ def _newsgroups() -> list[Example]:
     return [(row["text"], row["text"], names[row["label"]]) for row in found]
 
 
-def _stored(image: Any) -> dict[str, Any]:
-    """A picture as `datasets` stores it, which is how `finetune` reads it."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return {"bytes": file.getvalue(), "path": None}
+def _pictures(images: Iterable[Any], labels: Iterable[Any]) -> list[Example]:
+    """Pictures as `datasets` stores them, which is how `finetune` reads them."""
+    examples = []
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        examples.append((str(number), {"bytes": file.getvalue(), "path": None}, str(label)))
+    return examples
 
 
 def _fashion() -> list[Example]:
     found = demo_data.demo_image(train_size=TRAIN_ROWS + DEV_ROWS, test_size=1)
     if found.name != "fashion-mnist":
         raise DemoDataError(f"Fashion-MNIST is missing. Get it with: {demo_data.FASHION_MNIST_INSTALL}")
-    return [(str(i), _stored(row["image"]), str(row["label"])) for i, row in enumerate(found.train)]
+    return _pictures(found.train["image"], found.train["label"])
 
 
 def _mnist() -> list[Example]:
     from PIL import Image
 
     (images, labels), _ = demo_data.read_mnist()
-    return [(str(i), _stored(Image.fromarray(image)), str(labels[i])) for i, image in enumerate(images)]
+    return _pictures(map(Image.fromarray, images), labels)
 
 
 def _digits() -> list[Example]:
@@ -104,8 +108,7 @@ def _digits() -> list[Example]:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    pictures = (15.9 * images.reshape(-1, 8, 8)).astype("uint8")
-    return [(str(i), _stored(Image.fromarray(picture)), str(labels[i])) for i, picture in enumerate(pictures)]
+    return _pictures(map(Image.fromarray, (15.9 * images.reshape(-1, 8, 8)).astype("uint8")), labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +147,10 @@ def rows_of(read: Callable[[], list[Example]]) -> tuple[list[dict[str, Any]], li
     last = ordered[DEV_ROWS - 1][0]
     dev = [example for example in ordered if place[example[0]] <= place[last]]
     train = ordered[len(dev) :]
-    random.Random(0).shuffle(dev)
-    random.Random(0).shuffle(train)
-    taken = (
-        [{"input": value, "label": labels.index(label)} for _, value, label in part]
-        for part in (train[:TRAIN_ROWS], dev[:DEV_ROWS])
-    )
-    return next(taken), next(taken), labels
+    for part in (train, dev):
+        random.Random(0).shuffle(part)
+    rows = [[{"input": value, "label": labels.index(label)} for _, value, label in part] for part in (train, dev)]
+    return rows[0][:TRAIN_ROWS], rows[1][:DEV_ROWS], labels
 
 
 def run(task: Task, method: str, value: float, seed: int) -> Row:
@@ -193,21 +193,18 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for kind in dict.fromkeys(row["kind"] for row in rows):
         mine = [row for row in rows if row["kind"] == kind]
+        majority = {row["task"]: f"{row['majority']:.3f}" for row in reversed(mine)}
         tasks = list(dict.fromkeys(row["task"] for row in mine))
-        lines = [
-            ["majority class", *(f"{next(r['majority'] for r in mine if r['task'] == t):.3f}" for t in tasks), ""]
-        ]
-        for method, value in sorted({(row["method"], row["value"]) for row in mine}):
-            runs = [row for row in mine if (row["method"], row["value"]) == (method, value)]
-            found = [_mean([row["accuracy"] for row in runs if row["task"] == task]) for task in tasks]
-            cells = [*found, _mean(found)]  # of a task without rows it is NaN, and so is the mean over tasks
+        lines = [["majority class", *(majority[task] for task in tasks), ""]]
+        found: dict[tuple[str, float], dict[str, list[float]]] = {}
+        for row in mine:
+            found.setdefault((row["method"], row["value"]), {}).setdefault(row["task"], []).append(row["accuracy"])
+        for (method, value), accuracies in sorted(found.items()):
+            means = [fmean(accuracies.get(task, [math.nan])) for task in tasks]
+            cells = [*means, fmean(means)]  # of a task without rows it is NaN, and so is the mean over tasks
             lines.append([f"`{method}` {value:g}", *("-" if math.isnan(cell) else f"{cell:.3f}" for cell in cells)])
         parts.append(table([kind, *tasks, "mean"], lines))
     return "\n\n".join(parts)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
 
 
 def main(argv: Sequence[str] | None = None) -> int:

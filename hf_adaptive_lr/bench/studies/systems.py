@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ...artifacts import replace_file
-from ..markdown import table
+from ..markdown import filled, table
 from ..methods import EVALUATIONS, METHODS, Method
 from ..record import versions
 from ..rivals import missing_package
@@ -39,19 +39,6 @@ NAMES = tuple(name for name, method in METHODS.items() if method.replay_of is No
 
 _CHECKED = {"resume": "resume bit for bit", "ranks": "two ranks equal", "accumulation": "accumulation"}
 _REASONS = ("max_difference", "weights_equal", "lrs_equal", "updates", "decisions")
-_TEXT = """\
-# Systems: what each method costs, keeps and survives
-
-Real `Trainer` runs of a tiny BERT on random tokens, on one CPU. *Step overhead* is CPU time per update over a plain
-trainer's with a linear schedule, the two taking turns update by update: median and quartiles of blocks of ten updates
-with one evaluation each, where a method needs any; the row `plain` is two equal trainers, so it shows the noise.
-*State* is the tensors of optimizer, controller and scheduler beyond AdamW's, and *checkpoint* the files beyond a plain
-trainer's, both as a line through two model sizes. *Resume*: stopped at update 12 of 24 and resumed in a new trainer,
-weights and learning rates are those of a run without a stop. *Ranks*: two processes hold the same weights and learning
-rates after 12 updates. *Accumulation*: two micro-batches of 4 give as many updates and decisions as a batch of 8; the
-number is the largest relative difference of a learning rate. A star: the learning rate did not move in these updates,
-so the check says little about the method. The LR range test before a run is left out.
-"""
 
 
 @dataclass(frozen=True)
@@ -104,14 +91,13 @@ def render(rows: Iterable[Row]) -> str:
     shown = [row for checks in found.values() for row in checks.values()]
     numbers = sorted({f"{package} {v}" for row in shown for package, v in row.get("versions", {}).items()})
     head = ["method", "step overhead", "state bytes", "checkpoint bytes", *_CHECKED.values()]
-    return "\n".join(
-        [
-            _TEXT,
-            table(head, [[f"`{name}`", *_cells(checks)] for name, checks in found.items()]) + "\n",
-            ("Failed:\n\n" + "\n".join(failures) if failures else "No check failed.") + "\n",
-            f"```bash\n{COMMAND}\n```\n",
-            f"{len(shown)} rows. {', '.join(numbers)}.\n",
-        ]
+    return filled(
+        Path(__file__).with_suffix(".md"),
+        results=table(head, [[f"`{name}`", *_cells(checks)] for name, checks in found.items()]),
+        failures="Failed:\n\n" + "\n".join(failures) if failures else "No check failed.",
+        command=COMMAND,
+        count=str(len(shown)),
+        versions=", ".join(numbers),
     )
 
 

@@ -58,7 +58,7 @@ def take_turns(
     order, times = random.Random(seed), {name: Seconds() for name in trainers}
     _share_one_heap()
     with contextlib.ExitStack() as stack:
-        own = stack.enter_context(OwnTime().measured())
+        take = stack.enter_context(own_time())
         lanes = {name: Lane(trainer) for name, trainer in trainers.items()}
         for lane in lanes.values():
             stack.callback(lane.close)
@@ -71,8 +71,8 @@ def take_turns(
         for index in tqdm(range(rounds), desc=bar, unit="round", disable=not bar):
             turn = [name for name in lanes if index % 4 == 0 or name != rarely]
             for name in order.sample(turn, len(turn)):
-                own.take()
-                times[name].whole[index], times[name].own[index] = lanes[name].advance(), own.take()
+                take()
+                times[name].whole[index], times[name].own[index] = lanes[name].advance(), take()
     return times
 
 
@@ -152,35 +152,33 @@ def _share_one_heap() -> None:
         ctypes.CDLL(None).mallopt(m_arena_max, 1)
 
 
-class OwnTime:
-    """CPU seconds inside this library's scheduler, summed since the last `take`.
+@contextlib.contextmanager
+def own_time() -> Iterator[Callable[[], float]]:
+    """Answers with the CPU seconds inside this library's scheduler since it was last asked.
 
-    The paired times say what a whole update costs, as exactly as the machine is quiet; this says which part of it was
-    spent in our code, exactly on any machine, but not what that code does to the caches of the others.
+    Schedulers must be made within this context. The paired times say what a whole update costs, as exactly as the
+    machine is quiet; this says which part of it was spent in our code, exactly on any machine, but not what that code
+    does to the caches of the others.
     """
+    spent = 0.0
 
-    def __init__(self) -> None:
-        self._seconds = 0.0
-
-    def take(self) -> float:
-        """The sum, which starts again from zero."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
-
-    @contextlib.contextmanager
-    def measured(self) -> Iterator[OwnTime]:
-        """Measure within this context; schedulers must be made inside it."""
-        timed: Any = {name: self._timed(getattr(ControlledLR, name)) for name in _OWN}
-        with mock.patch.multiple(ControlledLR, **timed):
-            yield self
-
-    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal spent
             began = time.process_time()
             try:
                 return method(*args, **kwargs)
             finally:
-                self._seconds += time.process_time() - began
+                spent += time.process_time() - began
 
         return call
+
+    def take() -> float:
+        nonlocal spent
+        seconds, spent = spent, 0.0
+        return seconds
+
+    methods: Any = {name: timed(getattr(ControlledLR, name)) for name in _OWN}
+    with mock.patch.multiple(ControlledLR, **methods):
+        yield take

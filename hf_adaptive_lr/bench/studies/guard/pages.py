@@ -6,75 +6,39 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ....hub.card import NOTES, NOTES_END
-from ...markdown import table
+from ...markdown import QUICK_RUN, filled, table
 from ...rows import Row
 from .figures import GOAL, Cell, Figures, first_alarm
 from .injections import CLEAN, STREAMS, TROUBLES
 from .methods import GUARD, METHODS
 
+TEMPLATE = Path(__file__).with_name("page.md")
 COMMAND = "python -m hf_adaptive_lr.bench.studies.guard"
-_QUICK = "**A quick run on shortened tasks.** It shows that the command works; its figures are worth nothing.\n"
-_INTRO = """\
-Training is disturbed on purpose, and the accuracy on test rows at the end is compared with that of the undisturbed
-run of the same seed: the same first weights, batches and dropout. A run is *within tolerance* when it is no further
-below its clean run than two points or, if that is more, twice the standard deviation of the clean runs over their
-seeds. The goal was set before the runs: at least 95 % of the guarded runs are within tolerance. The trouble begins at
-two fifths of the run, give or take a tenth. All runs go through transformers' `Trainer`, which clips gradients at 1.
-"""
-_COLUMNS = """\
-Differences are in points of accuracy; below zero is worse than the clean run. Guarded and unguarded runs are compared
-with clean unguarded ones, `greedy` and `plateau` with their own clean runs. What is not the guard has fewer seeds. A
-test loss that is not finite is counted in brackets and left out of the mean; predictions that are NaN are wrong.
-*Diverged* is a test loss that is not finite or a tenth above the first training loss. Actions are the guard's, per
-run; *noticed* is the median number of updates from the beginning of the trouble to the first alarm, of the runs with
-an alarm.
-"""
-_STREAMS = """\
-Nothing is wrong in these runs, but their loss moves. Each is compared with the unguarded run of the same stream and
-seed. A run is *left alone* when the guard has not ended it, has gone back once at most, and its accuracy is no more
-than two points below.
-"""
-_SCHEDULES = """\
-`greedy` and `plateau` are schedules and not guards. They move only at evaluations, of which each run has twenty, and
-with their defaults only after more than ten in succession have been better, or worse, than the best before.
-"""
 
 
 def render(figures: Mapping[str, Figures], notes: str, *, quick: bool = False) -> str:
     """The page."""
-    parts = [
-        "# Divergence guard: runs that are disturbed on purpose\n",
-        *([_QUICK] if quick else []),
-        verdict(figures),
-        _INTRO,
-        "## False alarms on healthy runs\n",
-        _false_alarms(figures),
-        "## Healthy but restless streams\n",
-        _STREAMS,
-        _listed(STREAMS),
-        _streams(figures),
-        "## Troubles\n",
-        _listed(TROUBLES),
-        "## Methods\n",
-        _listed(METHODS),
-        _SCHEDULES,
-        "## Results\n",
-        _COLUMNS,
-        *(part for task, found in figures.items() for part in _task(task, found)),
-        "## Guarded runs outside the tolerance\n",
-        _losses(figures),
-        "## Settings of the guard\n",
-        _settings(figures),
-        "## Notes\n",
-        "\n".join(part for part in (NOTES, notes, NOTES_END) if part) + "\n",
-        "## Reproduce\n",
-        f"```bash\n{COMMAND} {'--quick' if quick else '--jobs 2'}\n```\n",
-        f"Rows: {', '.join(f'`rows/guard_{task}.jsonl.gz`' for task in figures)}. {_versions(figures)}",
-    ]
-    return "\n".join(parts)
+    return filled(
+        TEMPLATE,
+        quick=QUICK_RUN * quick,
+        verdict=verdict(figures),
+        false_alarms=_false_alarms(figures),
+        streams=_listed(STREAMS),
+        stream_results=_streams(figures),
+        troubles=_listed(TROUBLES),
+        methods=_listed(METHODS),
+        results="\n\n".join(_task(task, found) for task, found in figures.items()),
+        losses=_losses(figures),
+        settings=_settings(figures),
+        notes="\n".join(part for part in (NOTES, notes, NOTES_END) if part),
+        command=f"{COMMAND} {'--quick' if quick else '--jobs 2'}",
+        rows=", ".join(f"`rows/guard_{task}.jsonl.gz`" for task in figures),
+        versions=_versions(figures),
+    )
 
 
 def verdict(figures: Mapping[str, Figures]) -> str:
@@ -82,20 +46,20 @@ def verdict(figures: Mapping[str, Figures]) -> str:
     counts = {task: found.overall(TROUBLES, GUARD) for task, found in figures.items()}
     good, total = map(sum, zip(*counts.values(), strict=True))
     if not total:
-        return "**No guarded runs yet.**\n"
+        return "**No guarded runs yet.**"
     met = "met" if good >= GOAL * total else "not met"
     each = "; ".join(f"{task} {share(*count)}" for task, count in counts.items())
-    return f"**Within tolerance with the guard: {share(good, total)}. Goal of {100 * GOAL:.0f} %: {met}.** {each}.\n"
+    return f"**Within tolerance with the guard: {share(good, total)}. Goal of {100 * GOAL:.0f} %: {met}.** {each}."
 
 
 def _listed(entries: Mapping[str, Any]) -> str:
-    return "\n".join(f"- `{name}`: {entry.text}." for name, entry in entries.items()) + "\n"
+    return "\n".join(f"- `{name}`: {entry.text}." for name, entry in entries.items())
 
 
 def _false_alarms(figures: Mapping[str, Figures]) -> str:
     found = {task: of.false_alarms() for task, of in figures.items()}
     lines = [f"- {task}: {a} of {n:,} updates, in {m} clean guarded runs." for task, (a, n, m) in found.items() if m]
-    return "\n".join(lines or ["- no runs yet."]) + "\n"
+    return "\n".join(lines or ["- no runs yet."])
 
 
 def _streams(figures: Mapping[str, Figures]) -> str:
@@ -108,7 +72,7 @@ def _streams(figures: Mapping[str, Figures]) -> str:
             shares = [f"{count} of {len(stops)}" for count in (cell.left_alone, sum(n > 0 for n in stops))]
             did = _actions(cell.runs[seed] for seed in cell.differences)
             lines.append([task, name, *shares, str(max(rollbacks)), did, *_points(cell)])
-    return table(head, lines) + "\n" if lines else "No runs yet.\n"
+    return table(head, lines) if lines else "No runs yet."
 
 
 def _losses(figures: Mapping[str, Figures]) -> str:
@@ -120,37 +84,36 @@ def _losses(figures: Mapping[str, Figures]) -> str:
             elif seed in cell.outside:
                 lost = f"{100 * cell.differences[seed]:+.1f}"
                 lines.append(f"- {task}, {name}, seed {seed}: {lost} ({_actions([row])}).")
-    return "\n".join(lines or ["None."]) + "\n"
+    return "\n".join(lines or ["None."])
 
 
 def _settings(figures: Mapping[str, Figures]) -> str:
     specs = [row.get("method_spec", {}) for found in figures.values() for row in found.all]
     settings = sorted({json.dumps(spec["guard"]) for spec in specs if "guard" in spec})
     mixed = "**Rows of several settings are mixed here: run the command again.**\n\n" if len(settings) > 1 else ""
-    return mixed + "\n".join(f"```json\n{text}\n```" for text in settings) + "\n"
+    return mixed + "\n".join(f"```json\n{text}\n```" for text in settings)
 
 
 def _versions(figures: Mapping[str, Figures]) -> str:
     versions = [row["versions"] for found in figures.values() for row in found.all if "versions" in row]
     texts = {", ".join(f"{package} {version}" for package, version in some.items()) for some in versions}
-    return "".join(f"Measured with {text}.\n" for text in sorted(texts)) or "\n"
+    return "\n".join(f"Measured with {text}." for text in sorted(texts))
 
 
-def _task(task: str, found: Figures) -> list[str]:
+def _task(task: str, found: Figures) -> str:
     row = next((row for row in found.all if "setting" in row), None)
     if row is None:
-        return [f"### {task}\n", "No runs yet.\n"]
+        return f"### {task}\n\nNo runs yet."
     setting, rows, clean = row["setting"], row["setting"]["rows"], found.clean
     mean = f"{100 * statistics.fmean(clean):.1f} %" if clean else "-"
-    return [
-        f"### {task}\n",
+    return (
+        f"### {task}\n\n"
         f"{setting['model']}, {setting['parameters']:,} parameters of which {setting['trained_parameters']:,} are "
         f"trained, {setting['updates']} updates of {setting['batch_size']} rows at a learning rate of "
         f"{row['lr']:g}; {rows['train']:,} / {rows['valid']:,} / {rows['test']:,} rows to train, validate and "
         f"test. Clean, unguarded runs: accuracy {mean}, standard deviation {100 * found.spread:.1f} points over "
-        f"{len(clean)} seeds. **Tolerance: {100 * found.tolerance:.1f} points.**\n",
-        _table(found),
-    ]
+        f"{len(clean)} seeds. **Tolerance: {100 * found.tolerance:.1f} points.**\n\n{_table(found)}"
+    )
 
 
 def _table(found: Figures) -> str:
@@ -170,7 +133,7 @@ def _table(found: Figures) -> str:
         good, total = found.overall(TROUBLES, method)
         if total:
             lines.append(["**all troubles**", method, f"**{share(good, total)}**", *["-"] * (len(head) - 3)])
-    return table(head, lines) + "\n"
+    return table(head, lines)
 
 
 def _measured(cell: Cell) -> list[str]:

@@ -21,8 +21,8 @@ from ...rows import forget_errors
 from ...runner import Workers
 from ..command import carry_out, parsed, study_parser
 from .claims import PAPERS, Paper
-from .judge import find, methods_of
-from .pages import render, summary
+from .judge import find, methods_of, verdict
+from .pages import render
 from .plan import FULL, QUICK, Setup, book_of, complete, missing
 
 
@@ -43,7 +43,7 @@ def _study(options: argparse.Namespace) -> None:
     for paper in papers:
         found, page = find(paper, setup, book), options.output_dir / f"{paper.name}.md"
         rewrite(page, partial(render, found, book))
-        print(f"{summary(found)}\n  written to {page}, from the rows in {book.folder}")
+        print(f"{paper.name}: {verdict(found)}, written to {page}, from the rows in {book.folder}")
 
 
 def _run_missing(options: argparse.Namespace, papers: Sequence[Paper], setup: Setup, book: Book) -> None:

@@ -36,9 +36,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Judged:
-    """A comparison, and whether it is met."""
+    """Whether a comparison is met."""
 
-    comparison: Comparison
     difference: Estimate | None  # paired by seed, over the pairs in which neither run failed
     met: bool | None  # None: not enough runs to say
     reason: str = ""  # why not, where the difference does not show it
@@ -69,14 +68,14 @@ def judged(comparison: Comparison, found: Found) -> Judged:
     seeds = mine.keys() & other.keys()
     difference = paired(mine, other, comparison.measure)
     if len(seeds) < found.setup.required:
-        return Judged(comparison, difference, None, "not run" if not seeds else "too few seeds")
+        return Judged(difference, None, "not run" if not seeds else "too few seeds")
     if any(failed(mine[seed]) and not failed(other[seed]) for seed in seeds):
-        return Judged(comparison, difference, False, "failed runs")
+        return Judged(difference, False, "failed runs")
     if difference is None or difference.n < 2:
-        return Judged(comparison, difference, None, "too few seeds")
+        return Judged(difference, None, "too few seeds")
     low, _ = gain(difference, lower_is_better=LOWER_IS_BETTER[comparison.measure])
     threshold = 0.0 if comparison.relation == "better" else -MARGINS[comparison.measure]
-    return Judged(comparison, difference, low > threshold)
+    return Judged(difference, low > threshold)
 
 
 def claim_word(met: Sequence[bool | None]) -> Word:
@@ -90,9 +89,7 @@ def claim_word(met: Sequence[bool | None]) -> Word:
 
 def paper_word(words: Sequence[Word]) -> Word:
     """The verdict on a paper, from the words of its claims; untestable ones are left out."""
-    tested = {word for word in words if word != "untestable"}
-    if not tested:
-        return "untestable"
+    tested = {*words} - {"untestable"} or {"untestable"}
     return tested.pop() if len(tested) == 1 else "partly"
 
 

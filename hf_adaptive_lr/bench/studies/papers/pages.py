@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 
-from ....hub.card import NOTES, NOTES_END
-from ...markdown import table
+from ...markdown import QUICK_RUN, filled, table
 from ...methods import Method
 from ...plan import Book
 from ...results import failed, paired, values
@@ -19,69 +19,33 @@ from .methods import BASELINES
 from .plan import QUICK
 from .tasks import TUNED_ON
 
+TEMPLATE = Path(__file__).with_name("page.md")
 COMMAND = "python -m hf_adaptive_lr.bench.studies.papers"
 _MEASURES = {"test_loss": "test loss", "test_metric": "test accuracy", "train_loss": "training loss"}
 _ORDER: tuple[Word, ...] = ("holds", "partly", "fails", "untestable")
-_QUICK = (
-    "**A quick run on shortened tasks.** It shows that the command works; what it says about the paper is worth "
-    "nothing.\n"
-)
-_RULES = """\
-Written down before the runs. *Better*: the interval of the paired difference lies on the good side of zero. *Not
-worse*: it lies on the good side of a margin of two hundredths of a nat, or of one point of accuracy. A claim holds
-when all its comparisons are met, partly when some are, and fails when none is.
-"""
-_HOW = """\
-Learning rates are tuned on a seed that does not count, by the loss on validation rows; where the best is the largest
-or smallest tried, further ones follow, and a star marks a choice that is still the outermost. Methods with fields of
-their own to tune try each value at every learning rate. Test rows are read once, after the last update. What a
-controller is shown or learns from is a fourth part of the data. Runs of one seed start from the same weights and see
-the same batches.
-"""
-_COLUMNS = """\
-± is half a ninety-five percent t interval over seeds. Differences are in test loss, paired by seed; below zero the
-method is better than the baseline. Failed runs (an error, a loss that is not finite, a final one a tenth above that
-of the first batch) are left out of the means. Passes are rows that went through the model per row trained on. Seconds
-are processor time of the training on one thread.
-"""
 
 
 def render(found: Found, book: Book, notes: str | None = None) -> str:
     """The page, with notes that a person may have written instead of the first ones."""
     paper, quick = found.paper, found.setup.tasks is QUICK.tasks
     names = dict.fromkeys(name for task in paper.tasks for name in (TUNED_ON.get(task), task) if name is not None)
-    parts = [
-        f"# {paper.name}: verdict\n",
-        f"[{paper.title}]({paper.link})\n",
-        f"> {paper.claim}\n",
-        _QUICK if quick else "",
-        _verdict(found),
-        "## Claims\n",
-        _RULES,
-        _claims(paper.claims, found),
-        *(("## Controls\n", _claims(paper.controls, found)) if paper.controls else ()),
-        "## Setting\n",
-        _HOW,
-        _setting(found),
-        "## Results\n",
-        _COLUMNS,
-        *(part for task in paper.tasks for part in (f"### {task}\n", _results(task, found))),
-        _extra_passes(methods_of(paper)),
-        "## Notes\n",
-        f"{NOTES}\n{paper.notes if notes is None else notes}\n{NOTES_END}\n",
-        "## Reproduce\n",
-        f"```bash\n{COMMAND} {paper.name}{' --quick' if quick else ''}\n```\n",
-        "Rows: " + ", ".join(f"`{book.folder.name}/{packed_path(book.path(name)).name}`" for name in names) + ".\n",
-    ]
-    return "\n".join(part for part in parts if part)
-
-
-def summary(found: Found) -> str:
-    """The verdict and the words of all claims, as aligned text."""
-    lines = [f"{found.paper.name}: {verdict(found)}"]
-    for kind, claims in (("claim", found.paper.claims), ("control", found.paper.controls)):
-        lines += [f"  {kind:8} {word_of(claim, found):11} {claim.text}" for claim in claims]
-    return "\n".join(lines)
+    return filled(
+        TEMPLATE,
+        name=paper.name,
+        title=paper.title,
+        link=paper.link,
+        claim=paper.claim,
+        quick=QUICK_RUN * quick,
+        verdict=_verdict(found),
+        claims=_claims(paper.claims, found),
+        controls=f"## Controls\n\n{_claims(paper.controls, found)}\n" if paper.controls else "",
+        setting=_setting(found),
+        results="\n".join(f"### {task}\n\n{_results(task, found)}\n" for task in paper.tasks),
+        extra_passes=_extra_passes(methods_of(paper)),
+        notes=paper.notes if notes is None else notes,
+        command=f"{COMMAND} {paper.name}{' --quick' if quick else ''}",
+        rows=", ".join(f"`{book.folder.name}/{packed_path(book.path(name)).name}`" for name in names),
+    )
 
 
 def _verdict(found: Found) -> str:
@@ -90,7 +54,7 @@ def _verdict(found: Found) -> str:
         f"- {word}: {claim.text.rstrip('.')}{f' ({claim.why})' if claim.why else ''}."
         for word, claim in sorted(words, key=lambda of: _ORDER.index(of[0]))
     ]
-    return "\n".join([f"**Verdict: {verdict(found)}.**\n", *reasons, ""])
+    return "\n".join([f"**Verdict: {verdict(found)}.**\n", *reasons])
 
 
 def _claims(claims: Sequence[Claim], found: Found) -> str:
@@ -102,7 +66,7 @@ def _claims(claims: Sequence[Claim], found: Found) -> str:
         for row in cells or [["-", claim.why or "-", *["-"] * 4]]:
             lines.append([*first, *row])
             first = ["", ""]
-    return table(head, lines) + "\n"
+    return f"{table(head, lines)}\n"
 
 
 def _comparison(asked: Comparison, found: Found) -> list[str]:
@@ -133,7 +97,7 @@ def _setting(found: Found) -> str:
             cells += [str(task.batch_size), str(task.updates)]
             cells += [f"{100 * task.label_noise:.0f} %" if task.label_noise else "-", str(len(runs))]
         lines.append([task.name, *cells])
-    return table(head, lines) + "\n"
+    return table(head, lines)
 
 
 def _results(task: str, found: Found) -> str:
@@ -150,7 +114,7 @@ def _results(task: str, found: Found) -> str:
                 cells.append(_shown(gap, "+"))
             cells += [f"{sum(map(failed, cell.runs.values()))} of {len(cell.runs)}", *_cost(cell)]
         lines.append([method.name, *cells])
-    return table(head, lines) + "\n"
+    return table(head, lines)
 
 
 def _tuning(method: Method, cell: Cell) -> tuple[str, str]:
@@ -177,7 +141,7 @@ def _cost(cell: Cell) -> tuple[str, str]:
 
 def _extra_passes(methods: Sequence[Method]) -> str:
     extra = [f"- {method.name}: {method.extra_passes}" for method in methods if method.extra_passes != "none"]
-    return "\n".join(["Beside the update:\n", *extra, ""]) if extra else ""
+    return "\n".join(["Beside the update:\n", *extra, "\n"]) if extra else ""
 
 
 def _shown(interval: Estimate | None, sign: str = "") -> str:
