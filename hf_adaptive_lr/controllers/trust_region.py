@@ -7,9 +7,10 @@ It steers how far an update moves the weights, relative to their size, along a s
 The radius rho begins where such runs are known to be safe: `pretrained` for weights that look pretrained, `fresh` for
 those that look freshly drawn, smaller for longer runs. From then on it moves as a trust region's does (Conn, Gould &
 Toint 2000, chapter 6), by the gain ratio: the decrease of the batch's loss over the decrease that its gradient
-promised, here a running mean. Near 1 the loss is still a straight line at this distance, and the radius of pretrained
-weights grows; where it is low, or the mean loss has risen by more than its scatter and the ratio is not near 1, the
-radius shrinks and never grows beyond that again.
+promised, here a running mean. Pretrained weights: near 1 the loss is still a straight line at this distance, and where
+it has also fallen by more than its scatter the radius grows; a flat loss is no reason to. Where the ratio is low the
+radius shrinks. All weights: it shrinks where the mean loss has risen by more than its scatter and the ratio is not near
+1, and never grows beyond that again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from . import _relative_update
 _REFERENCE = 200  # updates of a run, for which `pretrained` and `fresh` are given
 _UNKNOWN = 2000  # updates that a run of unknown length is taken for
 _KEPT, _START = 0.7, 0.7  # of the mean gain ratio before; what it begins with
+_OLD = 0.7  # of the mean loss that the newest one is compared with
 _GAINS = -0.5, 1.5  # to which single readings are cut, as one batch may say anything
 _HALF = 0.5  # share of pretrained weights from which a model counts as pretrained
 
@@ -42,6 +44,7 @@ class TrustRegion(Controller):
         growth: factor by which the radius grows or shrinks, above 1.
         most: largest radius over the first one, at least 1, where weights are pretrained.
         most_fresh: the same for freshly drawn weights.
+        evidence: fall of the mean loss, in standard errors, that lets it grow; at least 0.
         alarm: rise of the mean loss, in standard errors, at which it shrinks; at least 0.
         high: mean gain ratio above which it may grow.
         low: mean gain ratio below which it shrinks.
@@ -61,12 +64,13 @@ class TrustRegion(Controller):
     ignores_base_lr = True
     decisions = 20
 
-    pretrained: float = 0.0015
+    pretrained: float = 0.001
     fresh: float = 0.016
     length_power: float = 0.5
     growth: float = 1.5
     most: float = 4.0
     most_fresh: float = 1.0
+    evidence: float = 1.5
     alarm: float = 3.0
     high: float = 0.9
     low: float = 0.1
@@ -97,7 +101,8 @@ class TrustRegion(Controller):
         state = {**state, **_relative_update.measure(obs, state)}
         first = state["radius"] == 0  # a radius of 1, which no run has
         begun = self._first_radius(obs)
-        most = torch.where(self._is_pretrained(obs), self.most, self.most_fresh)
+        learned = self._is_pretrained(obs)
+        most = torch.where(learned, self.most, self.most_fresh)
         radius = torch.where(first, begun, state["radius"])
         limit = torch.where(first, begun + most.log(), state["limit"])
         gain = _KEPT * state["gain"] + (1 - _KEPT) * obs.require("gain_ratio").double().clamp(*_GAINS)
@@ -105,15 +110,20 @@ class TrustRegion(Controller):
         known = (error > 0) & (state["loss_error"] > 0)  # of two updates at least, both
         scatter = (error.square() + state["loss_error"].square()).sqrt().clamp_min(1e-12)
         fall = torch.where(known, (state["loss"] - mean) / scatter, 0.0)
-        shrinks = known & ((gain < self.low) | ((fall < -self.alarm) & (gain < self.high)))
+        shrinks = known & ((learned & (gain < self.low)) | ((fall < -self.alarm) & (gain < self.high)))
         early = torch.zeros_like(first) if obs.total_steps is None else obs.progress < self.until
-        grows = known & ~shrinks & (gain > self.high) & early
+        grows = known & learned & ~shrinks & (gain > self.high) & (fall > self.evidence) & early
         step = torch.tensor(self.growth, dtype=torch.float64).log()
         moved = torch.where(shrinks, radius - step, torch.where(grows, radius + step, radius))
         limit = torch.where(shrinks, torch.minimum(limit, moved), limit)
         radius = torch.minimum(moved, limit)
         left = torch.ones_like(obs.lr) if obs.total_steps is None else obs.remaining
-        new = {"radius": radius, "limit": limit, "loss": mean, "loss_error": error, "gain": gain}
+        kept = torch.where(known, _OLD, 0.0)
+        old = {
+            "loss": kept * state["loss"] + (1 - kept) * mean,
+            "loss_error": ((kept * state["loss_error"]).square() + ((1 - kept) * error).square()).sqrt(),
+        }
+        new = {"radius": radius, "limit": limit, "gain": gain, **old}
         wanted = radius.exp().to(obs.lr.dtype) * left
         return _relative_update.rate_for(wanted, state, obs), {**state, **new}
 
