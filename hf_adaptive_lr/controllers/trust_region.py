@@ -30,6 +30,7 @@ _UNKNOWN = 2000  # updates that a run of unknown length is taken for
 _KEPT, _START = 0.7, 0.7  # of the mean gain ratio before; what it begins with
 _OLD = 0.7  # of the mean loss that the newest one is compared with
 _GAINS = -0.5, 1.5  # to which single readings are cut, as one batch may say anything
+_APART = 4  # updates between two decisions at least, so that their losses have a scatter
 _HALF = 0.5  # share of pretrained weights from which a model counts as pretrained
 
 
@@ -93,8 +94,9 @@ class TrustRegion(Controller):
         return {**_relative_update.init_units(batch_shape, device), **zeros, "gain": zeros["loss"] + _START}
 
     def due(self, update: int, total_steps: int | None) -> bool | None:
-        """At updates 0, 1, 2, 4 and so on up to an even rhythm, then in that."""
-        return _relative_update.due(update, total_steps, self.decisions)
+        """At updates 0, 1, 2, 4 and so on up to an even rhythm, twenty times a run, at least `_APART` updates apart."""
+        decisions = self.decisions if total_steps is None else max(1, min(self.decisions, total_steps // _APART))
+        return _relative_update.due(update, total_steps, decisions)
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Learning rate of `batch_shape`."""
@@ -134,7 +136,4 @@ class TrustRegion(Controller):
         """Log of the first radius."""
         start = torch.where(self._is_pretrained(obs), self.pretrained, self.fresh).double()
         total = torch.as_tensor(_UNKNOWN if obs.total_steps is None else obs.total_steps, dtype=torch.float64)
-        longer = (total / _REFERENCE).log()
-        # What is pretrained has something to lose, however short the run.
-        longer = torch.where(self._is_pretrained(obs), longer.clamp_min(0.0), longer)
-        return start.log() - self.length_power * longer
+        return start.log() - self.length_power * (total / _REFERENCE).log()
