@@ -25,7 +25,7 @@ from ..trainer.defaults import RHO_BY_START
 from ..trainer.defaults import WARMUP as RELATIVE_WARMUP
 from .rivals import GEN_EVERY, VERSIONS, package_of
 from .rows import Specified
-from .tasks import Kind, OptimizerName, Task
+from .tasks import TASKS, Kind, OptimizerName, Task
 
 REPLAY = "replay:"
 TRAINER_LR = 5e-5
@@ -208,6 +208,7 @@ _REPAIRED = {"min_lr": TRAINER_LR / 1000, "eps": 1e-12, "patience": 2}
 
 _OLD_TASKS = ("20newsgroups", "fashion-mnist", "mnist-5000")
 """Data of the tasks on which earlier versions were chosen."""
+_DEVELOPMENT = tuple(dict.fromkeys(task.data for task in TASKS.values() if task.suite == "development"))
 
 TUNED_METHODS = (
     Method(name="linear", text="linear to zero, tuned", lr="tuned"),
@@ -241,6 +242,13 @@ _ENTRIES: tuple[Method, ...] = (
         config_by_kind={kind: {"rho": RHO_BY_START.get(kind, RHO_BY_START["scratch"])} for kind in RULE},
         arguments={"warmup_steps": RELATIVE_WARMUP},
         chosen_on=(*_OLD_TASKS, "digits", "spam"),
+    ),
+    *_with_replay(
+        name="trust_region",
+        text="a trust region of relative updates, begun by what the weights look like; needs no LR",
+        controller="trust_region",
+        arguments={"warmup_steps": RELATIVE_WARMUP},
+        chosen_on=_DEVELOPMENT,
     ),
     Method(
         name="relative_walk",

@@ -7,10 +7,10 @@ It steers how far an update moves the weights, relative to their size, along a s
 The radius rho begins where such runs are known to be safe: `pretrained` for weights that look pretrained, `fresh` for
 those that look freshly drawn, smaller for longer runs. From then on it moves as a trust region's does (Conn, Gould &
 Toint 2000, chapter 6), by the gain ratio: the decrease of the batch's loss over the decrease that its gradient
-promised, here a running mean. Pretrained weights: near 1 the loss is still a straight line at this distance, and where
-it has also fallen by more than its scatter the radius grows; a flat loss is no reason to. Where the ratio is low the
-radius shrinks. All weights: it shrinks where the mean loss has risen by more than its scatter and the ratio is not near
-1, and never grows beyond that again.
+promised, here a running mean. Near 1 the loss is still a straight line at this distance; where it has also fallen by
+more than its scatter, the radius of pretrained weights grows. A flat loss is no reason to. Where their ratio is low the
+radius shrinks, and for all weights where the mean loss has risen by more than its scatter with a ratio that is not near
+1. It never grows beyond what it shrank to.
 """
 
 from __future__ import annotations
@@ -83,6 +83,10 @@ class TrustRegion(Controller):
             check_range(self, name, getattr(self, name), 1e-6, 1.0, hint="a relative update, some thousandths")
         check_range(self, "growth", self.growth, 1.0, 100.0, hint="1.5")
         check_range(self, "length_power", self.length_power, 0.0, 1.0, hint="0.5")
+        for name in ("most", "most_fresh"):
+            check_range(self, name, getattr(self, name), 1.0, 1000.0, hint="1 never grows")
+        for name in ("evidence", "alarm"):
+            check_range(self, name, getattr(self, name), 0.0, 100.0, hint="standard errors")
         check_range(self, "until", self.until, 0.0, 1.0, hint="0.6")
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
@@ -94,7 +98,7 @@ class TrustRegion(Controller):
         return {**_relative_update.init_units(batch_shape, device), **zeros, "gain": zeros["loss"] + _START}
 
     def due(self, update: int, total_steps: int | None) -> bool | None:
-        """At updates 0, 1, 2, 4 and so on up to an even rhythm, twenty times a run, at least `_APART` updates apart."""
+        """At updates 0, 1, 2, 4 and so on up to an even rhythm: twenty times a run, but every four updates at most."""
         decisions = self.decisions if total_steps is None else max(1, min(self.decisions, total_steps // _APART))
         return _relative_update.due(update, total_steps, decisions)
 

@@ -1,0 +1,107 @@
+"""The trust region of relative updates: where it begins, what lets it grow, what makes it shrink."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_adaptive_lr.controllers import TrustRegion
+from hf_adaptive_lr.observation import Observation
+
+TOTAL, EVERY = 200, 10
+
+
+def run(
+    losses, gains, *, pretrained: float = 1.0, total: int | None = TOTAL, error: float = 0.01, **config
+) -> list[float]:
+    """Radii after decisions at which the mean loss and the gain ratio were these."""
+    controller = TrustRegion(**config)
+    state, radii = controller.init(), []
+    for k, (loss, gain) in enumerate(zip(losses, gains, strict=True)):
+        lr = torch.tensor(1e-4, dtype=torch.float64)
+        fields = {
+            "mean_loss": loss,
+            "mean_loss_error": error if k else 0.0,
+            "gain_ratio": gain,
+            "pretrained": pretrained,
+        }
+        obs = Observation(
+            step=k * EVERY,
+            total_steps=total,
+            lr=lr,
+            base_lr=lr,
+            last_lr=lr,
+            update_ratio=torch.tensor(1e-4 if k else 0.0, dtype=torch.float64),
+            **{name: torch.tensor(value, dtype=torch.float64) for name, value in fields.items()},
+        )
+        answer, state = controller.decide(obs, state)
+        radii.append(float(state["radius"].exp()))
+        if k and total is not None:  # one measured update: a rate of 1 moves the weights by all they are
+            assert float(answer) == pytest.approx(radii[-1] * (1 - k * EVERY / total), rel=1e-9)
+    return radii
+
+
+def test_it_begins_by_what_the_weights_look_like_and_by_the_length() -> None:
+    assert run([1.0], [1.0], pretrained=1.0) == pytest.approx([0.001])
+    assert run([1.0], [1.0], pretrained=0.0) == pytest.approx([0.016])
+    assert run([1.0], [1.0], pretrained=0.0, total=800) == pytest.approx([0.008])
+    assert run([1.0], [1.0], pretrained=0.0, total=50) == pytest.approx([0.032])
+    assert run([1.0], [1.0], pretrained=0.0, total=None) == pytest.approx([0.016 / 10**0.5])
+
+
+def test_a_falling_loss_on_a_straight_line_lets_pretrained_weights_move_farther() -> None:
+    falling = [1.0 - 0.05 * k for k in range(12)]
+    radii = run(falling, [1.0] * 12)
+    assert radii[0] == pytest.approx(0.001) and radii[-1] == pytest.approx(0.004)  # `most` is the end
+    assert all(later >= earlier for earlier, later in zip(radii, radii[1:], strict=False))
+    assert run(falling, [1.0] * 12, pretrained=0.0) == pytest.approx([0.016] * 12)
+
+
+@pytest.mark.parametrize(
+    ("losses", "gains"),
+    [
+        ([1.0] * 12, [1.0] * 12),  # a flat loss
+        ([1.0 - 0.05 * k for k in range(12)], [0.8] * 12),  # a bent one
+    ],
+)
+def test_without_evidence_nothing_grows(losses, gains) -> None:
+    assert run(losses, gains) == pytest.approx([0.001] * 12)
+
+
+def test_late_in_the_run_nothing_grows() -> None:
+    losses = [1.0] * 12 + [1.0 - 0.05 * k for k in range(8)]
+    assert max(run(losses, [1.0] * 20)) == pytest.approx(0.001)
+
+
+def test_it_shrinks_where_the_step_overshoots_and_never_grows_beyond_that() -> None:
+    falling = [1.0 - 0.05 * k for k in range(6)]
+    radii = run(
+        [*falling, *([0.75] * 4), *(0.75 - 0.05 * k for k in range(1, 6))],
+        [1.0] * 6 + [-0.5] * 4 + [1.5] * 5,
+        until=1.0,
+    )
+    peak, low = max(radii), min(radii[6:])
+    assert peak > 0.0014 and low < 0.7 * peak
+    assert radii[-1] == pytest.approx(low)
+
+
+@pytest.mark.parametrize("pretrained", [0.0, 1.0])
+def test_a_loss_that_rises_beyond_its_scatter_shrinks_it_unless_the_loss_is_a_straight_line(pretrained) -> None:
+    rising = [1.0, 1.0, 1.0, 1.2, 1.4]
+    first = run([1.0], [1.0], pretrained=pretrained)[0]
+    assert run(rising, [0.5] * 5, pretrained=pretrained)[-1] < 0.5 * first
+    assert run(rising, [1.5] * 5, pretrained=pretrained)[-1] == pytest.approx(first)  # harder batches, no step too far
+
+
+def test_one_batch_that_says_the_contrary_changes_nothing() -> None:
+    radii = run([1.0] * 6, [0.9, 0.9, 0.9, -40.0, 0.9, 0.9])
+    assert radii == pytest.approx([0.001] * 6)
+
+
+@pytest.mark.parametrize(
+    "config", [{"fresh": 0.0}, {"pretrained": 2.0}, {"growth": 0.5}, {"until": 1.5}, {"most": 0.5}]
+)
+def test_settings_out_of_range_are_refused(config) -> None:
+    (name,) = config
+    with pytest.raises(ValueError, match=name):
+        TrustRegion(**config)
