@@ -8,9 +8,9 @@ The radius rho begins where such runs are known to be safe: `pretrained` for wei
 those that look freshly drawn, smaller for longer runs. From then on it moves as a trust region's does (Conn, Gould &
 Toint 2000, chapter 6), by the gain ratio: the decrease of the batch's loss over the decrease that its gradient
 promised, here a running mean. Near 1 the loss is still a straight line at this distance; where it has also fallen by
-more than its scatter, the radius of pretrained weights grows. A flat loss is no reason to. Where their ratio is low the
-radius shrinks, and for all weights where the mean loss has risen by more than its scatter with a ratio that is not near
-1. It never grows beyond what it shrank to.
+more than its scatter, the radius of pretrained weights grows. A flat loss is no reason to. Where their ratio is low
+the radius shrinks, and for all weights where the mean loss has risen by more than its scatter with a ratio that is
+not near 1. It never grows beyond what it shrank to.
 """
 
 from __future__ import annotations
