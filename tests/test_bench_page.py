@@ -504,3 +504,12 @@ def test_rows_of_the_plan_make_the_comparison(tmp_path) -> None:
     gone = compare(tasks, [*methods, METHODS["prodigy"]], plan.PROFILES["full"], book)
     assert gone["test"].lacking() == "`prodigy` on 1 of 1 tasks"
     assert "`prodigy` on 1 of 1 tasks" in render(gone, command="c")
+
+
+def test_a_loss_is_flat_until_it_has_made_a_tenth_of_its_way() -> None:
+    of = task()
+    for curve, share in (([3.0, 2.95, 2.9, 2.0, 1.0], 0.7), ([3.0, 2.0, 1.5, 1.2, 1.0], 0.3)):
+        points = [[0.1 + 0.2 * k, loss] for k, loss in enumerate(curve)]
+        tuned = [row(of, "linear", seed, 1.0, loss_curve=points) for seed in range(SEEDS)]
+        found = suite([rows_of(of, {}, **{TUNED: tuned})])
+        assert found.flat_until(of.name) == pytest.approx(share)

@@ -29,6 +29,9 @@ def origin(data: str) -> str:
     return SOURCES[data].origin
 
 
+_FLAT = 0.1  # of the way that a loss makes, which it has not made while it lies flat
+
+
 def _length(updates: int) -> str:
     return "up to 60 updates" if updates <= 60 else "61 to 600" if updates <= 600 else "over 600"
 
@@ -183,6 +186,12 @@ class Comparison:
         best = (self.rows[task].reference or ("", 0.0))[1]
         curves = [curve for name in plan.REFERENCES if (curve := self.tuning(task, name)) is not None]
         return min((curve.ruin for curve in curves if curve.ruin > best), default=math.inf)
+
+    def flat_until(self, task: str) -> float:
+        """Share of tuned linear's run until its training loss has made a tenth of its way, the median over seeds."""
+        curves = [np.array(row["loss_curve"]) for row in self.rows[task].counted[TUNED] if row.get("loss_curve")]
+        ends = [c[np.argmax(c[:, 1] <= c[0, 1] - _FLAT * (c[0, 1] - c[:, 1].min())), 0] for c in curves if len(c) > 1]
+        return float(np.median(ends)) if ends else math.nan
 
     def tuned(self, method: str) -> tuple[str, ...]:
         """The schedules whose tuning chose a method's learning rate on each task; none for most methods."""

@@ -49,7 +49,9 @@ ruined; the dotted line is `{RULE}`'s rate. Panels end at the loss before the fi
 _TASKS = """\
 The best rate is that of the better of linear with and without 6 % warm-up; a star: it is the largest or smallest that
 was tried. "Within 2%" are the rates around it that were tried and are as good; ruin begins at the lowest rate above it
-at which half of the linear runs, with or without warm-up, are ruined.
+at which half of the linear runs, with or without warm-up, are ruined: up to three times the best rate a task is
+*fragile*. *Flat until*: the share of tuned linear's run in which its training loss makes the first tenth of its way;
+from a third on a task is a *slow starter*.
 """
 _ENDPOINT = "Written down before the test tasks were first run, and quoted below.\n"
 _PARTS = f"""\

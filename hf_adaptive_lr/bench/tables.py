@@ -161,11 +161,13 @@ def endpoint(found: Comparison, level: float = 0.05) -> str:
 def tasks(suites: Mapping[str, Comparison]) -> str:
     """What the tasks are, and how narrow the learning rates that suit them."""
     head = ["task", "suite", "data", "model", "optimizer", "updates", "batch", "best rate", "within 2%", "ruin from"]
+    head.append("flat until")
     rows = []
     for found in suites.values():
         for task in found.tasks:
             about = (task.name, found.suite, task.data, f"{task.model}, {task.kind}", task.optimizer)
             rows.append([*about, f"{task.updates:,}", str(task.batch_size), *_rates(found, task.name)])
+            rows[-1].append(share(found.flat_until(task.name)))
     return table(head, rows)
 
 
