@@ -19,7 +19,9 @@ from hf_adaptive_lr import (
     AdaptiveLRCallback,
     AdaptiveLRTrainer,
     AdaptiveLRTrainingArguments,
+    ControlledLR,
     DivergenceError,
+    DivergenceGuard,
     GuardCallback,
     Linear,
 )
@@ -99,6 +101,18 @@ def _actions(trainer: Trainer) -> list[tuple[str, int, str]]:
 
 def _events(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def test_making_our_parts_draws_no_random_number(tmp_path) -> None:
+    model = bert()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = torch.get_rng_state()
+    GuardCallback()
+    AdaptiveLRCallback("relative")
+    AdaptiveLRTrainingArguments(output_dir=str(tmp_path), divergence_guard_kwargs={"lr_cut": 0.25}, use_cpu=True)
+    scheduler = ControlledLR(optimizer, "universal", model=model, total_steps=10, max_grad_norm=0)
+    DivergenceGuard(model, optimizer, schedulers=[scheduler])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("integration", INTEGRATIONS)

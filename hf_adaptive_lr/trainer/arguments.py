@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
 from .._checks import check_range, did_you_mean
@@ -162,8 +161,7 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
             if key not in known:
                 raise ValueError(f"{name}: no setting '{key}'{did_you_mean(key, known)}")
         if name != "dsa_kwargs":
-            with torch.random.fork_rng(devices=[]):  # the guard makes a module to try its settings on
-                takers[name](**value)  # values out of range fail here, too
+            takers[name](**value)  # values out of range fail here, too
 
     def make_controller(self, model: Any = None) -> Controller:
         """The controller that `controller` and `controller_kwargs` describe, of a size for the `model` to be trained.

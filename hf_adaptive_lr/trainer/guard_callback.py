@@ -97,7 +97,8 @@ class GuardCallback(TrainerCallback, ExportableState):
             "safe_drift": safe_drift,
         }
         self.raise_on_stop, self.save_snapshots = raise_on_stop, save_snapshots
-        scratch = torch.nn.Linear(1, 1)  # so that values out of range fail here and not when training begins
+        # Values out of range fail here and not when training begins; a norm, as its weights take no random draw.
+        scratch = torch.nn.LayerNorm(1)
         given = {name: value for name, value in self.settings.items() if value is not None}
         DivergenceGuard(scratch, torch.optim.SGD(scratch.parameters(), lr=0.1), **given)
         self.guard: DivergenceGuard | None = None
