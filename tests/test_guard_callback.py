@@ -111,7 +111,7 @@ def test_making_our_parts_draws_no_random_number(tmp_path) -> None:
     AdaptiveLRCallback("relative")
     AdaptiveLRTrainingArguments(output_dir=str(tmp_path), divergence_guard_kwargs={"lr_cut": 0.25}, use_cpu=True)
     scheduler = ControlledLR(optimizer, "universal", model=model, total_steps=10, max_grad_norm=0)
-    DivergenceGuard(model, optimizer, schedulers=[scheduler])
+    DivergenceGuard(model, optimizer, scheduler=scheduler)
     assert torch.equal(torch.get_rng_state(), before)
 
 
