@@ -12,7 +12,8 @@ import pytest
 
 from hf_adaptive_lr.bench import comparison, plan
 from hf_adaptive_lr.bench.comparison import Comparison, compare, origin
-from hf_adaptive_lr.bench.methods import METHODS, TUNED_METHODS, Method
+from hf_adaptive_lr.bench.method import Method
+from hf_adaptive_lr.bench.methods import METHODS, TUNED_METHODS
 from hf_adaptive_lr.bench.page import PAGE, render, summary, write_page
 from hf_adaptive_lr.bench.pictures import METHODS_PICTURE, TUNING_PICTURE
 from hf_adaptive_lr.bench.results import as_text, results_of

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from hf_adaptive_lr.bench import plan, train
+from hf_adaptive_lr.bench import plan, train, trainers
 from hf_adaptive_lr.bench.data import Parts, Rows
-from hf_adaptive_lr.bench.methods import METHODS, RULE, SGD_RULE, TRAINER_LR, TUNED_METHODS, Method, third_party
+from hf_adaptive_lr.bench.method import RULE, SGD_RULE, TRAINER_LR, Method
+from hf_adaptive_lr.bench.methods import METHODS, TUNED_METHODS, third_party
 from hf_adaptive_lr.bench.plan import (
     PRIMARY,
     PRIMARY_ENDPOINT,
@@ -125,8 +126,9 @@ def test_the_range_test_is_of_the_tasks_own_optimizer_and_its_rate_is_used(toy) 
 
 @pytest.mark.parametrize(("updates", "seconds"), [(12, 12 * 2.0 + 100), (30, 28 * 2.0 * 30 / 28)])
 def test_seconds_are_of_the_training_loop_without_its_first_updates(updates, seconds, toy, monkeypatch) -> None:
-    now, step = [0.0], train._Recorded.training_step
-    monkeypatch.setattr(train, "_clock", lambda: np.array([now[0], now[0] / 2]))
+    now, step = [0.0], trainers._Recorded.training_step
+    for module in (train, trainers):
+        monkeypatch.setattr(module, "clock", lambda: np.array([now[0], now[0] / 2]))
 
     def timed(self, *args):
         loss = step(self, *args)
@@ -140,9 +142,10 @@ def test_seconds_are_of_the_training_loop_without_its_first_updates(updates, sec
 
         return later
 
-    monkeypatch.setattr(train._Recorded, "training_step", timed)
+    monkeypatch.setattr(trainers._Recorded, "training_step", timed)
     for name in ("build_trainer", "evaluate", "load"):
         monkeypatch.setattr(train, name, slowly(getattr(train, name)))
+    monkeypatch.setattr(trainers, "evaluate", slowly(trainers.evaluate))
     row = attempt(TrainingRun(dataclasses.replace(toy, updates=updates), METHODS["linear"], 0, 1e-3))
     assert (row["seconds"], row["cpu_seconds"]) == pytest.approx((seconds, seconds / 2))
 
@@ -279,10 +282,10 @@ def test_constants_are_in_the_digests_of_the_methods_that_depend_on_them(monkeyp
 
     before = digests()
     for place, value, changed_ones in (
-        ("methods.EVALUATIONS", 10, {"greedy", "greedy_repaired", "reduce_on_plateau"}),
-        ("methods.RANGE_TEST_UPDATES", 50, {"range_test"}),
-        ("methods.GEN_EVERY", 8, {"gen"}),
-        ("methods.VERSIONS", {**VERSIONS, "schedulefree": "2"}, {"schedule_free", "schedule_free_radam"}),
+        ("method.EVALUATIONS", 10, {"greedy", "greedy_repaired", "reduce_on_plateau"}),
+        ("method.RANGE_TEST_UPDATES", 50, {"range_test"}),
+        ("method.GEN_EVERY", 8, {"gen"}),
+        ("method.VERSIONS", {**VERSIONS, "schedulefree": "2"}, {"schedule_free", "schedule_free_radam"}),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(f"hf_adaptive_lr.bench.{place}", value)

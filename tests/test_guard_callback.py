@@ -382,7 +382,7 @@ def test_the_same_figures_go_to_tensorboard(tmp_path, monkeypatch) -> None:
 
 
 def test_healthy_runs_of_a_benchmark_are_watched_and_counted(tmp_path) -> None:
-    from hf_adaptive_lr.bench.methods import Method
+    from hf_adaptive_lr.bench.method import Method
     from hf_adaptive_lr.bench.studies.guard.false_alarms import counts, table
     from hf_adaptive_lr.bench.studies.papers.plan import QUICK
     from hf_adaptive_lr.bench.train import TrainingRun

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_adaptive_lr.bench.data import Parts, Rows, collate
-from hf_adaptive_lr.bench.methods import EVALUATIONS
+from hf_adaptive_lr.bench.method import EVALUATIONS
 from hf_adaptive_lr.bench.record import evaluate
 from hf_adaptive_lr.bench.rows import append_row, read_rows
 from hf_adaptive_lr.bench.studies.guard import __main__ as study

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hf_adaptive_lr import Controller
-from hf_adaptive_lr.bench.methods import Method
+from hf_adaptive_lr.bench.method import Method
 from hf_adaptive_lr.bench.plan import Book, Choice
 from hf_adaptive_lr.bench.rows import Row, RowsError, append_row, read_rows
 from hf_adaptive_lr.bench.runner import attempt, identity, run_all

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hf_adaptive_lr import Controller, Observation
-from hf_adaptive_lr.bench.methods import METHODS, Method
+from hf_adaptive_lr.bench.method import Method
+from hf_adaptive_lr.bench.methods import METHODS
 from hf_adaptive_lr.bench.rivals import OPTIMIZERS, Package
 from hf_adaptive_lr.bench.rows import read_rows
 from hf_adaptive_lr.bench.runner import attempt

@@ -10,7 +10,8 @@ from itertools import combinations
 import numpy as np
 
 from . import plan
-from .methods import METHODS, TUNED_METHODS, Method
+from .method import Method
+from .methods import METHODS, TUNED_METHODS
 from .scores import DEFAULT, RULE, TUNED, Cell, TaskRows, Tuning, cell, chance_harm, measured, tuning
 from .sources import SOURCES
 from .stats import Array, Difference, Estimate, corrected, swap_test, task_difference, task_interval

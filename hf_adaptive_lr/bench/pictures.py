@@ -12,7 +12,7 @@ import numpy as np
 
 from ..artifacts import replace_file
 from .comparison import Comparison
-from .methods import REPLAY
+from .method import REPLAY
 from .scores import RULE, TUNED, measured
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .methods import METHODS, TUNED_METHODS, Method
+from .method import Method
+from .methods import METHODS, TUNED_METHODS
 from .rows import Identity, Row, pack, read_rows, row_identity
 from .runner import Workers, identity, run_all
 from .tasks import TASKS, Task

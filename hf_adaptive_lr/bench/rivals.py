@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from transformers import BatchEncoding, TrainerCallback
 
 if TYPE_CHECKING:
-    from .methods import Method
+    from .method import Method
 
 
 @dataclass(frozen=True)

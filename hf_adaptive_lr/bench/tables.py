@@ -9,7 +9,7 @@ import numpy as np
 
 from ..hub import markdown
 from .comparison import Comparison, Line, origin
-from .methods import REPLAY
+from .method import REPLAY
 from .scores import DEFAULT, RULE, TUNED
 
 

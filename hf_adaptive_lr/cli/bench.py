@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..bench.comparison import Comparison
-    from ..bench.methods import Method
+    from ..bench.method import Method
     from ..bench.plan import Book, Profile
     from ..bench.tasks import Task
 

@@ -27,7 +27,7 @@ from ..data import collate, load
 from ..models import build_model
 from ..record import curve
 from ..runner import command_parser
-from ..train import build_optimizer, trainer_settings
+from ..trainers import build_optimizer, trainer_settings
 from .command import carry_out, count
 from .papers.methods import METHODS
 from .papers.tasks import TASKS, quick

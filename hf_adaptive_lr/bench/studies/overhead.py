@@ -34,10 +34,10 @@ from ...trainer.arguments import AdaptiveLRTrainingArguments
 from ...trainer.guard_callback import GuardCallback
 from ...trainer.mixin import AdaptiveLRTrainer
 from ..markdown import table as markdown_table
-from ..methods import TRAINER_LR
+from ..method import TRAINER_LR
 from ..rows import Row
 from ..runner import command_parser
-from ..train import trainer_settings
+from ..trainers import trainer_settings
 from . import measured
 from .timing import WARM_UP, Seconds, block_ratios, take_turns
 from .tiny_bert import TINY, Size

@@ -20,7 +20,8 @@ from tempfile import TemporaryDirectory
 
 from ...artifacts import replace_file
 from ..markdown import filled, table
-from ..methods import EVALUATIONS, METHODS, Method
+from ..method import EVALUATIONS, Method
+from ..methods import METHODS
 from ..record import versions
 from ..rivals import missing_package
 from ..rows import Row, RunKey, digest, forget_errors, read_rows

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..methods import EVALUATIONS, Method
+from ..method import EVALUATIONS, Method
 from ..record import short
 from ..rows import Row
 from .systems_train import HALF, LARGER, PLAIN, SMALL, changes_of, decisions_of, lrs_of, prepare, trained, weights_of

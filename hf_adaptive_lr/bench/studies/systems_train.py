@@ -16,10 +16,11 @@ from transformers import TrainerCallback
 
 from ...scheduler.controlled_lr import ControlledLR
 from ..data import Parts
-from ..methods import TRAINER_LR, Method
+from ..method import TRAINER_LR, Method
 from ..record import Meter, Record
 from ..tasks import Task
-from ..train import TrainingRun, build_trainer
+from ..train import TrainingRun
+from ..trainers import build_trainer
 from .tiny_bert import Size
 
 PLAIN = Method(name="plain", text="a `Trainer` with its own optimizer, linear to zero")

@@ -10,7 +10,7 @@ from ....guard import detector, guard, history, levels, lr_scaling, thresholds, 
 from ....trainer import guard_callback
 from ....trainer.guard_callback import GuardCallback
 from ... import methods
-from ...methods import Config, Method
+from ...method import Config, Method
 
 GUARD, UNGUARDED = "guard", "none"
 _ALL = (

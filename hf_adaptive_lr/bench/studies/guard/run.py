@@ -17,7 +17,8 @@ from ...data import load
 from ...models import build_model, outputs
 from ...record import Record, curve, diverged, evaluate, parameters, short, versions
 from ...rows import Row, RunKey, digest
-from ...train import LOSS_POINTS, TrainingRun, build_trainer
+from ...train import LOSS_POINTS, TrainingRun
+from ...trainers import build_trainer
 from ..command import quiet
 from .injections import CLEAN, Injection, Inputs, Moment, generator, strikes
 from .methods import spec

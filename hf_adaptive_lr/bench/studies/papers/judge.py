@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ...methods import Method
+from ...method import Method
 from ...plan import Book, Choice
 from ...results import Runs, failed, paired
 from ...stats import Estimate, gain

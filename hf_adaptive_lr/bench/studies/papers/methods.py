@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ... import methods
-from ...methods import Config, Method
+from ...method import Config, Method
 
 BASELINES = ("constant", "linear", "cosine")
 """Run on every task, once for all papers."""

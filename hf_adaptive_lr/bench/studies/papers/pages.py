@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from ...markdown import QUICK_RUN, filled, table
-from ...methods import Method
+from ...method import Method
 from ...plan import Book
 from ...results import failed, paired, values
 from ...rows import packed_path

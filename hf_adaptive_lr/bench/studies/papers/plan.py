@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...methods import Method
+from ...method import Method
 from ...plan import Book, Choice, lowest, replays
 from ...rows import Row
 from ...runner import Workers, identity, run_all
