@@ -437,6 +437,13 @@ def test_three_sentences_about_a_controller(mine, verdict) -> None:
     assert text.endswith(verdict)
 
 
+def test_a_few_origins_are_no_ground_for_a_choice() -> None:
+    # Of four origins no p-value is below an eighth, however alike their differences and narrow the interval.
+    suites = {"test": suite([rows_of(task(f"t{i}"), {"universal": [0.9] * 3}) for i in range(4)])}
+    assert suites["test"].against("universal", "rule").high < 0
+    assert summary(suites, "universal").endswith("4 tasks cannot tell it from the rule of thumb.")
+
+
 def test_one_task_or_none_says_nothing() -> None:
     one = {"test": suite([rows_of(task(), {"universal": [0.9] * 3})])}
     assert summary(one, "universal").endswith("1 task cannot tell it from the rule of thumb.")
