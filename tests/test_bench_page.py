@@ -438,6 +438,23 @@ def test_three_sentences_about_a_controller(mine, verdict) -> None:
     assert text.endswith(verdict)
 
 
+def test_the_endpoint_is_not_looked_at_before_all_its_runs_are_there() -> None:
+    done = rows_of(task("t0"), {"universal": [0.9] * 3})
+    assert "too few origins" in render({"test": suite([done])}, command="c")
+    lacking = dataclasses.replace(rows_of(task("t1"), {}), wanted=["universal"])
+    waiting = dataclasses.replace(done, task=task("t2"), counted={})
+    for other in (lacking, waiting):
+        text = render({"test": suite([done, other])}, command="c")
+        assert "It is tested once, when all its runs are there." in text and "p (Holm)" not in text
+
+
+def test_a_few_origins_are_no_ground_for_a_choice() -> None:
+    # Of four origins no p-value is below an eighth, however alike their differences and narrow the interval.
+    suites = {"test": suite([rows_of(task(f"t{i}"), {"universal": [0.9] * 3}) for i in range(4)])}
+    assert suites["test"].against("universal", "rule").high < 0
+    assert summary(suites, "universal").endswith("4 tasks cannot tell it from the rule of thumb.")
+
+
 def test_one_task_or_none_says_nothing() -> None:
     one = {"test": suite([rows_of(task(), {"universal": [0.9] * 3})])}
     assert summary(one, "universal").endswith("1 task cannot tell it from the rule of thumb.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -46,6 +48,7 @@ def test_it_begins_by_what_the_weights_look_like_and_by_the_length() -> None:
     assert run([1.0], [1.0], pretrained=0.0) == pytest.approx([0.016])
     assert run([1.0], [1.0], pretrained=0.0, total=800) == pytest.approx([0.008])
     assert run([1.0], [1.0], pretrained=0.0, total=50) == pytest.approx([0.032])
+    assert run([1.0], [1.0], pretrained=1.0, total=50) == pytest.approx([0.002])
     assert run([1.0], [1.0], pretrained=0.0, total=None) == pytest.approx([0.016 / 10**0.5])
 
 
@@ -99,7 +102,16 @@ def test_one_batch_that_says_the_contrary_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [{"fresh": 0.0}, {"pretrained": 2.0}, {"growth": 0.5}, {"until": 1.5}, {"most": 0.5}]
+    "config",
+    [
+        {"fresh": 0.0},
+        {"pretrained": 2.0},
+        {"growth": 0.5},
+        {"until": 1.5},
+        {"most": 0.5},
+        {"high": math.nan},
+        {"low": 0.95},
+    ],
 )
 def test_settings_out_of_range_are_refused(config) -> None:
     (name,) = config

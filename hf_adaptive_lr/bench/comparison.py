@@ -77,15 +77,27 @@ class Comparison:
         """The tasks that can be scored."""
         return [of.task for of in self.rows.values()]
 
+    @property
+    def decided(self) -> bool:
+        """Whether the endpoint's runs are all there: whoever tests as rows come in finds something sooner or later."""
+        return not self.waiting and not any(there < wanted for there, wanted in map(self._runs, self._tested()))
+
+    def _tested(self) -> list[str]:
+        """The methods named in advance and strangers'."""
+        return [name for name in self.methods if name in plan.PRIMARY or name not in METHODS]
+
+    def _runs(self, method: str) -> tuple[int, int]:
+        """On how many tasks a method has all its runs, and on how many it is to run."""
+        return len(self.cells.get(method, {})), sum(method in of.wanted for of in self.rows.values())
+
     def lacking(self) -> str:
         """What has not been run, in one line; empty when everything has."""
         parts = [f"no tuned linear or `{RULE}` yet on {', '.join(self.waiting)}"] if self.waiting else []
         methods: dict[str, list[str]] = {}
         for name in self.methods:
-            wanted = [task for task, of in self.rows.items() if name in of.wanted]
-            there = len(self.cells.get(name, {}))
-            if there < len(wanted):
-                methods.setdefault(f"on {len(wanted) - there} of {len(wanted)} tasks", []).append(f"`{name}`")
+            there, wanted = self._runs(name)
+            if there < wanted:
+                methods.setdefault(f"on {wanted - there} of {wanted} tasks", []).append(f"`{name}`")
         return "; ".join([*parts, *(f"{_some(names)} {where}" for where, names in methods.items())])
 
     # --- over tasks -----------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ from .sources import SOURCES
 from .tasks import ROWS_VERSION, Task
 
 PARTS = ("train", "valid", "controller", "test")
+FILES_VERSION = 2
+"""Changes with the code that deals rows out, so that no file of rows from before is read."""
 IGNORED = -100
 """Label of a token that counts nowhere."""
 
@@ -99,7 +101,7 @@ def _key(task: Task) -> str:
         "frozen",
     )
     spec = {name: value for name, value in task.spec().items() if name not in training}
-    return digest(spec | {"model": task.model_name, "version": ROWS_VERSION})
+    return digest(spec | {"model": task.model_name, "version": ROWS_VERSION, "files": FILES_VERSION})
 
 
 def _made(task: Task) -> dict[str, Rows]:

@@ -14,6 +14,7 @@ from .pictures import METHODS_PICTURE, TUNING_PICTURE, write_pictures
 from .plan import PRIMARY_ENDPOINT
 from .rows import Row
 from .scores import DEFAULT, FLOOR, HARM, RUIN, RULE, TARGET, TUNED
+from .stats import Difference
 from .tasks import Task
 
 PAGE = "BENCHMARK.md"
@@ -248,7 +249,7 @@ def summary(suites: Suites, controller: str) -> str:
             f"On {where}, `{controller}` ruined {mine.ruin:.0%} of its runs (`{RULE}`: {rule.ruin:.0%}{beside}).",
             f"Its test loss is {_times(mine.regret.value)} tuned linear's and {_times(difference.value)} `{RULE}`'s "
             f"in the mean over tasks, and lower than `{RULE}`'s on {mine.better:.0%} of them.",
-            _verdict(mine.ruin > rule.ruin, difference.low, difference.high, len(tasks)),
+            _verdict(mine.ruin > rule.ruin, difference, len(tasks)),
         ]
     )
 
@@ -257,11 +258,12 @@ def _times(regret: float) -> str:
     return f"{math.exp(regret):.3g} times"
 
 
-def _verdict(more_ruin: bool, low: float, high: float, tasks: int) -> str:
+def _verdict(more_ruin: bool, difference: Difference, tasks: int) -> str:
+    """By the p-value, as the interval of a few origins is too narrow."""
     if more_ruin:
         return f"It ruins more than the rule of thumb: use `{RULE}` where a run cannot be repeated."
-    if high < 0:
+    if not difference.found():
+        return f"{tables.counted(tasks, 'task')} cannot tell it from the rule of thumb."
+    if difference.value < 0:
         return "Where nothing is tuned it is the better choice on tasks like these."
-    if low > 0:
-        return "The rule of thumb is the better choice on tasks like these."
-    return f"{tables.counted(tasks, 'task')} cannot tell it from the rule of thumb."
+    return "The rule of thumb is the better choice on tasks like these."

@@ -56,7 +56,6 @@ SOURCES: Mapping[str, Source] = {
     "brown": _source(texts.brown, "brown", "test", "text", 15),
     "brown-tags": _source(texts.brown_tags, "brown", "test", "words", len(texts.TAGS)),
     "fortunes": _source(texts.fortunes, "fortunes", "test", "text", 20),
-    "fortunes-text": _source(texts.fortunes_text, "fortunes", "test", "text"),
     "syllables": _source(texts.syllables, "cmudict", "test", "text", 6),
     "valence": _source(texts.valence, "vader", "test", "text"),
     "clipart": _source(images.clipart, "openclipart", "test", "image", 13, 3),

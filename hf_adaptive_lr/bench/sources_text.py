@@ -162,12 +162,6 @@ def fortunes() -> Split:
     return divided(Raw([text for _, text in rows], [label for label, _ in rows]))
 
 
-def fortunes_text() -> Split:
-    """All fortunes as running text, forty to a group."""
-    texts = [text for _, text in _fortunes()]
-    return divided(Raw(texts, [0] * len(texts), [f"fortunes {number // 40}" for number in range(len(texts))]))
-
-
 def wordnet_text() -> Split:
     """Glosses as running text."""
     texts = [f"{words[0]}: {gloss}" for _, _, words, _, gloss in _nouns()]

@@ -147,7 +147,9 @@ def left_out(found: Comparison) -> str:
 
 
 def endpoint(found: Comparison, level: float = 0.05) -> str:
-    """The primary endpoint: what was named in advance, tested."""
+    """The primary endpoint: what was named in advance, tested once all of it has been run."""
+    if not found.decided:
+        return "It is tested once, when all its runs are there.\n"
     tested, rows = found.primary(), []
     for name, difference in tested.items():
         possible = difference.least_p * len(tested) <= level

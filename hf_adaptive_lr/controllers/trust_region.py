@@ -41,7 +41,9 @@ class TrustRegion(Controller):
     Args:
         pretrained: first radius of pretrained weights, a relative update in [1e-6, 1], for a run of 200 updates.
         fresh: the same for models from scratch and new adapters.
-        length_power: power of T / 200 by which the first radius of a longer run is smaller, in [0, 1].
+        length_power: power of T / 200 by which the first radius is smaller where the run is longer, and larger where
+            it is shorter, in [0, 1]; a run of unknown length counts as one of 2000 updates, and neither grows nor
+            decays.
         growth: factor by which the radius grows or shrinks, above 1.
         most: largest radius over the first one, at least 1, where weights are pretrained.
         most_fresh: the same for freshly drawn weights.
@@ -87,6 +89,8 @@ class TrustRegion(Controller):
             check_range(self, name, getattr(self, name), 1.0, 1000.0, hint="1 never grows")
         for name in ("evidence", "alarm"):
             check_range(self, name, getattr(self, name), 0.0, 100.0, hint="standard errors")
+        check_range(self, "high", self.high, *_GAINS, hint="a gain ratio, 1 where the loss is a straight line")
+        check_range(self, "low", self.low, _GAINS[0], self.high, hint="a gain ratio, at most `high`")
         check_range(self, "until", self.until, 0.0, 1.0, hint="0.6")
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:

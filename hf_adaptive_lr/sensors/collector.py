@@ -291,7 +291,8 @@ class SignalCollector:
         if "deviation" in means:
             check_trained(self.needs, self._trained, means.pop("deviation"), late=self._passed > _EARLY)
         if wanted & MEAN_FIELDS:
-            means |= {name: value for name, value in read_mean(means).items() if name in wanted}
+            found = read_mean(means, world_size(self.group))
+            means |= {name: value for name, value in found.items() if name in wanted}
         for name in wanted & set(PREDICTION_FIELDS):
             means[name] *= world_size(self.group)  # the other ranks gave 0
         if "gain_ratio" in wanted:

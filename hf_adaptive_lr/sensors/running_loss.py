@@ -38,14 +38,14 @@ class RunningLoss:
         self._sums = None if state is None else torch.tensor(state, dtype=torch.float64, device=device)
 
 
-def read_mean(means: dict[str, Any]) -> dict[str, float]:
+def read_mean(means: dict[str, Any], ranks: int) -> dict[str, float]:
     """The fields from the means over ranks of their sums, which are taken out.
 
-    Where ranks differ that counts as scatter, although it is averaged out: the error is rather too large.
+    The losses of all ranks are draws alike, so that as many updates on more ranks tell the mean more exactly.
     """
     count, total, squares = (means.pop(name) for name in ("loss_count", "loss_sum", "loss_squares"))
     mean = total / count
     # The variance of equal losses comes out as a rounding of their square.
     spread = max(squares / count - mean * mean, 0.0)
-    error = math.sqrt(spread / (count - 1)) if count > 1 else 0.0
+    error = math.sqrt(spread / (count * ranks - 1)) if count > 1 else 0.0
     return {"mean_loss": mean, "mean_loss_error": error}

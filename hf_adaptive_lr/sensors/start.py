@@ -10,7 +10,7 @@ from torch import Tensor
 
 _DRAWN = 2.2
 """Scatter of the rows' squared lengths, in units of independent draws', up to which a matrix looks drawn."""
-_ROWS = 4096  # of a matrix that are looked at, evenly spaced
+_MOST = 4096  # rows and columns of a matrix that are looked at, evenly spaced: an embedding would be copied whole
 
 
 @torch.no_grad()
@@ -38,6 +38,7 @@ def _scatter(matrix: Tensor) -> float:
     rows, columns = matrix.shape
     if rows < 2 or columns < 2:
         return 0.0
-    squares = matrix[:: max(1, rows // _ROWS)].float().square().mean(1)
+    seen = matrix[:: max(1, rows // _MOST), :: max(1, columns // _MOST)]
+    squares = seen.float().square().mean(1)
     mean = float(squares.mean())
-    return float(squares.std()) / mean * math.sqrt(columns / 2) if mean > 0 else 0.0
+    return float(squares.std()) / mean * math.sqrt(seen.shape[1] / 2) if mean > 0 else 0.0
