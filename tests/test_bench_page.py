@@ -336,7 +336,7 @@ def test_the_primary_endpoint_finds_what_was_planted_and_nothing_else() -> None:
     planted = many(math.log(1.1), np.random.default_rng(0)).primary()
     assert list(planted) == ["universal", "rule", "prodigy"]
     assert planted["universal"].found() and planted["rule"].found() and not planted["prodigy"].found()
-    assert planted["rule"].p_adjusted == pytest.approx(3 * 2 / 2**12)
+    assert planted["rule"].p_adjusted == pytest.approx(len(plan.PRIMARY) * 2 / 2**12)  # absent ones count
     none = [many(0.0, np.random.default_rng([1, i])).primary() for i in range(25)]
     assert sum(found["universal"].found() or found["prodigy"].found() for found in none) <= 4
 
@@ -414,9 +414,15 @@ def test_what_is_lacking_is_one_line_however_much_it_is() -> None:
 
 
 def test_a_task_without_a_sound_reference_waits() -> None:
-    broken = rows_of(task(), {"rule": [None] * 3})
+    broken = rows_of(task(), {TUNED: [None] * 3})
     found = suite([broken])
     assert found.waiting == ["toy"] and not found.cells
+
+
+def test_a_task_on_which_the_rule_comes_apart_counts() -> None:
+    found = suite([rows_of(task(), {"rule": [None] * 3, "universal": [1.0] * 3})])
+    assert found.line("rule").ruin == 1.0 and found.line("universal").ruin == 0.0
+    assert found.line("rule").regret.value == WORST and found.line("universal").harm_rule == 0.0
 
 
 @pytest.mark.parametrize(

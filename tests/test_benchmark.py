@@ -273,7 +273,7 @@ def test_another_version_of_a_rival_is_refused_where_it_is_needed(monkeypatch, t
     command = ["bench", "--output-dir", str(tmp_path), "--methods"]
     assert main([*command, "prodigy"]) == 2 and says in capsys.readouterr().err
     assert main([*command, "prodigy", "--render-only"]) == 0  # pages need no package
-    check_package(METHODS["schedule_free"])
+    check_package(METHODS["schedule_free_radam"])
 
 
 def test_constants_are_in_the_digests_of_the_methods_that_depend_on_them(monkeypatch) -> None:
@@ -285,7 +285,7 @@ def test_constants_are_in_the_digests_of_the_methods_that_depend_on_them(monkeyp
         ("method.EVALUATIONS", 10, {"greedy", "greedy_repaired", "reduce_on_plateau"}),
         ("method.RANGE_TEST_UPDATES", 50, {"range_test"}),
         ("method.GEN_EVERY", 8, {"gen"}),
-        ("method.VERSIONS", {**VERSIONS, "schedulefree": "2"}, {"schedule_free", "schedule_free_radam"}),
+        ("method.VERSIONS", {**VERSIONS, "schedulefree": "2"}, {"schedule_free_radam", "schedule_free_rule"}),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(f"hf_adaptive_lr.bench.{place}", value)

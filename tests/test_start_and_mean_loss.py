@@ -10,7 +10,6 @@ from transformers import BertForSequenceClassification
 
 from hf_adaptive_lr import ControlledLR
 from hf_adaptive_lr.demo.data import demo_text_model
-from hf_adaptive_lr.sensors.running_loss import read_mean
 from hf_adaptive_lr.sensors.start import pretrained_share
 from tests.controllers_for_tests import Watcher
 from tests.tiny import batches, mlp
@@ -73,14 +72,6 @@ def test_the_mean_is_of_the_updates_since_the_decision_before() -> None:
         assert seen[k]["mean_loss"] == pytest.approx(float(part.mean()), rel=1e-6)
         assert seen[k]["mean_loss_error"] == pytest.approx(float(part.std() / 2), rel=1e-6)
     assert {one["pretrained"] for one in seen} == {0.0}
-
-
-def test_ranks_are_as_good_as_more_updates() -> None:
-    losses = torch.tensor([[1.0, 2.0, 4.0], [3.0, 2.5, 0.5]], dtype=torch.float64)  # of two ranks
-    sums = {"loss_count": 3.0, "loss_sum": float(losses.sum() / 2), "loss_squares": float(losses.square().sum() / 2)}
-    found = read_mean(sums, 2)
-    assert not sums and found["mean_loss"] == pytest.approx(float(losses.mean()))
-    assert found["mean_loss_error"] == pytest.approx(float(losses.std() / 6**0.5))
 
 
 def test_a_large_matrix_is_not_looked_at_whole(monkeypatch) -> None:

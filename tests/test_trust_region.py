@@ -54,17 +54,18 @@ def test_it_begins_by_what_the_weights_look_like_and_by_the_length() -> None:
 
 def test_a_falling_loss_on_a_straight_line_lets_pretrained_weights_move_farther() -> None:
     falling = [1.0 - 0.05 * k for k in range(12)]
-    radii = run(falling, [1.0] * 12)
+    radii = run(falling, [0.99] * 12)
     assert radii[0] == pytest.approx(0.001) and radii[-1] == pytest.approx(0.004)  # `most` is the end
     assert all(later >= earlier for earlier, later in zip(radii, radii[1:], strict=False))
-    assert run(falling, [1.0] * 12, pretrained=0.0) == pytest.approx([0.016] * 12)
+    assert run(falling, [0.99] * 12, pretrained=0.0) == pytest.approx([0.016] * 12)
 
 
 @pytest.mark.parametrize(
     ("losses", "gains"),
     [
-        ([1.0] * 12, [1.0] * 12),  # a flat loss
+        ([1.0] * 12, [0.99] * 12),  # a flat loss
         ([1.0 - 0.05 * k for k in range(12)], [0.8] * 12),  # a bent one
+        ([1.0 - 0.05 * k for k in range(12)], [1.0] * 12),  # a gain ratio that was not measured
     ],
 )
 def test_without_evidence_nothing_grows(losses, gains) -> None:
@@ -73,14 +74,14 @@ def test_without_evidence_nothing_grows(losses, gains) -> None:
 
 def test_late_in_the_run_nothing_grows() -> None:
     losses = [1.0] * 12 + [1.0 - 0.05 * k for k in range(8)]
-    assert max(run(losses, [1.0] * 20)) == pytest.approx(0.001)
+    assert max(run(losses, [0.99] * 20)) == pytest.approx(0.001)
 
 
 def test_it_shrinks_where_the_step_overshoots_and_never_grows_beyond_that() -> None:
     falling = [1.0 - 0.05 * k for k in range(6)]
     radii = run(
         [*falling, *([0.75] * 4), *(0.75 - 0.05 * k for k in range(1, 6))],
-        [1.0] * 6 + [-0.5] * 4 + [1.5] * 5,
+        [0.99] * 6 + [-0.5] * 4 + [1.5] * 5,
         until=1.0,
     )
     peak, low = max(radii), min(radii[6:])
@@ -117,3 +118,19 @@ def test_settings_out_of_range_are_refused(config) -> None:
     (name,) = config
     with pytest.raises(ValueError, match=name):
         TrustRegion(**config)
+
+
+def test_decisions_are_twenty_a_run_and_four_updates_apart_or_more() -> None:
+    controller = TrustRegion()
+    for total in (1, 7, 30, 60, 200, 10_000):
+        due = [t for t in range(total) if controller.due(t, total)]
+        even = [t for t in due if t & (t - 1)]  # the others measure the first updates
+        assert len(even) <= 20 and all(b - a >= 4 for a, b in zip(even, even[1:], strict=False))
+
+
+def test_a_window_without_scatter_decides_nothing() -> None:
+    assert run([1.0 - 0.05 * k for k in range(12)], [0.99] * 12, error=0.0) == pytest.approx([0.001] * 12)
+
+
+def test_no_update_is_longer_than_the_weights() -> None:
+    assert run([1.0], [1.0], pretrained=0.0, total=1, fresh=1.0)[0] == 1.0  # never farther than the weights are long

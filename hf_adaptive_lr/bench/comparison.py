@@ -20,6 +20,7 @@ from .tasks import Task
 GROUPS: Mapping[str, Callable[[Task], str]] = {
     "kind": lambda task: task.kind,
     "length": lambda task: _length(task.updates),
+    "optimizer": lambda task: task.optimizer,
     "origin": lambda task: origin(task.data),
 }
 """How tasks are put together in breakdowns."""
@@ -51,6 +52,7 @@ class Line:
     harm_default: float
     regret: Estimate
     worst: tuple[str, float]  # the task with the largest mean regret
+    over_rule: float  # mean regret minus `rule`'s on the same tasks
     better: float  # share of tasks with a mean regret below `rule`'s
     points: float  # mean over tasks whose metric is a share
     seconds: float  # median over tasks
@@ -134,6 +136,7 @@ class Comparison:
             harm_default=_mean(c.harm[DEFAULT].mean() for c in cells if DEFAULT in c.harm),
             regret=task_interval([c.regret for c in cells], self.origins(names)),
             worst=(names[worst], regrets[worst]),
+            over_rule=_mean(mine - rule for mine, rule in zip(regrets, rules, strict=True)),
             better=_mean(mine < rule for mine, rule in zip(regrets, rules, strict=True)),
             points=_mean(c.points for c in cells if math.isfinite(c.points)),
             seconds=_median([c.seconds for c in cells]),
@@ -142,9 +145,9 @@ class Comparison:
         )
 
     def lines(self) -> list[Line]:
-        """All methods, the least ruinous first, then those with the least regret."""
+        """All methods, the least ruinous first, then those that are farthest below `rule` on their tasks."""
         found = [line for name in self.cells if (line := self.line(name)) is not None]
-        return sorted(found, key=lambda line: (line.ruin, line.regret.value, line.method))
+        return sorted(found, key=lambda line: (line.ruin, line.over_rule, line.method))
 
     def groups(self, by: str) -> dict[str, list[str]]:
         """Names of tasks by a key of `GROUPS`, in the order in which they come."""
@@ -159,12 +162,11 @@ class Comparison:
         """Mean regret to tuned linear: the methods named in advance and strangers', corrected for their number."""
         names = (*plan.PRIMARY, *(name for name in self.methods if name not in METHODS))
         found = {name: self.regret(name) for name in names if name in self.cells}
-        return corrected(
-            {
-                name: task_difference(regret, np.zeros_like(regret), self.origins(self.cells[name]))
-                for name, regret in found.items()
-            }
-        )
+        differences = {
+            name: task_difference(regret, np.zeros_like(regret), self.origins(self.cells[name]))
+            for name, regret in found.items()
+        }
+        return corrected(differences, of=len(names))
 
     def against(self, method: str, other: str) -> Difference | None:
         """Mean regret minus another method's on the tasks that both have; None where there is none."""

@@ -27,18 +27,19 @@ Somebody fine-tunes a model once and has no runs to spare for finding a learning
 needs none ruin the model, how often does it do harm, and how far is it from a learning rate that was tuned?
 """
 _TABLE = f"""\
-*Ruin* is the share of runs that end with a loss above that before the first update (on validation rows), or at chance
-where tuned linear is not, or with a loss more than {RUIN:.0%} above `{RULE}`'s (on test rows, as all else). *Harm* is
-the share with a loss more than {HARM:.0%} above that of `{RULE}` (2e-5 for whole pretrained models, 2e-4 for adapters,
-1e-3 from scratch; linear after 6 % warm-up), or of `{DEFAULT}` (`Trainer` as it comes), with the same seed. The
-learning rate of `{DEFAULT}` is meant for Adam, so it is not run on tasks with SGD. *Log-regret* is
+*Ruin* is the share of runs that end with a loss above that before the first update (on validation rows), or at
+chance where tuned linear is not, or with a loss more than {RUIN:.0%} above `{RULE}`'s (on test rows, as all else).
+*Harm* is the share with a loss more than {HARM:.0%} above that of `{RULE}` (2e-5 for whole pretrained models, 2e-4
+for adapters, 1e-3 from scratch; linear after 6 % warm-up), or of `{DEFAULT}` (`Trainer` as it comes), with the same
+seed. The learning rate of `{DEFAULT}` is meant for Adam, so it is not run on tasks with SGD. *Log-regret* is
 ln(test loss / *{TUNED}*'s mean): 0.01 is 1 % worse; a mean over tasks and seeds with a 95 % interval for tasks of
-origins not yet seen, since tasks whose data have one origin are alike. A loss below {FLOOR:.0%} of the best constant
-answer's counts as that: once a task is solved, ratios say nothing. Losses of densities may be negative; they are
-compared by differences in nats. *Points* are hundredths of the accuracy above *{TUNED}*'s, where the metric is a share
-of right answers; of macro-F1 on tasks whose classes were made of different size. *Seconds* are CPU seconds over those
-of *{TUNED}*, the median task's, of the training loop alone without the first updates. *Tuning* is what finding the
-learning rate took, mean over tasks. The least ruinous come first.
+origins not yet seen, since tasks whose data have one origin are alike. A loss below {FLOOR:.0%} of the best
+constant answer's counts as that: once a task is solved, ratios say nothing. Losses of densities may be negative;
+they are compared by differences in nats. *Minus rule* is the mean log-regret minus `{RULE}`'s on the method's own
+tasks, which are not all tasks. *Points* are hundredths of the accuracy above *{TUNED}*'s, where the metric is a
+share of right answers; of macro-F1 on tasks whose classes were made of different size. *Seconds* are CPU seconds
+over those of *{TUNED}*, the median task's, of the training loop alone, without its first two updates. *Tuning* is
+what finding the learning rate took, mean over tasks. The least ruinous come first.
 """
 _PICTURE = """\
 A dot is a task, a cross one on which at least half of the runs were ruined; the bar is the mean with its interval.
@@ -75,10 +76,14 @@ these origins and of others, and how far the mean over all tasks moves when any 
 _HOW = f"""\
 All runs are `Trainer`'s, on one thread of a CPU, with small models: nothing here says anything about larger ones.
 Weights and heads are as transformers gives them, the settings `Trainer`'s defaults but for what a task names. Test
-rows are read once, after the last update. Schedules are tuned on seeds of their own by validation loss, in steps of at
-most 2; {TUNED} is the better of `linear` and `linear_warmup` by that loss. All other methods have one published
-configuration for all tasks. Runs of a seed start from the same weights and see the same batches. A run that ended in
-an error or in a loss that is not finite counts as ln 100, where log-regret ends on both sides.
+rows are read once, after the last update. Schedules are tuned on seeds of their own by validation loss, in steps of
+at most 2; {TUNED} is the better of `linear` and `linear_warmup` by that loss. All other methods have one
+configuration for all tasks: that of their paper or package, but for `relative` and `trust_region`, whose settings
+were chosen on the development tasks, which have other data and kindred models. Optimizers that need no rate take
+the place of the task's own, so on tasks with SGD or Adafactor their regret is of both. The controller's rows are
+clean and beside the training rows; only methods that ask for them read them. Runs of a seed start from the same
+weights and see the same batches. A run that ended in an error or in a loss that is not finite counts as ln 100,
+where log-regret ends on both sides.
 """
 
 

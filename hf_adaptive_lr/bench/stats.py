@@ -203,22 +203,24 @@ def task_difference(
     return Difference(found.value, found.low, found.high, found.n, p, p, least)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[str, float], of: int = 0) -> dict[str, float]:
     """P-values adjusted so that the chance of any false finding among them is at most the level (Holm 1979).
 
-    All comparisons that were made belong in it, also those that one would rather not show.
+    All comparisons that were made belong in it, also those that one would rather not show; `of` is their number where
+    it was named in advance and not all have come to be.
     """
+    of = max(of, len(p_values))
     for name, p in p_values.items():
         if not 0 <= p <= 1:
             raise ValueError(f"{name}: a p-value lies between 0 and 1, not {p}")
     adjusted, most = {}, 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda key: p_values[key])):
-        most = max(most, min(1.0, (len(p_values) - rank) * p_values[name]))
+        most = max(most, min(1.0, (of - rank) * p_values[name]))
         adjusted[name] = most
     return {name: adjusted[name] for name in p_values}
 
 
-def corrected(found: Mapping[str, Difference]) -> dict[str, Difference]:
-    """All comparisons made together, with Holm's correction for their number."""
-    adjusted = holm({name: difference.p for name, difference in found.items()})
+def corrected(found: Mapping[str, Difference], of: int = 0) -> dict[str, Difference]:
+    """All comparisons made together, with Holm's correction for their number, `of` as in [`holm`]."""
+    adjusted = holm({name: difference.p for name, difference in found.items()}, of)
     return {name: replace(difference, p_adjusted=adjusted[name]) for name, difference in found.items()}

@@ -10,7 +10,7 @@ import numpy as np
 from ..hub import markdown
 from .comparison import Comparison, Line, origin
 from .method import REPLAY
-from .scores import DEFAULT, RULE, TUNED
+from .scores import DEFAULT, RULE, TUNED, TaskRows, measured
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -33,8 +33,18 @@ def _signed(value: float, digits: int = 3) -> str:
 
 
 def main(found: Comparison) -> str:
-    """The one table: all methods, the least ruinous first, then those with the least regret."""
-    head = ["method", "tasks", "ruin", "harm: rule", "harm: default", "log-regret", "worst task", "beats rule"]
+    """The one table: all methods, the least ruinous first, then those that are farthest below `rule`."""
+    head = [
+        "method",
+        "tasks",
+        "ruin",
+        "harm: rule",
+        "harm: default",
+        "log-regret",
+        "minus rule",
+        "worst task",
+        "beats rule",
+    ]
     rows = [_main_row(found, line) for line in found.lines()]
     return table([*head, "points", "seconds", "tuning"], rows)
 
@@ -48,6 +58,7 @@ def _main_row(found: Comparison, line: Line) -> list[str]:
         "-" if line.method == RULE else share(line.harm_rule),
         "-" if line.method == DEFAULT else share(line.harm_default),
         line.regret.signed(),
+        "-" if line.method == RULE else _signed(line.over_rule),
         f"{line.worst[0]} {_signed(line.worst[1], 2)}",
         "-" if line.method == RULE else share(line.better),
         _signed(line.points, 1),
@@ -163,14 +174,20 @@ def endpoint(found: Comparison, level: float = 0.05) -> str:
 def tasks(suites: Mapping[str, Comparison]) -> str:
     """What the tasks are, and how narrow the learning rates that suit them."""
     head = ["task", "suite", "data", "model", "optimizer", "updates", "batch", "best rate", "within 2%", "ruin from"]
-    head.append("flat until")
+    head += ["flat until", "reached (constant answer)"]
     rows = []
     for found in suites.values():
         for task in found.tasks:
             about = (task.name, found.suite, task.data, f"{task.model}, {task.kind}", task.optimizer)
             rows.append([*about, f"{task.updates:,}", str(task.batch_size), *_rates(found, task.name)])
-            rows[-1].append(share(found.flat_until(task.name)))
+            rows[-1] += [share(found.flat_until(task.name)), _reached(found.rows[task.name])]
     return table(head, rows)
+
+
+def _reached(of: TaskRows) -> str:
+    """Tuned linear's metric, and that of the best constant answer."""
+    metric = float(np.nanmean(measured(of.counted[TUNED], "test_metric")))
+    return f"{metric:.3g} ({of.constant('chance_metric'):.3g})"
 
 
 def _rates(found: Comparison, task: str) -> tuple[str, str, str]:

@@ -15,6 +15,7 @@ not near 1. It never grows beyond what it shrank to.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from .._checks import check_range
 from ..controller import Controller, Device, Params, Shape, State
-from ..observation import Observation
+from ..observation import OPTIONAL_FIELDS, Observation
 from . import _relative_update
 
 _REFERENCE = 200  # updates of a run, for which `pretrained` and `fresh` are given
@@ -31,6 +32,7 @@ _KEPT, _START = 0.7, 0.7  # of the mean gain ratio before; what it begins with
 _OLD = 0.7  # of the mean loss that the newest one is compared with
 _GAINS = -0.5, 1.5  # to which single readings are cut, as one batch may say anything
 _APART = 4  # updates between two decisions at least, so that their losses have a scatter
+_UNMEASURED = float(OPTIONAL_FIELDS["gain_ratio"].neutral or 0.0)  # 1: no measured one is that exactly
 _HALF = 0.5  # share of pretrained weights from which a model counts as pretrained
 
 
@@ -94,10 +96,13 @@ class TrustRegion(Controller):
         check_range(self, "until", self.until, 0.0, 1.0, hint="0.6")
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
-        """The size of a unit update, the log of the radius and its largest value, the last mean loss and its error."""
+        """The size of a unit update, logs of the radius and of its limit, and means of losses and gain ratios.
+
+        `begun` is 0 before the first decision, 1 after it.
+        """
         zeros = {
             name: torch.zeros(batch_shape, dtype=torch.float64, device=device)
-            for name in ("radius", "limit", "loss", "loss_error")
+            for name in ("radius", "limit", "loss", "loss_error", "begun")
         }
         return {**_relative_update.init_units(batch_shape, device), **zeros, "gain": zeros["loss"] + _START}
 
@@ -109,39 +114,52 @@ class TrustRegion(Controller):
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Learning rate of `batch_shape`."""
         state = {**state, **_relative_update.measure(obs, state)}
-        first = state["radius"] == 0  # a radius of 1, which no run has
-        begun = self._first_radius(obs)
-        learned = self._is_pretrained(obs)
-        most = torch.where(learned, self.most, self.most_fresh)
-        radius = torch.where(first, begun, state["radius"])
-        limit = torch.where(first, begun + most.log(), state["limit"])
-        gain = _KEPT * state["gain"] + (1 - _KEPT) * obs.require("gain_ratio").double().clamp(*_GAINS)
-        mean, error = obs.require("mean_loss").double(), obs.require("mean_loss_error").double()
-        known = (error > 0) & (state["loss_error"] > 0)  # of two updates at least, both
-        scatter = (error.square() + state["loss_error"].square()).sqrt().clamp_min(1e-12)
-        fall = torch.where(known, (state["loss"] - mean) / scatter, 0.0)
+        fall, known, losses = _fallen(obs, state)
+        gain = _mean_gain(obs, state)
+        learned = obs.require("pretrained") >= _HALF
+        begun = state["begun"] > 0
+        first = self._first_radius(obs, learned)
+        radius = torch.where(begun, state["radius"], first)
+        limit = torch.where(begun, state["limit"], first + torch.where(learned, self.most, self.most_fresh).log())
         shrinks = known & ((learned & (gain < self.low)) | ((fall < -self.alarm) & (gain < self.high)))
-        early = torch.zeros_like(first) if obs.total_steps is None else obs.progress < self.until
-        grows = known & learned & ~shrinks & (gain > self.high) & (fall > self.evidence) & early
-        step = torch.tensor(self.growth, dtype=torch.float64).log()
+        early = torch.zeros_like(begun) if obs.total_steps is None else obs.progress < self.until
+        grows = known & learned & (gain > self.high) & (fall > self.evidence) & early
+        step = math.log(self.growth)
         moved = torch.where(shrinks, radius - step, torch.where(grows, radius + step, radius))
         limit = torch.where(shrinks, torch.minimum(limit, moved), limit)
-        radius = torch.minimum(moved, limit)
-        left = torch.ones_like(obs.lr) if obs.total_steps is None else obs.remaining
-        kept = torch.where(known, _OLD, 0.0)
-        old = {
-            "loss": kept * state["loss"] + (1 - kept) * mean,
-            "loss_error": ((kept * state["loss_error"]).square() + ((1 - kept) * error).square()).sqrt(),
+        new = {
+            "radius": torch.minimum(moved, limit),
+            "limit": limit,
+            "gain": gain,
+            "begun": torch.ones_like(state["begun"]),
         }
-        new = {"radius": radius, "limit": limit, "gain": gain, **old}
-        wanted = radius.exp().to(obs.lr.dtype) * left
-        return _relative_update.rate_for(wanted, state, obs), {**state, **new}
+        left = torch.ones_like(obs.lr) if obs.total_steps is None else obs.remaining
+        wanted = new["radius"].exp().to(obs.lr.dtype) * left
+        return _relative_update.rate_for(wanted, state, obs), {**state, **losses, **new}
 
-    def _is_pretrained(self, obs: Observation) -> Tensor:
-        return obs.require("pretrained") >= _HALF
-
-    def _first_radius(self, obs: Observation) -> Tensor:
-        """Log of the first radius."""
-        start = torch.where(self._is_pretrained(obs), self.pretrained, self.fresh).double()
+    def _first_radius(self, obs: Observation, learned: Tensor) -> Tensor:
+        """Log of the first radius, at most 0: an update as long as the weights."""
+        start = torch.where(learned, self.pretrained, self.fresh).double()
         total = torch.as_tensor(_UNKNOWN if obs.total_steps is None else obs.total_steps, dtype=torch.float64)
-        return start.log() - self.length_power * (total / _REFERENCE).log()
+        return (start.log() - self.length_power * (total / _REFERENCE).log()).clamp_max(0.0)
+
+
+def _fallen(obs: Observation, state: State) -> tuple[Tensor, Tensor, State]:
+    """Fall of the mean loss in standard errors, whether it can be told, and what the next is compared with."""
+    mean, error = obs.require("mean_loss").double(), obs.require("mean_loss_error").double()
+    known = (error > 0) & (state["loss_error"] > 0)  # of two updates at least, both
+    scatter = (error.square() + state["loss_error"].square()).sqrt().clamp_min(1e-12)
+    kept = torch.where(known, _OLD, 0.0)
+    losses = {
+        "loss": kept * state["loss"] + (1 - kept) * mean,
+        "loss_error": ((kept * state["loss_error"]).square() + ((1 - kept) * error).square()).sqrt(),
+    }
+    return torch.where(known, (state["loss"] - mean) / scatter, 0.0), known, losses
+
+
+def _mean_gain(obs: Observation, state: State) -> Tensor:
+    """The running mean of gain ratios; what stands for one that was not measured is no evidence."""
+    now = obs.require("gain_ratio").double()
+    mean = _KEPT * state["gain"] + (1 - _KEPT) * now.clamp(*_GAINS)
+    unmeasured: Tensor = now == _UNMEASURED
+    return torch.where(unmeasured, state["gain"], mean)

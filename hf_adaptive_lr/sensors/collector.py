@@ -31,7 +31,7 @@ from .pending import PendingUpdate
 from .predictions import LOGIT_FIELDS, PREDICTION_FIELDS, ModelSensors, find_logits
 from .replay import RecordedPasses
 from .requirements import LOSSES, REPLAYED, check_measurable, check_trained, check_training_mode
-from .running_loss import MEAN_FIELDS, RunningLoss, read_mean
+from .running_loss import MEAN_FIELDS, SUMS, RunningLoss, read_mean
 from .trained_loss import TrainedLoss
 from .weights import WEIGHT_FIELDS
 
@@ -272,7 +272,9 @@ class SignalCollector:
         if "loss" in wanted:
             values["loss"] = self.losses.mean()
         if wanted & MEAN_FIELDS:
-            values |= self._running.fields(self.losses.mean())
+            # Rank 0's alone, as predictions are: a checkpoint keeps rank 0's for the next decision.
+            first = float(rank(self.group) == 0)
+            values |= {name: value * first for name, value in self._running.fields(self.losses.mean()).items()}
         if "grad_norm" in wanted:
             values |= self._norm.fields()
         if wanted & DIRECTION_FIELDS:
@@ -290,11 +292,10 @@ class SignalCollector:
             check_unscaled(means.pop("root"))
         if "deviation" in means:
             check_trained(self.needs, self._trained, means.pop("deviation"), late=self._passed > _EARLY)
-        if wanted & MEAN_FIELDS:
-            found = read_mean(means, world_size(self.group))
-            means |= {name: value for name, value in found.items() if name in wanted}
-        for name in wanted & set(PREDICTION_FIELDS):
+        for name in (wanted & set(PREDICTION_FIELDS)) | (means.keys() & set(SUMS)):
             means[name] *= world_size(self.group)  # the other ranks gave 0
+        if wanted & MEAN_FIELDS:
+            means |= {name: value for name, value in read_mean(means).items() if name in wanted}
         if "gain_ratio" in wanted:
             means["gain_ratio"] = self._gain.ratio
         return means
@@ -341,7 +342,7 @@ class SignalCollector:
     # --- checkpoint ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The signals from before a checkpoint that a decision after it needs; already averaged over ranks."""
+        """The signals from before a checkpoint that a decision after it needs: of all ranks, or rank 0's alone."""
         return {
             "eval_loss": self._evaluation.value,
             "gain_ratio": self._gain.ratio,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 MEAN_FIELDS = frozenset({"mean_loss", "mean_loss_error"})
+SUMS = ("loss_count", "loss_sum", "loss_squares")
 
 
 class RunningLoss:
@@ -23,11 +24,11 @@ class RunningLoss:
         self._sums = new if self._sums is None else self._sums + new
 
     def fields(self, loss: Tensor) -> dict[str, Tensor]:
-        """Sums over this rank's updates since the last decision; of none, the loss of the update that is due."""
+        """Sums over the updates since the last decision; of none, the loss of the update that is due."""
         self._sums, sums = None, self._sums
         if sums is None:
             sums = torch.stack([torch.ones_like(loss), loss, loss * loss])
-        return dict(zip(("loss_count", "loss_sum", "loss_squares"), sums, strict=True))
+        return dict(zip(SUMS, sums, strict=True))
 
     def state_dict(self) -> list[float] | None:
         """The sums as numbers."""
@@ -38,14 +39,11 @@ class RunningLoss:
         self._sums = None if state is None else torch.tensor(state, dtype=torch.float64, device=device)
 
 
-def read_mean(means: dict[str, Any], ranks: int) -> dict[str, float]:
-    """The fields from the means over ranks of their sums, which are taken out.
-
-    The losses of all ranks are draws alike, so that as many updates on more ranks tell the mean more exactly.
-    """
-    count, total, squares = (means.pop(name) for name in ("loss_count", "loss_sum", "loss_squares"))
+def read_mean(sums: dict[str, Any]) -> dict[str, float]:
+    """The fields from the sums, which are taken out."""
+    count, total, squares = (sums.pop(name) for name in SUMS)
     mean = total / count
     # The variance of equal losses comes out as a rounding of their square.
     spread = max(squares / count - mean * mean, 0.0)
-    error = math.sqrt(spread / (count * ranks - 1)) if count > 1 else 0.0
+    error = math.sqrt(spread / (count - 1)) if count > 1 else 0.0
     return {"mean_loss": mean, "mean_loss_error": error}

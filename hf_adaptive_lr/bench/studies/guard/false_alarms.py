@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import markdown
-from ...rows import RowsError, forget_errors, pack, read_rows
-from ...runner import run_all
+from ...rows import RowsError, forget_errors, pack, read_rows, row_identity
+from ...runner import identity, run_all
 from ...train import TrainingRun
 from ..command import carry_out, parsed, study_parser
 from ..papers.methods import METHODS
@@ -78,7 +78,8 @@ def _study(options: argparse.Namespace) -> None:
             forget_errors(path)
         run_all(plan(options.rows), path, jobs=options.jobs)
         pack(path)
-    rows = read_rows(path)
+    wanted = {identity(run) for run in plan(options.rows)}  # not those of an earlier guard
+    rows = [row for row in read_rows(path) if row_identity(row) in wanted]
     failed = sum("error" in row for row in rows)
     print(table(rows))
     print(f"rows in {path}" + (f"; {failed} runs ended in an error" if failed else ""))
