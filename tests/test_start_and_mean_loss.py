@@ -100,3 +100,22 @@ def test_the_mean_of_a_resumed_run_is_that_of_the_whole_one() -> None:
     losses_of(again, model, data[6:])
     last = [[d.observation for d in run.trace if d.observation][-1] for run in (again, whole)]
     assert last[0] == last[1]
+
+
+def test_an_update_between_decisions_that_no_loss_was_reported_of_is_left_out() -> None:
+    model = mlp()
+    scheduler = ControlledLR(
+        torch.optim.SGD(model.parameters(), lr=0.1), Watcher(fields=FIELDS), every=4, total_steps=8
+    )
+    losses = []
+    for number, (x, y) in enumerate(batches(8)):
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        if number != 2:
+            scheduler.observe(loss=loss)
+            losses.append(float(loss.detach()))
+        loss.backward()
+        scheduler.optimizer.step()
+        scheduler.optimizer.zero_grad()
+    seen = [decision.observation for decision in scheduler.trace if decision.observation]
+    assert len(scheduler.trace) == 8
+    assert seen[1]["mean_loss"] == pytest.approx(sum(losses[:3]) / 3, rel=1e-6)

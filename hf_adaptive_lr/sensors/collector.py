@@ -334,7 +334,7 @@ class SignalCollector:
     def finish(self) -> None:
         """After the update: measure the gain ratio if the next decision reads it, then forget the batch."""
         self._gain.after_step(self.losses.losses, self._passes, self._norm, lambda terms: self._exchange(terms, []))
-        if self.needs & MEAN_FIELDS:
+        if self.needs & MEAN_FIELDS and self.losses:  # only decisions insist on a loss, and the weights have moved
             self._running.add(self.losses.mean())
         self._pending.applied()
         self.clear()
