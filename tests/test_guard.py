@@ -717,7 +717,15 @@ def test_weights_that_are_broken_from_the_start_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"max_skips": -1}, {"max_rollbacks": -1}, {"snapshot_every": -3}, {"lr_cut": 0.0}, {"lr_cut": 2.0}]
+    "change",
+    [
+        {"max_skips": -1},
+        {"max_rollbacks": -1},
+        {"snapshot_every": -3},
+        {"snapshot_every": 0},
+        {"lr_cut": 0.0},
+        {"lr_cut": 2.0},
+    ],
 )
 def test_settings_out_of_range_fail_by_name(change) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):

@@ -74,6 +74,26 @@ def test_the_mean_is_of_the_updates_since_the_decision_before() -> None:
     assert {one["pretrained"] for one in seen} == {0.0}
 
 
+def test_what_is_unfrozen_is_looked_at() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 3))
+    with torch.no_grad():
+        model[0].weight[:8] *= 9  # as training makes some rows
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = ControlledLR(optimizer, Watcher(fields=FIELDS), every=1, total_steps=3)
+    data = [(torch.randn(4, 64), torch.tensor([0, 1, 2, 0])) for _ in range(3)]
+    losses_of(scheduler, model, data[:1])
+    model[0].requires_grad_(True)
+    losses_of(scheduler, model, data[1:])
+    shares = [d.observation["pretrained"] for d in scheduler.trace if d.observation]
+    assert shares[0] == 0.0 and shares[-1] > 0.9
+
+
+def test_a_padding_row_is_no_training() -> None:
+    torch.manual_seed(0)
+    assert pretrained_share(torch.nn.Embedding(28, 512, padding_idx=0).parameters()) == 0.0
+
+
 def test_a_large_matrix_is_not_looked_at_whole(monkeypatch) -> None:
     seen = []
     monkeypatch.setattr(torch.Tensor, "float", lambda self: (seen.append(self.numel()), self)[1])

@@ -120,12 +120,13 @@ def test_settings_out_of_range_are_refused(config) -> None:
         TrustRegion(**config)
 
 
-def test_decisions_are_twenty_a_run_and_four_updates_apart_or_more() -> None:
+def test_decisions_are_twenty_a_run_and_four_updates_apart_or_more_and_denser_at_both_ends() -> None:
     controller = TrustRegion()
     for total in (1, 7, 30, 60, 200, 10_000):
         due = [t for t in range(total) if controller.due(t, total)]
-        even = [t for t in due if t & (t - 1)]  # the others measure the first updates
+        even = [t for t in due if t & (t - 1) and (total - t) & (total - t - 1)]  # neither end's
         assert len(even) <= 20 and all(b - a >= 4 for a, b in zip(even, even[1:], strict=False))
+        assert due[0] == 0 and due[-1] == total - 1  # the last update is made at a T-th of the radius
 
 
 def test_a_window_without_scatter_decides_nothing() -> None:
@@ -134,3 +135,52 @@ def test_a_window_without_scatter_decides_nothing() -> None:
 
 def test_no_update_is_longer_than_the_weights() -> None:
     assert run([1.0], [1.0], pretrained=0.0, total=1, fresh=1.0)[0] == 1.0  # never farther than the weights are long
+
+
+def observed(loss: float, share: float, *, step: int, total: int = TOTAL, ratio: float = 1e-4) -> Observation:
+    """A decision of a run at a rate of 1e-4."""
+    lr = torch.tensor(1e-4, dtype=torch.float64)
+    fields = {
+        "mean_loss": loss,
+        "mean_loss_error": 0.01,
+        "gain_ratio": 0.5,
+        "pretrained": share,
+        "update_ratio": ratio,
+    }
+    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in fields.items()}
+    return Observation(step=step, total_steps=total, lr=lr, base_lr=lr, last_lr=lr, **tensors)
+
+
+def test_pretrained_weights_that_are_unfrozen_later_are_moved_like_pretrained_ones() -> None:
+    controller = TrustRegion()
+    _, state = controller.decide(observed(1.0, 0.0, step=0), controller.init())
+    assert float(state["radius"].exp()) == pytest.approx(0.016)
+    _, state = controller.decide(observed(1.0, 0.9, step=10), state)
+    assert float(state["radius"].exp()) == pytest.approx(0.001)
+    _, state = controller.decide(observed(1.0, 0.0, step=20), state)  # frozen again: nothing is raised
+    assert float(state["radius"].exp()) == pytest.approx(0.001)
+
+
+def test_a_run_that_is_made_longer_has_a_longer_runs_radius() -> None:
+    controller = TrustRegion()
+    _, state = controller.decide(observed(1.0, 0.0, step=0, total=50), controller.init())
+    assert float(state["radius"].exp()) == pytest.approx(0.032)
+    _, state = controller.decide(observed(1.0, 0.0, step=10, total=800), state)
+    assert float(state["radius"].exp()) == pytest.approx(0.008)
+
+
+def test_the_rate_is_bounded_where_gradients_vanish() -> None:
+    controller = TrustRegion()
+    answer, state = controller.decide(observed(1.0, 0.0, step=1), controller.init())
+    for step in range(10, 60, 10):
+        last, state = controller.decide(observed(1.0, 0.0, step=step, ratio=1e-12), state)
+    assert 20 * float(answer) < float(last) <= 32 * float(answer)
+
+
+def test_who_knows_better_says_what_the_weights_are() -> None:
+    for start, share, radius in (("pretrained", 0.0, 0.001), ("fresh", 1.0, 0.016)):
+        controller = TrustRegion(start=start)
+        _, state = controller.decide(observed(1.0, share, step=0), controller.init())
+        assert float(state["radius"].exp()) == pytest.approx(radius)
+    with pytest.raises(ValueError, match="start='new' must be 'auto', 'pretrained' or 'fresh'"):
+        TrustRegion(start="new")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ _OLD = 0.7  # of the mean loss that the newest one is compared with
 _GAINS = -0.5, 1.5  # to which single readings are cut, as one batch may say anything
 _APART = 4  # updates between two decisions at least, so that their losses have a scatter
 _UNMEASURED = float(OPTIONAL_FIELDS["gain_ratio"].neutral or 0.0)  # 1: no measured one is that exactly
-_HALF = 0.5  # share of pretrained weights from which a model counts as pretrained
+_SOME = 0.1  # share of pretrained weights from which there is something to lose
+_RISE = 32.0  # of the rate, at most, for the same update as at first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class TrustRegion(Controller):
     """Steers the relative update by a trust region's rule; for SGD, Adam and AdamW.
 
     Args:
+        start: "auto" looks at the weights and takes `pretrained` or `fresh`; these names say which. A small net that
+            you trained yourself looks fresh: say "pretrained" then.
         pretrained: first radius of pretrained weights, a relative update in [1e-6, 1], for a run of 200 updates.
         fresh: the same for models from scratch and new adapters.
         length_power: power of T / 200 by which the first radius is smaller where the run is longer, and larger where
@@ -54,6 +58,8 @@ class TrustRegion(Controller):
         high: mean gain ratio above which it may grow.
         low: mean gain ratio below which it shrinks.
         until: share of the run after which it does not grow any more, in [0, 1].
+
+    With a decision at every update (`every=1`) a loss has no scatter, and the radius stays where it began.
 
     Raises:
         ValueError: a value out of range.
@@ -69,6 +75,7 @@ class TrustRegion(Controller):
     ignores_base_lr = True
     decisions = 20
 
+    start: Literal["auto", "pretrained", "fresh"] = "auto"
     pretrained: float = 0.001
     fresh: float = 0.016
     length_power: float = 0.5
@@ -83,6 +90,8 @@ class TrustRegion(Controller):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.start not in ("auto", "pretrained", "fresh"):
+            raise ValueError(f"TrustRegion: start={self.start!r} must be 'auto', 'pretrained' or 'fresh'")
         for name in ("pretrained", "fresh"):
             check_range(self, name, getattr(self, name), 1e-6, 1.0, hint="a relative update, some thousandths")
         check_range(self, "growth", self.growth, 1.0, 100.0, hint="1.5")
@@ -98,50 +107,65 @@ class TrustRegion(Controller):
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """The size of a unit update, logs of the radius and of its limit, and means of losses and gain ratios.
 
-        `begun` is 0 before the first decision, 1 after it.
+        `learned` is -1 before the first decision, then whether the weights count as pretrained.
         """
         zeros = {
             name: torch.zeros(batch_shape, dtype=torch.float64, device=device)
-            for name in ("radius", "limit", "loss", "loss_error", "begun")
+            for name in ("radius", "limit", "loss", "loss_error")
         }
-        return {**_relative_update.init_units(batch_shape, device), **zeros, "gain": zeros["loss"] + _START}
+        units = _relative_update.init_units(batch_shape, device)
+        return {**units, **zeros, "gain": zeros["loss"] + _START, "learned": zeros["loss"] - 1.0}
 
     def due(self, update: int, total_steps: int | None) -> bool | None:
-        """At updates 0, 1, 2, 4 and so on up to an even rhythm: twenty times a run, but every four updates at most."""
-        decisions = self.decisions if total_steps is None else max(1, min(self.decisions, total_steps // _APART))
-        return _relative_update.due(update, total_steps, decisions)
+        """At updates 0, 1, 2, 4 and so on up to an even rhythm, and the same backwards from the end.
+
+        The even rhythm has twenty decisions a run, but four updates between two, so that their losses have a scatter.
+        """
+        if total_steps is None:
+            return _relative_update.due(update, None, self.decisions)
+        decisions = max(1, min(self.decisions, total_steps // _APART))
+        left = total_steps - update
+        ends = left & (left - 1) == 0 and left < total_steps // decisions
+        return ends or _relative_update.due(update, total_steps, decisions)
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Learning rate of `batch_shape`."""
         state = {**state, **_relative_update.measure(obs, state)}
         fall, known, losses = _fallen(obs, state)
         gain = _mean_gain(obs, state)
-        learned = obs.require("pretrained") >= _HALF
-        begun = state["begun"] > 0
+        learned = self._is_learned(obs)
         first = self._first_radius(obs, learned)
-        radius = torch.where(begun, state["radius"], first)
-        limit = torch.where(begun, state["limit"], first + torch.where(learned, self.most, self.most_fresh).log())
+        # At the first decision, and where pretrained weights are unfrozen, it begins anew.
+        begins = (state["learned"] < 0) | (learned & (state["learned"] == 0))
+        radius = torch.where(begins, first, state["radius"])
+        most = first + torch.where(learned, _as(self.most, obs), _as(self.most_fresh, obs)).log()
+        limit = torch.where(begins, most, torch.minimum(state["limit"], most))  # less where the run was made longer
         shrinks = known & ((learned & (gain < self.low)) | ((fall < -self.alarm) & (gain < self.high)))
-        early = torch.zeros_like(begun) if obs.total_steps is None else obs.progress < self.until
+        early = torch.zeros_like(begins) if obs.total_steps is None else obs.progress < self.until
         grows = known & learned & (gain > self.high) & (fall > self.evidence) & early
         step = math.log(self.growth)
         moved = torch.where(shrinks, radius - step, torch.where(grows, radius + step, radius))
         limit = torch.where(shrinks, torch.minimum(limit, moved), limit)
-        new = {
-            "radius": torch.minimum(moved, limit),
-            "limit": limit,
-            "gain": gain,
-            "begun": torch.ones_like(state["begun"]),
-        }
+        new = {"radius": torch.minimum(moved, limit), "limit": limit, "gain": gain, "learned": learned.double()}
         left = torch.ones_like(obs.lr) if obs.total_steps is None else obs.remaining
         wanted = new["radius"].exp().to(obs.lr.dtype) * left
-        return _relative_update.rate_for(wanted, state, obs), {**state, **losses, **new}
+        # Where gradients vanish a unit update does, too, and the rate would explode before they come back.
+        bounded = {**state, "unit": torch.maximum(state["unit"], state["first_unit"] - math.log(_RISE))}
+        return _relative_update.rate_for(wanted, bounded, obs), {**state, **losses, **new}
+
+    def _is_learned(self, obs: Observation) -> Tensor:
+        share = obs.require("pretrained")
+        return share >= _SOME if self.start == "auto" else torch.full_like(share, self.start == "pretrained").bool()
 
     def _first_radius(self, obs: Observation, learned: Tensor) -> Tensor:
         """Log of the first radius, at most 0: an update as long as the weights."""
-        start = torch.where(learned, self.pretrained, self.fresh).double()
+        start = torch.where(learned, _as(self.pretrained, obs), _as(self.fresh, obs))
         total = torch.as_tensor(_UNKNOWN if obs.total_steps is None else obs.total_steps, dtype=torch.float64)
         return (start.log() - self.length_power * (total / _REFERENCE).log()).clamp_max(0.0)
+
+
+def _as(value: float, obs: Observation) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, device=obs.lr.device)
 
 
 def _fallen(obs: Observation, state: State) -> tuple[Tensor, Tensor, State]:
@@ -149,7 +173,7 @@ def _fallen(obs: Observation, state: State) -> tuple[Tensor, Tensor, State]:
     mean, error = obs.require("mean_loss").double(), obs.require("mean_loss_error").double()
     known = (error > 0) & (state["loss_error"] > 0)  # of two updates at least, both
     scatter = (error.square() + state["loss_error"].square()).sqrt().clamp_min(1e-12)
-    kept = torch.where(known, _OLD, 0.0)
+    kept = _OLD * known.double()
     losses = {
         "loss": kept * state["loss"] + (1 - kept) * mean,
         "loss_error": ((kept * state["loss_error"]).square() + ((1 - kept) * error).square()).sqrt(),

@@ -107,7 +107,7 @@ class DivergenceGuard(GuardState):
         for name, value, low in (
             ("max_skips", max_skips, 0),
             ("max_rollbacks", max_rollbacks, 0),
-            ("snapshot_every", snapshot_every or 1, 1),
+            ("snapshot_every", 1 if snapshot_every is None else snapshot_every, 1),
         ):
             check_range(self, name, value, low, 1_000_000, hint="it is a number of updates or rollbacks")
         check_range(self, "safe_drift", safe_drift, 1e-5, 1.0, hint="it is a share of the weights' norm")

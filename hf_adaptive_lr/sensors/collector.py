@@ -349,7 +349,7 @@ class SignalCollector:
             "prepared_for": self._prepared_for,
             "without_gradient": list(self._still),
             "running_loss": self._running.state_dict(),
-            "pretrained": self._inside.pretrained,
+            "pretrained": None if self._inside.pretrained is None else list(self._inside.pretrained),
             "probabilities": None if self._inside.before is None else self._inside.before.cpu(),
         }
 
@@ -361,4 +361,5 @@ class SignalCollector:
         self._still = [int(place) for place in state.get("without_gradient", ())]
         self._inside.before = state.get("probabilities")
         self._running.load_state_dict(state.get("running_loss"), self._first_param().device)
-        self._inside.pretrained = state.get("pretrained")
+        pretrained = state.get("pretrained")
+        self._inside.pretrained = None if pretrained is None else (float(pretrained[0]), int(pretrained[1]))

@@ -66,7 +66,7 @@ class ModelSensors:
         self._optimizer, self._model = optimizer, model
         self.logits: Tensor | None = None
         self.before: Tensor | None = None
-        self.pretrained: float | None = None  # as it was before the first update
+        self.pretrained: tuple[float, int] | None = None  # and the number of trained weights that it was measured with
 
     def measure(self, wanted: frozenset[str], *, first_rank: bool) -> dict[str, Tensor]:
         """The wanted fields, 0-d, no host sync; ValueError where model and outputs do not have what a field takes.
@@ -79,14 +79,18 @@ class ModelSensors:
         if wanted & set(PREDICTION_FIELDS):
             values |= {name: value * float(first_rank) for name, value in self._predictions().items()}
         if "pretrained" in wanted:
-            if self.pretrained is None:
-                self.pretrained = pretrained_share(
-                    p for group in self._optimizer.param_groups for p in group["params"]
-                )
-            values["pretrained"] = torch.tensor(self.pretrained, dtype=torch.float64)
+            values["pretrained"] = torch.tensor(self._pretrained(), dtype=torch.float64)
         if wanted & set(WEIGHT_FIELDS):
             values |= measure_weights(self._optimizer, self._model)
         return {name: value for name, value in values.items() if name in wanted}
+
+    def _pretrained(self) -> float:
+        """Measured when it is first asked for, and again where other weights are trained than then."""
+        params = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
+        trained = sum(p.numel() for p in params)
+        if self.pretrained is None or self.pretrained[1] != trained:
+            self.pretrained = pretrained_share(params), trained
+        return self.pretrained[0]
 
     def _classes(self) -> int:
         count = class_count(self._model, self.logits)
