@@ -21,8 +21,8 @@ def pretrained_share(params: Iterable[Tensor]) -> float:
     where they are uniform or rows are orthogonal; training makes some rows and columns far longer than others. A
     constant matrix, such as an adapter's zeros, counts as drawn. So does a small net, however well it is trained:
     training shows against draws of few entries only when it was long (64 wide: not after 4,000 updates; 256 wide:
-    after 1,000). Rows of zeros, as an embedding has for padding, are left out. Syncs with the host; called once a run, and
-    again where other weights are trained.
+    after 1,000). Rows of zeros, as an embedding has for padding, are left out. Syncs with the host; called once a
+    run, and again where other weights are trained.
     """
     drawn = learned = 0
     for p in params:
