@@ -193,7 +193,7 @@ def test_runs_resume_with_the_controller_they_began_with(text_job) -> None:
 
 
 def test_a_controller_that_finds_the_learning_rate_needs_none(text_job, tmp_path) -> None:
-    base = replace(text_job, controller="relative", controller_kwargs='{"rho": 0.1}')
+    base = replace(text_job, controller="relative", controller_kwargs='{"rho": 0.05}', max_steps=80)
     found = run(replace(base, learning_rate="auto"))
     given = run(replace(base, learning_rate=1e-7, output_dir=str(tmp_path / "given")))
     assert found["accuracy"] > 0.9 and found["lr"] == given["lr"] and found["loss"] == given["loss"]
@@ -248,7 +248,7 @@ def test_numbers_and_several_labels_are_learned(text_job, tmp_path) -> None:
     assert results["data"]["problem_type"] == "regression" and "r2 " in table(results, job.folder)
     model = AutoModelForSequenceClassification.from_pretrained(job.folder / "model")
     assert model.config.problem_type == "regression" and model.config.id2label == {0: "value"}
-    results = run(replace(job, label_column="goes,drives", overwrite=True))
+    results = run(replace(job, label_column="goes,drives", learning_rate=0.005, overwrite=True))
     assert results["accuracy"] > 0.8 and results["macro_f1"] > 0.8
     model = AutoModelForSequenceClassification.from_pretrained(job.folder / "model")
     assert model.config.problem_type == "multi_label_classification"
