@@ -76,7 +76,7 @@ OPTIONAL_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
         "group_slope": FieldSpec("loss / lr", "slope of every parameter group by itself", -_INF, _INF, 0.0, True),
         "pretrained": FieldSpec(
             "1",
-            "share of the weights in trained matrices that do not look freshly drawn, before the first update",
+            "share of the weights in trained matrices that do not look freshly drawn, when these began to train",
             0,
             1,
         ),
