@@ -29,7 +29,7 @@ else:
 
 UNTIMED = 2
 """First updates that are not timed, in runs of more than ten times as many; the others count for them."""
-_TRAINERS_OWN = {"adamw": "adamw_torch", "adafactor": "adafactor", "rmsprop": "rmsprop"}
+_TRAINERS_OWN = {"adamw": "adamw_torch_fused", "adafactor": "adafactor", "rmsprop": "rmsprop"}
 
 
 def clock() -> Array:
