@@ -74,6 +74,10 @@ class Controller(HubMixin):
     """Whether it draws random numbers, so that runs of one batch differ."""
     ignores_base_lr: ClassVar[bool] = False
     """Whether its answers do not depend on the base LR, so that any will do; only for learning-rate answers."""
+    linear_between: ClassVar[bool] = False
+    """Whether the rate falls along a straight line, from each decision to 0 at the end of the run, until the next one.
+
+    Else it stays; and it does where the length of the run is unknown."""
     fresh_eval: ClassVar[bool] = False
     """Whether every decision must see an evaluation of its own moment, where `needs` has `eval_loss`."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

@@ -53,6 +53,17 @@ def _lrs(controller: Controller, base: list[float], steps: int = 1, **settings) 
     return [controlled.advance({}).lr for _ in range(steps)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Falling(SaysLR):
+    """The same at every fourth update, and a straight line in between."""
+
+    controller_type = "falling"
+    linear_between = True
+
+    def due(self, update: int, total_steps: int | None) -> bool | None:
+        return update % 4 == 0
+
+
 # --- bounds
 # ------------------------------------------------------------------------------------------------------------
 
@@ -171,6 +182,48 @@ def test_no_new_evaluation_is_no_reason_to_hold() -> None:
 
 # --- horizon
 # -------------------------------------------------------------------------------------------------------------------
+
+
+def _rates(run: ControllerRun, steps: int) -> list[float]:
+    return [run.advance({}).lr[0] for _ in range(steps)]
+
+
+def test_a_rate_that_falls_between_decisions() -> None:
+    settings = SchedulerConfig(total_steps=8)
+    run = ControllerRun(Falling(answer=(8.0,)), [1.0], settings)
+    assert _rates(run, 3) == [8.0, 7.0, 6.0]  # to 0 at update 8
+    saved = run.state_dict()
+    assert _rates(run, 5) == [5.0, 8.0, 6.0, 4.0, 2.0]
+    again = ControllerRun(Falling(answer=(8.0,)), [1.0], settings)
+    again.load_state_dict(saved)
+    assert _rates(again, 5) == [5.0, 8.0, 6.0, 4.0, 2.0]
+    assert _lrs(Falling(answer=(8.0,)), [1.0], 3) == [(8.0,)] * 3  # no end, no line
+    assert [d.lr[0] for d in ControllerRun(Falling(answer=(8.0,)), [1.0], settings).simulate(3)] == [8.0, 7.0, 6.0]
+    warm = _lrs(Falling(answer=(8.0,)), [1.0], 3, total_steps=8, warmup_steps=2)
+    assert warm == [(4.0,), (7.0,), (6.0,)]
+
+
+def test_a_rate_that_falls_between_decisions_goes_on_from_where_it_is() -> None:
+    run = ControllerRun(Falling(answer=(8.0,)), [1.0], SchedulerConfig(total_steps=8))
+    _rates(run, 2)
+    run.cooldown(3)
+    assert _rates(run, 3) == pytest.approx([6.0, 4.0, 2.0])  # of the 6 that it would have been
+    run = ControllerRun(Falling(answer=(8.0,)), [1.0], SchedulerConfig(total_steps=8))
+    _rates(run, 2)
+    run.extend(8)
+    assert _rates(run, 2) == pytest.approx([8.0 * 14 / 16, 8.0 * 13 / 16])
+    seen = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Looks(Falling):
+        controller_type = "looks"
+
+        def decide(self, obs: Observation, state: dict, params=None) -> tuple[Tensor, dict]:
+            seen.append((float(obs.lr), float(obs.last_lr)))
+            return super().decide(obs, state, params)
+
+    _rates(ControllerRun(Looks(answer=(8.0,)), [1.0], SchedulerConfig(total_steps=8)), 5)
+    assert seen == [(1.0, 0.0), (4.0, 5.0)]  # in force now, and that of the update before
 
 
 def test_extend_and_cooldown() -> None:

@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification
 
 from hf_adaptive_lr import ControlledLR
 from hf_adaptive_lr.demo.data import demo_text_model
-from hf_adaptive_lr.sensors.start import pretrained_share
+from hf_adaptive_lr.sensors.start import pretrained_share, usual_lr
 from tests.controllers_for_tests import Watcher
 from tests.tiny import batches, mlp
 
@@ -139,3 +139,20 @@ def test_an_update_between_decisions_that_no_loss_was_reported_of_is_left_out() 
     seen = [decision.observation for decision in scheduler.trace if decision.observation]
     assert len(scheduler.trace) == 8
     assert seen[1]["mean_loss"] == pytest.approx(sum(losses[:3]) / 3, rel=1e-6)
+
+
+def test_the_usual_rate_is_that_of_the_optimizer_and_none_of_an_adapter() -> None:
+    model = mlp()
+    made = {
+        torch.optim.Adam: 0.001,
+        torch.optim.AdamW: 0.001,
+        torch.optim.RMSprop: 0.0,
+    }
+    for kind, rate in made.items():
+        assert usual_lr(kind(model.parameters(), lr=7.0), model) == rate
+    assert usual_lr(torch.optim.SGD(model.parameters(), lr=7.0), model) == 0.1
+    assert usual_lr(torch.optim.SGD(model.parameters(), lr=7.0, momentum=0.9), None) == pytest.approx(0.01)
+    body = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+    body[0].requires_grad_(False)
+    assert usual_lr(torch.optim.Adam(body[1].parameters()), body) == 0.0  # most is frozen
+    assert usual_lr(torch.optim.Adam(body[1].parameters()), body[1]) == 0.001

@@ -26,6 +26,7 @@ def run(
             "mean_loss_error": error if k else 0.0,
             "gain_ratio": gain,
             "pretrained": pretrained,
+            "usual_lr": 0.0,
         }
         obs = Observation(
             step=k * EVERY,
@@ -109,6 +110,7 @@ def test_one_batch_that_says_the_contrary_changes_nothing() -> None:
         {"pretrained": 2.0},
         {"growth": 0.5},
         {"until": 1.5},
+        {"usual": -0.1},
         {"most": 0.5},
         {"high": math.nan},
         {"low": 0.95},
@@ -120,13 +122,33 @@ def test_settings_out_of_range_are_refused(config) -> None:
         TrustRegion(**config)
 
 
-def test_decisions_are_twenty_a_run_and_four_updates_apart_or_more_and_denser_at_both_ends() -> None:
+def test_decisions_are_ten_a_run_and_four_updates_apart_or_more_and_denser_at_the_start() -> None:
     controller = TrustRegion()
     for total in (1, 7, 30, 60, 200, 10_000):
         due = [t for t in range(total) if controller.due(t, total)]
-        even = [t for t in due if t & (t - 1) and (total - t) & (total - t - 1)]  # neither end's
-        assert len(even) <= 20 and all(b - a >= 4 for a, b in zip(even, even[1:], strict=False))
-        assert due[0] == 0 and due[-1] == total - 1  # the last update is made at a T-th of the radius
+        even = [t for t in due if t >= total // max(1, min(10, total // 4))]
+        assert len(even) <= 10 and all(b - a >= 4 for a, b in zip(even, even[1:], strict=False))
+        assert due[0] == 0
+    assert [t for t in range(200) if controller.due(t, 200)] == [0, 1, 3, 9, *range(20, 200, 20)]
+    assert [t for t in range(10_000) if controller.due(t, 10_000)][:8] == [0, 1, 3, 9, 27, 81, 243, 729]
+
+
+def test_a_model_from_scratch_has_the_geometric_mean_of_its_rate_and_the_usual_one() -> None:
+    def rates(share: float, rate: float, **config) -> list[float]:
+        controller, answers = TrustRegion(**config), []
+        state = controller.init()
+        for step in (0, 20):
+            ratio = 1e-4 if step else 0.0
+            answer, state = controller.decide(observed(1.0, share, step=step, ratio=ratio, usual=rate), state)
+            answers.append(float(answer))
+        return answers
+
+    alone = rates(0.0, 0.0)
+    assert alone == pytest.approx([1e-7, 0.016 * 0.9])  # one measured update: a rate of 1 moves them by all they are
+    assert rates(0.0, 0.001, usual=0.5) == pytest.approx([1e-7, (0.016 * 0.001) ** 0.5 * 0.9])
+    assert rates(0.0, 0.001) == pytest.approx([1e-7, 0.016**0.4 * 0.001**0.6 * 0.9])
+    assert rates(0.0, 0.001, usual=0.0) == alone
+    assert rates(1.0, 0.001) == rates(1.0, 0.0)  # nothing is usual for pretrained weights
 
 
 def test_a_window_without_scatter_decides_nothing() -> None:
@@ -137,7 +159,9 @@ def test_no_update_is_longer_than_the_weights() -> None:
     assert run([1.0], [1.0], pretrained=0.0, total=1, fresh=1.0)[0] == 1.0  # never farther than the weights are long
 
 
-def observed(loss: float, share: float, *, step: int, total: int = TOTAL, ratio: float = 1e-4) -> Observation:
+def observed(
+    loss: float, share: float, *, step: int, total: int = TOTAL, ratio: float = 1e-4, usual: float = 0.0
+) -> Observation:
     """A decision of a run at a rate of 1e-4."""
     lr = torch.tensor(1e-4, dtype=torch.float64)
     fields = {
@@ -146,6 +170,7 @@ def observed(loss: float, share: float, *, step: int, total: int = TOTAL, ratio:
         "gain_ratio": 0.5,
         "pretrained": share,
         "update_ratio": ratio,
+        "usual_lr": usual,
     }
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in fields.items()}
     return Observation(step=step, total_steps=total, lr=lr, base_lr=lr, last_lr=lr, **tensors)

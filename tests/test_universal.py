@@ -14,6 +14,7 @@ from torch.optim import SGD, AdamW
 from hf_adaptive_lr import AutoController, ControlledLR, Envelope, Observation, Relative, Universal
 from hf_adaptive_lr.auto import _caution, resolve_controller
 from hf_adaptive_lr.cli import main
+from hf_adaptive_lr.controllers import TrustRegion
 from hf_adaptive_lr.controllers._features import STEERING_FEATURES
 from hf_adaptive_lr.controllers._relative_update import FIRST_LR, due
 from hf_adaptive_lr.meta.episode import Episode, play_through, stretches_of
@@ -75,6 +76,11 @@ def test_short_runs_have_at_most_one_decision_per_update(total) -> None:
     controller = Relative()
     assert sum(stretches_of(controller, total, 20)) == total
     assert all(part >= 1 for part in stretches_of(controller, total, 20))
+
+
+def test_vectorised_runs_refuse_a_rate_that_falls_between_decisions() -> None:
+    with pytest.raises(ValueError, match="cannot play 'trust_region'"):
+        stretches_of(TrustRegion(), 100, 20)
 
 
 def test_decisions_go_on_past_the_end_and_without_one() -> None:

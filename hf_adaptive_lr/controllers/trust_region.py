@@ -5,7 +5,8 @@ It steers how far an update moves the weights, relative to their size, along a s
     |w_{t+1} - w_t| / |w_t| = rho_t * (1 - t / T)              lr_t = the rate that does this, as last measured
 
 The radius rho begins where such runs are known to be safe: `pretrained` for weights that look pretrained, `fresh` for
-those that look freshly drawn, smaller for longer runs. From then on it moves as a trust region's does (Conn, Gould &
+those that look freshly drawn, smaller for longer runs. For a model from scratch two guesses are better than one: the
+rate is the geometric mean of this one and of the learning rate that is usual with the optimizer. From then on it moves as a trust region's does (Conn, Gould &
 Toint 2000, chapter 6), by the gain ratio: the decrease of the batch's loss over the decrease that its gradient
 promised, here a running mean. Near 1 the loss is still a straight line at this distance; where it has also fallen by
 more than its scatter, the radius of pretrained weights grows. A flat loss is no reason to. Where their ratio is low
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_range
+from ..cadence import evenly
 from ..controller import Controller, Device, Params, Shape, State
 from ..observation import OPTIONAL_FIELDS, Observation
 from . import _relative_update
@@ -58,6 +60,7 @@ class TrustRegion(Controller):
         high: mean gain ratio above which it may grow.
         low: mean gain ratio below which it shrinks.
         until: share of the run after which it does not grow any more, in [0, 1].
+        usual: weight of the usual learning rate in the geometric mean, in [0, 1], where one is known.
 
     With a decision at every update (`every=1`) a loss has no scatter, and the radius stays where it began.
 
@@ -66,14 +69,15 @@ class TrustRegion(Controller):
 
     Example:
         >>> sorted(TrustRegion().needs)
-        ['gain_ratio', 'mean_loss', 'mean_loss_error', 'pretrained', 'update_ratio']
+        ['gain_ratio', 'mean_loss', 'mean_loss_error', 'pretrained', 'update_ratio', 'usual_lr']
     """
 
     controller_type = "trust_region"
     answers = "lr"
-    needs = frozenset({"gain_ratio", "mean_loss", "mean_loss_error", "pretrained", "update_ratio"})
+    needs = frozenset({"gain_ratio", "mean_loss", "mean_loss_error", "pretrained", "update_ratio", "usual_lr"})
     ignores_base_lr = True
-    decisions = 20
+    linear_between = True
+    decisions = 10
 
     start: Literal["auto", "pretrained", "fresh"] = "auto"
     pretrained: float = 0.001
@@ -87,6 +91,7 @@ class TrustRegion(Controller):
     high: float = 0.9
     low: float = 0.1
     until: float = 0.6
+    usual: float = 0.6
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +107,8 @@ class TrustRegion(Controller):
             check_range(self, name, getattr(self, name), 0.0, 100.0, hint="standard errors")
         check_range(self, "high", self.high, *_GAINS, hint="a gain ratio, 1 where the loss is a straight line")
         check_range(self, "low", self.low, _GAINS[0], self.high, hint="a gain ratio, at most `high`")
-        check_range(self, "until", self.until, 0.0, 1.0, hint="0.6")
+        for name in ("until", "usual"):
+            check_range(self, name, getattr(self, name), 0.0, 1.0, hint="a share")
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
         """The size of a unit update, logs of the radius and of its limit, and means of losses and gain ratios.
@@ -117,16 +123,16 @@ class TrustRegion(Controller):
         return {**units, **zeros, "gain": zeros["loss"] + _START, "learned": zeros["loss"] - 1.0}
 
     def due(self, update: int, total_steps: int | None) -> bool | None:
-        """At updates 0, 1, 2, 4 and so on up to an even rhythm, and the same backwards from the end.
+        """At updates 0, 1, 3, 9 and so on up to an even rhythm, then in that; each costs part of a forward pass.
 
-        The even rhythm has twenty decisions a run, but four updates between two, so that their losses have a scatter.
+        The even rhythm has ten decisions a run, but four updates between two, so that their losses have a scatter.
         """
         if total_steps is None:
             return _relative_update.due(update, None, self.decisions)
         decisions = max(1, min(self.decisions, total_steps // _APART))
-        left = total_steps - update
-        ends = left & (left - 1) == 0 and left < total_steps // decisions
-        return ends or _relative_update.due(update, total_steps, decisions)
+        if update < total_steps // decisions:
+            return update == 0 or 3 ** round(math.log(update, 3)) == update
+        return evenly(update, total_steps, decisions)
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Learning rate of `batch_shape`."""
@@ -151,7 +157,11 @@ class TrustRegion(Controller):
         wanted = new["radius"].exp().to(obs.lr.dtype) * left
         # Where gradients vanish a unit update does, too, and the rate would explode before they come back.
         bounded = {**state, "unit": torch.maximum(state["unit"], state["first_unit"] - math.log(_RISE))}
-        return _relative_update.rate_for(wanted, bounded, obs), {**state, **losses, **new}
+        rate = _relative_update.rate_for(wanted, bounded, obs)
+        usual = obs.require("usual_lr")
+        hedged = rate ** (1 - self.usual) * (usual * left) ** self.usual
+        hedges = ~learned & (usual > 0) & (state["measured"] > 0)
+        return torch.where(hedges, hedged, rate), {**state, **losses, **new}
 
     def _is_learned(self, obs: Observation) -> Tensor:
         share = obs.require("pretrained")

@@ -34,8 +34,11 @@ def stretches(total_steps: int, decisions: int) -> list[int]:
 def stretches_of(controller: Controller, total_steps: int, decisions: int, *, hidden: bool = False) -> list[int]:
     """Number of updates after each decision by the controller's own `due`, or else as in [`stretches`].
 
-    The first must be at update 0. `hidden`: the controller does not know the length.
+    The first must be at update 0. `hidden`: the controller does not know the length. ValueError for one whose rate
+    falls between decisions: vectorised runs hold it.
     """
+    if controller.linear_between:
+        raise ValueError(f"vectorised runs cannot play '{controller.controller_type}': its rate falls between decisions")
     known = None if hidden else total_steps
     if controller.due(0, known) is None:
         return stretches(total_steps, decisions)

@@ -20,7 +20,8 @@ class Decision:
         reason: `decision`, `bounded` (the answer was outside the bounds), `between` (no decision was due), `held`
             (the rate was kept: non-finite observation or answer), `cooldown`, `handed_over` (the run fell back, see
             [`Envelope`]). `held` and `handed_over` are version 0.1's words, kept for its files.
-        ramp: warm-up or cooldown multiplier in [0, 1], times the factor of `set_scale`; 1 outside all three.
+        ramp: multiplier in [0, 1] of warm-up or cooldown, of `set_scale` and of a straight line between decisions
+            (`Controller.linear_between`); 1 outside all four.
         proposed: the controller's answer (group 0), or None when it was not asked.
         bounded: the answer after bounds, as a learning rate of group 0.
         observation: the measured fields, empty when nothing was measured.

@@ -60,6 +60,7 @@ class ControllerRun:
         """Learning rate of the reference group at the last update that was applied; 0 before the first."""
         self._cooldown: tuple[int, int] | None = None  # (first update, length)
         self._answer = list(self.base_lrs)
+        self._answered = 0  # the update that `_answer` is of
         self._monitor = EnvelopeMonitor(config.envelope, free=controller.ignores_base_lr)
         self._state = controller.init(n_groups=len(self.base_lrs), seed=config.seed)
         self._identity = identity(controller)
@@ -112,7 +113,8 @@ class ControllerRun:
         self._state = state
         line = reference(t, self.total_steps)
         fresh = self._monitor.fresh and self.controller.answers == "factor"
-        before = self._bounds.at(line, self.base_lrs)[0] if fresh else self._answer
+        before = self._bounds.at(line, self.base_lrs)[0] if fresh else self._in_force()
+        self._answered = t
         self._answer, detail, mistaken = self._bounds.apply(values, self.base_lrs, before, line)
         self._monitor.fresh = False
         self._judge(t, detail if mistaken else "")
@@ -152,13 +154,13 @@ class ControllerRun:
 
     def _observation(self, fields: Mapping[str, Value]) -> Observation:
         tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in fields.items()}
-        group = reference_group(self.base_lrs)
+        group, lrs = reference_group(self.base_lrs), self._in_force()
         return Observation(
             step=self.updates,
             total_steps=self.total_steps,
-            lr=torch.tensor(self._answer[group], dtype=torch.float64),
+            lr=torch.tensor(lrs[group], dtype=torch.float64),
             base_lr=torch.tensor(self.base_lrs[group], dtype=torch.float64),
-            lrs=torch.tensor(self._answer, dtype=torch.float64),
+            lrs=torch.tensor(lrs, dtype=torch.float64),
             base_lrs=torch.tensor(self.base_lrs, dtype=torch.float64),
             last_lr=torch.tensor(self.last_lr, dtype=torch.float64),
             **tensors,
@@ -177,7 +179,7 @@ class ControllerRun:
             )
 
     def _applied(self, step: int, reason: str, **details: Any) -> Decision:
-        ramp = self._ramp(step) * self.scale
+        ramp = self._ramp(step) * self.scale * self._line(step)
         lrs = self._answer
         if ramp != 1.0:
             lrs = [max(lr * ramp, min(lr, self.config.min_lr)) for lr in lrs]
@@ -190,6 +192,16 @@ class ControllerRun:
             return warm
         first, length = self._cooldown
         return warm * max(0.0, (length - (step - first)) / length)
+
+    def _line(self, step: int) -> float:
+        """What is left at this update of the answer of a controller whose rate falls between its decisions."""
+        total, since = self.total_steps, self._answered
+        held = not self.controller.linear_between or self._cooldown is not None or self.fallen_back is not None
+        return 1.0 if held or total is None or since >= total else max(0, total - step) / (total - since)
+
+    def _in_force(self) -> list[float]:
+        line = self._line(self.updates)
+        return [lr * line for lr in self._answer]
 
     def add_group(self, lr: float) -> None:
         """Take in a parameter group that joined the optimizer, with the factor in force for group 0."""
@@ -242,6 +254,7 @@ class ControllerRun:
     def cooldown(self, steps: int) -> None:
         """From the next update on, decay the learning rate now in force linearly to zero within `steps` updates."""
         _whole("cooldown", steps)
+        self._answer, self._answered = self._in_force(), self.updates
         self._cooldown, self.total_steps = (self.updates, steps), self.updates + steps
         self._plan = None
 
@@ -286,6 +299,7 @@ class ControllerRun:
             "cooldown": None if self._cooldown is None else list(self._cooldown),
             "base_lrs": list(self.base_lrs),
             "answer": list(self._answer),
+            "answered": self._answered,
             "controller_state": self.controller_state(),
             "envelope": self._monitor.state_dict(),
         }
@@ -312,6 +326,7 @@ class ControllerRun:
         self._plan = None
         self.base_lrs, self._answer = list(state["base_lrs"]), list(state["answer"])
         self.updates, self.kept = state["updates"], state["held"]
+        self._answered = state.get("answered", 0)
         self.scale, self.last_lr = float(state.get("scale", 1.0)), float(state.get("applied_lr", 0.0))
         self._state = dict(state["controller_state"])
         self._monitor.load_state_dict(state.get("envelope", {}))

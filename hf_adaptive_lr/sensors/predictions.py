@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .start import pretrained_share
+from .start import pretrained_share, usual_lr
 from .weights import WEIGHT_FIELDS, measure_weights
 
 PREDICTION_FIELDS = ("prediction_variance", "prediction_change")
@@ -80,6 +80,8 @@ class ModelSensors:
             values |= {name: value * float(first_rank) for name, value in self._predictions().items()}
         if "pretrained" in wanted:
             values["pretrained"] = torch.tensor(self._pretrained(), dtype=torch.float64)
+        if "usual_lr" in wanted:
+            values["usual_lr"] = torch.tensor(usual_lr(self._optimizer, self._model), dtype=torch.float64)
         if wanted & set(WEIGHT_FIELDS):
             values |= measure_weights(self._optimizer, self._model)
         return {name: value for name, value in values.items() if name in wanted}

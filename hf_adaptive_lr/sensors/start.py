@@ -1,4 +1,4 @@
-"""Tells pretrained weights from freshly drawn ones, as nobody says which a model has."""
+"""What is known before the first update: whether weights are pretrained, and which learning rate is usual."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
 
 _DRAWN = 2.2
 """Scatter of the rows' squared lengths, in units of independent draws', up to which a matrix looks drawn."""
@@ -47,3 +48,18 @@ def _scatter(matrix: Tensor) -> float:
         return 0.0
     mean = float(squares.mean())
     return float(squares.std()) / mean * math.sqrt(seen.shape[1] / 2)
+
+
+def usual_lr(optimizer: Optimizer, model: nn.Module | None) -> float:
+    """Learning rate that is usual for a model from scratch, the defaults of papers and frameworks; 0 where none is.
+
+    0.001 for Adam and AdamW (Kingma & Ba 2015); 0.1 for SGD (He et al. 2016), times 1 - momentum, so that it is of
+    plain SGD's effect. None for other optimizers, and none where most of the model is frozen, as for adapters.
+    """
+    groups = optimizer.param_groups
+    trained = sum(p.numel() for group in groups for p in group["params"] if p.requires_grad)
+    if model is not None and 2 * trained < sum(p.numel() for p in model.parameters()):
+        return 0.0
+    if isinstance(optimizer, SGD):
+        return 0.1 * (1.0 - float(groups[0]["momentum"]))
+    return 0.001 if isinstance(optimizer, Adam) else 0.0
