@@ -531,9 +531,15 @@ def test_rows_of_the_plan_make_the_comparison(tmp_path) -> None:
 
 
 def test_a_loss_is_flat_until_it_has_made_a_tenth_of_its_way() -> None:
-    of = task()
-    for curve, share in (([3.0, 2.95, 2.9, 2.0, 1.0], 0.7), ([3.0, 2.0, 1.5, 1.2, 1.0], 0.3)):
-        points = [[0.1 + 0.2 * k, loss] for k, loss in enumerate(curve)]
-        tuned = [row(of, "linear", seed, 1.0, loss_curve=points) for seed in range(SEEDS)]
+    of, draw = task(), np.random.default_rng(0)
+    for corner in (0.3, 0.5):  # flat up to here, then a straight line from 1 to 0
+        tuned = []
+        for seed in range(SEEDS):
+            at = (np.arange(25) + 0.5) / 25
+            losses = np.where(at < corner, 1.0, (1.0 - at) / (1.0 - corner)) + 0.05 * draw.normal(size=25)
+            tuned.append(row(of, "linear", seed, 1.0, loss_curve=np.column_stack([at, losses]).tolist()))
         found = suite([rows_of(of, {}, **{TUNED: tuned})])
-        assert found.flat_until(of.name) == pytest.approx(share)
+        # A single point of noise would have crossed the line at once.
+        assert found.flat_until(of.name) == pytest.approx(corner + 0.1 * (1 - corner), abs=0.05)
+    short = suite([rows_of(of, {}, **{TUNED: [row(of, "linear", 0, 1.0, loss_curve=[[0.5, 1.0]])]})])
+    assert math.isnan(short.flat_until(of.name))

@@ -31,6 +31,7 @@ def origin(data: str) -> str:
     return SOURCES[data].origin
 
 
+_SMOOTHED = 5  # points of a loss curve, a fifth of the run
 _FLAT = 0.1  # of the way that a loss makes, which it has not made while it lies flat
 
 
@@ -203,10 +204,18 @@ class Comparison:
         return min((curve.ruin for curve in curves if curve.ruin > best), default=math.inf)
 
     def flat_until(self, task: str) -> float:
-        """Share of tuned linear's run until its training loss has made a tenth of its way, the median over seeds."""
-        curves = [np.array(row["loss_curve"]) for row in self.rows[task].counted[TUNED] if row.get("loss_curve")]
-        ends = [c[np.argmax(c[:, 1] <= c[0, 1] - _FLAT * (c[0, 1] - c[:, 1].min())), 0] for c in curves if len(c) > 1]
-        return float(np.median(ends)) if ends else math.nan
+        """Share of tuned linear's run until its training loss, the mean over seeds, has made a tenth of its way.
+
+        Smoothed, as the losses of small batches cross that line long before they stay below it.
+        """
+        curves = [row.get("loss_curve", ()) for row in self.rows[task].counted[TUNED]]
+        curves = [curve for curve in curves if len(curve) > _SMOOTHED]
+        if not curves:
+            return math.nan
+        shares, losses = np.array(curves, float).mean(0).T
+        smooth = np.convolve(losses, np.full(_SMOOTHED, 1 / _SMOOTHED), "valid")
+        first = int(np.argmax(smooth <= smooth[0] - _FLAT * (smooth[0] - smooth.min())))
+        return float(shares[first + _SMOOTHED // 2])
 
     def tuned(self, method: str) -> tuple[str, ...]:
         """The schedules whose tuning chose a method's learning rate on each task; none for most methods."""

@@ -206,6 +206,13 @@ def _mlp(task: Task) -> nn.Module:
     return Classifier(nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, count)), count)
 
 
+def _deep_mlp(task: Task) -> nn.Module:
+    """Twelve hidden layers without norms or short cuts, torch's own first weights: the signal is small at first."""
+    width, count = SOURCES[task.data].width, outputs(task)
+    hidden = [layer for _ in range(11) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    return Classifier(nn.Sequential(nn.Linear(width, 64), nn.ReLU(), *hidden, nn.Linear(64, count)), count)
+
+
 def _mixture(task: Task) -> nn.Module:
     return MixtureDensity(SOURCES[task.data].width)
 
@@ -240,6 +247,7 @@ MODELS: Mapping[str, Callable[[Task], nn.Module]] = {
     "cnn": _cnn,
     "papercnn": _paper_cnn,
     "mlp": _mlp,
+    "deep-mlp": _deep_mlp,
     "mixture": _mixture,
 }
 """What makes each model, by its name. Those that begin with "bytes-" read texts as bytes."""

@@ -44,6 +44,7 @@ DEVELOPMENT: dict[str, Fields] = {
     "sotu-language": _of("sotu-text", "bytes-gpt2", _LANGUAGE, _SCRATCH, updates=600),
     "news-language": _of("20newsgroups", "bytes-gpt2-sotu", _LANGUAGE, kind="pretrained", updates=200, lr=1e-3),
     "names-bytes": _of("names", "bytes-bert", _BYTES, _rows(4000), updates=600),
+    "names-short": _of("names", "bytes-bert", _BYTES, _rows(4000), updates=120, lr=4e-3),
     "reuters-bytes": _of("reuters-r8", "bytes-gpt2-sotu", _TUNED_BYTES, _rows(4500)),
     "fashion-resnet-noisy": _of(
         "fashion-mnist", "resnet", _SGD, _rows(6000), batch_size=64, label_noise=0.4, updates=200
@@ -62,6 +63,7 @@ DEVELOPMENT: dict[str, Fields] = {
     ),
     "emoji-efficientnet": _of("emoji", "efficientnet", _PICTURES, _rows(600, 150, 60, 390)),
     "digits-mlp": _of("digits", "mlp", _SGD, _rows(1000, 200, 200, 397), batch_size=16, updates=10000, lr=0.05),
+    "digits-deep": _of("digits", "deep-mlp", _SCRATCH, _rows(1000, 200, 200, 397), batch_size=16, updates=200),
     "diabetes-mlp": _of(
         "diabetes", "mlp", _SCRATCH, _rows(200, 50, 25, 129), objective="value", batch_size=16, updates=600, lr=5e-4
     ),
@@ -89,6 +91,9 @@ TEST: dict[str, Fields] = {
     "icons-vit": _of("icons", "vit", _SCRATCH, _rows(360, 100, 40, 180), side=32, batch_size=16, updates=400),
     "phishing-mlp": _of("phishing", "mlp", _SGD, _rows(200, 80, 40, 120), batch_size=8, updates=200),
     "banana-mlp": _of("banana", "mlp", _SCRATCH, _rows(2500, 500, 200, 1400), batch_size=32, updates=600, lr=5e-3),
+    "banana-deep": _of(
+        "banana", "deep-mlp", _SCRATCH, _rows(2500, 500, 200, 1400), batch_size=32, updates=150, lr=2e-3
+    ),
     "diamonds-mlp": _of(
         "diamonds",
         "mlp",
