@@ -41,6 +41,7 @@ _HOMES = {
     "Plateau": "controllers",
     "Relative": "controllers",
     "Replay": "controllers",
+    "TrustRegion": "controllers",
     "Universal": "controllers",
     "WarmupStableDecay": "controllers",
 }
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from .controllers import RandomWalk as RandomWalk
     from .controllers import Relative as Relative
     from .controllers import Replay as Replay
+    from .controllers import TrustRegion as TrustRegion
     from .controllers import Universal as Universal
     from .controllers import WarmupStableDecay as WarmupStableDecay
     from .guard.guard import DivergenceError as DivergenceError

@@ -139,7 +139,8 @@ def known_classes() -> dict[str, type[Controller]]:
 
 def _where_settings_go(name: object, options: Iterable[str]) -> str:
     """The end of an error about options among which are settings of the controller that has this name, if any."""
-    cls = known_classes().get(name) if isinstance(name, str) else None
+    known = bool(options) and isinstance(name, str) and name in known_names()
+    cls = type(AutoController.from_pretrained(str(name))) if known else known_classes().get(str(name))
     mine = [] if cls is None else [field.name for field in dataclasses.fields(cls) if field.name in set(options)]
     if cls is None or not mine:
         return ""
@@ -162,7 +163,7 @@ def resolve_controller(controller: Controller | str | os.PathLike[str]) -> Contr
         controller = AutoController.from_pretrained(controller)
     if isinstance(controller, Controller):
         origin = controller.provenance
-        if controller.controller_type == origin.get("source") == "universal" and "params" not in origin.get(
+        if (controller.controller_type, origin.get("source")) == ("universal", "universal_1") and "params" not in origin.get(
             "changed", ""
         ):
             _caution()
@@ -174,12 +175,12 @@ def resolve_controller(controller: Controller | str | os.PathLike[str]) -> Contr
 
 @functools.cache
 def _caution() -> None:
-    """Warn once, on the first process, that the bundled `universal` is experimental on pretrained encoders."""
+    """Warn once, on the first process, of the first version of `universal`."""
     if int(os.environ.get("RANK", "0")):
         return
     logger.warning(
-        "controller 'universal' is experimental on pretrained encoders: on data sets it was not chosen on, it was "
-        "worse than a tuned linear schedule on average and ruined some runs; 'relative' with rho=0.001 is safer there"
+        "controller 'universal_1' is experimental on pretrained encoders: on data sets it was not chosen on, it was "
+        "worse than a tuned linear schedule on average and ruined some runs; 'universal' took its place"
     )
 
 

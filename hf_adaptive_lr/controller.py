@@ -78,6 +78,8 @@ class Controller(HubMixin):
     """Whether the rate falls along a straight line, from each decision to 0 at the end of the run, until the next one.
 
     Else it stays; and it does where the length of the run is unknown."""
+    warmup: ClassVar[float] = 0.0
+    """Share of the run over which its rate rises along a straight line, where the user names no warm-up."""
     fresh_eval: ClassVar[bool] = False
     """Whether every decision must see an evaluation of its own moment, where `needs` has `eval_loss`."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

@@ -102,40 +102,29 @@ def test_a_text_run_learns_and_leaves_four_outputs(text_job) -> None:
 
 def test_nothing_but_data_and_a_model_need_be_said(text_job) -> None:
     job = replace(text_job, controller=None, learning_rate=None)
-    # The folder's model has never been trained, which nobody can know: it takes a size of its own.
-    results = run(replace(job, controller_kwargs='{"rho": 0.03}', max_steps=120))
-    assert results["controller"] == {"controller_type": "relative", "rho": 0.03, "walk": 0.0}
+    results = run(replace(job, max_steps=120))
+    made = results["controller"]
+    assert made["controller_type"] == "trust_region" and made["provenance"]["source"] == "universal" and made["start"] == "auto"
     assert results["accuracy"] > 0.9 and results["learning_rate"] == "auto" and not results["learning_rate_unused"]
-    results = run(replace(job, max_steps=30, overwrite=True))
-    assert results["controller"]["rho"] == 0.001 and results["warmup_steps"] == 2
-    assert "relative, rho=0.001 (default for a pretrained body with a new head)" in table(results, text_job.folder)
+    assert "universal (default)" in table(results, text_job.folder)
     assert FinetuneConfig(optimizer="dsa").resolved().learning_rate == 1e-4  # which has no controller that finds it
 
 
 @pytest.mark.parametrize(
-    ("said", "controller", "changed", "warmup", "choice"),
+    ("said", "controller", "rate", "choice"),
     [
-        ({}, "relative", {"rho": 0.001}, 8, "default for a pretrained body with a new head"),
-        ({"task": "image"}, "relative", {"rho": 0.016}, 15, "default for a model from scratch"),
-        ({"task": "image", "model": "m"}, "relative", {"rho": 0.001}, 15, "default for a pretrained body"),
-        (
-            {"controller_kwargs": '{"walk": 1}', "max_steps": 9},
-            "relative",
-            {"rho": 0.001, "walk": 1},
-            1,
-            "default for",
-        ),
-        ({"warmup_steps": 0, "controller_kwargs": '{"rho": 0.1}'}, "relative", {"rho": 0.1}, 0, "default for"),
-        ({"controller": "universal"}, "universal", {}, None, "given"),
-        ({"controller": "relative"}, "relative", {"rho": 0.001}, 8, "given"),
-        ({"task": "image", "controller": "relative"}, "relative", {"rho": 0.016}, 15, "given"),
-        ({"optimizer": "dsa"}, "constant", {}, None, "default for dsa"),
+        ({}, "universal", "auto", "default"),
+        ({"task": "image"}, "universal", "auto", "default"),
+        ({"controller_kwargs": '{"start": "pretrained"}'}, "universal", "auto", "default"),
+        ({"controller": "universal"}, "universal", "auto", "given"),
+        ({"controller": "relative"}, "relative", 1e-4, "given"),
+        ({"optimizer": "dsa"}, "constant", 1e-4, "default for dsa"),
     ],
 )
-def test_the_default_controller_has_a_size_by_kind_of_task(said, controller, changed, warmup, choice) -> None:
+def test_the_default_controller_finds_the_learning_rate(said, controller, rate, choice) -> None:
     config = FinetuneConfig(**said).resolved()
-    assert (config.controller, json.loads(config.controller_kwargs or "{}")) == (controller, changed)
-    assert config.warmup_steps == warmup and config.choice.startswith(choice)
+    assert (config.controller, config.learning_rate, config.warmup_steps) == (controller, rate, None)
+    assert config.controller_kwargs == said.get("controller_kwargs") and config.choice.startswith(choice)
     assert config.resolved() == config
 
 
@@ -162,7 +151,7 @@ def test_two_classes_are_learned_with_all_defaults(tmp_path) -> None:
     results = run(job)
     assert results["majority_accuracy"] == 0.5 and results["model"]["name"] == "all-MiniLM-L6-v2"
     assert results["accuracy"] > 0.8
-    assert results["controller_choice"] == "default for a pretrained body with a new head"
+    assert results["controller_choice"] == "default"
 
 
 def test_a_learning_rate_that_the_default_controller_does_not_use_is_said_at_once(text_job, caplog) -> None:
@@ -170,7 +159,7 @@ def test_a_learning_rate_that_the_default_controller_does_not_use_is_said_at_onc
     assert results["learning_rate_unused"]
     assert "learning_rate=0.02 is not used" in caplog.text and "--controller linear" in caplog.text
     caplog.clear()
-    run(replace(text_job, controller="relative", max_steps=2, overwrite=True))
+    run(replace(text_job, controller="universal", max_steps=2, overwrite=True))
     assert "not used" not in caplog.text, "who names the controller knows it"
 
 
@@ -179,7 +168,7 @@ def test_runs_resume_with_the_controller_they_began_with(text_job) -> None:
     first = run(job)
     assert {**run(replace(job, resume=True)), "wall_seconds": 0} == {**first, "wall_seconds": 0}
     # as the version before wrote it, whose default was another
-    old = replace(job, controller="universal", learning_rate="auto", output_dir=f"{job.folder}2")
+    old = replace(job, controller="universal_1", learning_rate="auto", output_dir=f"{job.folder}2")
     run(old)
     path = old.folder / "finetune_config.json"
     settings = json.loads(path.read_text())
@@ -188,7 +177,7 @@ def test_runs_resume_with_the_controller_they_began_with(text_job) -> None:
     grown = run(replace(job, output_dir=old.output_dir, max_steps=6, resume=True))
     assert grown["controller"]["controller_type"] == "universal" and grown["updates"] == 6
     assert grown["controller_choice"] == "of the run that is resumed"
-    with pytest.raises(FinetuneError, match="has controller=universal, not relative"):
+    with pytest.raises(FinetuneError, match="has controller=universal_1, not relative"):
         run(replace(job, controller="relative", output_dir=old.output_dir, max_steps=6, resume=True))
 
 

@@ -487,14 +487,14 @@ def test_search_finds_controllers_by_their_tags(hub, hub_token) -> None:
 
 
 def test_files_of_a_controller_have_the_usual_rights(tmp_path) -> None:
-    AutoController.from_pretrained("universal").save_pretrained(tmp_path / "mine")
+    AutoController.from_pretrained("universal_1").save_pretrained(tmp_path / "mine")
     (tmp_path / "usual").touch()
     usual = (tmp_path / "usual").stat().st_mode
     assert {path.stat().st_mode for path in (tmp_path / "mine").iterdir()} == {usual}
 
 
 def test_what_is_known_about_a_controller_goes_along_unless_it_was_changed(tmp_path) -> None:
-    universal = AutoController.from_pretrained("universal")
+    universal = AutoController.from_pretrained("universal_1")
     universal.save_pretrained(tmp_path / "copy")
     assert {p.name for p in (tmp_path / "copy").iterdir()} >= {"training.json", "eval_results.json"}
     again = AutoController.from_pretrained(tmp_path / "copy")
@@ -509,7 +509,7 @@ def test_a_folder_with_an_unfinished_training_or_a_pointer_says_so(tmp_path) -> 
     (folder / "checkpoint.pt").touch()
     with pytest.raises(FileNotFoundError, match="training that was not finished; continue with .*--resume"):
         AutoController.from_pretrained(folder)
-    AutoController.from_pretrained("universal").save_pretrained(folder)
+    AutoController.from_pretrained("universal_1").save_pretrained(folder)
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(ValueError, match="pointer of Git LFS.*git lfs pull"):
         AutoController.from_pretrained(folder)
@@ -539,7 +539,7 @@ def test_an_option_with_a_typo_is_named_beside_the_known_ones(name) -> None:
     ("name", "setting", "said"),
     [
         ("plateau", {"metric": "eval_loss"}, r"settings go to Plateau\(metric=...\)$"),
-        ("universal", {"rho": 0.01}, r"settings go to from_pretrained\('universal'\).replace\(rho=...\)$"),
+        ("universal_1", {"rho": 0.01}, r"settings go to from_pretrained\('universal_1'\).replace\(rho=...\)$"),
     ],
 )
 def test_a_setting_among_the_options_is_told_where_it_goes(name, setting, said) -> None:

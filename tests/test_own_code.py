@@ -270,7 +270,7 @@ def test_no_name_at_all_is_said_in_a_sentence() -> None:
 
 
 def test_the_caution_about_universal_is_for_the_bundled_weights_on_the_first_process(monkeypatch, caplog) -> None:
-    bundled = AutoController.from_pretrained("universal")
+    bundled = AutoController.from_pretrained("universal_1")
     other = bundled.replace(params={name: torch.zeros_like(tensor) for name, tensor in bundled.params.items()})
     for controller, rank, said in ((other, "0", 0), (bundled, "1", 0), (bundled, "0", 1)):
         auto._caution.cache_clear()

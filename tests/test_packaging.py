@@ -54,7 +54,7 @@ def test_the_wheel_has_all_that_the_package_has_and_is_small(built) -> None:
         check=True,
     ).stdout.split()
     assert set(files) <= names, "code, bundled controllers, the page's style and script, py.typed"
-    assert "hf_adaptive_lr/pretrained/universal/model.safetensors" in names
+    assert "hf_adaptive_lr/pretrained/universal_1/model.safetensors" in names
     assert built["wheel"].stat().st_size < 2e6
     assert not any(name.startswith(("tests", "examples", "model_cards")) for name in names)
 

@@ -18,6 +18,7 @@ from hf_adaptive_lr import (
     AdaptiveLRSeq2SeqTrainer,
     AdaptiveLRTrainer,
     AdaptiveLRTrainingArguments,
+    AutoController,
     ControlledLR,
     Controller,
     Hypergradient,
@@ -25,10 +26,10 @@ from hf_adaptive_lr import (
     Observation,
     Outcome,
     Plateau,
-    Relative,
+    TrustRegion,
 )
 from hf_adaptive_lr.finetune.options import FinetuneConfig
-from hf_adaptive_lr.trainer.defaults import DEFAULT_CONTROLLER, RHO_BY_START
+from hf_adaptive_lr.trainer.defaults import DEFAULT_CONTROLLER
 from tests import integrations
 from tests.tiny import Tokens, batches, bert, mlp
 
@@ -71,8 +72,8 @@ def test_settings_come_from_the_command_line_and_from_yaml(tmp_path) -> None:
         ({"divergence_guard": "false"}, "divergence_guard must be True or False, got 'false'"),
         ({"dsa": 1}, "dsa must be True or False, got 1"),
         ({"controller": "nonsense"}, "no controller 'nonsense'"),
-        ({"controller_kwargs": {"rh": 0.1}}, "unknown key 'rh'; known keys: rho"),
-        ({"controller_kwargs": {"rho": "x"}}, "key 'rho' must be float"),
+        ({"controller_kwargs": {"fres": 0.1}}, "unknown key 'fres'; known keys: start"),
+        ({"controller_kwargs": {"fresh": "x"}}, "key 'fresh' must be float"),
         ({"controller_kwargs": "[1]"}, r"controller_kwargs='\[1\]' is not a JSON object"),
         ({"controller_envelope": "3"}, "controller_envelope='3' is not a JSON object"),
         ({"controller_envelope": {"hihg": 3}}, "controller_envelope: no setting 'hihg'; did you mean high?"),
@@ -89,17 +90,13 @@ def test_bad_settings_fail_by_name(settings, message, tmp_path) -> None:
     assert not (tmp_path / "lr_trace.jsonl").exists()
 
 
-def test_the_default_controller_is_the_same_everywhere_and_sized_by_the_model(tmp_path, caplog) -> None:
+def test_the_default_controller_is_the_same_everywhere(tmp_path, caplog) -> None:
     args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, learning_rate=5e-5)
-    assert args.controller == FinetuneConfig().resolved().controller == DEFAULT_CONTROLLER
-    new, old = bert(), bert()
-    old.config._name_or_path = "somewhere/bert"
-    for model, kind in ((new, "scratch"), (old, "pretrained")):
-        made = AdaptiveLRTrainer(model=model, args=args, train_dataset=Tokens()).controller
-        assert made == Relative(rho=RHO_BY_START[kind])
-    assert args.make_controller(get_peft_model(old, LoraConfig(target_modules=["query"]))).rho == 0.016
-    args.controller_kwargs = {"rho": 0.003}
-    assert args.make_controller(new).rho == 0.003
+    assert args.controller == FinetuneConfig().resolved().controller == DEFAULT_CONTROLLER == "universal"
+    usual = AutoController.from_pretrained("universal")
+    assert AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens()).controller == usual == TrustRegion()
+    args.controller_kwargs = {"fresh": 0.003}
+    assert args.make_controller() == TrustRegion(fresh=0.003)
     AdaptiveLRTrainer(
         model=bert(),
         args=integrations.arguments(tmp_path, AdaptiveLRTrainingArguments),
@@ -109,7 +106,7 @@ def test_the_default_controller_is_the_same_everywhere_and_sized_by_the_model(tm
     assert "is not used" not in caplog.text
     rated = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, learning_rate=0.1)
     AdaptiveLRTrainer(model=bert(), args=rated, train_dataset=Tokens())
-    assert caplog.text.count("learning_rate=0.1 is not used: controller 'relative', the default, finds it") == 1
+    assert caplog.text.count("learning_rate=0.1 is not used: controller 'universal', the default, finds it") == 1
 
 
 def test_a_trainer_without_a_controller_or_with_two_schedulers_fails_fast(tmp_path) -> None:

@@ -89,6 +89,7 @@ class Method(Specified):
             "gen_every": GEN_EVERY if self.steering == "gen" else None,
             "package": f"{package} {VERSIONS[package]}" if (package := package_of(self)) in VERSIONS else None,
             "weights": _fingerprint(self.make_controller()) if self.weights else None,
+            "controller": self.make_controller().controller_type if self.weights else None,  # wherever its folder is
         }
         return values | {name: value for name, value in constants.items() if value is not None}
 

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..auto import PRETRAINED
-from ..trainer.defaults import RHO_BY_START
-from ..trainer.defaults import WARMUP as RELATIVE_WARMUP
-from .method import REPLAY, RULE, TRAINER_LR, WARMUP, Method, loaded
+from .method import REPLAY, TRAINER_LR, WARMUP, Method, loaded
 from .tasks import TASKS
 
 # --- the methods ----------------------------------------------------------------------------------------------------
@@ -57,6 +55,10 @@ def _bundled(name: str, text: str, **more: Any) -> tuple[Method, ...]:
 # within the twenty evaluations of a run.
 _REPAIRED = {"min_lr": TRAINER_LR / 1000, "eps": 1e-12, "patience": 2}
 
+RHO_BY_KIND = {"pretrained": 0.001, "adapter": 0.016, "scratch": 0.016}
+"""The `rho` of `relative`, as `python -m hf_adaptive_lr.bench.studies.relative_sizes` measured it."""
+RELATIVE_WARMUP = 0.05
+"""Its warm-up, the default of `universal`, too."""
 _OLD_TASKS = ("20newsgroups", "fashion-mnist", "mnist-5000")
 """Data of the tasks on which earlier versions were chosen."""
 _DEVELOPMENT = tuple(dict.fromkeys(task.data for task in TASKS.values() if task.suite == "development"))
@@ -85,25 +87,23 @@ _ENTRIES: tuple[Method, ...] = (
         warmup=WARMUP,
     ),
     Method(name="default", text="`Trainer`'s defaults: 5e-5, linear; not with SGD", lr=TRAINER_LR, not_with=("sgd",)),
-    *_bundled("universal", "this library's own, bundled weights; needs no LR", chosen_on=_OLD_TASKS),
+    *_bundled(
+        "universal",
+        "this library's default, a trust region of relative updates; needs no LR",
+        chosen_on=_DEVELOPMENT,
+    ),
+    *_bundled("universal_1", "its first version, a net; needs no LR", chosen_on=_OLD_TASKS),
     Method(
         name="relative",
-        text="`finetune`'s default: linear decay of the relative update, .001 pretrained, .016 else; needs no LR",
+        text="linear decay of the relative update, .001 pretrained, .016 else; needs no LR",
         controller="relative",
-        config_by_kind={kind: {"rho": RHO_BY_START.get(kind, RHO_BY_START["scratch"])} for kind in RULE},
+        config_by_kind={kind: {"rho": rho} for kind, rho in RHO_BY_KIND.items()},
         arguments={"warmup_steps": RELATIVE_WARMUP},
         chosen_on=(*_OLD_TASKS, "digits", "spam"),
     ),
-    *_with_replay(
-        name="trust_region",
-        text="a trust region of relative updates, begun by what the weights look like; needs no LR",
-        controller="trust_region",
-        arguments={"warmup_steps": RELATIVE_WARMUP},
-        chosen_on=_DEVELOPMENT,
-    ),
     Method(
         name="relative_walk",
-        text="`relative` with random steps, the placebo of `universal`",
+        text="`relative` with random steps, the placebo of `universal_1`",
         controller="relative",
         config={"rho": 0.005, "walk": 0.3},
     ),

@@ -78,7 +78,7 @@ All runs are `Trainer`'s, on one thread of a CPU, with small models: nothing her
 Weights and heads are as transformers gives them, the settings `Trainer`'s defaults but for what a task names. Test
 rows are read once, after the last update. Schedules are tuned on seeds of their own by validation loss, in steps of
 at most 2; {TUNED} is the better of `linear` and `linear_warmup` by that loss. All other methods have one
-configuration for all tasks: that of their paper or package, but for `relative` and `trust_region`, whose settings
+configuration for all tasks: that of their paper or package, but for `relative` and `universal`, whose settings
 were chosen on the development tasks, which have other data and kindred models. Optimizers that need no rate take
 the place of the task's own, so on tasks with SGD or Adafactor their regret is of both. The controller's rows are
 clean and beside the training rows; only methods that ask for them read them. Runs of a seed start from the same

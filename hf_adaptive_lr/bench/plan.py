@@ -31,16 +31,16 @@ SPACING, COARSE = 2.0, 4.0
 _COARSE_STEPS, _EXTENSIONS = range(-2, 3), 8
 _NO_RATE = 1e-12
 
-PRIMARY = ("universal", "trust_region", "rule", "prodigy", "schedule_free_radam", "schedule_free_rule", "hyperball")
+PRIMARY = ("universal", "universal_1", "rule", "prodigy", "schedule_free_radam", "schedule_free_rule", "hyperball")
 """The methods that are tested; all others are description."""
 PRIMARY_ENDPOINT = """\
 Suite `test`, each method with one configuration for all tasks, seeds 0, 1 and 2. A run's score is ln(test loss /
 geometric mean of the test losses of tuned linear on that task), where a loss below one hundredth of the best constant
 answer's counts as that; for a loss that may be negative it is the difference in nats instead. A loss that is not
 finite counts as ln 100, and scores are clipped to +-ln 100. The endpoint is the mean score over tasks and seeds for
-seven methods named in advance: `universal`, `trust_region`, `rule`, `prodigy`, `schedule_free_radam`,
+seven methods named in advance: `universal`, `universal_1`, `rule`, `prodigy`, `schedule_free_radam`,
 `schedule_free_rule` and `hyperball`, and any controller given on the command line; each on the tasks that it is made
-for: `universal` and `trust_region` with SGD, Adam and AdamW alone, `hyperball` without adapters. The test of this
+for: `universal` and `universal_1` with SGD, Adam and AdamW alone, `hyperball` without adapters. The test of this
 mean against zero, which is tuned linear, is two-sided, swaps the two methods' names for all tasks of one origin
 together, since tasks whose data have one origin are alike, and is corrected by Holm's method for all of these,
 whether they have run or not; the level is 0.05. Before it stand ruin and harm, which are counts and not tested. What
@@ -53,8 +53,8 @@ DEVELOPMENT_METHODS = (
     "default",
     "universal",
     "replay:universal",
-    "trust_region",
-    "replay:trust_region",
+    "universal_1",
+    "replay:universal_1",
     "relative",
     "prodigy",
     "schedule_free_radam",

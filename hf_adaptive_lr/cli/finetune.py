@@ -28,7 +28,7 @@ _EXAMPLES = """\
 examples:
   hf-adaptive-lr finetune --task text
   hf-adaptive-lr finetune --task text --controller linear --learning-rate 1e-4
-  hf-adaptive-lr finetune --task text --controller-kwargs '{"rho": 0.002}'
+  hf-adaptive-lr finetune --task text --controller-kwargs '{"pretrained": 0.002}'
   hf-adaptive-lr finetune --task image --data photos/ --model org/model --output-dir out
   hf-adaptive-lr finetune --data reviews.csv --text-column review --label-column stars
   hf-adaptive-lr finetune --output-dir out --resume"""

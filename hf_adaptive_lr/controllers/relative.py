@@ -29,9 +29,8 @@ class Relative(Controller):
     """A schedule of relative updates, for SGD, Adam and AdamW; the user's learning rate does not matter.
 
     Args:
-        rho: relative update at the start of the run, in [1e-6, 1]. Give one of the two recommended values, 0.001 for
-            pretrained weights and 0.016 from scratch (`python -m hf_adaptive_lr.bench.studies.relative_sizes` measures
-            them, `hf-adaptive-lr finetune` takes them); the default, from before they were measured, is neither.
+        rho: relative update at the start of the run, in [1e-6, 1]. The default suits pretrained weights; from scratch
+            and for adapters 0.016 does (`python -m hf_adaptive_lr.bench.studies.relative_sizes` measures both).
         walk: for benchmarks, the placebo of `universal`: standard deviation of a random step of the log relative
             update at each decision, in [0, 5]; 0 stays on the line.
 
@@ -52,7 +51,7 @@ class Relative(Controller):
     ignores_base_lr = True
     decisions = 20
 
-    rho: float = 0.005
+    rho: float = 0.001
     walk: float = 0.0
 
     def __post_init__(self) -> None:

@@ -77,6 +77,7 @@ class TrustRegion(Controller):
     needs = frozenset({"gain_ratio", "mean_loss", "mean_loss_error", "pretrained", "update_ratio", "usual_lr"})
     ignores_base_lr = True
     linear_between = True
+    warmup = 0.05
     decisions = 10
 
     start: Literal["auto", "pretrained", "fresh"] = "auto"

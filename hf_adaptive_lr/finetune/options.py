@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..artifacts import SETTINGS_NAME
-from ..trainer.defaults import DEFAULT_CONTROLLER, RHO_BY_START, WARMUP
+from ..trainer.defaults import DEFAULT_CONTROLLER
 from .data import Wanted
 from .errors import FinetuneError
 from .labels import PROBLEM_TYPES
@@ -22,7 +21,6 @@ _TASKS: dict[str, dict[str, Any]] = {
     "text": {"learning_rate": 1e-4, "max_steps": 150, "batch_size": 16, "output_dir": "runs/text"},
     "image": {"learning_rate": 1e-3, "max_steps": 300, "batch_size": 32, "output_dir": "runs/image"},
 }
-_KINDS = {"pretrained": "a pretrained body with a new head", "scratch": "a model from scratch"}
 GIVEN = "given"
 """The `choice` of a controller that was named."""
 AUTO = "auto"
@@ -47,7 +45,7 @@ class FinetuneConfig:
     Example:
         >>> config = FinetuneConfig(task="text").resolved()
         >>> config.controller, config.controller_kwargs, config.warmup_steps, config.learning_rate
-        ('relative', '{"rho": 0.001}', 8, 'auto')
+        ('universal', None, None, 'auto')
     """
 
     task: str = _option("text", "text | image: what is classified")
@@ -84,16 +82,14 @@ class FinetuneConfig:
     controller: str | None = _option(
         None,
         "name of a controller (see `hf-adaptive-lr list`), its folder, user/repo on the Hub, or your own class as "
-        "FILE.py:CLASS, or what it saved as FILE.py:CLASS:FOLDER (default: relative, which finds the learning rate, "
-        "with a relative update rho of "
-        f"{RHO_BY_START['pretrained']} for {_KINDS['pretrained']} and {RHO_BY_START['scratch']} for "
-        f"{_KINDS['scratch']}; constant for dsa)",
+        "FILE.py:CLASS, or what it saved as FILE.py:CLASS:FOLDER (default: universal, which finds the learning rate; "
+        "constant for dsa)",
     )
     controller_kwargs: str | None = _option(None, 'config fields of the controller to change, as JSON: {"beta": 0.02}')
     warmup_steps: int | None = _option(
         None,
-        "number of updates over which the learning rate rises at first (default: 5 % of all with relative, 0 with "
-        "other controllers)",
+        "number of updates over which the learning rate rises at first (default: as the controller does, which is 5 % "
+        "of all with universal)",
     )
     every: int | None = _option(
         None,
@@ -139,16 +135,12 @@ class FinetuneConfig:
         told = self._resumed()
         defaults = {**_TASKS[self.task], "controller": "constant", "choice": GIVEN}
         if told.controller is None and self.optimizer == "dsa":
-            # The direction of an update that looks ahead cannot be read, which relative would need.
+            # The direction of an update that looks ahead cannot be read, which universal would need.
             defaults["choice"] = "default for dsa, which has a learning rate for every weight"
         elif told.controller in (None, DEFAULT_CONTROLLER) and told.choice is None:
-            kind = "scratch" if (self.task, self.model) == ("image", None) else "pretrained"
-            steps = self.max_steps or defaults["max_steps"]
             if told.controller is None:
-                defaults["choice"] = f"default for {_KINDS[kind]}"
-            told = replace(told, controller_kwargs=_sized(told.controller_kwargs, RHO_BY_START[kind]))
+                defaults["choice"] = "default"
             defaults |= {"controller": DEFAULT_CONTROLLER, "learning_rate": AUTO}
-            defaults["warmup_steps"] = math.ceil(WARMUP * steps)
         return replace(told, **{k: v for k, v in defaults.items() if getattr(told, k) is None})
 
     def _resumed(self) -> FinetuneConfig:
@@ -206,15 +198,6 @@ class FinetuneConfig:
         if self.skip_unreadable:
             words.append("--skip-unreadable")
         return shlex.join(words)
-
-
-def _sized(changes: str | None, rho: float) -> str | None:
-    """The controller's changed fields with `rho` among them, unless it is there; what is not JSON stays as it is."""
-    try:
-        fields_ = json.loads(changes or "{}")
-    except (ValueError, RecursionError):
-        return changes
-    return json.dumps({"rho": rho, **fields_}) if isinstance(fields_, dict) else changes
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:

@@ -199,7 +199,8 @@ def _controller(results: Mapping[str, Any]) -> str:
     """Which controller, of which size if it has one, and why."""
     made = results["controller"]
     size = f", rho={made['rho']:g}" if "rho" in made else ""
-    return f"{made['controller_type']}{size} ({results.get('controller_choice', 'given')})"
+    name = made.get("provenance", {}).get("source") or made["controller_type"]
+    return f"{name}{size} ({results.get('controller_choice', 'given')})"
 
 
 def _save_model(folder: Path, parts: Parts) -> None:

@@ -35,7 +35,8 @@ class SchedulerConfig:
         every: updates from one decision to the next, at least 1; the first is at update 0. With neither `every` nor
             `decisions` it is the controller's own: every update for rules, as in its training for learned ones.
         decisions: alternatively, decisions per run, spread evenly (needs `total_steps`).
-        warmup_steps: during the first `warmup_steps` updates the answer is scaled by (t + 1) / warmup_steps.
+        warmup_steps: during the first `warmup_steps` updates the answer is scaled by (t + 1) / warmup_steps; 0 leaves
+            it to the controller (`Controller.warmup`).
         min_factor: smallest factor of the base LR for controllers that answer with a factor, or None.
         max_factor: largest factor, or None.
         min_lr: smallest learning rate of the reference group (the first with a positive base LR).

@@ -60,6 +60,7 @@ class ControllerRun:
         """Learning rate of the reference group at the last update that was applied; 0 before the first."""
         self._cooldown: tuple[int, int] | None = None  # (first update, length)
         self._answer = list(self.base_lrs)
+        self._warm = config.warmup_steps or math.ceil(controller.warmup * (config.total_steps or 0))
         self._answered = 0  # the update that `_answer` is of
         self._monitor = EnvelopeMonitor(config.envelope, free=controller.ignores_base_lr)
         self._state = controller.init(n_groups=len(self.base_lrs), seed=config.seed)
@@ -187,7 +188,7 @@ class ControllerRun:
         return Decision(step=step, lr=tuple(lrs), reason=reason, ramp=ramp, **details)
 
     def _ramp(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
+        warm = min(1.0, (step + 1) / self._warm) if self._warm else 1.0
         if self._cooldown is None:
             return warm
         first, length = self._cooldown

@@ -19,7 +19,7 @@ from ..optimizers import DSA
 from ..optimizers.layers import check_factors
 from ..scheduler.config import SchedulerConfig
 from ..scheduler.envelope import Envelope
-from .defaults import DEFAULT_CONTROLLER, RHO_BY_START
+from .defaults import DEFAULT_CONTROLLER
 from .guard_callback import GuardCallback
 
 logger = logging.getLogger(__name__)
@@ -27,13 +27,6 @@ logger = logging.getLogger(__name__)
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
-
-
-def _is_pretrained(model: Any) -> bool:
-    """Whether all of a model is trained further, from weights that `from_pretrained` read."""
-    config = getattr(model, "config", None)
-    whole = getattr(model, "peft_config", None) is None
-    return whole and bool(getattr(config, "name_or_path", "") or getattr(config, "_name_or_path", ""))
 
 
 @dataclass
@@ -52,8 +45,7 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
     controller: str = _option(
         DEFAULT_CONTROLLER,
         "Learning-rate controller: a known name, a folder with config.json, user/repo on the Hub, FILE.py:CLASS or "
-        "FILE.py:CLASS:FOLDER. relative finds the learning rate; its rho is by default 0.001 for a pretrained model, "
-        "0.016 for one from scratch or with adapters.",
+        "FILE.py:CLASS:FOLDER. The default finds the learning rate.",
     )
     # `dict | str | None` and not a parametrised dict: HfArgumentParser reads it as a JSON string.
     controller_kwargs: dict | str | None = _option(  # type: ignore[type-arg]
@@ -163,15 +155,13 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
         if name != "dsa_kwargs":
             takers[name](**value)  # values out of range fail here, too
 
-    def make_controller(self, model: Any = None) -> Controller:
-        """The controller that `controller` and `controller_kwargs` describe, of a size for the `model` to be trained.
+    def make_controller(self) -> Controller:
+        """The controller that `controller` and `controller_kwargs` describe.
 
         Raises:
             ValueError: an unknown name, or a key or value that its config does not have.
         """
         changes: dict[str, Any] = dict(self.controller_kwargs) if isinstance(self.controller_kwargs, dict) else {}
-        if self.controller == DEFAULT_CONTROLLER and model is not None:
-            changes = {"rho": RHO_BY_START["pretrained" if _is_pretrained(model) else "scratch"], **changes}
         return configure(AutoController.from_pretrained(self.controller), changes)
 
     def warn_of_unused_rate(self) -> None:

@@ -94,7 +94,7 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
         """The controller that decides, or will decide at the next `train()`."""
         if self._controller is not None:
             return self._controller
-        made: Controller = self.args.make_controller(self.accelerator.unwrap_model(self.model))
+        made: Controller = self.args.make_controller()
         return made
 
     def _inner_model(self) -> nn.Module:
