@@ -163,9 +163,10 @@ def resolve_controller(controller: Controller | str | os.PathLike[str]) -> Contr
         controller = AutoController.from_pretrained(controller)
     if isinstance(controller, Controller):
         origin = controller.provenance
-        if (controller.controller_type, origin.get("source")) == ("universal", "universal_1") and "params" not in origin.get(
-            "changed", ""
-        ):
+        if (controller.controller_type, origin.get("source")) == (
+            "universal",
+            "universal_1",
+        ) and "params" not in origin.get("changed", ""):
             _caution()
         return controller
     raise TypeError(

@@ -147,8 +147,8 @@ class Observation:
         group_slope: `slope` of each parameter group, of `batch_shape + (n_groups,)`.
         pretrained: share in [0, 1] of the trained matrices' entries whose matrix does not look freshly drawn: 0 for a
             model from scratch and for a new adapter, near 1 for a pretrained model with a new head.
-        usual_lr: learning rate, at least 0, that is usual for a model from scratch with this optimizer: 0.001 with Adam
-            and AdamW, 0.1 (1 - momentum) with SGD; 0 for other optimizers and where most of the model is frozen.
+        usual_lr: learning rate, at least 0, that is usual from scratch with this optimizer: 0.001 with Adam and AdamW,
+            0.1 (1 - momentum) with SGD; 0 for other optimizers and where most of the model is frozen.
         classes: number of classes.
         prediction_variance: variance over examples and classes of the softmax outputs of the last micro-batch before
             the update, on rank 0 (Xu et al. 2019).

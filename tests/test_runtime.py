@@ -203,6 +203,17 @@ def test_a_rate_that_falls_between_decisions() -> None:
     assert warm == [(4.0,), (7.0,), (6.0,)]
 
 
+def test_a_controllers_own_warm_up_holds_where_none_is_named() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Warms(SaysLR):
+        controller_type = "warms"
+        warmup = 0.2
+
+    assert _lrs(Warms(answer=(8.0,)), [1.0], 3, total_steps=10) == [(4.0,), (8.0,), (8.0,)]
+    assert _lrs(Warms(answer=(8.0,)), [1.0], 2, total_steps=10, warmup_steps=4) == [(2.0,), (4.0,)]
+    assert _lrs(Warms(answer=(8.0,)), [1.0], 2) == [(8.0,), (8.0,)]  # a share of no known length
+
+
 def test_a_rate_that_falls_between_decisions_goes_on_from_where_it_is() -> None:
     run = ControllerRun(Falling(answer=(8.0,)), [1.0], SchedulerConfig(total_steps=8))
     _rates(run, 2)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import HfArgumentParser, Seq2SeqTrainer, Trainer, TrainingArguments
 

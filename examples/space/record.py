@@ -20,7 +20,7 @@ from hf_adaptive_lr.finetune.config import FinetuneConfig
 from hf_adaptive_lr.finetune.data import load_data
 from hf_adaptive_lr.finetune.model import load_parts
 
-FIELDS = ("loss", "grad_norm", "alignment", "slope", "update_ratio", "gain_ratio")
+FIELDS = ("loss", "grad_norm", "alignment", "slope", "update_ratio", "gain_ratio", "pretrained", "usual_lr")
 UPDATES = 120
 RUNS = {
     "text, well tuned": ("text", "20 Newsgroups, MiniLM, AdamW, linear decay from 3e-4", 3e-4),

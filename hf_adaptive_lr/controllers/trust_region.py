@@ -5,13 +5,13 @@ It steers how far an update moves the weights, relative to their size, along a s
     |w_{t+1} - w_t| / |w_t| = rho_t * (1 - t / T)              lr_t = the rate that does this, as last measured
 
 The radius rho begins where such runs are known to be safe: `pretrained` for weights that look pretrained, `fresh` for
-those that look freshly drawn, smaller for longer runs. For a model from scratch two guesses are better than one: the
-rate is the geometric mean of this one and of the learning rate that is usual with the optimizer. From then on it moves as a trust region's does (Conn, Gould &
-Toint 2000, chapter 6), by the gain ratio: the decrease of the batch's loss over the decrease that its gradient
-promised, here a running mean. Near 1 the loss is still a straight line at this distance; where it has also fallen by
-more than its scatter, the radius of pretrained weights grows. A flat loss is no reason to. Where their ratio is low
-the radius shrinks, and for all weights where the mean loss has risen by more than its scatter with a ratio that is
-not near 1. It never grows beyond what it shrank to.
+those that look freshly drawn, smaller for longer runs. From scratch two guesses are better than one: there the rate is
+a geometric mean of this one and of the learning rate that is usual with the optimizer. From then on the radius moves
+as a trust region's does (Conn, Gould & Toint 2000, chapter 6), by the gain ratio: the decrease of the batch's loss
+over the decrease that its gradient promised, here a running mean. Near 1 the loss is still a straight line at this
+distance; where it has also fallen by more than its scatter, the radius of pretrained weights grows. A flat loss is no
+reason to. Where their ratio is low the radius shrinks, and for all weights where the mean loss has risen by more than
+its scatter with a ratio that is not near 1. It never grows beyond what it shrank to.
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ def stretches_of(controller: Controller, total_steps: int, decisions: int, *, hi
     falls between decisions: vectorised runs hold it.
     """
     if controller.linear_between:
-        raise ValueError(f"vectorised runs cannot play '{controller.controller_type}': its rate falls between decisions")
+        raise ValueError(
+            f"vectorised runs cannot play '{controller.controller_type}': its rate falls between decisions"
+        )
     known = None if hidden else total_steps
     if controller.due(0, known) is None:
         return stretches(total_steps, decisions)

@@ -145,7 +145,7 @@ WITHOUT_RESULTS: Mapping[str, str] = {
     "universal": "any of the benchmark's test tasks, which are not complete; what it does on those that it was chosen "
     "on is in model_cards/BENCHMARK.md",
     "universal_1": "any task: what was measured before is withdrawn; on data sets that had no part in its making its "
-    "loss was on average about 1.3 times that of a tuned linear schedule, and it ruined a pretrained encoder"
+    "loss was on average about 1.3 times that of a tuned linear schedule, and it ruined a pretrained encoder",
 }
 """Bundled controllers without results, and why."""
 
@@ -217,7 +217,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("results", nargs="*", type=Path, help="results.json of runs to put into the rows")
     parser.add_argument("--bundled", action="store_true", help="write the bundled controllers' results and cards, too")
     options = parser.parse_args(argv)
-    return carry_out(parser.prog, lambda: _write(options.results, (*METHOD_OF, *WITHOUT_RESULTS) if options.bundled else ()))
+    return carry_out(
+        parser.prog, lambda: _write(options.results, (*METHOD_OF, *WITHOUT_RESULTS) if options.bundled else ())
+    )
 
 
 def _write(results_files: Sequence[Path], bundled: Iterable[str]) -> None:
