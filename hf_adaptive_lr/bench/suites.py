@@ -63,7 +63,7 @@ DEVELOPMENT: dict[str, Fields] = {
     ),
     "emoji-efficientnet": _of("emoji", "efficientnet", _PICTURES, _rows(600, 150, 60, 390)),
     "digits-mlp": _of("digits", "mlp", _SGD, _rows(1000, 200, 200, 397), batch_size=16, updates=10000, lr=0.05),
-    "digits-deep": _of("digits", "deep-mlp", _SCRATCH, _rows(1000, 200, 200, 397), batch_size=16, updates=200),
+    "digits-deep": _of("digits", "deep-mlp", _SGD, _rows(1000, 200, 200, 397), batch_size=16, updates=800, lr=0.05),
     "diabetes-mlp": _of(
         "diabetes", "mlp", _SCRATCH, _rows(200, 50, 25, 129), objective="value", batch_size=16, updates=600, lr=5e-4
     ),
@@ -91,9 +91,8 @@ TEST: dict[str, Fields] = {
     "icons-vit": _of("icons", "vit", _SCRATCH, _rows(360, 100, 40, 180), side=32, batch_size=16, updates=400),
     "phishing-mlp": _of("phishing", "mlp", _SGD, _rows(200, 80, 40, 120), batch_size=8, updates=200),
     "banana-mlp": _of("banana", "mlp", _SCRATCH, _rows(2500, 500, 200, 1400), batch_size=32, updates=600, lr=5e-3),
-    "banana-deep": _of(
-        "banana", "deep-mlp", _SCRATCH, _rows(2500, 500, 200, 1400), batch_size=32, updates=150, lr=2e-3
-    ),
+    "banana-deep": _of("banana", "deep-mlp", _SGD, _rows(2500, 500, 200, 1400), batch_size=32, updates=240),
+    "phishing-deep": _of("phishing", "deep-mlp", _SGD, _rows(200, 80, 40, 120), batch_size=8, updates=240, lr=0.05),
     "diamonds-mlp": _of(
         "diamonds",
         "mlp",
