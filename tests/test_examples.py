@@ -116,7 +116,7 @@ def test_callback(here, capsys, monkeypatch) -> None:
     words = ["--max_steps", "120", "--output_dir", "out"]
     accuracy, low, high = accuracy_and_rates(run("callback.py", *words, capsys=capsys, monkeypatch=monkeypatch))
     assert accuracy > 0.3
-    assert low == pytest.approx(1e-7) and high > 1e-4
+    assert low == pytest.approx(1e-7 / 6, rel=0.01) and high > 1e-4  # the first update of six of the warm-up
 
 
 # TRL 1.16 asks transformers 5.23 for the old name of its checkpointing flag. The examples name no device; on a

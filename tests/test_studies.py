@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from hf_adaptive_lr import AutoController, Constant, GRUController, MLRSNet, Observation, Universal
 from hf_adaptive_lr.auto import PRETRAINED
+from hf_adaptive_lr.bench.methods import RHO_BY_KIND
 from hf_adaptive_lr.bench.rows import read_rows
 from hf_adaptive_lr.bench.studies import (
     decision_cost,
@@ -22,7 +23,6 @@ from hf_adaptive_lr.bench.studies import (
     relative_sizes,
 )
 from hf_adaptive_lr.bench.studies.timing import Lane
-from hf_adaptive_lr.trainer.defaults import RHO_BY_START
 from tests.integrations import arguments
 from tests.tiny import Tokens, bert
 
@@ -207,5 +207,5 @@ def test_missing_data_say_how_to_get_them(tmp_path, monkeypatch, capsys) -> None
 
 
 def test_the_recommended_sizes_are_among_those_that_were_swept() -> None:
-    assert set(RHO_BY_START) <= {task.kind for task in relative_sizes.TASKS}
-    assert all(RHO_BY_START[task.kind] in task.rhos for task in relative_sizes.TASKS if task.kind in RHO_BY_START)
+    of = {"lora": "adapter"}
+    assert all(RHO_BY_KIND[of.get(task.kind, task.kind)] in task.rhos for task in relative_sizes.TASKS)
