@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from hf_adaptive_lr import AdaptiveLRTrainer
+from hf_adaptive_lr import AdaptiveLRTrainer, Relative
 from hf_adaptive_lr.meta.inner import InnerOptimizer
 from hf_adaptive_lr.meta.problem import Problem
 from hf_adaptive_lr.meta.tasks.base import TaskSpec
@@ -94,7 +94,7 @@ def test_frozen_and_convolutional_adapters_are_left_out() -> None:
 def test_the_trainer_measures_it(tmp_path) -> None:
     model = _lora()
     trainer = AdaptiveLRTrainer(
-        model=model, args=integrations.arguments(tmp_path), train_dataset=Tokens(), controller="relative"
+        model=model, args=integrations.arguments(tmp_path), train_dataset=Tokens(), controller=Relative(rho=0.005)
     )
     trainer.train()
     seen = [decision.observation["update_ratio"] for decision in trainer.lr_scheduler.trace]

@@ -77,7 +77,10 @@ GOOD = "finetune --data ../shelf/good.csv --model ../shelf/model --output-dir ou
         ("--learning-rate 11", "learning_rate=11.0"),
         ("--learning-rate fast", "argument --learning-rate: invalid learning rate value: 'fast'"),
         ("--learning-rate auto --controller cosine", "'cosine' starts from a learning rate of yours; give a number"),
-        ("--controller-kwargs '{\"rho\": 3}'", "rho=3 is outside [1e-06, 1.0]; 0.001 suits pretrained transformers"),
+        (
+            "--controller-kwargs '{\"fresh\": 3}'",
+            "fresh=3 is outside [1e-06, 1.0]; a relative update, some thousandths",
+        ),
         ("--warmup-steps -1", "warmup_steps=-1 must be at least 0"),
         ("--warmup-steps 300", "warmup_steps=300 must be at most max_steps=150"),
         ("--max-steps 0", "max_steps=0 must be at least 1"),

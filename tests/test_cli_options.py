@@ -86,7 +86,7 @@ BAD = [
     ("list --hub --limit 0", "--limit 0: at least 1"),
     ("list all", "unrecognized arguments: all"),
     ("card absent", "no controller 'absent'"),
-    ("card universl", "did you mean universal?"),
+    ("card universl", "did you mean universal"),
     ("push absent user/name", "no controller 'absent'"),
     ("push linear user/name", "no held-out results of this Linear: run `hf-adaptive-lr bench"),
     ("push linear nobody --without-results", "'nobody' is not a repository of the Hub; write 'user/name'"),

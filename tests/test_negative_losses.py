@@ -90,7 +90,7 @@ def test_many_runs_are_each_their_own() -> None:
 
 
 def _nll(plus: float, steps: int = 150) -> float:
-    """Negative log-likelihood that `universal` reaches on a regression with a learned variance; `plus` is added."""
+    """Negative log-likelihood that `universal_1` reaches on a regression with a learned variance; `plus` is added."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(256, 4, generator=generator)
     y = torch.sin(2 * x[:, :1]) + 0.02 * torch.randn(256, 1, generator=generator)
@@ -102,7 +102,7 @@ def _nll(plus: float, steps: int = 150) -> float:
 
     scheduler = ControlledLR(
         torch.optim.AdamW(model.parameters()),
-        AutoController.from_pretrained("universal"),
+        AutoController.from_pretrained("universal_1"),
         model=model,
         hook=False,
         max_grad_norm=0,

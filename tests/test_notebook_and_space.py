@@ -81,7 +81,7 @@ def test_universal_hears_the_run_and_the_size_of_its_own_updates(replayed) -> No
     assert len({tuple(each) for each in rates.values()}) == 4
     assert all(each[0] == pytest.approx(1e-7 / 6) for each in rates.values())
     rows = replayed.told(found["text, well tuned"])
-    assert rows[0][:3] == ["0", "1e-07", "decision"] and "gain_ratio" in rows[1][3]
+    assert rows[0][:3] == ["0", "1.67e-08", "decision"] and "gain_ratio" in rows[1][3]
 
 
 def test_what_cannot_be_played_is_said(replayed) -> None:

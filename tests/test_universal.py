@@ -106,14 +106,14 @@ def test_updates_have_the_size_that_was_asked_for(kind) -> None:
 
 def test_the_bundled_one_warns_once_when_it_is_attached(caplog) -> None:
     _caution.cache_clear()
-    AutoController.from_pretrained("universal")  # looking at it is no use of it
+    AutoController.from_pretrained("universal_1")  # looking at it is no use of it
     resolve_controller(Universal(params=Universal.random_params()))  # nor are somebody's own weights the bundled ones
     resolve_controller("relative")
     assert not caplog.records
-    resolve_controller("universal")
-    resolve_controller(AutoController.from_pretrained("universal"))
+    resolve_controller("universal_1")
+    resolve_controller(AutoController.from_pretrained("universal_1"))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "experimental on pretrained encoders" in caplog.text and "'relative' with rho=0.001" in caplog.text
+    assert "experimental on pretrained encoders" in caplog.text and "'universal' took its place" in caplog.text
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

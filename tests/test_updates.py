@@ -362,7 +362,9 @@ def test_the_gain_ratio_is_of_all_micro_batches(tmp_path) -> None:
         args = integrations.arguments(
             tmp_path / name, per_device_train_batch_size=batch, gradient_accumulation_steps=pieces, max_steps=8
         )
-        trainer = AdaptiveLRTrainer(model=bert(dropout=0.0), args=args, train_dataset=Tokens(), controller="universal")
+        trainer = AdaptiveLRTrainer(
+            model=bert(dropout=0.0), args=args, train_dataset=Tokens(), controller="universal_1"
+        )
         trainer.train()
         rates.append(trainer.lr_scheduler.lr_history())
         seen.append([decision.observation["gain_ratio"] for decision in trainer.lr_scheduler.trace])

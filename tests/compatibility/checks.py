@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
+import statistics
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -134,7 +136,7 @@ def check_schedule(kit: Kit, folder: Path) -> str:
 
 
 def check_universal(kit: Kit, folder: Path) -> str:
-    """`universal` steers: it hears the loss that the trainer logs, answers at every update, and all is finite."""
+    """`universal` steers: it hears the losses that the trainer logs, its rate moves, and all is finite."""
     trainer = kit.build(folder / "universal", AutoController.from_pretrained("universal"))
     weights = trained(trainer)
     rates = trainer.lr_scheduler.lr_history()
@@ -142,10 +144,12 @@ def check_universal(kit: Kit, folder: Path) -> str:
     require(all(math.isfinite(rate) for rate in rates), f"finite learning rates, got {rates}")
     require(bool(torch.isfinite(weights).all()), "finite weights")
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    for decision in trainer.lr_scheduler.trace:
-        heard = (decision.observation or {})["loss"]  # the log is rounded
-        same = math.isclose(heard, logged[decision.step], rel_tol=1e-2, abs_tol=1e-3)
-        require(same, f"hears the loss that is logged, {logged[decision.step]}, heard {heard}")
+    asked = [decision for decision in trainer.lr_scheduler.trace if decision.observation]
+    require(len(asked) > 2, f"several decisions, got {len(asked)}")
+    for before, decision in itertools.pairwise(asked):
+        heard, said = decision.observation["mean_loss"], statistics.fmean(logged[before.step : decision.step])
+        same = math.isclose(heard, said, rel_tol=1e-2, abs_tol=1e-3)  # the log is rounded
+        require(same, f"hears the losses that are logged, in the mean {said}, heard {heard}")
     if not kit.callback_sees_loss:
         return "`universal` hears the trainer's own loss"
     plain = kit.build(folder / "plain", AutoController.from_pretrained("universal"), max_grad_norm=CLIP)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from hf_adaptive_lr.artifacts import replace_file
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = "; ".join(check.name for check in CHECKS)
         print(f"{parser.prog}: error: no row has {' or '.join(options.only)} in it; rows: {names}", file=sys.stderr)
         return 2
+    torch.set_num_threads(1)  # compiled code on two adds in another order from run to run
     path, failed = options.output_dir / ROWS, []
     known = {row["name"]: row for row in (read_rows(path) if path.exists() else [])}
     for check in tqdm(chosen, unit="row"):
