@@ -524,6 +524,11 @@ def test_rows_of_the_plan_make_the_comparison(tmp_path) -> None:
     assert (
         found.tuning("a", "cosine").best in plan.tuned(tasks[0], METHODS["cosine"], plan.PROFILES["full"], book).tried
     )
+    # The test tasks are looked at once, when all can be scored.
+    assert "## All methods on the test tasks" in render(suites, command="c")
+    part = render(compare([*tasks, task("c")], methods, plan.PROFILES["full"], book), command="c")
+    assert "## All methods on the development tasks" in part and "## All methods on the test tasks" not in part
+    assert "test: no tuned linear or `rule` yet on c" in part
     # A method whose rows are gone is lacking; a page can still be written.
     gone = compare(tasks, [*methods, METHODS["prodigy"]], plan.PROFILES["full"], book)
     assert gone["test"].lacking() == "`prodigy` on 1 of 1 tasks"

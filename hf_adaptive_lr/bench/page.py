@@ -98,7 +98,7 @@ def write_page(suites: Suites, folder: Path, *, command: str, subject: str = SUB
 def render(suites: Suites, *, command: str, subject: str = SUBJECT) -> str:
     """The page."""
     found, name = _shown(suites), _shown(suites).suite
-    development = {suite: other for suite, other in suites.items() if suite != name}
+    development = {suite: other for suite, other in suites.items() if suite not in ("test", name)}
     parts = [
         "# Benchmark: how good is a learning rate that nobody tuned?\n",
         _ASKED,
@@ -145,8 +145,9 @@ def render(suites: Suites, *, command: str, subject: str = SUBJECT) -> str:
 
 
 def _shown(suites: Suites) -> Comparison:
-    """The suite that the page is about: the first with a task that can be scored, and `test` comes first."""
-    return next((found for found in suites.values() if found.rows), next(iter(suites.values())))
+    """The suite that the page is about: `test` once all its tasks can be scored, as it is looked at once and whole."""
+    scored = [found for found in suites.values() if found.rows] or list(suites.values())
+    return next((found for found in scored if found.suite != "test" or not found.waiting), scored[0])
 
 
 def _asked_of(found: Comparison) -> str:
