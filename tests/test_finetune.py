@@ -111,6 +111,9 @@ def test_nothing_but_data_and_a_model_need_be_said(text_job) -> None:
     )
     assert results["accuracy"] > 0.9 and results["learning_rate"] == "auto" and not results["learning_rate_unused"]
     assert "universal (default)" in table(results, text_job.folder)
+    assert results["lr"]["first"] == pytest.approx(1e-7 / 15)  # of a warm-up over 5 %
+    cold = run(replace(job, max_steps=2, warmup_steps=0, overwrite=True))
+    assert cold["lr"]["first"] == pytest.approx(1e-7)
     assert FinetuneConfig(optimizer="dsa").resolved().learning_rate == 1e-4  # which has no controller that finds it
 
 
@@ -171,11 +174,11 @@ def test_runs_resume_with_the_controller_they_began_with(text_job) -> None:
     job = replace(text_job, controller=None, learning_rate=None, max_steps=4)
     first = run(job)
     assert {**run(replace(job, resume=True)), "wall_seconds": 0} == {**first, "wall_seconds": 0}
-    # as the version before wrote it, whose default was another
+    # as the version before wrote it, whose default was another, and which named the net as its successor is named now
     old = replace(job, controller="universal_1", learning_rate="auto", output_dir=f"{job.folder}2")
     run(old)
     path = old.folder / "finetune_config.json"
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_text()) | {"controller": "universal"}
     path.write_text(json.dumps({k: v for k, v in settings.items() if k not in ("warmup_steps", "choice")}))
     assert json.loads(path.read_text())["stratified"]
     grown = run(replace(job, output_dir=old.output_dir, max_steps=6, resume=True))

@@ -15,6 +15,7 @@ from hf_adaptive_lr import (
     ControlledLR,
     Controller,
     Cosine,
+    Envelope,
     Linear,
     Observation,
     Plateau,
@@ -212,6 +213,26 @@ def test_a_controllers_own_warm_up_holds_where_none_is_named() -> None:
     assert _lrs(Warms(answer=(8.0,)), [1.0], 3, total_steps=10) == [(4.0,), (8.0,), (8.0,)]
     assert _lrs(Warms(answer=(8.0,)), [1.0], 2, total_steps=10, warmup_steps=4) == [(2.0,), (4.0,)]
     assert _lrs(Warms(answer=(8.0,)), [1.0], 2) == [(8.0,), (8.0,)]  # a share of no known length
+    assert _lrs(Warms(answer=(8.0,)), [1.0], 1, total_steps=10, warmup_steps=0) == [(8.0,)]
+    run = ControllerRun(Warms(answer=(8.0,)), [1.0], SchedulerConfig(total_steps=10))
+    _rates(run, 5)
+    longer = ControllerRun(Warms(answer=(8.0,)), [1.0], SchedulerConfig(total_steps=1000))
+    longer.load_state_dict(run.state_dict())
+    assert _rates(longer, 1) == [8.0], "it has warmed up"
+
+
+def test_a_fallback_makes_no_rate_leap_back_to_its_last_decision() -> None:
+    settings = SchedulerConfig(total_steps=8, envelope=Envelope(patience=1))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Hears(Falling):
+        controller_type = "hears"
+        needs = frozenset({"loss"})
+
+    run = ControllerRun(Hears(answer=(8.0,)), [1.0], settings)
+    with pytest.warns(UserWarning, match="falls back"):
+        rates = [run.advance({"loss": math.nan if t == 4 else 1.0}).lr[0] for t in range(6)]
+    assert run.fallen_back and rates == sorted(rates, reverse=True)
 
 
 def test_a_rate_that_falls_between_decisions_goes_on_from_where_it_is() -> None:
@@ -222,7 +243,16 @@ def test_a_rate_that_falls_between_decisions_goes_on_from_where_it_is() -> None:
     run = ControllerRun(Falling(answer=(8.0,)), [1.0], SchedulerConfig(total_steps=8))
     _rates(run, 2)
     run.extend(8)
-    assert _rates(run, 2) == pytest.approx([8.0 * 14 / 16, 8.0 * 13 / 16])
+    assert [d.lr[0] for d in run.simulate(1)] == _rates(run, 1) == pytest.approx([6.0])
+    assert _rates(run, 1) == pytest.approx([6.0 * 13 / 14])
+    longer = ControllerRun(Falling(answer=(8.0,)), [1.0], SchedulerConfig(total_steps=80))
+    short = ControllerRun(Falling(answer=(8.0,)), [1.0], SchedulerConfig(total_steps=8))
+    _rates(short, 2)
+    longer.load_state_dict(short.state_dict())
+    assert _rates(longer, 1) == pytest.approx([6.0])
+    _rates(short, 6)
+    short.cooldown(2)  # at the planned end, where nothing is left of the line
+    assert _rates(short, 1)[0] > 1.0
     seen = []
 
     @dataclass(frozen=True, kw_only=True)

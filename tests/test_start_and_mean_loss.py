@@ -156,3 +156,6 @@ def test_the_usual_rate_is_that_of_the_optimizer_and_none_of_an_adapter() -> Non
     body[0].requires_grad_(False)
     assert usual_lr(torch.optim.Adam(body[1].parameters()), body) == 0.0  # most is frozen
     assert usual_lr(torch.optim.Adam(body[1].parameters()), body[1]) == 0.001
+    a, b = torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 24, bias=False)
+    groups = [{"params": a.parameters(), "lr": 0.1}, {"params": b.parameters(), "lr": 0.5}]
+    assert usual_lr(torch.optim.Adam(groups), None) == pytest.approx(0.001 * 0.1 / (0.25 * 0.1 + 0.75 * 0.5))

@@ -79,7 +79,7 @@ def test_short_runs_have_at_most_one_decision_per_update(total) -> None:
 
 
 def test_vectorised_runs_refuse_a_rate_that_falls_between_decisions() -> None:
-    with pytest.raises(ValueError, match="cannot play 'trust_region'"):
+    with pytest.raises(ValueError, match="cannot play 'trust_region': its rate moves"):
         stretches_of(TrustRegion(), 100, 20)
 
 

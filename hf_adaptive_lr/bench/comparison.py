@@ -209,13 +209,13 @@ class Comparison:
         Smoothed, as the losses of small batches cross that line long before they stay below it.
         """
         curves = [row.get("loss_curve", ()) for row in self.rows[task].counted[TUNED]]
-        curves = [curve for curve in curves if len(curve) > _SMOOTHED]
-        if not curves:
+        points = max(map(len, curves), default=0)  # a run that was lost has fewer
+        if points <= _SMOOTHED:
             return math.nan
-        shares, losses = np.array(curves, float).mean(0).T
+        shares, losses = np.array([curve for curve in curves if len(curve) == points], float).mean(0).T
         smooth = np.convolve(losses, np.full(_SMOOTHED, 1 / _SMOOTHED), "valid")
-        first = int(np.argmax(smooth <= smooth[0] - _FLAT * (smooth[0] - smooth.min())))
-        return float(shares[first + _SMOOTHED // 2])
+        fallen = np.flatnonzero(smooth < smooth[0] - _FLAT * (smooth[0] - smooth.min()))
+        return float(shares[fallen[0] + _SMOOTHED // 2]) if len(fallen) else 1.0
 
     def tuned(self, method: str) -> tuple[str, ...]:
         """The schedules whose tuning chose a method's learning rate on each task; none for most methods."""

@@ -1,4 +1,4 @@
-"""A small recurrent network that moves the learning rate in force (no paper; this library's own, before `universal`).
+"""A small recurrent network that moves the learning rate in force (no paper; this library's own, before `universal_1`).
 
 Decides twenty times a run, as it is trained. Observes twelve log-ratios, cosines and shares (`_features.py`), and
 answers with the next learning rate:
@@ -7,7 +7,7 @@ answers with the next learning rate:
 
 The move is relative to the learning rate in force, so bounds leave no hidden memory, and the base learning rate is
 only where it starts. Its weights come from meta-training (`hf_adaptive_lr.meta`); without them it is a random
-function. The meta-trainers are tested with it; for real runs see `universal`.
+function. The meta-trainers are tested with it; for real runs see `universal_1`.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ them by the share
 
     |w_{t+1} - w_t| / |w_t| = rho * (1 - t / T)
 
-The user's learning rate is not used: the first update is made at 1e-7 to be measured. `universal` does the same while
-its net answers zero. But for that measurement it is open loop: it does not observe whether the loss falls.
+The user's learning rate is not used: the first update is made at 1e-7 to be measured. `universal_1` does the same
+while its net answers zero. But for that measurement it is open loop: it does not observe whether the loss falls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..controller import Controller, Device, Params, Shape, State
 from ..observation import Observation
 from . import _random, _relative_update
 
-_MAX_SHIFT = 4.0  # as in `universal`
+_MAX_SHIFT = 4.0  # as in `universal_1`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Relative(Controller):
     Args:
         rho: relative update at the start of the run, in [1e-6, 1]. The default suits pretrained weights; from scratch
             and for adapters 0.016 does (`python -m hf_adaptive_lr.bench.studies.relative_sizes` measures both).
-        walk: for benchmarks, the placebo of `universal`: standard deviation of a random step of the log relative
+        walk: for benchmarks, the placebo of `universal_1`: standard deviation of a random step of the log relative
             update at each decision, in [0, 5]; 0 stays on the line.
 
     Raises:

@@ -159,7 +159,7 @@ class TrustRegion(Controller):
         # Where gradients vanish a unit update does, too, and the rate would explode before they come back.
         bounded = {**state, "unit": torch.maximum(state["unit"], state["first_unit"] - math.log(_RISE))}
         rate = _relative_update.rate_for(wanted, bounded, obs)
-        usual = obs.require("usual_lr")
+        usual = obs.require("usual_lr")  # of the first group, as the answer is
         hedged = rate ** (1 - self.usual) * (usual * left) ** self.usual
         hedges = ~learned & (usual > 0) & (state["measured"] > 0)
         return torch.where(hedges, hedged, rate), {**state, **losses, **new}

@@ -31,6 +31,8 @@ from ._recurrent import RecurrentController
 class Universal(RecurrentController):
     """A small recurrent net that steers how far an update moves the weights; for SGD, Adam and AdamW.
 
+    The bundled one is `universal_1`; the name `universal` is [`TrustRegion`]'s now, which took its place.
+
     Args:
         hidden_size: width of the GRU, 1 ... 1024.
         rho: relative update in the middle of the range, at the start of the run, in [1e-6, 1].

@@ -95,9 +95,7 @@ def _controller(config: FinetuneConfig) -> Controller:
                 f"learning_rate=auto: controller '{config.controller}' starts from a learning rate of yours; give a "
                 "number, or a controller that finds it (relative, universal)"
             )
-        settings = SchedulerConfig(
-            total_steps=config.max_steps, every=config.every, warmup_steps=config.warmup_steps or 0
-        )
+        settings = SchedulerConfig(total_steps=config.max_steps, every=config.every, warmup_steps=config.warmup_steps)
         ControllerRun(controller, [config.base_lr], settings)
     except (json.JSONDecodeError, RecursionError) as error:
         said = str(config.controller_kwargs)[:200]

@@ -126,7 +126,8 @@ def _trainer(config: FinetuneConfig, controller: Controller, data: JobData, part
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=4 * config.batch_size,
         seed=config.seed,
-        warmup_steps=config.warmup_steps or 0,
+        # Trainer's 0 leaves it to the controller; a warm-up of one update is none.
+        warmup_steps=1 if config.warmup_steps == 0 else config.warmup_steps or 0,
         **optim,
         dsa=config.optimizer == "dsa",
         divergence_guard=config.guard == "on",

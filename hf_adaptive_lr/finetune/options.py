@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import SETTINGS_NAME
+from ..artifacts import CONTROLLER_NAME, SETTINGS_NAME
 from ..trainer.defaults import DEFAULT_CONTROLLER
 from .data import Wanted
 from .errors import FinetuneError
@@ -216,4 +216,14 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     known = {f.name for f in fields(FinetuneConfig)}
     if not isinstance(saved, dict) or not set(saved) <= known:
         raise FinetuneError(f"{path} was not written by this version; start again with --overwrite")
+    if saved.get("controller") == "universal" and _was_a_net(path.with_name(CONTROLLER_NAME)):
+        saved["controller"] = "universal_1"  # what had that name in version 0.1
     return saved
+
+
+def _was_a_net(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("controller_type") == "universal"

@@ -35,11 +35,11 @@ def stretches_of(controller: Controller, total_steps: int, decisions: int, *, hi
     """Number of updates after each decision by the controller's own `due`, or else as in [`stretches`].
 
     The first must be at update 0. `hidden`: the controller does not know the length. ValueError for one whose rate
-    falls between decisions: vectorised runs hold it.
+    falls between decisions, or that warms up: vectorised runs hold a rate.
     """
-    if controller.linear_between:
+    if controller.linear_between or controller.warmup:
         raise ValueError(
-            f"vectorised runs cannot play '{controller.controller_type}': its rate falls between decisions"
+            f"vectorised runs cannot play '{controller.controller_type}': its rate moves between decisions"
         )
     known = None if hidden else total_steps
     if controller.due(0, known) is None:

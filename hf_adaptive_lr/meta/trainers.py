@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 METHODS = ("universal", "ppo", "evolution", "bilevel", "schedule_ppo")
-"""`universal` trains the controller of that name as the bundled one was, `schedule_ppo` trains `ppo_schedule` as its
+"""`universal` trains the net of that type as the bundled `universal_1` was, `schedule_ppo` trains `ppo_schedule` as its
 paper does; the others train `gru` on any suite."""
 
 PRESETS = ("paper", "released")

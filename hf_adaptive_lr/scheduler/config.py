@@ -17,7 +17,7 @@ class SchedulerOptions(TypedDict, total=False):
     total_steps: int | None
     every: int | None
     decisions: int | None
-    warmup_steps: int
+    warmup_steps: int | None
     min_factor: float | None
     max_factor: float | None
     min_lr: float
@@ -35,8 +35,8 @@ class SchedulerConfig:
         every: updates from one decision to the next, at least 1; the first is at update 0. With neither `every` nor
             `decisions` it is the controller's own: every update for rules, as in its training for learned ones.
         decisions: alternatively, decisions per run, spread evenly (needs `total_steps`).
-        warmup_steps: during the first `warmup_steps` updates the answer is scaled by (t + 1) / warmup_steps; 0 leaves
-            it to the controller (`Controller.warmup`).
+        warmup_steps: during the first `warmup_steps` updates the answer is scaled by (t + 1) / warmup_steps; None
+            leaves it to the controller (`Controller.warmup`).
         min_factor: smallest factor of the base LR for controllers that answer with a factor, or None.
         max_factor: largest factor, or None.
         min_lr: smallest learning rate of the reference group (the first with a positive base LR).
@@ -48,7 +48,7 @@ class SchedulerConfig:
     total_steps: int | None = None
     every: int | None = None
     decisions: int | None = None
-    warmup_steps: int = 0
+    warmup_steps: int | None = None
     min_factor: float | None = None
     max_factor: float | None = None
     min_lr: float = 1e-8

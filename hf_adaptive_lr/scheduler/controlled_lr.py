@@ -61,8 +61,8 @@ class ControlledLR(LRScheduler):
             `total_steps` (None): updates of the run, if known.
             `every` (None): updates from one decision to the next; or `decisions` (None): decisions per run, spread
             evenly. With neither, the controller's own.
-            `warmup_steps` (0): first updates, during which the answer t is scaled by (t + 1) / warmup_steps; 0 leaves
-            it to the controller, and most have none.
+            `warmup_steps` (None): first updates, during which the answer t is scaled by (t + 1) / warmup_steps; None
+            leaves it to the controller, and most have none.
             `min_factor`, `max_factor` (None): bounds of a controller's factor of the base learning rate.
             `min_lr` (1e-8), `max_lr` (10.0): bounds of the learning rate of the reference group.
             `seed` (0): of the controller's own draws; the same on all ranks.

@@ -60,7 +60,8 @@ class ControllerRun:
         """Learning rate of the reference group at the last update that was applied; 0 before the first."""
         self._cooldown: tuple[int, int] | None = None  # (first update, length)
         self._answer = list(self.base_lrs)
-        self._warm = config.warmup_steps or math.ceil(controller.warmup * (config.total_steps or 0))
+        own = math.ceil(controller.warmup * (config.total_steps or 0))
+        self._warm = own if config.warmup_steps is None else config.warmup_steps
         self._answered = 0  # the update that `_answer` is of
         self._monitor = EnvelopeMonitor(config.envelope, free=controller.ignores_base_lr)
         self._state = controller.init(n_groups=len(self.base_lrs), seed=config.seed)
@@ -197,12 +198,19 @@ class ControllerRun:
     def _line(self, step: int) -> float:
         """What is left at this update of the answer of a controller whose rate falls between its decisions."""
         total, since = self.total_steps, self._answered
-        held = not self.controller.linear_between or self._cooldown is not None or self.fallen_back is not None
+        fallen = self.fallen_back is not None and step >= self._monitor.since
+        held = not self.controller.linear_between or self._cooldown is not None or fallen
         return 1.0 if held or total is None or since >= total else max(0, total - step) / (total - since)
 
     def _in_force(self) -> list[float]:
-        line = self._line(self.updates)
+        """The rates of the update about to be applied if nothing is decided, at the end those of the last one."""
+        line = self._line(self.updates if self.total_steps is None else min(self.updates, self.total_steps - 1))
         return [lr * line for lr in self._answer]
+
+    def _start_line_here(self) -> None:
+        """Before the length changes: the line goes on from the rate in force."""
+        if self.controller.linear_between:
+            self._answer, self._answered = self._in_force(), self.updates
 
     def add_group(self, lr: float) -> None:
         """Take in a parameter group that joined the optimizer, with the factor in force for group 0."""
@@ -249,13 +257,14 @@ class ControllerRun:
         _whole("extend", steps)
         if self.total_steps is None:
             raise ValueError(f"extend({steps}): this run has no total_steps, so there is nothing to extend")
+        self._start_line_here()
         self.total_steps, self._cooldown, self._monitor.fresh = self.total_steps + steps, None, True
         self._plan = None
 
     def cooldown(self, steps: int) -> None:
         """From the next update on, decay the learning rate now in force linearly to zero within `steps` updates."""
         _whole("cooldown", steps)
-        self._answer, self._answered = self._in_force(), self.updates
+        self._start_line_here()
         self._cooldown, self.total_steps = (self.updates, steps), self.updates + steps
         self._plan = None
 
@@ -280,7 +289,7 @@ class ControllerRun:
             out.append(twin.advance(fields))
             return out[-1].lr[0]
 
-        simulate(range(self.updates, self.updates + steps), self._answer[0], advance)
+        simulate(range(self.updates, self.updates + steps), self._in_force()[0], advance)
         return out
 
     # --- checkpoint ---------------------------------------------------------------------------------------------
@@ -301,6 +310,7 @@ class ControllerRun:
             "base_lrs": list(self.base_lrs),
             "answer": list(self._answer),
             "answered": self._answered,
+            "warm": self._warm,
             "controller_state": self.controller_state(),
             "envelope": self._monitor.state_dict(),
         }
@@ -328,12 +338,18 @@ class ControllerRun:
         self.base_lrs, self._answer = list(state["base_lrs"]), list(state["answer"])
         self.updates, self.kept = state["updates"], state["held"]
         self._answered = state.get("answered", 0)
+        if self.config.warmup_steps is None:  # a share of the length that the run had when it warmed up
+            self._warm = state.get("warm", self._warm)
         self.scale, self.last_lr = float(state.get("scale", 1.0)), float(state.get("applied_lr", 0.0))
         self._state = dict(state["controller_state"])
         self._monitor.load_state_dict(state.get("envelope", {}))
+        wanted, self.total_steps = self.total_steps, state["total_steps"]
         if state["declared_total_steps"] == self.config.total_steps:
-            self.total_steps, self._cadence = state["total_steps"], replace(self._cadence, every=state["every"])
+            self._cadence = replace(self._cadence, every=state["every"])
             self._cooldown = None if state["cooldown"] is None else (state["cooldown"][0], state["cooldown"][1])
+        else:
+            self._start_line_here()
+            self.total_steps = wanted
 
 
 def _whole(name: str, steps: int) -> None:

@@ -54,12 +54,15 @@ def usual_lr(optimizer: Optimizer, model: nn.Module | None) -> float:
     """Learning rate that is usual for a model from scratch, the defaults of papers and frameworks; 0 where none is.
 
     0.001 for Adam and AdamW (Kingma & Ba 2015); 0.1 for SGD (He et al. 2016), times 1 - momentum, so that it is of
-    plain SGD's effect. None for other optimizers, and none where most of the model is frozen, as for adapters.
+    plain SGD's effect. None for other optimizers, and none where most of the model is frozen, as for adapters. Where
+    groups have rates of their own the mean weight has the usual one, and this is the first group's, as an answer is.
     """
-    groups = optimizer.param_groups
-    trained = sum(p.numel() for group in groups for p in group["params"] if p.requires_grad)
-    if model is not None and 2 * trained < sum(p.numel() for p in model.parameters()):
+    groups = [group for group in optimizer.param_groups if group.get("initial_lr", group["lr"]) > 0]
+    sizes = [sum(p.numel() for p in group["params"] if p.requires_grad) for group in groups]
+    if not sum(sizes) or (model is not None and 2 * sum(sizes) < sum(p.numel() for p in model.parameters())):
         return 0.0
+    rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
+    share: float = rates[0] * sum(sizes) / sum(rate * size for rate, size in zip(rates, sizes, strict=True))
     if isinstance(optimizer, SGD):
-        return 0.1 * (1.0 - float(groups[0]["momentum"]))
-    return 0.001 if isinstance(optimizer, Adam) else 0.0
+        return share * 0.1 * (1.0 - float(groups[0]["momentum"]))
+    return share * 0.001 if isinstance(optimizer, Adam) else 0.0

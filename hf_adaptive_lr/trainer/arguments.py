@@ -193,7 +193,7 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
         names = ("every", "decisions", "min_factor", "max_factor", "min_lr", "max_lr")
         return {
             "total_steps": None if self.anytime else num_training_steps,
-            "warmup_steps": self.get_warmup_steps(num_training_steps),
+            "warmup_steps": self.get_warmup_steps(num_training_steps) or None,
             "max_grad_norm": self.max_grad_norm or 0.0,
             "seed": self.seed,
             **{name: getattr(self, f"controller_{name}") for name in names},

@@ -94,7 +94,7 @@ class AdaptiveLRCallback(TrainerCallback):
             )
         settings: SchedulerOptions = {
             "total_steps": None if self.anytime else state.max_steps,
-            "warmup_steps": args.get_warmup_steps(state.max_steps),
+            "warmup_steps": args.get_warmup_steps(state.max_steps) or None,
             "seed": args.seed,
         }
         settings.update(self.settings)

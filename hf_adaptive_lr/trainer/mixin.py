@@ -210,7 +210,7 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
             return settings
         return {
             "total_steps": num_training_steps,
-            "warmup_steps": self.args.get_warmup_steps(num_training_steps),
+            "warmup_steps": self.args.get_warmup_steps(num_training_steps) or None,
             "max_grad_norm": self.args.max_grad_norm or 0.0,
             "seed": self.args.seed,
         }
