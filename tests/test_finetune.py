@@ -111,7 +111,7 @@ def test_nothing_but_data_and_a_model_need_be_said(text_job) -> None:
     )
     assert results["accuracy"] > 0.9 and results["learning_rate"] == "auto" and not results["learning_rate_unused"]
     assert "universal (default)" in table(results, text_job.folder)
-    assert results["lr"]["first"] == pytest.approx(1e-7 / 15)  # of a warm-up over 5 %
+    assert results["lr"]["first"] < 2e-8  # of 1e-7, at the beginning of a warm-up over 5 %
     cold = run(replace(job, max_steps=2, warmup_steps=0, overwrite=True))
     assert cold["lr"]["first"] == pytest.approx(1e-7)
     assert FinetuneConfig(optimizer="dsa").resolved().learning_rate == 1e-4  # which has no controller that finds it

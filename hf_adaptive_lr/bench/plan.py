@@ -40,12 +40,12 @@ answer's counts as that; for a loss that may be negative it is the difference in
 finite counts as ln 100, and scores are clipped to +-ln 100. The endpoint is the mean score over tasks and seeds for
 seven methods named in advance: `universal`, `universal_1`, `rule`, `prodigy`, `schedule_free_radam`,
 `schedule_free_rule` and `hyperball`, and any controller given on the command line; each on the tasks that it is made
-for: `universal` and `universal_1` with SGD, Adam and AdamW alone, `hyperball` without adapters. The test of this
-mean against zero, which is tuned linear, is two-sided, swaps the two methods' names for all tasks of one origin
-together, since tasks whose data have one origin are alike, and is corrected by Holm's method for all of these,
-whether they have run or not; the level is 0.05. (`universal` was named when it was a net, and again, with the net as
-`universal_1`, when a rule took its name; none of the rule's test runs had been made by then.) Before it stand ruin and harm, which are counts and not tested. What
-is not in this list is description."""
+for: `universal` and `universal_1` with SGD, Adam and AdamW alone, `hyperball` without adapters. The test of this mean
+against zero, which is tuned linear, is two-sided, swaps the two methods' names for all tasks of one origin together,
+since tasks whose data have one origin are alike, and is corrected by Holm's method for all of these, whether they have
+run or not; the level is 0.05. (`universal` was named when it was a net, and again, with the net as `universal_1`, when
+a rule took its name; none of the rule's test runs had been made by then.) Before it stand ruin and harm, which are
+counts and not tested. What is not in this list is description."""
 
 DEVELOPMENT_METHODS = (
     "linear",

@@ -1,4 +1,4 @@
-"""A small recurrent network that moves the learning rate in force (no paper; this library's own, before `universal_1`).
+"""A small recurrent network that moves the learning rate in force (no paper; from before `universal_1`).
 
 Decides twenty times a run, as it is trained. Observes twelve log-ratios, cosines and shares (`_features.py`), and
 answers with the next learning rate:

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 METHODS = ("universal", "ppo", "evolution", "bilevel", "schedule_ppo")
-"""`universal` trains the net of that type as the bundled `universal_1` was, `schedule_ppo` trains `ppo_schedule` as its
-paper does; the others train `gru` on any suite."""
+"""`universal` trains the net of that type as the bundled `universal_1` was, `schedule_ppo` trains `ppo_schedule` as
+its paper does; the others train `gru` on any suite."""
 
 PRESETS = ("paper", "released")
 
