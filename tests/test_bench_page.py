@@ -546,5 +546,8 @@ def test_a_loss_is_flat_until_it_has_made_a_tenth_of_its_way() -> None:
         found = suite([rows_of(of, {}, **{TUNED: tuned})])
         # A single point of noise would have crossed the line at once.
         assert found.flat_until(of.name) == pytest.approx(corner + 0.1 * (1 - corner), abs=0.05)
+    level = [[(k + 0.5) / 25, 1.0] for k in range(25)]
+    never = [row(of, "linear", seed, 1.0, loss_curve=level[: 25 - 9 * (seed == 1)]) for seed in range(SEEDS)]
+    assert suite([rows_of(of, {}, **{TUNED: never})]).flat_until(of.name) == 1.0  # one of the runs was lost
     short = suite([rows_of(of, {}, **{TUNED: [row(of, "linear", 0, 1.0, loss_curve=[[0.5, 1.0]])]})])
     assert math.isnan(short.flat_until(of.name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -88,6 +89,9 @@ def test_what_cannot_be_played_is_said(replayed) -> None:
     run = replayed.load_runs()["text, well tuned"]
     with pytest.raises(ValueError, match=r"learning rate 0.0 is outside \[1e-8, 10\]"):
         replayed.answers(run, "linear", 0.0)
+    silent = dataclasses.replace(run, fields={name: run.fields[name] for name in run.fields if name != "loss"})
+    with pytest.raises(ValueError, match="'universal' needs loss, which was not recorded"):
+        replayed.answers(silent, "universal", 1e-3)
     with pytest.raises(ValueError, match="'actor_critic' needs loss_after, which was not recorded"):
         replayed.answers(run, "actor_critic", 1e-3)
 

@@ -47,7 +47,10 @@ def playable(run: Recorded) -> list[str]:
 
 
 def _missing(controller: Controller, run: Recorded) -> set[str]:
-    return set(controller.needs & (OPTIONAL_FIELDS.keys() | OUTCOME_FIELDS.keys())) - set(run.fields) - MEAN_FIELDS
+    needs = set(controller.needs & (OPTIONAL_FIELDS.keys() | OUTCOME_FIELDS.keys()))
+    if needs & MEAN_FIELDS:  # which are computed from the losses
+        needs = needs - MEAN_FIELDS | {"loss"}
+    return needs - set(run.fields)
 
 
 def answers(run: Recorded, name: str, base_lr: float) -> list[Decision]:

@@ -107,7 +107,7 @@ class FinetuneConfig:
     learning_rate: float | str | None = _option(
         None,
         "base learning rate, within [1e-8, 10], or auto with a controller that finds it (relative, universal); "
-        "default: auto, or with a controller that you name 1e-4 text, 1e-3 image",
+        "default: auto with universal, with other controllers 1e-4 text, 1e-3 image",
     )
     max_steps: int | None = _option(None, "number of updates (default: 150 text, 300 image)")
     batch_size: int | None = _option(None, "rows per update (default: 16 text, 32 image)")

@@ -34,8 +34,9 @@ class AdaptiveLRTrainingArguments(TrainingArguments):
     """TrainingArguments plus the controller's settings, all searchable by `hyperparameter_search`.
 
     `learning_rate` is the base learning rate, which the default controller does not use: it finds one. `warmup_steps`
-    ramps the controller's answer up, `lr_scheduler_type` is not used. Each field is explained in its help; ranges are
-    checked when training begins, by [`ControlledLR`].
+    ramps the controller's answer up; 0 leaves it to the controller, of which `universal` has 5 % of the run, and 1 is
+    none. `lr_scheduler_type` is not used. Each field is explained in its help; ranges are checked when training
+    begins, by [`ControlledLR`].
 
     Example:
         >>> AdaptiveLRTrainingArguments(output_dir="out", controller="cosine").controller
