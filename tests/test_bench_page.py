@@ -15,12 +15,13 @@ from hf_adaptive_lr.bench.comparison import Comparison, compare, origin
 from hf_adaptive_lr.bench.method import Method
 from hf_adaptive_lr.bench.methods import METHODS, TUNED_METHODS
 from hf_adaptive_lr.bench.page import PAGE, render, summary, write_page
-from hf_adaptive_lr.bench.pictures import METHODS_PICTURE, TUNING_PICTURE
+from hf_adaptive_lr.bench.pictures import METHODS_PICTURE, RATES_PICTURE, TUNING_PICTURE
 from hf_adaptive_lr.bench.results import as_text, results_of
 from hf_adaptive_lr.bench.rows import Row, RowsError, append_row
 from hf_adaptive_lr.bench.scores import TUNED, WORST, Scale, TaskRows, cell, ruin, tuning
 from hf_adaptive_lr.bench.sources import SOURCES, Source
 from hf_adaptive_lr.bench.tables import breakdown, left_out, losses
+from hf_adaptive_lr.bench.targets import targets
 from hf_adaptive_lr.bench.tasks import TASKS, Task
 from hf_adaptive_lr.hub.results import check_results
 
@@ -64,6 +65,7 @@ def row(of: Task, method: str, seed: int, loss: float | None, lr: float = 1e-3, 
     scores = {"first_loss": 2.0, "valid_loss": loss, "test_loss": loss, "valid_metric": 0.9, "test_metric": 0.9}
     curve = [[0, 2.0], [50, 1.5], [100, loss]]
     cost = {"cpu_seconds": 10.0, "updates": 100, "valid_curve": curve, "pairing": f"{seed}", "diverged": loss is None}
+    cost |= {"lr_curve": [[0.0, lr], [0.5, lr / 2], [1.0, 0.0]], "peak_lr": lr, "final_lr": lr / 100}
     about = {"setting": {"parameters": 7}, "versions": {"torch": "2"}, "commit": "abc"}
     about |= {"test_macro_f1": 0.7, "chance_metric": 0.5, "chance_loss": 2.0, "valid_count": 400, "test_count": 400}
     return {**head, **scores, **cost, **about, **more}
@@ -322,6 +324,24 @@ def test_feedback_and_what_was_chosen_on_some_data() -> None:
     assert expected in left_out(found)
 
 
+def test_targets_are_measured_one_by_one() -> None:
+    def reached(**losses: list[float | None]) -> list[str]:
+        every = [
+            rows_of(task(f"t{i}", updates=300), {"rule": [1.2] * 3, "default": [1.3] * 3, **losses}) for i in range(4)
+        ]
+        found = Comparison("test", every, [METHODS[name] for name in ("universal", "default", "prodigy", "relative")])
+        return [line.split("|")[-2].strip() for line in targets(found, "universal").splitlines()[2:]]
+
+    assert reached(universal=[0.99] * 3, prodigy=[1.0] * 3) == ["yes"] * 8 + ["no"]  # ends at 1 % of its peak
+    # A tenth worse than tuned linear: mean, upper end and worst task; an own controller that is better is no rival.
+    worse = reached(universal=[1.11] * 3, prodigy=[1.2] * 3, relative=[1.0] * 3)
+    assert worse == ["yes"] * 3 + ["no"] * 3 + ["yes", "yes", "no"]
+    assert reached(universal=[1.11] * 3, prodigy=[1.1] * 3)[-2] == "no"
+    # One run of three is 25 % above the rule's: ruin and harm, though in the mean it is below.
+    ruined = reached(universal=[0.9, 0.9, 1.5])
+    assert ruined[:3] == ["no"] * 3 and ruined[6] == "yes"
+
+
 def many(effect: float, rng: np.random.Generator, tasks: int = 12) -> Comparison:
     """`universal` and `prodigy` against tuned linear: noise, and what is planted."""
     every = []
@@ -359,7 +379,7 @@ def test_the_page_reads_from_the_top_and_is_the_same_when_rendered_again(tmp_pat
     suites = {"test": three_tasks(), "development": Comparison("development", development, [METHODS["universal"]])}
     pages = [write_page(suites, tmp_path / name, command="the command") for name in ("one", "two")]
     files = [{path.name: path.read_bytes() for path in page.parent.iterdir()} for page in pages]
-    assert files[0] == files[1] and files[0].keys() == {PAGE, METHODS_PICTURE, TUNING_PICTURE}
+    assert files[0] == files[1] and files[0].keys() == {PAGE, METHODS_PICTURE, RATES_PICTURE, TUNING_PICTURE}
     text = files[0][PAGE].decode()
     order = [
         "Asked of 3 test tasks with data of 3 origins, with 1 model, 30 to 2,000 updates",
@@ -369,6 +389,7 @@ def test_the_page_reads_from_the_top_and_is_the_same_when_rendered_again(tmp_pat
         "*tuned linear*'s on 2 of 3 tasks",
         "## Primary endpoint",
         "too few origins",
+        "## What `universal` was to reach",
         "## Ruin in its parts",
         "## By kind",
         "## What feedback is worth",

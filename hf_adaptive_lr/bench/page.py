@@ -10,11 +10,12 @@ from pathlib import Path
 from ..artifacts import replace_file
 from . import tables
 from .comparison import GROUPS, Comparison, origin
-from .pictures import METHODS_PICTURE, TUNING_PICTURE, write_pictures
+from .pictures import METHODS_PICTURE, RATES_PICTURE, TUNING_PICTURE, write_pictures
 from .plan import PRIMARY_ENDPOINT
 from .rows import Row
 from .scores import DEFAULT, FLOOR, HARM, RUIN, RULE, TARGET, TUNED
 from .stats import Difference
+from .targets import targets
 from .tasks import Task
 
 PAGE = "BENCHMARK.md"
@@ -56,6 +57,12 @@ at which half of the linear runs, with or without warm-up, are ruined: up to thr
 from a third on a task is a *slow starter*.
 """
 _ENDPOINT = "Written down before the test tasks were first run, and quoted below.\n"
+_TARGETS = """\
+Set before it was made. Intervals are of 95 %, for tasks of origins not yet seen.
+"""
+_RATES = """\
+The learning rate over the run, of every task that can be scored.
+"""
 _PARTS = f"""\
 The three ways in which a run is ruined; one may be ruined in several. *On target*: the share of runs whose validation
 loss came within {TARGET:.0%} of *{TUNED}*'s last one; *after* this share of the run (the median, misses counted as
@@ -90,7 +97,7 @@ where log-regret ends on both sides.
 def write_page(suites: Suites, folder: Path, *, command: str, subject: str = SUBJECT) -> Path:
     """Write page and pictures, and return the page; `command` is what makes these rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_pictures(suites, _shown(suites), folder)
+    write_pictures(suites, _shown(suites), folder, subject)
     replace_file(folder / PAGE, render(suites, command=command, subject=subject))
     return folder / PAGE
 
@@ -115,6 +122,11 @@ def render(suites: Suites, *, command: str, subject: str = SUBJECT) -> str:
         f"## Where `{subject}` loses\n",
         _losses(found, subject),
         *(["## Primary endpoint\n", _ENDPOINT, tables.endpoint(found)] if name == "test" else []),
+        f"## What `{subject}` was to reach\n",
+        _TARGETS,
+        targets(found, subject),
+        f"![Learning rates of {subject} over the run]({RATES_PICTURE})\n",
+        _RATES,
         "## Ruin in its parts, and steps to a target\n",
         _PARTS,
         tables.parts(found),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,16 @@ from .scores import RULE, TUNED, measured
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METHODS_PICTURE, TUNING_PICTURE = "bench_methods.png", "bench_tuning.png"
+METHODS_PICTURE, TUNING_PICTURE, RATES_PICTURE = "bench_methods.png", "bench_tuning.png", "bench_rates.png"
 _COLOURS = {"pretrained": "C0", "adapter": "C1", "scratch": "C2"}
 _SCHEDULES = {"linear": "C0", "linear_warmup": "C1", "cosine": "C2", "cosine_warmup": "C3"}
 _COLUMNS = 5
 
 
-def write_pictures(suites: Mapping[str, Comparison], shown: Comparison, folder: Path) -> None:
-    """Draw the methods of one suite, and the tuning curves of all."""
-    for name, figure in ((METHODS_PICTURE, methods(shown)), (TUNING_PICTURE, tuning(suites))):
+def write_pictures(suites: Mapping[str, Comparison], shown: Comparison, folder: Path, subject: str) -> None:
+    """Draw the methods of one suite, the tuning curves of all, and the rates that one method chose in all."""
+    drawn = {METHODS_PICTURE: methods(shown), TUNING_PICTURE: tuning(suites), RATES_PICTURE: rates(suites, subject)}
+    for name, figure in drawn.items():
         picture = png(figure)
         replace_file(folder / name, lambda path, picture=picture: path.write_bytes(picture))  # type: ignore[misc]
 
@@ -81,31 +82,56 @@ def methods(found: Comparison) -> Figure:
 
 def tuning(suites: Mapping[str, Comparison]) -> Figure:
     """Validation loss over the learning rate, a panel for each task."""
-    every = [(found, task.name) for found in suites.values() for task in found.tasks]
-    rows = max(1, math.ceil(len(every) / _COLUMNS))
-    figure = _figure(3 * _COLUMNS, 2.4 * rows + 0.6)
+    figure, panels = _sheet([(found, task.name) for found in suites.values() for task in found.tasks])
     figure.supxlabel("learning rate", fontsize=9)
     figure.supylabel("validation loss", fontsize=9)
-    grid = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
-    for axes in grid[len(every) :]:
-        axes.set_axis_off()
-    for axes, (found, name) in zip(grid, every, strict=False):
-        _panel(axes, found, name)
+    for axes, found, name in panels:
+        _tuning_panel(axes, found, name)
     for schedule, colour in _SCHEDULES.items():
-        grid[0].plot([], [], color=colour, label=schedule)
-    grid[0].plot([], [], color="black", label="tuned linear's rate")
-    grid[0].plot([], [], color="black", linestyle=":", label=f"{RULE}'s rate")
-    grid[0].fill_between([], [], [], color="red", alpha=0.15, label="half of the runs ruined")
+        panels[0][0].plot([], [], color=colour, label=schedule)
+    panels[0][0].plot([], [], color="black", label="tuned linear's rate")
+    panels[0][0].plot([], [], color="black", linestyle=":", label=f"{RULE}'s rate")
+    panels[0][0].fill_between([], [], [], color="red", alpha=0.15, label="half of the runs ruined")
     figure.legend(loc="outside upper center", ncols=7, fontsize=9)
     return figure
 
 
-def _panel(axes: Any, found: Comparison, task: str) -> None:
+def rates(suites: Mapping[str, Comparison], subject: str) -> Figure:
+    """Learning rates of a method over the run, a panel for each task, beside tuned linear's."""
+    cells = [(found, task) for found in suites.values() for task in found.cells.get(subject, {})]
+    figure, panels = _sheet(cells)
+    figure.supxlabel("share of the run", fontsize=9)
+    figure.supylabel("learning rate", fontsize=9)
+    for axes, found, name in panels:
+        axes.set(yscale="log", xlim=(0, 1))
+        for method, colour in ((TUNED, "grey"), (subject, "C0")):
+            curves = [np.array(row["lr_curve"]) for row in found.rows[name].counted[method] if row.get("lr_curve")]
+            for curve in curves[: 1 if method == TUNED else None]:  # a schedule is the same for all seeds
+                axes.plot(*curve[curve[:, 1] > 0].T, color=colour, linewidth=1, alpha=0.8)
+    for axes, _, _ in panels[:1]:
+        axes.plot([], [], color="C0", label=f"{subject}, a line for each seed")
+        axes.plot([], [], color="grey", label=TUNED)
+        figure.legend(loc="outside upper center", ncols=2, fontsize=9)
+    return figure
+
+
+def _sheet(tasks: Sequence[tuple[Comparison, str]]) -> tuple[Figure, list[tuple[Any, Comparison, str]]]:
+    """A figure with a small panel for each task, titled."""
+    rows = max(1, math.ceil(len(tasks) / _COLUMNS))
+    figure = _figure(3 * _COLUMNS, 2.4 * rows + 0.6)
+    grid = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+    for axes in grid[len(tasks) :]:
+        axes.set_axis_off()
+    for axes, (found, name) in zip(grid, tasks, strict=False):
+        axes.set_title(f"{name} ({found.suite})", fontsize=8)
+        axes.tick_params(labelsize=7)
+    return figure, [(axes, *task) for axes, task in zip(grid, tasks, strict=False)]
+
+
+def _tuning_panel(axes: Any, found: Comparison, task: str) -> None:
     of = found.rows[task]
     curves = {schedule: curve for schedule in _SCHEDULES if (curve := found.tuning(task, schedule)) is not None}
-    axes.set(title=f"{task} ({found.suite})", xscale="log")
-    axes.title.set_fontsize(8)
-    axes.tick_params(labelsize=7)
+    axes.set_xscale("log")
     # Beyond the loss before the first update there is nothing to be read.
     top = float(np.nanmax(measured(of.counted[TUNED], "first_loss")))
     for schedule, curve in curves.items():
