@@ -1,7 +1,8 @@
-"""The trace of a long run: updates at which nothing changed have no line, and yet every reader finds them."""
+"""The trace of a long run: updates whose rates go straight on have no line, and yet every reader finds them."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -12,14 +13,19 @@ from hf_adaptive_lr.scheduler import trace as trace_file
 from hf_adaptive_lr.scheduler.decision import Decision
 from hf_adaptive_lr.scheduler.trace import TraceWriter, read_trace
 
-UPDATES = 997
+UPDATES = 3_000
 
 
-def _decision(step: int) -> Decision:
-    """Warm-up, then a decision every 37 updates."""
-    ramp, last = min(1.0, (step + 1) / 5), step - step % 37
-    lr = ramp / (1 + last)
-    if step == last:
+def _decision(step: int, last: int = UPDATES) -> Decision:
+    """Warm-up, a decision every 370 updates and a straight line to zero between them; a cut, then a cooldown."""
+    since = step - step % 370
+    line = (last - step) / (last - since)
+    scale = 0.5 if step >= 1_500 else 1.0
+    ramp = min(1.0, (step + 1) / 50) * line * scale
+    lr = ramp / (1 + since)
+    if step >= 2_700:
+        return Decision(step, (1e-3 * line, 2e-3 * line), "cooldown", line)
+    if step == since:
         return Decision(step, (lr, 2 * lr), "decision", ramp, lr, lr, {"loss": 1.0})
     return Decision(step, (lr, 2 * lr), "between", ramp)
 
@@ -33,19 +39,53 @@ def _write(folder: Path, first: int = 0, last: int = UPDATES) -> Path:
 
 @pytest.fixture
 def long(tmp_path, monkeypatch) -> Path:
-    """The trace of a run whose first 100 updates have a line each."""
-    monkeypatch.setattr(trace_file, "LONG", 100)
+    """The trace of a run whose first 1,000 updates have a line each."""
+    monkeypatch.setattr(trace_file, "LONG", 1_000)
     (tmp_path / "long").mkdir()
     return _write(tmp_path / "long")
 
 
 def test_every_update_is_read_back_from_few_lines(long) -> None:
-    expected = [_decision(step).as_dict() for step in range(UPDATES)]
-    assert read_trace(long) == expected
-    assert len(long.read_text().splitlines()) < 100 + UPDATES / 37 + UPDATES / 100 + 1
+    rows = read_trace(long)
+    assert [(row["step"], row["reason"]) for row in rows] == [(s, _decision(s).reason) for s in range(UPDATES)]
+    for row in rows:
+        expected = _decision(row["step"]).as_dict()
+        assert row.keys() == expected.keys()
+        for name in ("lr", "lrs", *(["ramp"] if "ramp" in row else [])):
+            assert row[name] == pytest.approx(expected[name], rel=2e-6, abs=0)
+    # A line each at first; then every tenth, decisions and the one after them, the cut, the cooldown's start, the end.
+    assert len(long.read_text().splitlines()) < 1_000 + 200 + 2 * 6 + 6
 
 
-@pytest.mark.parametrize("at", [0, 1, 50, 99, 100, 101, 148, 149, 300, 399, 400, 401, 990, UPDATES])
+def test_ten_million_updates_have_few_lines(tmp_path) -> None:
+    writer = TraceWriter(tmp_path / "lr_trace.jsonl", total_steps=10_000_000)
+    for step in (*range(20_000), *range(9_000_000, 9_200_000)):  # what lies between would take a minute
+        left = 1 - step / 10_000_000
+        writer(Decision(step, (1e-3 * left,), "between", left))
+    assert len(writer.path.read_text().splitlines()) <= 20_000 + 25
+
+
+def test_traces_of_before_are_read_as_they_were(tmp_path) -> None:
+    lines = [
+        {"step": 0, "lr": 0.5, "reason": "decision"},
+        {"step": 1, "lr": 0.25, "reason": "decision"},
+        {"step": 4, "lr": 0.125, "reason": "decision", "unchanged": 2},
+    ]
+    path = tmp_path / "lr_trace.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [(row["lr"], row["reason"]) for row in read_trace(path)] == [
+        (0.5, "decision"),
+        (0.25, "decision"),
+        (0.25, "between"),
+        (0.25, "between"),
+        (0.125, "decision"),
+    ]
+    assert read_run(tmp_path).facts["updates in the trace"] == "5"
+
+
+@pytest.mark.parametrize(
+    "at", [0, 1, 370, 999, 1000, 1001, 1110, 1111, 1112, 1115, 1499, 1500, 1501, 1502, 2701, 2990, UPDATES]
+)
 def test_a_resumed_run_writes_the_same_lines(at, long, tmp_path) -> None:
     (tmp_path / "parts").mkdir()
     path = _write(tmp_path / "parts", 0, min(at + 9, UPDATES))  # killed a little after its checkpoint

@@ -158,7 +158,7 @@ def _row(item: Mapping[str, Any], group: int) -> Row:
         bounded=measured(item.get("bounded")),
         detail=text(item.get("detail", "")),
         lrs=lrs,
-        unchanged=max(0, whole(item.get("unchanged"), 0)),
+        unwritten=max(0, whole(item.get("straight", item.get("unchanged")), 0)),
         seen=seen if isinstance(seen, dict) else {},
     )
 
@@ -259,7 +259,7 @@ def _counted(run: Run) -> dict[str, Any]:
     rates = [row.lr for row in applied if row.lr is not None]
     reasons = [row.reason for row in applied]
     return {
-        "updates in the trace": sum(1 + row.unchanged for row in applied),
+        "updates in the trace": sum(1 + row.unwritten for row in applied),
         "decisions": sum(reason in ("decision", "bounded", "held") for reason in reasons),
         "bounded": reasons.count("bounded"),
         "held": reasons.count("held"),

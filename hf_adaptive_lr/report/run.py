@@ -22,7 +22,8 @@ class Row:
 
     `lr` is that of the charted group as applied, `lrs` of all groups where they differ; `proposed` is the controller's
     answer as it stands in the trace, a factor or a learning rate, `bounded` a learning rate of group 0; both may be a
-    text like "nan", and so may what was observed. `unchanged` updates before it have no line, as nothing changed.
+    text like "nan", and so may what was observed. `unwritten` updates before it have no line, as
+    their rates went straight on.
     """
 
     step: int
@@ -33,7 +34,7 @@ class Row:
     bounded: float | str | None = None
     detail: str = ""
     lrs: tuple[float, ...] = ()
-    unchanged: int = 0
+    unwritten: int = 0
     seen: Mapping[Any, Any] = field(default_factory=dict)
     """What was observed, as it stands in the file."""
 

@@ -53,7 +53,7 @@ def table(run: Run, index: int, limit: int) -> str:
         quiet = ' class="between"' if run.rows[k].reason == "between" and k not in events else ""
         cells = "".join(f"<td{_class(kind)}>{escape(cell(k))}</td>" for _, kind, cell in columns)
         lines.append(f"<tr{address}{quiet}>{cells}</tr>")
-    updates = sum(1 + row.unchanged for row in run.rows)
+    updates = sum(1 + row.unwritten for row in run.rows)
     note = f"{len(kept):,} of {updates:,} updates are in this table. {_THINNED}" if len(kept) < updates else ""
     name = escape(f"updates of {run.name}")
     return (
