@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class TraceWriter:
         step = row["step"]
         if step < LONG or step % 10 ** (len(str(step)) - 3) == 0 or step + 1 == self._total or len(self._written) < 2:
             return False
-        expected = _straight_on(*self._written, step)
+        expected = _straight_on(self._written, step)
         return row.keys() == expected.keys() and row["reason"] == expected["reason"] and _near(row, expected)
 
     def _start_at(self, step: int) -> None:
@@ -125,14 +125,15 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
         before = lines if straight else lines[-1:] * 2
         count = (straight or unchanged) if len(before) > 1 else 0
         first = rows[-1]["step"] + 1 if rows else 0
-        rows += [_straight_on(*before, step) for step in range(first, first + count)]
+        rows += [_straight_on(before, step) for step in range(first, first + count)]
         rows.append(row)
         lines = [*lines[-1:], row]
     return rows
 
 
-def _straight_on(one: Mapping[str, Any], two: Mapping[str, Any], step: int) -> dict[str, Any]:
+def _straight_on(two_lines: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
     """The line of an update without a decision whose rates go on as they went between two others."""
+    one, two = two_lines
     apart = two["step"] - one["step"]
     share = (step - two["step"]) / apart if apart else 0.0
 
