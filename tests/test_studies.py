@@ -21,6 +21,7 @@ from hf_adaptive_lr.bench.studies import (
     learn_schedule,
     overhead,
     relative_sizes,
+    run_cost,
 )
 from hf_adaptive_lr.bench.studies.timing import Lane
 from tests.integrations import arguments
@@ -51,6 +52,17 @@ def test_overhead_writes_rows_that_say_how_they_came_about(what, tmp_path, capsy
     if what == "controllers":
         assert rows[1]["inside"] > 1
         assert f"{1 + 0.02 * (rows[-1]['ratio'] - 1):.3f} in 1000 updates" in printed
+
+
+def test_the_cost_of_a_whole_run_counts_its_decisions(tmp_path, capsys) -> None:
+    output = tmp_path / "rows" / "run_cost.jsonl"
+    assert run_cost.main(["--quick", "--output", str(output)]) == 0
+    header, plain, universal = read_rows(output)
+    assert header["row"] == "header" and header["command"].endswith("studies.run_cost --quick")
+    assert (plain["method"], plain["inside"], universal["method"]) == (overhead.NOISE, 1.0, "universal")
+    # Of 20 updates the controller decides at eight, each with another forward pass.
+    assert universal["inside"] > 1.1 and universal["ratio"] > 1
+    assert "| 20 | universal | 1 | " in capsys.readouterr().out
 
 
 def test_the_interval_of_few_pairs_is_their_range_and_of_more_it_leaves_extremes_out() -> None:

@@ -54,7 +54,7 @@ def carry_out(prog: str, work: Callable[[], object]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         work()
-    except (RowsError, WorkerError, DemoDataError, ModuleNotFoundError, OSError) as error:
+    except (RowsError, WorkerError, DemoDataError, ModuleNotFoundError, OSError, ValueError) as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -80,7 +80,7 @@ class Method:
 
     name: str
     controller: Controller | None = None
-    every: int = 1
+    every: int = 1  # updates per decision; 0 leaves them to the controller
     guard: bool = False
 
 
@@ -134,7 +134,7 @@ def trainer_for(method: Method, size: Size, updates: int, folder: str) -> Traine
     if method.controller is None:
         trainer = Trainer(args=TrainingArguments(**settings), **inputs)
     else:
-        args = AdaptiveLRTrainingArguments(**settings, controller_every=method.every)
+        args = AdaptiveLRTrainingArguments(**settings, controller_every=method.every or None)
         trainer = AdaptiveLRTrainer(args=args, controller=method.controller, **inputs)
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -49,11 +49,12 @@ def take_turns(
     seed: int,
     *,
     rarely: Name | None = None,  # takes part in every fourth round only
+    warm_up: int = WARM_UP,  # updates of every trainer before these, untimed
     bar: str = "",
 ) -> dict[Name, Seconds]:
     """One timed update of every trainer a round, in an order that is drawn anew each round.
 
-    The trainers must be made for `rounds + WARM_UP + 1` updates or more.
+    The trainers must be made for `rounds + warm_up + 1` updates or more.
     """
     order, times = random.Random(seed), {name: Seconds() for name in trainers}
     _share_one_heap()
@@ -62,7 +63,7 @@ def take_turns(
         lanes = {name: Lane(trainer) for name, trainer in trainers.items()}
         for lane in lanes.values():
             stack.callback(lane.close)
-        for lane in [*lanes.values()] * WARM_UP:
+        for lane in [*lanes.values()] * warm_up:
             lane.advance()
         # What is alive now stays alive: the collector need not search it in whichever trainer's turn it wakes up.
         gc.collect()
