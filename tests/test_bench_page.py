@@ -20,7 +20,7 @@ from hf_adaptive_lr.bench.results import as_text, results_of
 from hf_adaptive_lr.bench.rows import Row, RowsError, append_row
 from hf_adaptive_lr.bench.scores import TUNED, WORST, Scale, TaskRows, cell, ruin, tuning
 from hf_adaptive_lr.bench.sources import SOURCES, Source
-from hf_adaptive_lr.bench.tables import breakdown, left_out, losses
+from hf_adaptive_lr.bench.tables import breakdown, left_out, losses, parts_worth
 from hf_adaptive_lr.bench.targets import targets
 from hf_adaptive_lr.bench.tasks import TASKS, Task
 from hf_adaptive_lr.hub.results import check_results
@@ -340,6 +340,22 @@ def test_targets_are_measured_one_by_one() -> None:
     # One run of three is 25 % above the rule's: ruin and harm, though in the mean it is below.
     ruined = reached(universal=[0.9, 0.9, 1.5])
     assert ruined[:3] == ["no"] * 3 and ruined[6] == "yes"
+
+
+def test_a_part_is_judged_on_the_tasks_that_it_is_of() -> None:
+    part = Method(name="without", text="a part less", part_of="universal", kinds=("adapter",))
+    every = [
+        rows_of(task("t0"), {"universal": [1.0] * 3}),
+        rows_of(task("t1"), {"universal": [1.0] * 3, "without": [1.2] * 3}),
+    ]
+    found = Comparison("development", every, [METHODS["universal"], part])
+    assert f"| `without` | a part less | 1 | 100% | 0% | {math.log(1.2):+.3f} |" in parts_worth(found)
+    assert [line.method for line in found.lines() if line.method == "without"] == []
+    text = render({"development": found}, command="c")
+    assert text.index("## What the parts of `universal` are worth") < text.index("## Tuning")
+    run_on = [task("t0", kind="adapter", suite=suite) for suite in ("development", "test")]
+    ablation = METHODS["universal without length"]
+    assert [plan.of_task(of, [ablation]) for of in run_on] == [[ablation], []]
 
 
 def many(effect: float, rng: np.random.Generator, tasks: int = 12) -> Comparison:

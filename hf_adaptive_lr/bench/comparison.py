@@ -146,8 +146,12 @@ class Comparison:
         )
 
     def lines(self) -> list[Line]:
-        """All methods, the least ruinous first, then those that are farthest below `rule` on their tasks."""
-        found = [line for name in self.cells if (line := self.line(name)) is not None]
+        """All methods, the least ruinous first, then those that are farthest below `rule` on their tasks.
+
+        Parts of a method are left out: they stand in a table beside it.
+        """
+        whole = [name for name in self.cells if name == TUNED or not self.methods[name].part_of]
+        found = [line for name in whole if (line := self.line(name)) is not None]
         return sorted(found, key=lambda line: (line.ruin, line.over_rule, line.method))
 
     def groups(self, by: str) -> dict[str, list[str]]:

@@ -73,6 +73,7 @@ class Method(Specified):
     lr: float | str = "rule"
     alternatives: tuple[Config, ...] = ()  # changes of `config` that are tuned together with the learning rate
     replay_of: str | None = None  # name of the method whose mean schedule is replayed, the run's own seed left out
+    part_of: str | None = None  # name of the method that it is without one of its parts: on development tasks only
     chosen_on: tuple[str, ...] = ()  # data sets that had a part in its making
     extra_passes: str = "none"  # beside the forward and backward pass of the update, in words
 
@@ -137,7 +138,18 @@ class Method(Specified):
             ) from error
 
 
-_NOT_OF_A_RUN = ("name", "text", "lr", "alternatives", "replay_of", "chosen_on", "extra_passes", "weights", "not_with")
+_NOT_OF_A_RUN = {
+    "name",
+    "text",
+    "lr",
+    "alternatives",
+    "replay_of",
+    "part_of",
+    "chosen_on",
+    "extra_passes",
+    "weights",
+    "not_with",
+}
 
 
 def _default(of: dataclasses.Field[Any]) -> Any:

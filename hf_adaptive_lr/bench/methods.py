@@ -12,7 +12,7 @@ from typing import Any
 
 from ..auto import PRETRAINED
 from .method import REPLAY, TRAINER_LR, WARMUP, Method, loaded
-from .tasks import TASKS
+from .tasks import TASKS, Kind
 
 # --- the methods ----------------------------------------------------------------------------------------------------
 
@@ -48,6 +48,14 @@ def _bundled(name: str, text: str, **more: Any) -> tuple[Method, ...]:
     """A bundled controller and its replay; nothing where this version does not bundle it."""
     there = (PRETRAINED / name).is_dir()
     return _with_replay(name=name, text=text, controller=name, weights=True, **more) if there else ()
+
+
+def _without(
+    part: str, text: str, kinds: tuple[Kind, ...] = ("pretrained", "adapter", "scratch"), **config: Any
+) -> Method:
+    """`universal` without one of its parts, on the kinds of tasks where it makes a difference."""
+    name = f"universal without {part}"
+    return Method(name=name, text=text, controller="trust_region", config=config, kinds=kinds, part_of="universal")
 
 
 # transformers gives GreedyLR a min_lr of 1e-3: from most rates it can only rise. Repaired, it may fall a
@@ -92,6 +100,14 @@ _ENTRIES: tuple[Method, ...] = (
         "this library's default, a trust region of relative updates; needs no LR",
         chosen_on=_DEVELOPMENT,
     ),
+    _without("feedback", "the radius stays where it begins", most=1.0, low=-0.5, alarm=100.0),
+    _without(
+        "limit", "pretrained weights may move any number of times as far as at first", ("pretrained",), most=1000.0
+    ),
+    _without("the usual rate", "the relative rate alone from scratch", ("scratch",), usual=0.0),
+    _without("length", "one first radius for all lengths", length_power=0.0),
+    _without("kinds: all fresh", "pretrained weights are taken for fresh ones", ("pretrained",), start="fresh"),
+    _without("kinds: all pretrained", "fresh ones for pretrained", ("adapter", "scratch"), start="pretrained"),
     *_bundled("universal_1", "its first version, a net; needs no LR", chosen_on=_OLD_TASKS),
     Method(
         name="relative",

@@ -73,6 +73,9 @@ _FEEDBACK = """\
 A replay follows the mean schedule that a controller chose with the other seeds, and looks at nothing: what it does not
 lose, feedback did not bring. Below zero the controller is better.
 """
+_PARTS_WORTH = """\
+Above zero the part is worth having; on the development tasks, on which all of it was chosen.
+"""
 _DEVELOPMENT = """\
 These tasks could be looked at as often as one liked; nothing is claimed from them.
 """
@@ -134,6 +137,7 @@ def render(suites: Suites, *, command: str, subject: str = SUBJECT) -> str:
         "## What feedback is worth\n",
         _FEEDBACK,
         tables.feedback(found),
+        *(text for other in suites.values() if other.suite == "development" for text in _parts_worth(other)),
         "## Tuning\n",
         _TUNING,
         f"![Validation loss over the learning rate]({TUNING_PICTURE})\n",
@@ -216,6 +220,11 @@ def _other_suite(suite: str, found: Comparison) -> Iterable[str]:
     if made := tables.left_out(found):
         yield _LEFT_OUT
         yield made
+
+
+def _parts_worth(found: Comparison) -> list[str]:
+    there = any(found.methods[name].part_of for name in found.cells if name in found.methods)
+    return [f"## What the parts of `{SUBJECT}` are worth\n", _PARTS_WORTH, tables.parts_worth(found)] if there else []
 
 
 def _chance_harm(found: Comparison) -> str:

@@ -87,12 +87,13 @@ def tuning(suites: Mapping[str, Comparison]) -> Figure:
     figure.supylabel("validation loss", fontsize=9)
     for axes, found, name in panels:
         _tuning_panel(axes, found, name)
-    for schedule, colour in _SCHEDULES.items():
-        panels[0][0].plot([], [], color=colour, label=schedule)
-    panels[0][0].plot([], [], color="black", label="tuned linear's rate")
-    panels[0][0].plot([], [], color="black", linestyle=":", label=f"{RULE}'s rate")
-    panels[0][0].fill_between([], [], [], color="red", alpha=0.15, label="half of the runs ruined")
-    figure.legend(loc="outside upper center", ncols=7, fontsize=9)
+    for axes, _, _ in panels[:1]:
+        for schedule, colour in _SCHEDULES.items():
+            axes.plot([], [], color=colour, label=schedule)
+        axes.plot([], [], color="black", label="tuned linear's rate")
+        axes.plot([], [], color="black", linestyle=":", label=f"{RULE}'s rate")
+        axes.fill_between([], [], [], color="red", alpha=0.15, label="half of the runs ruined")
+        figure.legend(loc="outside upper center", ncols=7, fontsize=9)
     return figure
 
 

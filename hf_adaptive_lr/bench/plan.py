@@ -252,8 +252,13 @@ def mean_schedule(
 
 def of_task(task: Task, methods: Sequence[Method]) -> list[Method]:
     """The methods that run on a task: fewer on development and very long ones, what the command line names on all."""
-    fewer = task.suite == "development" or task.updates > LONG
-    chosen = [m for m in methods if not fewer or m.name in DEVELOPMENT_METHODS or m.name not in METHODS]
+    development = task.suite == "development"
+    fewer = development or task.updates > LONG
+    chosen = [
+        m
+        for m in methods
+        if m.name not in METHODS or (development if m.part_of else not fewer or m.name in DEVELOPMENT_METHODS)
+    ]
     return [method for method in chosen if method.fits(task)]
 
 

@@ -142,6 +142,19 @@ def feedback(found: Comparison) -> str:
     return table(["method", "tasks", "log-regret", "its replay's", "difference", "p"], rows)
 
 
+def parts_worth(found: Comparison) -> str:
+    """Methods that lack a part of another one, beside it on the same tasks."""
+    rows = []
+    for name, method in found.methods.items():
+        whole = method.part_of or ""
+        worse = found.against(name, whole)
+        if worse is not None:
+            lines = [found.line(one, list(found.cells[name])) for one in (name, whole)]
+            ruin = [share(line.ruin) for line in lines if line is not None]
+            rows.append([named(name), method.text, str(worse.n), *ruin, worse.signed()])
+    return table(["method", "that is", "tasks", "ruin", "of the whole", "log-regret more than the whole's"], rows)
+
+
 def left_out(found: Comparison) -> str:
     """Methods that data had a part in making: their regret on its origins, on others, and without any one origin."""
     groups, rows = found.groups("origin"), []
