@@ -13,9 +13,10 @@ import pytest
 from hf_adaptive_lr import Controller
 from hf_adaptive_lr.bench.method import Method
 from hf_adaptive_lr.bench.plan import Book, Choice
+from hf_adaptive_lr.bench.results import failed
 from hf_adaptive_lr.bench.rows import Row, RowsError, append_row, read_rows
 from hf_adaptive_lr.bench.runner import attempt, identity, run_all
-from hf_adaptive_lr.bench.studies.papers import judge, pages, plan
+from hf_adaptive_lr.bench.studies.papers import judge, overview, pages, plan
 from hf_adaptive_lr.bench.studies.papers.__main__ import main
 from hf_adaptive_lr.bench.studies.papers.claims import MARGINS, PAPERS, Claim, Comparison, Paper
 from hf_adaptive_lr.bench.studies.papers.judge import Cell, Found
@@ -42,6 +43,7 @@ TOY = Paper(
         Claim("It is a theorem.", why="no run can test it"),
     ),
     controls=(Claim("Feedback.", (Comparison("digits-mlp", "hypergradient", "replay:hypergradient"),)),),
+    use="Good for tests.",
     notes="First words.",
 )
 TOY_METHODS = [METHODS[name] for name in (*BASELINES, *TOY.methods)]
@@ -336,6 +338,29 @@ def test_the_committed_page_is_what_its_rows_say(name) -> None:
         for row in of.runs.values():
             assert not METHODS[at[1]].replay_of or row["method_spec"]["config"]["factors"]
             _check_config(row)
+
+
+def test_the_committed_overview_is_what_the_rows_say() -> None:
+    book = book_of(CARDS / "rows")
+    found = {name: judge.find(paper, FULL, book) for name, paper in PAPERS.items()}
+    text = overview.render(found)
+    assert (CARDS / overview.PAGE).read_text() == text
+    for name, paper in PAPERS.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"| [`{name}`]"))
+        mine, linear = (found[name].cells[paper.tasks[0], method].runs for method in (name, "linear"))
+        gaps = [mine[seed]["test_loss"] - linear[seed]["test_loss"] for seed in mine if not failed(mine[seed])]
+        assert f"{paper.tasks[0]} {sum(gaps) / len(gaps):+.3f} ± " in line
+        assert f"**{judge.verdict(found[name])}**" in line
+        # Three sentences: what it is good for, what it costs, when to leave it.
+        parts = re.fullmatch(r"Good for [^.]+\. It costs [^.]+\. Leave it [^.]+\.", paper.use.replace("one's", "ones"))
+        assert parts, paper.use
+
+
+def test_an_overview_without_rows_has_no_numbers(tmp_path) -> None:
+    found = {"hypergradient": judge.find(TOY, FULL, book_of(tmp_path / "rows"))}
+    page = overview.write(found, tmp_path, quick=True)
+    assert "| **untestable** | - | - | - | " in page.read_text() and "worth nothing" in page.read_text()
+    assert (tmp_path / overview.PICTURE).stat().st_size > 1000
 
 
 def _check_config(row: Row) -> None:

@@ -20,6 +20,7 @@ from ...plan import Book
 from ...rows import forget_errors
 from ...runner import Workers
 from ..command import carry_out, parsed, study_parser
+from . import overview
 from .claims import PAPERS, Paper
 from .judge import find, methods_of, verdict
 from .pages import render
@@ -40,10 +41,13 @@ def _study(options: argparse.Namespace) -> None:
     setup, book = QUICK if options.quick else FULL, book_of(options.rows)
     if not options.render_only:
         _run_missing(options, papers, setup, book)
-    for paper in papers:
-        found, page = find(paper, setup, book), options.output_dir / f"{paper.name}.md"
+    every = {paper.name: find(paper, setup, book) for paper in papers}
+    for name, found in every.items():
+        page = options.output_dir / f"{name}.md"
         rewrite(page, partial(render, found, book))
-        print(f"{paper.name}: {verdict(found)}, written to {page}, from the rows in {book.folder}")
+        print(f"{name}: {verdict(found)}, written to {page}, from the rows in {book.folder}")
+    if options.name == "all":
+        print(f"all: written to {overview.write(every, options.output_dir, quick=options.quick)}")
 
 
 def _run_missing(options: argparse.Namespace, papers: Sequence[Paper], setup: Setup, book: Book) -> None:

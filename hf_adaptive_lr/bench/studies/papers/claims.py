@@ -62,6 +62,7 @@ class Paper:
     methods: tuple[str, ...]  # beside the baselines
     claims: tuple[Claim, ...]
     controls: tuple[Claim, ...] = ()
+    use: str = ""  # what it is good for, what it costs and when to leave it, a sentence each
     notes: str = ""  # the page's first ones, which people may then change
 
 
@@ -78,7 +79,7 @@ def _paper(name: str, written: dict[str, Any]) -> Paper:
         for kind in ("claims", "controls")
     )
     tasks, methods = tuple(written["tasks"]), tuple(written["methods"])
-    rest = {field: written[field] for field in ("title", "link", "claim", "notes")}
+    rest = {field: written[field] for field in ("title", "link", "claim", "use", "notes")}
     return Paper(name=name, tasks=tasks, methods=methods, claims=claims, controls=controls, **rest)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -35,6 +36,7 @@ def render(found: Found, book: Book, notes: str | None = None) -> str:
         title=paper.title,
         link=paper.link,
         claim=paper.claim,
+        use=textwrap.fill(paper.use, 119),
         quick=QUICK_RUN * quick,
         verdict=_verdict(found),
         claims=_claims(paper.claims, found),
