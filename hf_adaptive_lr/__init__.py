@@ -27,6 +27,7 @@ _HOMES = {
     "GuardCallback": "trainer.guard_callback",
     "HubError": "hub.errors",
     "lr_range_test": "tuning.range_test",
+    "show_report": "report.notebook",
     "split_groups": "optimizers.layers",
     "ActorCritic": "controllers",
     "MLRSNet": "controllers",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from .observation import Outcome as Outcome
     from .optimizers import DSA as DSA
     from .optimizers.layers import split_groups as split_groups
+    from .report.notebook import show_report as show_report
     from .scheduler.controlled_lr import ControlledLR as ControlledLR
     from .scheduler.envelope import Envelope as Envelope
     from .trainer.arguments import AdaptiveLRTrainingArguments as AdaptiveLRTrainingArguments
@@ -97,4 +99,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return [*__all__, "__version__"]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_tensors
+from ._html import facts
 from .hub.config import config_names
 from .hub.mixin import HubMixin
 from .hub.protocol import Citation as Citation
@@ -206,6 +207,16 @@ class Controller(HubMixin):
         If it differs, its provenance says so: it is no longer the one of that commit.
         """
         return dataclasses.replace(self, **{"provenance": self._derived(changes), **changes})
+
+    def _repr_html_(self) -> str:
+        weights = sum(tensor.numel() for tensor in self.params.values())
+        about = {
+            "answers": "learning rates" if self.answers == "lr" else "factors of the base learning rate",
+            "needs": ", ".join(sorted(self.needs)) or "nothing",
+            **({"weights": f"{weights:,}"} if weights else {}),
+            **self.config(),
+        }
+        return facts(f"{type(self).__name__} ({self.controller_type})", about.items())
 
     def _derived(self, changes: Mapping[str, Any]) -> Mapping[str, str]:
         """Provenance of a copy with these changes."""

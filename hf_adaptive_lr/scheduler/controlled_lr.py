@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
@@ -18,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
 from .._checks import check_range, did_you_mean
+from .._html import facts
 from ..auto import resolve_controller
 from ..controller import Controller, State
 from ..observation import Value
@@ -29,7 +29,11 @@ from ..sensors.loss_window import LossWindow
 from ..sensors.outcome import ExtraLoss
 from .config import SchedulerConfig, SchedulerOptions
 from .decision import Decision
+from .look import Trace
 from .runtime import ControllerRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class ControlledLR(LRScheduler):
@@ -117,7 +121,7 @@ class ControlledLR(LRScheduler):
             group=process_group,
             extra={"other_loss": other_loss, "meta_loss": meta_loss},
         )
-        self.trace: deque[Decision] = deque(maxlen=trace_size)
+        self.trace = Trace(maxlen=trace_size)
         self.listeners: list[Callable[[Decision], None]] = []
         self.last_epoch, self._step_count = 0, 0
         self.global_step: int | None = None  # Trainer's count, which has skipped updates too; saved with the state
@@ -199,6 +203,21 @@ class ControlledLR(LRScheduler):
     def lr_history(self) -> list[float]:
         """Learning rate of group 0 at every update in the trace."""
         return [decision.lr[0] for decision in self.trace]
+
+    def plot(self) -> Figure:
+        """The trace as a matplotlib figure; see [`Trace.plot`]."""
+        return self.trace.plot()
+
+    def _repr_html_(self) -> str:
+        total, group = self.run.total_steps, f"{float(self._last_lr[0]):.3g}"
+        rows = [
+            ("controller", self.controller.controller_type),
+            ("updates", f"{self.updates:,}" + ("" if total is None else f" of {total:,}")),
+            ("learning rate", group if len(self._last_lr) == 1 else f"{group} in group 0 of {len(self._last_lr)}"),
+        ]
+        if self.run.fallen_back:
+            rows.append(("fell back", self.run.fallen_back))
+        return facts("ControlledLR", rows, self.trace._repr_html_())
 
     def log_values(self) -> dict[str, float]:
         """Values of the last update for a logger, as `adaptive_lr/*`: counts, the last observation, the factor.

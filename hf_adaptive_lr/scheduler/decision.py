@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .._html import facts
 from ..observation import Value
 
 
@@ -54,6 +55,9 @@ class Decision:
         if self.observation:
             row["observation"] = {k: _plain(v) for k, v in self.observation.items()}
         return row
+
+    def _repr_html_(self) -> str:
+        return facts(f"Update {self.step:,}", ((k, v) for k, v in self.as_dict().items() if k != "step"))
 
 
 def _plain(value: Value) -> Any:

@@ -1,0 +1,121 @@
+"""A run's decisions to look at: slices, a table for pandas, a picture, and what a notebook shows of them."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, overload
+
+from .._html import facts, sparkline
+from .decision import Decision
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+_QUIET = ("decision", "between")  # reasons that need no mark
+_LOSSES = ("loss", "mean_loss", "eval_loss")
+
+
+class Trace(deque[Decision]):
+    """The decisions of a run's last updates, the oldest first; `maxlen` of them are kept.
+
+    Example:
+        >>> trace = Trace((Decision(step, (0.1,), "decision") for step in range(5)), maxlen=3)
+        >>> [decision.step for decision in trace[-2:]]
+        [3, 4]
+    """
+
+    @overload  # type: ignore[override]
+    def __getitem__(self, index: int) -> Decision: ...
+    @overload
+    def __getitem__(self, index: slice) -> Trace: ...
+    def __getitem__(self, index: int | slice) -> Decision | Trace:
+        """One decision, or a slice of them as another trace."""
+        if isinstance(index, slice):
+            return Trace(list(self)[index])
+        return super().__getitem__(index)
+
+    def to_pandas(self) -> DataFrame:
+        """A row for each update, by its index: `lr`, `reason`, `ramp`, `proposed`, `detail`, a column per signal.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        from pandas import DataFrame, Index
+
+        rows = [
+            {
+                **{name: getattr(d, name) for name in ("reason", "ramp", "proposed", "bounded", "detail")},
+                **dict(d.observation or {}),
+                **({"lr": d.lr[0]} if len(set(d.lr)) == 1 else {f"lr_{i}": lr for i, lr in enumerate(d.lr)}),
+            }
+            for d in self
+        ]
+        return DataFrame(rows, index=Index([d.step for d in self], name="step"))
+
+    def plot(self) -> Figure:
+        """The loss that was seen above the learning rate of group 0, with a mark where it was not simply decided.
+
+        Returns:
+            A matplotlib figure, which a notebook shows; `figure.savefig("lr.png")` keeps it.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        return _draw(list(self))
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return facts("No update yet", [])
+        last = self[-1]
+        rates = [decision.lr[0] for decision in self]
+        asked = sum(decision.proposed is not None for decision in self)
+        return facts(
+            f"Updates {self[0].step:,} to {last.step:,}",
+            [
+                ("decisions", f"{asked:,}"),
+                ("learning rate", f"{min(rates):.3g} to {max(rates):.3g}, now {last.lr[0]:.3g}"),
+                ("last", f"{last.reason} {last.detail}".strip()),
+            ],
+            sparkline(rates, "learning rate, logarithmic"),
+        )
+
+
+def _draw(decisions: Sequence[Decision]) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plot() needs matplotlib; pip install matplotlib", name="matplotlib") from error
+
+    class Shown(Figure):  # without pyplot there is no window, and no notebook knows how to show a figure
+        def _repr_png_(self) -> bytes:
+            picture = io.BytesIO()
+            self.savefig(picture, format="png", dpi=90)
+            return picture.getvalue()
+
+    figure = Shown(figsize=(7, 4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.4))
+    above.set_ylabel("loss seen")
+    below.set(xlabel="update", ylabel="learning rate", yscale="log")
+    for name in _LOSSES:
+        seen = [(d.step, d.observation[name]) for d in decisions if d.observation and name in d.observation]
+        if seen:
+            above.plot(*zip(*seen, strict=True), marker=".", linewidth=1, label=name)
+    if above.lines:
+        above.legend(fontsize=8)
+    _draw_rates(below, decisions)
+    return figure
+
+
+def _draw_rates(axes: Any, decisions: Sequence[Decision]) -> None:
+    stride = max(1, len(decisions) // 4000)
+    drawn = [d for d in islice(decisions, 0, None, stride) if d.lr[0] > 0]
+    axes.plot([d.step for d in drawn], [d.lr[0] for d in drawn], color="black", linewidth=1)
+    for reason in dict.fromkeys(d.reason for d in decisions if d.reason not in _QUIET):
+        marked = [d for d in decisions if d.reason == reason and d.lr[0] > 0]
+        axes.plot([d.step for d in marked], [d.lr[0] for d in marked], ".", markersize=4, label=reason)
+    if len(axes.lines) > 1:
+        axes.legend(fontsize=8)
