@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ._checks import check_tensors
-from ._html import facts
 from .hub.config import config_names
 from .hub.mixin import HubMixin
 from .hub.protocol import Citation as Citation
 from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Observation, Outcome
+from .report.inline import facts
 
 State = dict[str, Any]
 """Run state of a controller: a flat dict of CPU tensors and plain numbers, nothing else."""

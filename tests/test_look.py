@@ -12,8 +12,8 @@ import torch
 
 import hf_adaptive_lr
 from hf_adaptive_lr import AutoController, ControlledLR, Hypergradient, show_report
-from hf_adaptive_lr._html import facts, sparkline
 from hf_adaptive_lr.report import ReportError
+from hf_adaptive_lr.report.inline import facts, sparkline
 from hf_adaptive_lr.scheduler.decision import Decision
 from hf_adaptive_lr.scheduler.look import Trace
 from hf_adaptive_lr.scheduler.trace import TraceWriter

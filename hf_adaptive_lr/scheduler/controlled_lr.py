@@ -17,12 +17,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
 from .._checks import check_range, did_you_mean
-from .._html import facts
 from ..auto import resolve_controller
 from ..controller import Controller, State
 from ..observation import Value
 from ..optimizers.groups import no_update, raw, warn_if_free_of_lr
 from ..optimizers.writers import WrittenLRs
+from ..report.inline import facts
 from ..sensors.collector import SignalCollector
 from ..sensors.gradients import check_readable
 from ..sensors.loss_window import LossWindow

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .._html import facts
 from ..observation import Value
+from ..report.inline import facts
 
 
 @dataclass(frozen=True)

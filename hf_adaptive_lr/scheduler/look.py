@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
-from .._html import facts, sparkline
+from ..report.inline import facts, sparkline
 from .decision import Decision
 
 if TYPE_CHECKING:
