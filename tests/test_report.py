@@ -21,6 +21,7 @@ from hf_adaptive_lr.cli import report as report_verb
 from hf_adaptive_lr.report import ReportError, read_run, render_report
 from hf_adaptive_lr.report.charts import Curve, chart, decimate, rate_axis
 from hf_adaptive_lr.report.run import Row
+from hf_adaptive_lr.report.summary import summary
 from hf_adaptive_lr.report.table import MAX_ROWS, REASONS, kept_rows
 from hf_adaptive_lr.scheduler.decision import Decision
 from hf_adaptive_lr.scheduler.trace import TraceWriter
@@ -146,6 +147,61 @@ def dumped(address: str, home: Path) -> str:
 def dom(page: Path, address: str = "") -> Page:
     """The same, parsed."""
     return Page(dumped(page.resolve().as_uri() + address, page.parent))
+
+
+# --- three sentences -------------------------------------------------------------------------------------------------
+
+
+def told(folder: Path, rates: list[float], losses: list[float] = (), **files: Any) -> str:
+    rows = [{"step": step, "lr": lr, "reason": "decision"} for step, lr in enumerate(rates)]
+    log = [{"step": step + 1, "loss": loss} for step, loss in enumerate(losses)]
+    return summary(read_run(write_run(folder, rows, trainer_state={"global_step": 9, "log_history": log}, **files)))
+
+
+def test_a_run_is_told_in_three_sentences(tmp_path) -> None:
+    rates = [1e-4, 2e-4, 4e-4, 3e-4, 2e-4, 1e-5]
+    falling = [2.0 - 0.05 * t + 0.01 * (-1) ** t for t in range(24)]
+    assert told(tmp_path / "a", rates, falling) == (
+        "The learning rate began at 0.0001, was raised to 0.0004 at update 2 and fell to 1e-05 at the end. Nothing "
+        "went wrong. The training loss was still falling at the end (0.975): a longer run may help."
+    )
+    flat = [1.0 + 0.01 * (-1) ** t for t in range(24)]
+    assert told(tmp_path / "b", [1e-3] * 6, flat).startswith("The learning rate stayed at 0.001. Nothing")
+    assert told(tmp_path / "b", [1e-3] * 6, flat).endswith("had levelled off at the end (1).")
+    assert "was rising at the end (1.27)" in told(tmp_path / "c", [1e-3, 1e-4], [*flat[:12], *falling[::-1][:12]])
+    assert told(tmp_path / "d", [1e-3, 1e-4], flat[:5]) == (
+        "The learning rate began at 0.001 and fell to 0.0001 at the end. Nothing went wrong. There are too few losses "
+        "to say how it ended."
+    )
+    assert told(tmp_path / "e", [1e-4, 1e-3]).startswith(
+        "The learning rate began at 0.0001 and was raised to 0.001 at"
+    )
+    assert told(tmp_path / "f", [0.0, 0.0]).startswith("The learning rate was 0 all along.")
+
+
+def test_what_went_wrong_is_counted(tmp_path) -> None:
+    rows = [{"step": t, "lr": 0.1, "reason": "decision"} for t in range(9)]
+    rows[2]["reason"] = rows[3]["reason"] = "held"
+    rows[4]["reason"] = "bounded"
+    rows[6] |= {"reason": "handed_over", "detail": "three mistakes"}
+    events = [{"update": 5, "action": "skip"}, {"update": 6, "action": "skip"}, {"update": 7, "action": "rollback"}]
+    said = summary(read_run(write_run(tmp_path / "run", rows, events=events)))
+    assert said.split(". ")[1] == (
+        "The guard acted (skip 2 times, rollback once); a number that was not finite kept the rate as it was 2 times; "
+        "an answer outside the bounds was cut once; from update 6 on the controller was not asked any more (three "
+        "mistakes)"
+    )
+    page = Page(page_of(tmp_path / "run"))
+    assert said in page.said()
+    both = Page(page_of(tmp_path / "run", tmp_path / "run"))
+    assert both.said().count(said) == 2
+
+
+def test_an_evaluation_loss_that_rises_again_is_told(tmp_path) -> None:
+    log = [{"step": 2 * t + 2, "eval_loss": loss} for t, loss in enumerate((2.0, 1.0, 1.5, 1.6))]
+    rows = [{"step": t, "lr": 0.1, "reason": "decision"} for t in range(9)]
+    said = summary(read_run(write_run(tmp_path / "run", rows, trainer_state={"global_step": 8, "log_history": log})))
+    assert "The evaluation loss was lowest after update 3 (1) and rose to 1.6" in said
 
 
 # --- the page ------------------------------------------------------------------------------------------------------

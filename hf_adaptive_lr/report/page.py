@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .charts import Curve, chart, loss_axis, outside, rate_axis, timeline
 from .run import Run
+from .summary import summary
 from .table import MAX_ROWS, legend, percent, table
 
 MARK = '<meta name="generator" content="hf_adaptive_lr">'
@@ -47,6 +48,7 @@ def render_report(runs: Sequence[Run]) -> str:
         f"<h1>{escape(title)}</h1>",
         '<p class="soft">Updates are counted from 0, as in lr_trace.jsonl; a value that Trainer logs at its step s is '
         "that of update s \u2212 1.</p>",
+        *([f"<p>{escape(summary(runs[0]))}</p>"] if len(runs) == 1 else []),
         _facts(runs, _KEY_FACTS),
         *([_comparison(runs, last)] if len(runs) > 1 else []),
         *(_section(run, index, alone=len(runs) == 1) for index, run in enumerate(runs)),
@@ -117,7 +119,8 @@ def _section(run: Run, index: int, *, alone: bool) -> str:
     parts.append(_largest(run, index))
     # With one run its name is the page's title already.
     head = "<h2>What happened</h2>" if alone else f"<h2>{escape(run.name)}</h2>"
-    return f'<section class="run">{head}{_notes(notes)}{"".join(parts)}</section>'
+    told = "" if alone else f"<p>{escape(summary(run))}</p>"
+    return f'<section class="run">{head}{told}{_notes(notes)}{"".join(parts)}</section>'
 
 
 def _applied(run: Run) -> list[tuple[float, float]]:

@@ -1,0 +1,95 @@
+"""A run in three plain sentences: the course of its learning rate, what went wrong, and how the loss ended."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from .run import Row, Run
+
+_SAME = 1.02  # rates closer than this are one
+_FEWEST = 12  # losses from which a trend is told
+_CLEAR = 2.0  # standard errors between two quarters of a run that are a trend
+_MOST = 4  # kinds of events that are named
+_HUGE = 1e100  # losses beyond it say nothing, and their squares are no numbers
+_OVERFITS = 1.02  # an evaluation loss so far above the best one has risen
+
+
+def summary(run: Run) -> str:
+    """Three sentences in plain words; texts of the run's files are in them as they stand."""
+    return " ".join([_rate(run), _trouble(run), _end(run)])
+
+
+def _rate(run: Run) -> str:
+    applied = [(row.step, row.lr) for row in run.rows if row.lr is not None]
+    (start, first), (end, last) = applied[0], applied[-1]
+    at, peak = max(applied, key=lambda point: point[1])
+    if peak <= 0:
+        return "The learning rate was 0 all along."
+    low = min(lr for _, lr in applied)
+    if low > 0 and peak / low < _SAME:
+        return f"The learning rate stayed at {peak:.2g}."
+    rose = at > start and peak > _SAME * first
+    fell = end > at and peak > _SAME * last
+    parts = [f"began at {first:.2g}"]
+    if rose:
+        parts.append(f"was raised to {peak:.2g} at update {at:,}")
+    if fell:
+        parts.append(f"fell to {last:.2g} at the end")
+    return f"The learning rate {', '.join(parts[:-1])}{' and ' if len(parts) > 1 else ''}{parts[-1]}."
+
+
+def _trouble(run: Run) -> str:
+    reasons = Counter(row.reason for row in run.rows)
+    found = []
+    if run.events:
+        common = Counter(event.action for event in run.events).most_common(_MOST)
+        acts = ", ".join(f"{action} {_times(count)}" for action, count in common)
+        found.append(f"the guard acted ({acts})")
+    if reasons["held"]:
+        found.append(f"a number that was not finite kept the rate as it was {_times(reasons['held'])}")
+    if reasons["bounded"]:
+        found.append(f"an answer outside the bounds was cut {_times(reasons['bounded'])}")
+    fallen = next((row for row in run.rows if row.reason == "handed_over"), None)
+    if fallen is not None:
+        found.append(f"from update {fallen.step:,} on the controller was not asked any more{_why(fallen)}")
+    text = "; ".join(found) or "nothing went wrong"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _why(row: Row) -> str:
+    return f" ({row.detail})" if row.detail else ""
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def _end(run: Run) -> str:
+    finite = [(step, loss) for step, loss in run.evals if abs(loss) < _HUGE]
+    if len(finite) > 2:
+        at, best = min(finite, key=lambda point: point[1])
+        last = finite[-1][1]
+        if best > 0 and last > _OVERFITS * best:
+            return (
+                f"The evaluation loss was lowest after update {at:,} ({best:.3g}) and rose to {last:.3g}: the model "
+                "of that moment, or a shorter run, is the better one."
+            )
+    losses = [loss for _, loss in run.losses or run.seen if abs(loss) < _HUGE]
+    if len(losses) < _FEWEST:
+        return "There are too few losses to say how it ended."
+    quarter = len(losses) // 4
+    before, after = losses[-2 * quarter : -quarter], losses[-quarter:]
+    change, error = fmean(after) - fmean(before), _error(before, after)
+    if change < -_CLEAR * error:
+        return f"The training loss was still falling at the end ({fmean(after):.3g}): a longer run may help."
+    if change > _CLEAR * error:
+        return f"The training loss was rising at the end ({fmean(after):.3g}): look at the rate before it rose."
+    return f"The training loss had levelled off at the end ({fmean(after):.3g})."
+
+
+def _error(*parts: Sequence[float]) -> float:
+    """Standard error of the difference of two means."""
+    return math.sqrt(sum(stdev(part) ** 2 / len(part) for part in parts))
