@@ -185,6 +185,19 @@ def test_a_run_of_sgd_has_its_momentum_and_every_optimizer_of_tasks_trains(toy) 
     assert attempt(TrainingRun(plain, METHODS["rule"], 0, 0.01))["valid_loss"] != found["sgd"]
 
 
+@pytest.mark.parametrize("name", ["universal told 4x", "universal told no length"])
+def test_a_run_whose_length_was_told_wrong_ends_by_a_cooldown(name, toy) -> None:
+    task = dataclasses.replace(toy, updates=40)
+    row = attempt(TrainingRun(task, METHODS[name], 0, 1e-3))
+    assert "error" not in row, row.get("error")
+    rates = [lr for _, lr in row["lr_curve"]]
+    assert len(rates) == row["updates"] == 40 and row["valid_curve"][-1][0] == 40
+    # From a steady rate over the last fifth of the run to an eighth of it at its last update.
+    assert rates[-8:] == pytest.approx([rates[-8] * (8 - k) / 8 for k in range(8)], rel=1e-3)
+    if name == "universal told no length":
+        assert rates[-8] == pytest.approx(rates[-9], rel=0.2)
+
+
 def test_scores_are_those_of_torch() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(300, 4, generator=generator), torch.randint(4, (300,), generator=generator)

@@ -69,11 +69,13 @@ class Method(Specified):
     kinds: tuple[Kind, ...] = ("pretrained", "adapter", "scratch")  # of tasks that it can train
     not_with: tuple[OptimizerName, ...] = ()  # optimizers of tasks for which its learning rate is not meant
     budget: float = 1.0  # length of the run as a multiple of the task's, for comparisons at equal cost
+    told: float = 1.0  # length that the trainer is told, as a multiple of the run's
+    cooldown: float = 0.0  # share of the run within which the rate then falls to zero, where it was told wrong or none
     # "tuned", "rule", or a number; "tuned:NAME" for the one that was chosen for another method.
     lr: float | str = "rule"
     alternatives: tuple[Config, ...] = ()  # changes of `config` that are tuned together with the learning rate
     replay_of: str | None = None  # name of the method whose mean schedule is replayed, the run's own seed left out
-    part_of: str | None = None  # name of the method that it is without one of its parts: on development tasks only
+    part_of: str | None = None  # name of the method that it is in another way: on development tasks only
     chosen_on: tuple[str, ...] = ()  # data sets that had a part in its making
     extra_passes: str = "none"  # beside the forward and backward pass of the update, in words
 

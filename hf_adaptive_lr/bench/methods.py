@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..auto import PRETRAINED
-from .method import REPLAY, TRAINER_LR, WARMUP, Method, loaded
-from .tasks import TASKS, Kind
+from .method import REPLAY, TRAINER_LR, WARMUP, Config, Method, loaded
+from .tasks import TASKS
 
 # --- the methods ----------------------------------------------------------------------------------------------------
 
@@ -50,12 +50,10 @@ def _bundled(name: str, text: str, **more: Any) -> tuple[Method, ...]:
     return _with_replay(name=name, text=text, controller=name, weights=True, **more) if there else ()
 
 
-def _without(
-    part: str, text: str, kinds: tuple[Kind, ...] = ("pretrained", "adapter", "scratch"), **config: Any
-) -> Method:
-    """`universal` without one of its parts, on the kinds of tasks where it makes a difference."""
-    name = f"universal without {part}"
-    return Method(name=name, text=text, controller="trust_region", config=config, kinds=kinds, part_of="universal")
+def _variant(how: str, text: str, config: Config | None = None, **more: Any) -> Method:
+    """`universal` in another way, to see what it makes of it: on development tasks alone."""
+    name = f"universal {how}"
+    return Method(name=name, text=text, controller="trust_region", config=config or {}, part_of="universal", **more)
 
 
 # transformers gives GreedyLR a min_lr of 1e-3: from most rates it can only rise. Repaired, it may fall a
@@ -70,6 +68,28 @@ RELATIVE_WARMUP = 0.05
 _OLD_TASKS = ("20newsgroups", "fashion-mnist", "mnist-5000")
 """Data of the tasks on which earlier versions were chosen."""
 _DEVELOPMENT = tuple(dict.fromkeys(task.data for task in TASKS.values() if task.suite == "development"))
+
+_PRETRAINED: dict[str, Any] = {"kinds": ("pretrained",)}
+_FRESH: dict[str, Any] = {"kinds": ("adapter", "scratch")}
+_VARIANTS = (
+    _variant("without feedback", "the radius stays where it begins", {"most": 1.0, "low": -0.5, "alarm": 100.0}),
+    _variant(
+        "without a limit", "pretrained weights may move any number of times as far", {"most": 1000.0}, **_PRETRAINED
+    ),
+    _variant("without the usual rate", "the relative rate alone from scratch", {"usual": 0.0}, kinds=("scratch",)),
+    _variant("without length", "one first radius for all lengths", {"length_power": 0.0}),
+    _variant("all fresh", "pretrained weights are taken for fresh ones", {"start": "fresh"}, **_PRETRAINED),
+    _variant("all pretrained", "fresh weights are taken for pretrained ones", {"start": "pretrained"}, **_FRESH),
+    _variant("told 4x", "told four times the length, cooled down over the last fifth", told=4.0, cooldown=0.2),
+    _variant(
+        "told no length",
+        "of unknown length, cooled down over the last fifth",
+        arguments={"anytime": True},
+        told=2.0,
+        cooldown=0.2,
+    ),
+)
+"""`universal` without a part of it, and in runs whose length it was told wrong."""
 
 TUNED_METHODS = (
     Method(name="linear", text="linear to zero, tuned", lr="tuned"),
@@ -100,14 +120,7 @@ _ENTRIES: tuple[Method, ...] = (
         "this library's default, a trust region of relative updates; needs no LR",
         chosen_on=_DEVELOPMENT,
     ),
-    _without("feedback", "the radius stays where it begins", most=1.0, low=-0.5, alarm=100.0),
-    _without(
-        "limit", "pretrained weights may move any number of times as far as at first", ("pretrained",), most=1000.0
-    ),
-    _without("the usual rate", "the relative rate alone from scratch", ("scratch",), usual=0.0),
-    _without("length", "one first radius for all lengths", length_power=0.0),
-    _without("kinds: all fresh", "pretrained weights are taken for fresh ones", ("pretrained",), start="fresh"),
-    _without("kinds: all pretrained", "fresh ones for pretrained", ("adapter", "scratch"), start="pretrained"),
+    *_VARIANTS,
     *_bundled("universal_1", "its first version, a net; needs no LR", chosen_on=_OLD_TASKS),
     Method(
         name="relative",

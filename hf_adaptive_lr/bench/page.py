@@ -74,7 +74,8 @@ A replay follows the mean schedule that a controller chose with the other seeds,
 lose, feedback did not bring. Below zero the controller is better.
 """
 _PARTS_WORTH = """\
-Above zero the part is worth having; on the development tasks, on which all of it was chosen.
+Above zero the part is worth having, or the length worth knowing; on the development tasks, on which all of it was
+chosen.
 """
 _DEVELOPMENT = """\
 These tasks could be looked at as often as one liked; nothing is claimed from them.
@@ -224,7 +225,11 @@ def _other_suite(suite: str, found: Comparison) -> Iterable[str]:
 
 def _parts_worth(found: Comparison) -> list[str]:
     there = any(found.methods[name].part_of for name in found.cells if name in found.methods)
-    return [f"## What the parts of `{SUBJECT}` are worth\n", _PARTS_WORTH, tables.parts_worth(found)] if there else []
+    return (
+        [f"## What the parts of `{SUBJECT}` are worth, and the length\n", _PARTS_WORTH, tables.parts_worth(found)]
+        if there
+        else []
+    )
 
 
 def _chance_harm(found: Comparison) -> str:

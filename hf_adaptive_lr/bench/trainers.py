@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from ..trainer.arguments import AdaptiveLRTrainingArguments
 from .data import Parts, Rows, collate
@@ -47,7 +47,7 @@ def build_trainer(
     if method.controller:
         own = {"controller": method.make_controller(task.kind), "controller_dataset": data.controller}
     settings: dict[str, Any] = {
-        **trainer_settings(folder, run.updates, task.batch_size, lr, run.seed),
+        **trainer_settings(folder, round(run.updates * method.told), task.batch_size, lr, run.seed),
         "max_grad_norm": task.max_grad_norm,
         "weight_decay": task.weight_decay,
         **(method.arguments if method.controller else _schedule_arguments(method, run.updates)),
@@ -66,6 +66,8 @@ def build_trainer(
         **own,
     )
     trainer.remove_callback(PrinterCallback)
+    if method.cooldown:
+        trainer.add_callback(_Cooldown(trainer, run.updates, method.cooldown))
     if method.steering == "gen":
         trainer.gen = GeN()
         trainer.add_callback(trainer.gen)
@@ -75,6 +77,19 @@ def build_trainer(
         trainer.guard_callback = GuardCallback(**method.guard)
         trainer.add_callback(trainer.guard_callback)
     return trainer
+
+
+class _Cooldown(TrainerCallback):
+    """Ends a run whose trainer was told another length, as a user would: by a cooldown."""
+
+    def __init__(self, trainer: Any, updates: int, share: float) -> None:
+        self._trainer, self._steps = trainer, max(1, round(updates * share))
+        self._from = updates - self._steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin the cooldown where it is due."""
+        if state.global_step == self._from:
+            self._trainer.cooldown(self._steps)
 
 
 def trainer_settings(folder: str, updates: int, batch_size: int, lr: float, seed: int) -> dict[str, Any]:
