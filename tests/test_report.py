@@ -176,6 +176,12 @@ def test_a_run_is_told_in_three_sentences(tmp_path) -> None:
     assert told(tmp_path / "e", [1e-4, 1e-3]).startswith(
         "The learning rate began at 0.0001 and was raised to 0.001 at"
     )
+    assert told(tmp_path / "g", [1e-8, 1e-4, 1e-3, 1e-4]).startswith(
+        "After a first update at 1e-08 or less the learning rate began at 0.0001, was raised to 0.001 at update 2 and"
+    )
+    assert told(tmp_path / "h", [0.0, 1e-8, 1e-3]).startswith(
+        "After 2 updates at 1e-08 or less the learning rate stayed"
+    )
     assert told(tmp_path / "f", [0.0, 0.0]).startswith("The learning rate was 0 all along.")
 
 
@@ -425,6 +431,10 @@ def test_a_learning_rate_of_zero_and_wild_proposals_are_said(tmp_path) -> None:
     assert "2 of 40 proposals are far outside" in text
     assert "was 0 at 1 updates" in text
     assert "held (1)" in text and "bounded (2)" in text
+    # A tiny first update among two hundred does not stretch it; a tenth of them do, and so does a small distance.
+    rates = [(t, 1e-3) for t in range(200)]
+    low = [rate_axis([Curve("applied", [*[(0, 1e-8)] * n, *rates], "")]).low for n in (1, 20)]
+    assert low[0] > 9e-4 and low[1] < 1e-8 and 4e-5 < rate_axis([Curve("", [(0, 5e-5), *rates], "")]).low < 5e-5
     axis = rate_axis([Curve("applied", [(0, 1e-4), (1, 1e-2)], ""), Curve("p", [(0, 1e9)], "", sets_axis=False)])
     assert axis.low < 1e-4 and 1e-2 < axis.high < 1, "wild proposals do not flatten what was applied"
 

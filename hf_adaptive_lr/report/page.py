@@ -147,6 +147,10 @@ def _rates(run: Run, notes: list[str]) -> list[Curve]:
             f"{hidden:,} of {len(answers):,} proposals are far outside and drawn at the edge, or not above 0."
         )
     zero = sum(lr <= 0 for _, lr in curves[2].points)
+    below = sum(0 < lr < axis.low for _, lr in curves[2].points)
+    if below:
+        times = f"{below:,} update{'s' * (below != 1)}"
+        notes.append(f"At {times} the learning rate was far below the others and is drawn at the edge.")
     if zero:
         notes.append(f"The learning rate was 0 at {zero:,} updates, which a logarithmic axis cannot show.")
     return [curve for curve in curves if curve.points]

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 
 from .run import Row, Run
 
+_TINY = 1000.0  # times below the highest rate are updates that measure or warm up
 _SAME = 1.02  # rates closer than this are one
 _FEWEST = 12  # losses from which a trend is told
 _CLEAR = 2.0  # standard errors between two quarters of a run that are a trend
@@ -24,13 +25,16 @@ def summary(run: Run) -> str:
 
 def _rate(run: Run) -> str:
     applied = [(row.step, row.lr) for row in run.rows if row.lr is not None]
-    (start, first), (end, last) = applied[0], applied[-1]
     at, peak = max(applied, key=lambda point: point[1])
     if peak <= 0:
         return "The learning rate was 0 all along."
+    tiny = next(i for i, (_, lr) in enumerate(applied) if lr > peak / _TINY)
+    before = f"After {_updates(tiny)} at {max(lr for _, lr in applied[:tiny]):.2g} or less the" if tiny else "The"
+    applied = applied[tiny:]
+    (start, first), (end, last) = applied[0], applied[-1]
     low = min(lr for _, lr in applied)
     if low > 0 and peak / low < _SAME:
-        return f"The learning rate stayed at {peak:.2g}."
+        return f"{before} learning rate stayed at {peak:.2g}."
     rose = at > start and peak > _SAME * first
     fell = end > at and peak > _SAME * last
     parts = [f"began at {first:.2g}"]
@@ -38,7 +42,11 @@ def _rate(run: Run) -> str:
         parts.append(f"was raised to {peak:.2g} at update {at:,}")
     if fell:
         parts.append(f"fell to {last:.2g} at the end")
-    return f"The learning rate {', '.join(parts[:-1])}{' and ' if len(parts) > 1 else ''}{parts[-1]}."
+    return f"{before} learning rate {', '.join(parts[:-1])}{' and ' if len(parts) > 1 else ''}{parts[-1]}."
+
+
+def _updates(count: int) -> str:
+    return "a first update" if count == 1 else f"{count:,} updates"
 
 
 def _trouble(run: Run) -> str:
