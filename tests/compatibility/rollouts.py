@@ -3,7 +3,7 @@
     python -m tests.compatibility.rollouts --output-dir model_cards
 
 Every run is one of TRL's trainers, through the subclass or the callback, with `constant` (the user's learning rate) or
-`universal_1`, with and without the guard. The reward is the share of words of a completion that are the right one.
+`universal`, with and without the guard. The reward is the share of words of a completion that are the right one.
 Generations are counted by the calls of the reward function: one for each update, however often a loss is looked at.
 """
 
@@ -100,7 +100,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def measure(seeds: int, updates: int) -> Iterable[Row]:
     """The rows of all combinations."""
     ways = itertools.product(
-        TRAINERS, ("subclass", "callback"), ("constant", "universal_1"), (False, True), range(seeds)
+        TRAINERS, ("subclass", "callback"), ("constant", "universal"), (False, True), range(seeds)
     )
     for name, integration, controller, guard, seed in tqdm(list(ways), unit="run"):
         yield run(name, integration, controller, guard=guard, seed=seed, updates=updates)
@@ -126,7 +126,7 @@ AdamW at {LR:g}. Alarms are all that the guard did, in all seeds together. Each 
 
 A callback hears the loss that the model returns, and these trainers compute their own: a controller that needs it is
 refused before the first update. GRPO's loss does not follow the weights while the policy is the one that sampled, so
-`universal_1` does without the gain ratio there.
+`universal` does without the gain ratio there.
 
 ```bash
 python -m tests.compatibility.rollouts --output-dir model_cards

@@ -121,9 +121,9 @@ def test_rollouts_generate_once_an_update_and_learn(tmp_path) -> None:
         row = rollouts.run(name, "subclass", "constant", guard=True, seed=0, updates=60)
         assert row["generations"] == row["updates"] == 60 and not row["alarms"], row
         assert row["last_reward"] > 3 * row["first_reward"], row
-        row = rollouts.run(name, "subclass", "universal_1", guard=False, seed=0, updates=8)
+        row = rollouts.run(name, "subclass", "universal", guard=False, seed=0, updates=8)
         assert row["generations"] == row["updates"] == 8, row
-    row = rollouts.run("GRPO", "callback", "universal_1", guard=True, seed=0, updates=4)
+    row = rollouts.run("GRPO", "callback", "universal", guard=True, seed=0, updates=4)
     assert row["updates"] == 0 and row["generations"] == 1 and "is not the one that is trained" in row["error"]
 
 
