@@ -42,7 +42,7 @@ _HOMES = {
     "Plateau": "controllers",
     "Relative": "controllers",
     "Replay": "controllers",
-    "TrustRegion": "controllers",
+    "UpdateSize": "controllers",
     "Universal": "controllers",
     "WarmupStableDecay": "controllers",
 }
@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     from .controllers import RandomWalk as RandomWalk
     from .controllers import Relative as Relative
     from .controllers import Replay as Replay
-    from .controllers import TrustRegion as TrustRegion
     from .controllers import Universal as Universal
+    from .controllers import UpdateSize as UpdateSize
     from .controllers import WarmupStableDecay as WarmupStableDecay
     from .guard.guard import DivergenceError as DivergenceError
     from .guard.guard import DivergenceGuard as DivergenceGuard

@@ -105,7 +105,7 @@ def test_nothing_but_data_and_a_model_need_be_said(text_job) -> None:
     results = run(replace(job, max_steps=300))
     made = results["controller"]
     assert (
-        made["controller_type"] == "trust_region"
+        made["controller_type"] == "update_size"
         and made["provenance"]["source"] == "universal"
         and made["start"] == "auto"
     )

@@ -19,6 +19,7 @@ from hf_adaptive_lr.bench.studies import (
     decision_cost,
     known_answer,
     learn_schedule,
+    long_run,
     overhead,
     relative_sizes,
     run_cost,
@@ -63,6 +64,18 @@ def test_the_cost_of_a_whole_run_counts_its_decisions(tmp_path, capsys) -> None:
     # Of 20 updates the controller decides at eight, each with another forward pass.
     assert universal["inside"] > 1.1 and universal["ratio"] > 1
     assert "| 20 | universal | 1 | " in capsys.readouterr().out
+
+
+def test_a_long_run_is_watched_in_tenths(tmp_path, capsys) -> None:
+    output = tmp_path / "rows" / "long_run.jsonl"
+    assert long_run.main(["--quick", "--output", str(output)]) == 0
+    header, *rows = read_rows(output)
+    assert header["command"].endswith("studies.long_run --quick")
+    assert [row["updates"] for row in rows] == list(range(200, 2001, 200))
+    assert all(row["trace_lines"] == row["updates"] for row in rows)  # the first 20,000 have a line each
+    assert {row["state_bytes"] for row in rows} == {rows[0]["state_bytes"]}  # also after it was read back
+    assert 0 < rows[-1]["lr"] < rows[2]["lr"] and all(row["microseconds"] > 0 for row in rows)
+    assert "| 2,000 | " in capsys.readouterr().out
 
 
 def test_the_interval_of_few_pairs_is_their_range_and_of_more_it_leaves_extremes_out() -> None:

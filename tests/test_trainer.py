@@ -25,7 +25,7 @@ from hf_adaptive_lr import (
     Observation,
     Outcome,
     Plateau,
-    TrustRegion,
+    UpdateSize,
 )
 from hf_adaptive_lr.finetune.options import FinetuneConfig
 from hf_adaptive_lr.trainer.defaults import DEFAULT_CONTROLLER
@@ -93,9 +93,9 @@ def test_the_default_controller_is_the_same_everywhere(tmp_path, caplog) -> None
     args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, learning_rate=5e-5)
     assert args.controller == FinetuneConfig().resolved().controller == DEFAULT_CONTROLLER == "universal"
     usual = AutoController.from_pretrained("universal")
-    assert AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens()).controller == usual == TrustRegion()
+    assert AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens()).controller == usual == UpdateSize()
     args.controller_kwargs = {"fresh": 0.003}
-    assert args.make_controller() == TrustRegion(fresh=0.003)
+    assert args.make_controller() == UpdateSize(fresh=0.003)
     AdaptiveLRTrainer(
         model=bert(),
         args=integrations.arguments(tmp_path, AdaptiveLRTrainingArguments),

@@ -14,7 +14,7 @@ from torch.optim import SGD, AdamW
 from hf_adaptive_lr import AutoController, ControlledLR, Envelope, Observation, Relative, Universal
 from hf_adaptive_lr.auto import _caution, resolve_controller
 from hf_adaptive_lr.cli import main
-from hf_adaptive_lr.controllers import TrustRegion
+from hf_adaptive_lr.controllers import UpdateSize
 from hf_adaptive_lr.controllers._features import STEERING_FEATURES
 from hf_adaptive_lr.controllers._relative_update import FIRST_LR, due
 from hf_adaptive_lr.meta.episode import Episode, play_through, stretches_of
@@ -79,8 +79,8 @@ def test_short_runs_have_at_most_one_decision_per_update(total) -> None:
 
 
 def test_vectorised_runs_refuse_a_rate_that_falls_between_decisions() -> None:
-    with pytest.raises(ValueError, match="cannot play 'trust_region': its rate moves"):
-        stretches_of(TrustRegion(), 100, 20)
+    with pytest.raises(ValueError, match="cannot play 'update_size': its rate moves"):
+        stretches_of(UpdateSize(), 100, 20)
 
 
 def test_decisions_go_on_past_the_end_and_without_one() -> None:

@@ -53,7 +53,7 @@ def _bundled(name: str, text: str, **more: Any) -> tuple[Method, ...]:
 def _variant(how: str, text: str, config: Config | None = None, **more: Any) -> Method:
     """`universal` in another way, to see what it makes of it: on development tasks alone."""
     name = f"universal {how}"
-    return Method(name=name, text=text, controller="trust_region", config=config or {}, part_of="universal", **more)
+    return Method(name=name, text=text, controller="update_size", config=config or {}, part_of="universal", **more)
 
 
 # transformers gives GreedyLR a min_lr of 1e-3: from most rates it can only rise. Repaired, it may fall a
@@ -72,12 +72,8 @@ _DEVELOPMENT = tuple(dict.fromkeys(task.data for task in TASKS.values() if task.
 _PRETRAINED: dict[str, Any] = {"kinds": ("pretrained",)}
 _FRESH: dict[str, Any] = {"kinds": ("adapter", "scratch")}
 _VARIANTS = (
-    _variant("without feedback", "the radius stays where it begins", {"most": 1.0, "low": -0.5, "alarm": 100.0}),
-    _variant(
-        "without a limit", "pretrained weights may move any number of times as far", {"most": 1000.0}, **_PRETRAINED
-    ),
     _variant("without the usual rate", "the relative rate alone from scratch", {"usual": 0.0}, kinds=("scratch",)),
-    _variant("without length", "one first radius for all lengths", {"length_power": 0.0}),
+    _variant("without length", "one first size for all lengths", {"length_power": 0.0}),
     _variant("all fresh", "pretrained weights are taken for fresh ones", {"start": "fresh"}, **_PRETRAINED),
     _variant("all pretrained", "fresh weights are taken for pretrained ones", {"start": "pretrained"}, **_FRESH),
     _variant("told 4x", "told four times the length, cooled down over the last fifth", told=4.0, cooldown=0.2),
@@ -117,7 +113,7 @@ _ENTRIES: tuple[Method, ...] = (
     Method(name="default", text="`Trainer`'s defaults: 5e-5, linear; not with SGD", lr=TRAINER_LR, not_with=("sgd",)),
     *_bundled(
         "universal",
-        "this library's default, a trust region of relative updates; needs no LR",
+        "this library's default, relative updates of a known size; needs no LR",
         chosen_on=_DEVELOPMENT,
     ),
     *_VARIANTS,

@@ -16,8 +16,8 @@ from .ppo_schedule import PPOSchedule as PPOSchedule
 from .random_walk import RandomWalk as RandomWalk
 from .relative import Relative as Relative
 from .replay import Replay as Replay
-from .trust_region import TrustRegion as TrustRegion
 from .universal import Universal as Universal
+from .update_size import UpdateSize as UpdateSize
 from .wsd import WarmupStableDecay as WarmupStableDecay
 
 _CLASSES: tuple[type[Controller], ...] = (
@@ -33,7 +33,7 @@ _CLASSES: tuple[type[Controller], ...] = (
     PPOSchedule,
     GRUController,
     Relative,
-    TrustRegion,
+    UpdateSize,
     Universal,
     Replay,
     RandomWalk,

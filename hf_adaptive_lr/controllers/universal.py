@@ -31,7 +31,7 @@ from ._recurrent import RecurrentController
 class Universal(RecurrentController):
     """A small recurrent net that steers how far an update moves the weights; for SGD, Adam and AdamW.
 
-    The bundled one is `universal_1`; the name `universal` is [`TrustRegion`]'s now, which took its place.
+    The bundled one is `universal_1`; the name `universal` is [`UpdateSize`]'s now, which took its place.
 
     Args:
         hidden_size: width of the GRU, 1 ... 1024.

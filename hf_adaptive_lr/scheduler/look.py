@@ -57,7 +57,7 @@ class Trace(deque[Decision]):
         return DataFrame(rows, index=Index([d.step for d in self], name="step"))
 
     def plot(self) -> Figure:
-        """The loss that was seen above the learning rate of group 0, with a mark where it was not simply decided.
+        """The learning rate of group 0, with a mark where it was not simply decided; above it losses that were seen.
 
         Returns:
             A matplotlib figure, which a notebook shows; `figure.savefig("lr.png")` keeps it.
@@ -96,18 +96,22 @@ def _draw(decisions: Sequence[Decision]) -> Figure:
             self.savefig(picture, format="png", dpi=90)
             return picture.getvalue()
 
-    figure = Shown(figsize=(7, 4), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.4))
-    above.set_ylabel("loss seen")
+    seen = {name: _observed(decisions, name) for name in _LOSSES}
+    heights = (1, 1.4) if any(seen.values()) else (1,)  # not every controller looks at losses
+    figure = Shown(figsize=(7, 1 + 1.3 * sum(heights)), layout="constrained")
+    *above, below = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
     below.set(xlabel="update", ylabel="learning rate", yscale="log")
-    for name in _LOSSES:
-        seen = [(d.step, d.observation[name]) for d in decisions if d.observation and name in d.observation]
-        if seen:
-            above.plot(*zip(*seen, strict=True), marker=".", linewidth=1, label=name)
-    if above.lines:
-        above.legend(fontsize=8)
+    for axes in above:
+        axes.set_ylabel("loss seen")
+        for name, points in seen.items():
+            axes.plot(*zip(*points, strict=True), marker=".", linewidth=1, label=name) if points else None
+        axes.legend(fontsize=8)
     _draw_rates(below, decisions)
     return figure
+
+
+def _observed(decisions: Sequence[Decision], name: str) -> list[tuple[int, Any]]:
+    return [(d.step, d.observation[name]) for d in decisions if d.observation and name in d.observation]
 
 
 def _draw_rates(axes: Any, decisions: Sequence[Decision]) -> None:
