@@ -41,9 +41,9 @@ def test_the_callback_and_a_passed_scheduler_fail_fast_before_the_first_update(n
         before = integrations._flat(model)
         optimizer = integrations.optimizer_for(model)
         parts = (
-            {"callbacks": [AdaptiveLRCallback("universal")]}
+            {"callbacks": [AdaptiveLRCallback("universal_1")]}
             if way == "callback"
-            else {"optimizers": (optimizer, ControlledLR(optimizer, "universal", model=model, total_steps=6))}
+            else {"optimizers": (optimizer, ControlledLR(optimizer, "universal_1", model=model, total_steps=6))}
         )
         trainer = _trainer(UNHEARD[name])(
             model=model, args=integrations.arguments(tmp_path), train_dataset=Tokens(), **parts

@@ -136,13 +136,24 @@ def check_schedule(kit: Kit, folder: Path) -> str:
 
 
 def check_universal(kit: Kit, folder: Path) -> str:
-    """`universal` steers: it hears the losses that the trainer logs, its rate moves, and all is finite."""
-    trainer = kit.build(folder / "universal", AutoController.from_pretrained("universal"))
-    weights = trained(trainer)
+    """`universal` steers, and the callback does as the subclass, whether or not it can see the loss."""
+    trainer = kit.build(folder / "universal", AutoController.from_pretrained("universal"), max_grad_norm=CLIP)
+    expected = trained(trainer)
     rates = trainer.lr_scheduler.lr_history()
     require(len(rates) == STEPS and len(set(rates)) > 1, f"{STEPS} updates at different rates, got {rates}")
     require(all(math.isfinite(rate) for rate in rates), f"finite learning rates, got {rates}")
-    require(bool(torch.isfinite(weights).all()), "finite weights")
+    require(bool(torch.isfinite(expected).all()), "finite weights")
+    got = trained(kit.build(folder / "callback", callback=AdaptiveLRCallback("universal"), max_grad_norm=CLIP))
+    same = torch.equal(expected, got) if kit.exact else torch.allclose(expected, got, rtol=1e-2, atol=1e-4)
+    require(same, f"`universal` as callback equals the subclass under clipping at {CLIP}")
+    return f"`universal` as callback, under clipping, equals the subclass, {'to the bit' if kit.exact else 'to 1 %'}"
+
+
+def check_hearing(kit: Kit, folder: Path) -> str:
+    """A controller that needs the loss hears the one that the trainer logs; so does the callback, or it says no."""
+    fields = ("mean_loss", "mean_loss_error", "gain_ratio")
+    trainer = kit.build(folder / "heard", Watcher(fields=fields), max_grad_norm=CLIP)
+    expected = trained(trainer)
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     asked = [decision for decision in trainer.lr_scheduler.trace if decision.observation]
     require(len(asked) > 2, f"several decisions, got {len(asked)}")
@@ -151,15 +162,12 @@ def check_universal(kit: Kit, folder: Path) -> str:
         same = math.isclose(heard, said, rel_tol=1e-2, abs_tol=1e-3)  # the log is rounded
         require(same, f"hears the losses that are logged, in the mean {said}, heard {heard}")
     if not kit.callback_sees_loss:
-        return "`universal` hears the trainer's own loss"
-    plain = kit.build(folder / "plain", AutoController.from_pretrained("universal"), max_grad_norm=CLIP)
-    expected = trained(plain)
-    callback = AdaptiveLRCallback("universal")
-    got = trained(kit.build(folder / "heard", callback=callback, max_grad_norm=CLIP))
+        return "a controller hears the trainer's own loss"
+    callback = AdaptiveLRCallback(Watcher(fields=fields))
+    got = trained(kit.build(folder / "called", callback=callback, max_grad_norm=CLIP))
     same = torch.equal(expected, got) if kit.exact else torch.allclose(expected, got, rtol=1e-2, atol=1e-4)
-    require(same, f"`universal` as callback equals the subclass under clipping at {CLIP}")
-    how = "to the bit" if kit.exact else "to 1 %"
-    return f"`universal` hears the trainer's own loss; as callback, under clipping, equal to the subclass, {how}"
+    require(same, f"what hears the loss as callback equals the subclass under clipping at {CLIP}")
+    return "a controller hears the trainer's own loss, as subclass and as callback"
 
 
 def check_resume(kit: Kit, folder: Path) -> str:
@@ -198,20 +206,20 @@ def check_log(kit: Kit, folder: Path) -> str:
 
 def check_callback_refuses(kit: Kit, folder: Path) -> str:
     """Where the callback cannot see the loss it says so before the first update."""
-    trainer = kit.build(folder / "refused", callback=AdaptiveLRCallback("universal"))
+    trainer = kit.build(folder / "refused", callback=AdaptiveLRCallback(Watcher(fields=("loss",))))
     before = flat(trainer.model)
     try:
         trainer.train()
     except (ValueError, RuntimeError) as error:
         require("loss" in str(error), f"the refusal names the loss, got: {error}")
         require(torch.equal(before, flat(trainer.model)), "nothing was trained before the refusal")
-        return "the callback takes rules; a controller that needs the loss is refused before the first update"
+        return "as callback a controller that needs the loss is refused before the first update"
     raise CheckFailed("not true: the callback refuses what it cannot see")
 
 
 def check_kit(kit: Kit, folder: Path) -> list[str]:
     """All of the above."""
-    held = [check_schedule(kit, folder), check_universal(kit, folder)]
+    held = [check_schedule(kit, folder), check_universal(kit, folder), check_hearing(kit, folder)]
     if not kit.callback_sees_loss:
         held.append(check_callback_refuses(kit, folder))
     return [*held, check_resume(kit, folder)]

@@ -125,8 +125,7 @@ AdamW at {LR:g}. Alarms are all that the guard did, in all seeds together. Each 
 {table(titles, lines).strip()}
 
 A callback hears the loss that the model returns, and these trainers compute their own: a controller that needs it is
-refused before the first update. GRPO's loss does not follow the weights while the policy is the one that sampled, so
-`universal` does without the gain ratio there.
+refused before the first update. `universal` needs none.
 
 ```bash
 python -m tests.compatibility.rollouts --output-dir model_cards

@@ -124,6 +124,8 @@ def test_rollouts_generate_once_an_update_and_learn(tmp_path) -> None:
         row = rollouts.run(name, "subclass", "universal", guard=False, seed=0, updates=8)
         assert row["generations"] == row["updates"] == 8, row
     row = rollouts.run("GRPO", "callback", "universal", guard=True, seed=0, updates=4)
+    assert row["generations"] == row["updates"] == 4 and not row["error"], row
+    row = rollouts.run("GRPO", "callback", "plateau", guard=True, seed=0, updates=4)
     assert row["updates"] == 0 and row["generations"] == 1 and "is not the one that is trained" in row["error"]
 
 
