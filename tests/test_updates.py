@@ -10,6 +10,7 @@ import weakref
 import pytest
 import torch
 from accelerate import Accelerator
+from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
@@ -245,6 +246,30 @@ def test_a_compiled_model(backend, tmp_path) -> None:
         Recurrent(), tmp_path, torch_compile=True, torch_compile_backend=backend
     )
     assert hooked == compiled
+
+
+def test_a_compiled_step_is_one_graph_whatever_the_rates() -> None:
+    """Traced into our hooks it was 20 graphs in these updates, until dynamo gave up."""
+    found = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        graphs, model = CompileCounter(), mlp()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.01), foreach=False)
+        watcher = Watcher(fields=("alignment", "grad_norm", "update_ratio"))
+        for controller in (watcher, LossOnly()):  # the second one moves the rate
+            scheduler = ControlledLR(optimizer, controller, max_grad_norm=0)
+            step = torch.compile(optimizer.step, backend=graphs) if compiled else optimizer.step
+            for batch in batches(6):
+                loss = _loss(model, batch)
+                scheduler.observe(loss=loss)
+                loss.backward()
+                step()
+                optimizer.zero_grad()
+            assert len(set(scheduler.lr_history())) == (1 if controller is watcher else 6)
+        found.append((flat(model), graphs.frame_count))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-5)
+    assert [graphs for _, graphs in found] == [0, 1]
+    torch._dynamo.reset()
 
 
 def test_lora_through_peft(tmp_path) -> None:

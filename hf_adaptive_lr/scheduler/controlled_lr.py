@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
+import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
@@ -383,8 +384,9 @@ class ControlledLR(LRScheduler):
             previous().close()  # two writers on one optimizer would overrule each other
         self.optimizer._adaptive_lr = weakref.ref(self)  # type: ignore[attr-defined]
         self._handles = [
-            self.optimizer.register_step_pre_hook(self._pre_step),
-            self.optimizer.register_step_post_hook(self._post_step),
+            # A compiled `optimizer.step` would trace into the hooks, and compile anew for every learning rate.
+            self.optimizer.register_step_pre_hook(torch.compiler.disable(self._pre_step)),
+            self.optimizer.register_step_post_hook(torch.compiler.disable(self._post_step)),
             self.optimizer.register_load_state_dict_post_hook(lambda _: self._written.accept()),
         ]
 
