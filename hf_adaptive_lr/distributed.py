@@ -1,13 +1,15 @@
-"""Many processes: means over ranks, agreement between them, and which library shards the weights."""
+"""Many processes: means over ranks, agreement between them, and weights that are sharded over them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -50,11 +52,11 @@ def average_values(
     if not values:
         return []
     # The norm of a model that `fully_shard` has sharded is a DTensor.
-    whole = [torch.as_tensor(v.full_tensor() if hasattr(v, "full_tensor") else v).detach() for v in values]
+    tensors = [whole(torch.as_tensor(v)).detach() for v in values]
     if world_size(group) == 1:
-        device = next((value.device for value in whole if value.device.type != "cpu"), torch.device("cpu"))
+        device = next((value.device for value in tensors if value.device.type != "cpu"), torch.device("cpu"))
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    packed = torch.cat([value.reshape(-1).to(device, dtype, non_blocking=True) for value in whole])
+    packed = torch.cat([value.reshape(-1).to(device, dtype, non_blocking=True) for value in tensors])
     return average_over_ranks(packed, torch.tensor(agreed, dtype=dtype), group)
 
 
@@ -88,9 +90,9 @@ def check_agreement(rows: list[list[float]]) -> None:
 
 
 def check_unsharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
-    """Fails fast when fields are to be read from gradients, or state, of which this rank has only a part.
+    """Fails fast when fields are to be read from tensors of which this rank has only a part, and parts do not do.
 
-    ValueError: parameters are sharded by FSDP, `fully_shard` or DeepSpeed and `fields` is not empty.
+    ValueError: parameters are sharded by FSDP, `fully_shard`, tensor parallelism or DeepSpeed, and there are `fields`.
     """
     names = sorted(fields)
     if not names:
@@ -98,8 +100,8 @@ def check_unsharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
     by = sharder(optimizer)
     if by is not None:
         raise ValueError(
-            f"the controller needs {' and '.join(names)}, and {by} leaves each rank only a part of the gradients: the "
-            "number would be wrong. Use a controller that needs only the loss, or train under DDP"
+            f"the controller needs {' and '.join(names)}, and {by} leaves each rank only a part of the weights and "
+            "gradients, from which they cannot be told. Use a controller that does not need them, or train under DDP"
         )
 
 
@@ -117,6 +119,154 @@ def sharder(optimizer: Optimizer) -> str | None:
     if any(getattr(p, "_fsdp_flattened", False) for p in params):  # they look whole, and are views of a shard
         return "FSDP (use_orig_params=True)"
     return None
+
+
+class Shards:
+    """The weights of an optimizer that are sharded over the ranks: how sums over parts become sums over the whole.
+
+    The mean over ranks of `parts(p)` times a sum over this rank's part of p is the sum over all of p, also where
+    several ranks have the same part; of what every rank has whole there is one part. So sharded sums go through the
+    same exchange as everything else.
+    """
+
+    def __init__(self, model: nn.Module | None, group: dist.ProcessGroup | None) -> None:
+        self._model, self._group = model, group
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, model: nn.Module | None, group: dist.ProcessGroup | None) -> Shards | None:
+        """Those of this optimizer, where `model` is the module that computes; None where every rank has all weights.
+
+        ValueError: weights that are sharded by DeepSpeed, over other ranks than those of `group`, or as partial sums,
+        or by the first FSDP without being in `model`.
+        """
+        by = sharder(optimizer)
+        if by is None:
+            return None
+        shards = cls(model, group)
+        for p in (p for each in optimizer.param_groups for p in each["params"]):
+            shards._check(p, by)
+        return shards
+
+    def _check(self, p: Tensor, by: str) -> None:
+        if hasattr(p, "placements"):
+            for tensor, kind in ((p, "weight"), (p.grad, "gradient")):
+                if tensor is not None and any(place.is_partial() for place in _placements(tensor)):
+                    raise ValueError(
+                        f"a {kind} of shape {tuple(p.shape)} is kept as partial sums ({_placements(tensor)}), of "
+                        "which no norm can be taken; redistribute it to Shard or Replicate before optimizer.step()"
+                    )
+            if p.grad is not None and _placements(p.grad) != _placements(p):
+                raise ValueError(
+                    f"a weight of shape {tuple(p.shape)} is placed as {_placements(p)} and its gradient as "
+                    f"{_placements(p.grad)}; redistribute the gradient before optimizer.step()"
+                )
+            mesh: Any = p.device_mesh  # type: ignore[attr-defined]
+            if mesh.size() != world_size(self._group):
+                raise ValueError(
+                    f"a weight of shape {tuple(p.shape)} lies on a mesh of {mesh.size()} ranks, and "
+                    f"{world_size(self._group)} ranks decide together, as under pipeline parallelism; pass "
+                    "process_group= of exactly the ranks of the mesh, or place it on the mesh of all"
+                )
+        elif by.startswith("FSDP") and _flattened(p):
+            if id(p) not in self._flat:
+                raise ValueError(
+                    f"weights are sharded by {by}, and model= does not have them as FSDP modules; pass the module "
+                    "that FullyShardedDataParallel(...) returned, not the one inside"
+                )
+        elif by == "DeepSpeed":
+            raise ValueError(
+                "the controller needs gradients or weights, and DeepSpeed leaves each rank only a part of them, in "
+                "its own buffers. Use a controller that needs only the loss, or train under FSDP or DDP"
+            )
+
+    @cached_property
+    def _flat(self) -> dict[int, tuple[int, int]]:
+        """(parts, elements in all) of every parameter of FSDP's first version, which carries no mark of it, by id."""
+        found: dict[int, tuple[int, int]] = {}
+        for module in _first_fsdp(self._model):
+            handle = module._handle
+            flat, parts = handle.flat_param, handle.world_size if handle.uses_sharded_strategy else 1
+            found[id(flat)] = parts, sum(flat._numels)
+            found |= {id(p): (parts, n) for p, n in zip(flat._params or (), flat._numels, strict=False)}
+        return found
+
+    @property
+    def flat(self) -> bool:
+        """Whether weights are in the flat parameters of FSDP's first version."""
+        return bool(self._flat)
+
+    def parts(self, p: Tensor) -> int:
+        """Number of parts that a parameter is split into; 1 where this rank has it whole."""
+        if hasattr(p, "placements"):
+            mesh: Any = p.device_mesh  # type: ignore[attr-defined]
+            parts = 1
+            for dimension, place in enumerate(_placements(p)):
+                parts *= 1 if place.is_replicate() else mesh.size(dimension)
+            return parts
+        return self._flat.get(id(p), (1, 0))[0]
+
+    def numel(self, p: Tensor) -> int:
+        """Number of elements of a parameter, of all parts together and without padding."""
+        return self._flat[id(p)][1] if id(p) in self._flat else p.numel()
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over all ranks of a tensor of any shape, the same bits on all; one collective, no host read."""
+        rows = [torch.empty_like(value) for _ in range(world_size(self._group))]
+        dist.all_gather(rows, value.contiguous(), group=self._group)
+        return torch.stack(rows).mean(0)
+
+    def whole(self, params: Iterable[Tensor]) -> Iterator[Tensor]:
+        """These parameters, each gathered when its turn comes; all ranks must ask for all of them.
+
+        Of FSDP's first version all that are trained, as a flat parameter is many.
+        """
+        flat = False
+        for p in params:
+            if _flattened(p):
+                flat = True
+            else:
+                yield whole(p.detach()).requires_grad_(p.requires_grad)
+        if flat:
+            for module in _first_fsdp(self._model):
+                with type(module).summon_full_params(module, recurse=False, writeback=False):
+                    for name, owner, _ in module._handle.flat_param._param_infos:
+                        yield getattr(owner, name)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that may be sharded, without a copy."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be a DTensor; then a collective."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
+
+
+def reshard(model: nn.Module) -> None:
+    """Shard again what a forward pass without a backward pass has left gathered: it would be stale after an update."""
+    for module in model.modules():
+        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
+            module.reshard()  # type: ignore[operator]
+    for module in _first_fsdp(model):
+        if module._handle.uses_sharded_strategy:
+            module._handle.reshard(True)
+
+
+def _placements(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(getattr(tensor, "placements", ()))
+
+
+def _flattened(p: Tensor) -> bool:
+    return getattr(p, "_is_flat_param", False) or getattr(p, "_fsdp_flattened", False)
+
+
+def _first_fsdp(model: nn.Module | None) -> list[Any]:
+    """The modules of FSDP's first version that have parameters of their own."""
+    modules = () if model is None else model.modules()
+    return [m for m in modules if hasattr(getattr(m, "_handle", None), "flat_param")]
 
 
 def generator(*key: int | str) -> torch.Generator:

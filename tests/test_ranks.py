@@ -209,69 +209,6 @@ def test_the_norm_before_clipping_is_that_after_the_exchange(tmp_path) -> None:
     assert first["heard"] == first["told"] and min(first["told"]) > 0.05
 
 
-def _sharded(folder: Path) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    torch.set_num_threads(1)
-    model = mlp()
-    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    x, y = batches(1)[0]
-
-    def update(controller) -> ControlledLR:
-        scheduler = ControlledLR(optimizer, controller, max_grad_norm=0)
-        loss = torch.nn.functional.cross_entropy(model(x), y)
-        loss.backward()
-        scheduler.observe(loss=loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        return scheduler
-
-    weights = [p.to_local().clone() for p in model.parameters()]
-    with pytest.raises(ValueError, match="alignment.*fully_shard.*part of the gradients"):
-        update(Hypergradient())
-    assert all(torch.equal(p.to_local(), w) for p, w in zip(model.parameters(), weights, strict=True))
-    optimizer.zero_grad()
-    assert update(LossOnly()).updates == 1
-    (folder / f"refused-{dist.get_rank()}").touch()
-
-
-def test_sharded_gradients_fail_fast_and_losses_do_not(tmp_path) -> None:
-    _launch(_sharded, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def _sharded_by_the_first_fsdp(folder: Path) -> None:
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    torch.set_num_threads(1)
-    model = FullyShardedDataParallel(mlp(), use_orig_params=True, device_id=torch.device("cpu"))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    x, y = batches(1)[0]
-    for controller in (Hypergradient(), Watcher(fields=("grad_norm",)), LossOnly()):
-        ControlledLR(optimizer, controller, model=model.module).close()
-        scheduler = ControlledLR(optimizer, controller)
-        loss = torch.nn.functional.cross_entropy(model(x), y)
-        scheduler.observe(loss=loss)
-        loss.backward()
-        if controller.needs == {"loss"}:
-            optimizer.step()
-            assert scheduler.updates == 1
-            continue
-        with pytest.raises(ValueError, match=r"(slope|grad_norm|alignment), and FSDP \(use_orig_params=True\) leaves"):
-            optimizer.step()
-        assert scheduler.updates == 0
-        optimizer.zero_grad()
-    (folder / f"refused-{dist.get_rank()}").touch()
-
-
-def test_gradients_that_look_whole_and_are_sharded_fail_fast(tmp_path) -> None:
-    """The first FSDP with `use_orig_params=True`, Trainer's default for it."""
-    _launch(_sharded_by_the_first_fsdp, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
-
-
 def test_accelerates_wrapper_for_deepspeed_fails_fast() -> None:
     """The wrapper is real, and is what a callback gets; DeepSpeed's engine itself is not installed here."""
     from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
@@ -286,14 +223,16 @@ def test_the_check_knows_deepspeed_by_its_marks() -> None:
     """A unit test of the check only: DeepSpeed itself needs a GPU build that is not installed here."""
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
-    distributed.check_unsharded(optimizer, {"alignment"})
+    assert distributed.Shards.of(optimizer, None, None) is None
+    distributed.check_unsharded(optimizer, {"head_mean"})
     parameter.ds_id = 0  # what ZeRO-3 puts on every parameter
-    with pytest.raises(ValueError, match="DeepSpeed"):
-        distributed.check_unsharded(optimizer, {"alignment"})
-    distributed.check_unsharded(optimizer, set())
     owner = type("DeepSpeedZeroOptimizer", (torch.optim.SGD,), {"__module__": "deepspeed.runtime.zero.stage_1_and_2"})
-    with pytest.raises(ValueError, match="DeepSpeed"):
-        distributed.check_unsharded(owner([torch.nn.Parameter(torch.zeros(2))], lr=0.1), {"grad_norm"})
+    for sharded in (optimizer, owner([torch.nn.Parameter(torch.zeros(2))], lr=0.1)):
+        with pytest.raises(ValueError, match="DeepSpeed"):
+            distributed.Shards.of(sharded, None, None)
+        with pytest.raises(ValueError, match="head_mean, and DeepSpeed leaves each rank only a part"):
+            distributed.check_unsharded(sharded, {"head_mean"})
+    distributed.check_unsharded(optimizer, set())
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from ..auto import AutoController
 from ..controller import Controller
 from ..controllers import CONTROLLERS
 from ..hub.config import configure
-from ..sensors.gradients import DIRECTION_FIELDS
 from ..sensors.predictions import LOGIT_FIELDS
+from ..sensors.readable import DIRECTION_FIELDS
 from ..sensors.weights import WEIGHT_FIELDS
 from .rivals import GEN_EVERY, VERSIONS, package_of
 from .rows import Specified

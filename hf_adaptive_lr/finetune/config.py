@@ -76,7 +76,7 @@ def _controller(config: FinetuneConfig) -> Controller:
     from ..hub.config import configure
     from ..scheduler.config import SchedulerConfig
     from ..scheduler.runtime import ControllerRun
-    from ..sensors.gradients import DIRECTION_FIELDS
+    from ..sensors.readable import DIRECTION_FIELDS
 
     assert config.controller is not None  # `resolved` set it
     try:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..observation import Observation
-from ..sensors.gradients import DIRECTION_FIELDS, cosine, inner
+from ..sensors.gradients import cosine, inner
 from ..sensors.predictions import PREDICTION_FIELDS
+from ..sensors.readable import DIRECTION_FIELDS
 from ..sensors.weights import WEIGHT_FIELDS
 from .inner import InnerOptimizer
 from .tasks.base import Split, Task

@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..distributed import local
+
 _STAND_IN = "LayerWiseDummyOptimizer"
 _FREE_OF_LR = ("Prodigy", "DAdapt", "ScheduleFree")
 
@@ -68,11 +70,16 @@ def set_lrs(optimizer: Optimizer, lrs: Sequence[float]) -> None:
 def no_update(optimizer: Optimizer, given: Sequence[Any]) -> bool:
     """Whether the step that is beginning will change no weight: no gradient, or a gradient scaler found infinities.
 
-    A closure among the arguments `given` to the step computes gradients.
+    A closure among the arguments `given` to the step computes gradients. torch's distributed checkpoints make a step
+    with zeros for gradients and learning rates, so that an optimizer has a state to load into.
     """
-    idle = all(p.grad is None for group in optimizer.param_groups for p in group["params"])
-    if idle and not any(callable(argument) for argument in given):
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    idle = all(p.grad is None for p in params)
+    # A rank may have no part of any weight, and cannot tell then.
+    if idle and any(p.numel() for p in params) and not any(callable(argument) for argument in given):
         return True
+    if not optimizer.state and all(float(group["lr"]) == 0 for group in optimizer.param_groups):
+        return not any(bool(local(p.grad).any()) for p in params if p.grad is not None)
     # A fused optimizer under a gradient scaler is called even when the update will be skipped inside the kernel.
     # Reading the flag is the one host sync that plain scaler.step() pays as well.
     found = getattr(optimizer, "found_inf", None)

@@ -25,9 +25,9 @@ from ..optimizers.groups import no_update, raw, warn_if_free_of_lr
 from ..optimizers.writers import WrittenLRs
 from ..report.inline import facts
 from ..sensors.collector import SignalCollector
-from ..sensors.gradients import check_readable
 from ..sensors.loss_window import LossWindow
 from ..sensors.outcome import ExtraLoss
+from ..sensors.readable import check_readable
 from .config import SchedulerConfig, SchedulerOptions
 from .decision import Decision
 from .look import Trace
@@ -384,9 +384,8 @@ class ControlledLR(LRScheduler):
             previous().close()  # two writers on one optimizer would overrule each other
         self.optimizer._adaptive_lr = weakref.ref(self)  # type: ignore[attr-defined]
         self._handles = [
-            # A compiled `optimizer.step` would trace into the hooks, and compile anew for every learning rate.
-            self.optimizer.register_step_pre_hook(torch.compiler.disable(self._pre_step)),
-            self.optimizer.register_step_post_hook(torch.compiler.disable(self._post_step)),
+            self.optimizer.register_step_pre_hook(_uncompiled(self._pre_step)),
+            self.optimizer.register_step_post_hook(_uncompiled(self._post_step)),
             self.optimizer.register_load_state_dict_post_hook(lambda _: self._written.accept()),
         ]
 
@@ -435,3 +434,9 @@ class ControlledLR(LRScheduler):
             lr = float(group.setdefault("initial_lr", group["lr"]))
             self.run.add_group(lr)
             self._last_lr.append(lr)
+
+
+def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
+    # A compiled `optimizer.step` would trace into the hook, and compile anew for every learning rate.
+    wrapped: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return wrapped

@@ -6,6 +6,7 @@ one copy to the host. A signal that this integration cannot measure exactly make
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,26 +18,29 @@ from torch.optim import Optimizer
 
 from ..cadence import Plan
 from ..controller import Controller
-from ..distributed import average_values, check_unsharded, rank, world_size
+from ..distributed import Shards, average_values, check_unsharded, rank, world_size
 from ..observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome, Value
 from .evaluation import EvaluationLoss
-from .forward_hook import ForwardHook, differentiable
+from .forward_hook import ForwardHook, after_backward, differentiable
 from .gain import NEUTRAL, GainSensor
 from .grad_norm import GradNorm, check_unscaled
-from .gradients import DIRECTION_FIELDS, forget_direction, measure_previous_update, remember_direction
+from .gradients import direction_sums, forget_direction, read_directions, remember_direction
 from .lora import Adapter, find_adapters
 from .loss_window import LossWindow
 from .outcome import ExtraLoss, OutcomeSensor
 from .pending import PendingUpdate
 from .predictions import LOGIT_FIELDS, PREDICTION_FIELDS, ModelSensors, find_logits
+from .readable import DIRECTION_FIELDS
 from .replay import RecordedPasses
-from .requirements import LOSSES, REPLAYED, check_measurable, check_trained, check_training_mode
+from .requirements import LOSSES, REPLAYED, check_adapters, check_measurable, check_trained, check_training_mode
 from .running_loss import MEAN_FIELDS, SUMS, RunningLoss, read_mean
 from .trained_loss import TrainedLoss
 from .weights import WEIGHT_FIELDS
 
 _LONG = 2000  # updates of a run of unknown length, for what is said half-way through
 _EVERY = 16  # decisions from one comparison with the trained loss to the next, later on
+_SUMS_OF_SHARDS = {"direction", "group_direction", "movement"}
+_OF_ALL_WEIGHTS = DIRECTION_FIELDS | {"gain_ratio", "pretrained"}
 _EARLY = 3  # first decisions of a process, at which a loss that is not the trained one ends the run
 
 
@@ -69,7 +73,7 @@ class SignalCollector:
         self.group, self._plan, self._takes_losses = group, plan, hook
         self.losses = LossWindow()
         self._running = RunningLoss()
-        self._norm = GradNorm(optimizer, model, needs, max_grad_norm)
+        self._norm = GradNorm(optimizer, model, needs, max_grad_norm, lambda: self._shards)
         self._passes = RecordedPasses(model)
         self._outcomes = OutcomeSensor(optimizer, needs, model, extra)
         self._inside = ModelSensors(optimizer, model)
@@ -94,6 +98,7 @@ class SignalCollector:
         self._outcomes.clear()
         self._gain.clear()
         self._inside.logits = None
+        self._reduced = False  # whether a backward pass of this update has left gradients
         self.in_step = False
         """Whether the optimizer is stepping: passes in there are no micro-batches."""
 
@@ -119,8 +124,8 @@ class SignalCollector:
         """A micro-batch begins. Where all gradients are None and none is to come, the update before was skipped."""
         if self.in_step:
             return
-        idle = all(p.grad is None for group in self.optimizer.param_groups for p in group["params"])
-        if self._pending.abandoned(before_forward=True) or (idle and not self.losses.waiting):
+        gone = self._pending.abandoned(before_forward=True) or not (self._have_gradients() or self.losses.waiting)
+        if gone and not self._accumulates_unseen():
             self.drop()
         plan = self._plan()
         outcome = plan.outcome and bool(self.needs & {"loss_before", "loss_after"})
@@ -142,6 +147,8 @@ class SignalCollector:
             self._norm.listen(differentiable(output))
         if self._takes_losses:
             self.losses.pass_ended(loss, kwargs, output)
+            if loss is not None and hasattr(self._first_param(), "placements"):
+                after_backward([loss], self._backward_ended)
             if loss is not None and self._watches():
                 self._trained.listen(loss, differentiable(output))
 
@@ -168,23 +175,41 @@ class SignalCollector:
             self._inside.logits = logits
         given = {"loss": loss, "grad_norm": grad_norm, "eval_loss": eval_loss}.items()
         tensors = {name: self._scalar(name, value) for name, value in given if value is not None}
-        if "loss" in tensors:
-            if self._pending.abandoned(before_forward=False):
-                self.drop()
-            own = not self.needs & REPLAYED or self.losses.is_own(tensors["loss"])
-            replaced = self.losses.observe(tensors["loss"])
-            if replaced:
-                self._trained.believe()
-                if not own:  # what the hook would compute again is the model's own loss
-                    self._passes.set_replay(None)
-            elif isinstance(loss, Tensor) and loss.requires_grad and self._listens():
-                self._norm.listen([loss])
+        if loss is not None:
+            self._observe_loss(loss, tensors["loss"])
         if "grad_norm" in tensors:
             self._norm.observe(tensors["grad_norm"])
         if closure is not None:
             self._passes.set_replay(closure)
         if "eval_loss" in tensors:
             self._evaluation.observe(tensors["eval_loss"])
+
+    def _observe_loss(self, loss: Tensor | float, value: Tensor) -> None:
+        if self._pending.abandoned(before_forward=False) and not self._accumulates_unseen():
+            self.drop()
+        own = not self.needs & REPLAYED or self.losses.is_own(value)
+        replaced = self.losses.observe(value)
+        if replaced:
+            self._trained.believe()
+            if not own:  # what the hook would compute again is the model's own loss
+                self._passes.set_replay(None)
+        elif isinstance(loss, Tensor) and loss.requires_grad:
+            if self._listens():
+                self._norm.listen([loss])
+            if hasattr(self._first_param(), "placements"):
+                after_backward([loss], self._backward_ended)
+        elif not self._reduced:
+            self._reduced = self._have_gradients()  # reported after its backward pass
+
+    def _have_gradients(self) -> bool:
+        return any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"])
+
+    def _backward_ended(self, root: Tensor | None) -> None:
+        self._reduced |= self._have_gradients()
+
+    def _accumulates_unseen(self) -> bool:
+        """Whether `fully_shard` may keep gradients to itself, as it does until the micro-batch that reduces them."""
+        return hasattr(self._first_param(), "placements") and bool(self.losses) and not self._reduced
 
     def _listens(self) -> bool:
         """Whether this update's passes are needed: at decisions, for gain ratios, for the first check."""
@@ -208,6 +233,11 @@ class SignalCollector:
         mine = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         return tuple(adapter for adapter in find_adapters(self.model) if id(adapter.b) in mine)
 
+    @cached_property
+    def _shards(self) -> Shards | None:
+        """Those of the weights; found when gradients are there, as the model is wrapped then."""
+        return Shards.of(self.optimizer, self.model, self.group)
+
     def _first_param(self) -> Tensor:
         params = (p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad)
         first: Tensor = next(params)
@@ -227,11 +257,9 @@ class SignalCollector:
         elif self._passed:
             return
         if not self._passed:
-            gradient_fields = {n for n in self.needs if n in OPTIONAL_FIELDS and OPTIONAL_FIELDS[n].reads_gradients}
-            if self._norm.observed is not None:
-                gradient_fields.discard("grad_norm")
-            of_weights = self.needs & {"update_ratio", "meta_inner", "pretrained", *WEIGHT_FIELDS}
-            check_unsharded(self.optimizer, gradient_fields | of_weights)
+            check_unsharded(self.optimizer, self.needs & {"meta_inner", *WEIGHT_FIELDS})
+            if self.needs & _OF_ALL_WEIGHTS or ("grad_norm" in self.needs and self._norm.observed is None):
+                check_adapters(self.needs, self.model, self._shards)
             self._norm.check_clipping()
         if self._hook is not None and self.model is not None and not self.model.training:
             check_training_mode(self.needs, self.losses, self._norm)
@@ -278,8 +306,10 @@ class SignalCollector:
         if "grad_norm" in wanted:
             values |= self._norm.fields()
         if wanted & DIRECTION_FIELDS:
-            values |= measure_previous_update(self.optimizer, last_lrs, wanted, self._adapters, self._still)
-        values |= self._inside.measure(wanted, first_rank=rank(self.group) == 0)
+            optimizer, adapters = self.optimizer, self._adapters
+            sums = direction_sums(optimizer, last_lrs, wanted, adapters, self._still, self._shards)
+            values |= read_directions(sums, wanted) if self._shards is None else sums
+        values |= self._inside.measure(wanted, self._shards, first_rank=rank(self.group) == 0)
         if "eval_loss" in wanted:
             values |= self._evaluation.fields()
         if self._watched:
@@ -292,6 +322,10 @@ class SignalCollector:
             check_unscaled(means.pop("root"))
         if "deviation" in means:
             check_trained(self.needs, self._trained, means.pop("deviation"), late=self._passed > _EARLY)
+        sums = {name: torch.tensor(means.pop(name), dtype=torch.float64) for name in means.keys() & _SUMS_OF_SHARDS}
+        means |= {name: tuple(v.tolist()) if v.ndim else float(v) for name, v in read_directions(sums, wanted).items()}
+        if "grad_square" in means:
+            means["grad_norm"] = math.sqrt(means.pop("grad_square"))
         for name in (wanted & set(PREDICTION_FIELDS)) | (means.keys() & set(SUMS)):
             means[name] *= world_size(self.group)  # the other ranks gave 0
         if wanted & MEAN_FIELDS:
@@ -315,7 +349,7 @@ class SignalCollector:
         if self.needs & DIRECTION_FIELDS:
             self._still = remember_direction(self.optimizer)
         if "gain_ratio" in self.needs:
-            self._gain.before_step(self.losses.losses, self._passes)
+            self._gain.before_step(self.losses.losses, self._passes, self._shards)
             self._norm.before_step()
 
     def outcome(self, update: int) -> Outcome:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from ..distributed import Shards, local
 from .grad_norm import GradNorm, dense, loss_scale
 from .gradients import chunks
 from .replay import RecordedPasses
@@ -106,20 +107,28 @@ class GainProbe:
     the update before a decision. The gradients are copied too because some steps change them in place.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._scale = loss_scale(optimizer)
-        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.weights: list[Tensor] = params
+    def __init__(self, optimizer: Optimizer, shards: Shards | None) -> None:
+        self._scale, self._shards = loss_scale(optimizer), shards
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        params = [p for p in trained if p.grad is not None]
+        self.weights: list[Tensor] = params if shards is None else trained  # the same on all ranks
         """The trained weights, as they are now."""
-        self._kept = [(p, p.detach().clone(), dense(p.grad).clone()) for p in params]
+        self._kept = [(p, local(p.detach()).clone(), dense(local(p.grad)).clone()) for p in params]
 
     @torch.no_grad()
     def promised(self, clip_factor: Tensor | float) -> Tensor:
-        """-g . (w[t] - w[t-1]), with g before clipping by a factor in (0, 1]; 0-d float64, no host sync."""
+        """-g . (w[t] - w[t-1]), with g before clipping by a factor in (0, 1]; 0-d float64, no host sync.
+
+        Of sharded weights to be averaged over the ranks.
+        """
         sums: list[Tensor] = []
         for p, before, grad in self._kept:
-            for now, then, g in chunks([p, before, grad]):
-                sums.append(torch.dot(g, now - then))
+            parts = 1 if self._shards is None else self._shards.parts(p)
+            for now, then, g in chunks([local(p.detach()), before, grad]):
+                sum_ = torch.dot(g, now - then)
+                sums.append(sum_ if self._shards is None else sum_.double() * parts)
+        if not sums:  # a rank may have no part of any weight
+            return torch.zeros((), dtype=torch.float64, device=self.weights[0].device)
         return -torch.stack(sums).double().sum() / (clip_factor * self._scale)
 
 
@@ -142,12 +151,12 @@ class GainSensor:
         self._probe: GainProbe | None = None
         self._fine: list[Tensor] | None = None
 
-    def before_step(self, losses: Sequence[Tensor], passes: RecordedPasses) -> None:
+    def before_step(self, losses: Sequence[Tensor], passes: RecordedPasses, shards: Shards | None) -> None:
         """Keep weights and gradients: the update that is about to be made is one to be measured.
 
         Losses below float32 are computed again.
         """
-        self._probe = GainProbe(self._optimizer)
+        self._probe = GainProbe(self._optimizer, shards)
         if precision(losses) > _SINGLE and not passes.surrogate:
             self._fine = _again(passes, fine=True)
 

@@ -7,13 +7,13 @@ caller who knows it, or else measured at the end of the backward pass, or, where
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..distributed import sharder
+from ..distributed import Shards, local, whole
 from .forward_hook import after_backward
 
 _LARGEST_ROOT = 1.001  # gradient of the loss itself: 1, or 1 / n under accumulation, unless it was scaled
@@ -32,6 +32,23 @@ def measure_grad_norm(optimizer: Optimizer, model: nn.Module | None = None) -> T
     return torch.nn.utils.get_total_norm([dense(p.grad) for p in params if p.grad is not None]) / loss_scale(optimizer)
 
 
+@torch.no_grad()
+def grad_square(optimizer: Optimizer, shards: Shards) -> Tensor:
+    """Squared norm of sharded gradients, to be averaged over the ranks; 0-d float64, no collective, no host sync."""
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    squares = [square_sum(dense(local(p.grad))) * shards.parts(p) for p in params]
+    device = next(p.device for group in optimizer.param_groups for p in group["params"])
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    scale = loss_scale(optimizer)
+    square: Tensor = torch.stack([total, *squares]).sum() / (scale * scale)
+    return square
+
+
+def square_sum(tensor: Tensor) -> Tensor:
+    """Sum of the squares of a tensor's entries, 0-d float64."""
+    return torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32).double().square()
+
+
 def dense(grad: Tensor) -> Tensor:
     """The gradient itself, unless it is sparse (ValueError)."""
     if grad.is_sparse:
@@ -48,16 +65,22 @@ def loss_scale(optimizer: Optimizer) -> Tensor | float:
 class GradNorm:
     """Keeps the norms of one update's gradient: before clipping, and for gain ratios also after it.
 
-    `max_grad_norm` is the clipping in force, 0 for none, None for unknown.
+    `max_grad_norm` is the clipping in force, 0 for none, None for unknown. `shards` gives those of the optimizer; of
+    sharded gradients a measured norm is kept as [`grad_square`], which an exchange completes.
     """
 
     def __init__(
-        self, optimizer: Optimizer, model: nn.Module | None, needs: frozenset[str], max_grad_norm: float | None
+        self,
+        optimizer: Optimizer,
+        model: nn.Module | None,
+        needs: frozenset[str],
+        max_grad_norm: float | None,
+        shards: Callable[[], Shards | None],
     ) -> None:
         self._optimizer, self._model, self.max_grad_norm = optimizer, model, max_grad_norm
         self._wanted = bool(needs & {"grad_norm", "gain_ratio"})
         self._checked_clipping = False
-        self._sharded: bool | None = None  # not known before the first backward pass
+        self._shards = shards
         self._ever_observed = False  # then the backward pass need not be listened to
         self.clear()
 
@@ -84,18 +107,25 @@ class GradNorm:
             after_backward(tensors, self._backward_ended)
 
     def _backward_ended(self, root: Tensor | None) -> None:
-        if self._sharded is None:
-            self._sharded = sharder(self._optimizer) is not None
-        if self._sharded:  # the check ahead of the update says so, in words
-            return
         if any(p.grad is not None for group in self._optimizer.param_groups for p in group["params"]):
-            self.unclipped, self._root = measure_grad_norm(self._optimizer, self._model), root
+            self.unclipped, self._root = self._measure(), root
+
+    def _measure(self) -> Tensor:
+        shards = self._shards()
+        if shards is not None:
+            return grad_square(self._optimizer, shards)
+        return measure_grad_norm(self._optimizer, self._model)
+
+    def _norms(self, *measured: Tensor) -> list[Tensor]:
+        """The norms that were measured; of sharded gradients a collective, with the same bits on all ranks."""
+        shards = self._shards()
+        return list(measured) if shards is None else list(shards.mean(torch.stack(measured)).sqrt())
 
     def check_clipping(self) -> None:
         """At the first update, ValueError if `max_grad_norm=0` was given and something clips after all."""
         if self.max_grad_norm == 0 and self.unclipped is not None and not self._checked_clipping:
             if self._root is not None and float(self._root) <= _LARGEST_ROOT:  # else it is a gradient scaler's
-                before, now = float(self.unclipped), float(measure_grad_norm(self._optimizer, self._model))
+                before, now = map(float, self._norms(self.unclipped, self._measure()))
                 if now < 0.999 * before:
                     raise ValueError(
                         f"max_grad_norm=0 means that nothing clips, but the gradient's norm was {before:.4g} after "
@@ -116,27 +146,34 @@ class GradNorm:
         return "gain_ratio" if "gain_ratio" in needs and not known else None
 
     def fields(self) -> dict[str, Tensor]:
-        """`grad_norm`, and `root` beside a norm of the backward pass: above 1 a gradient scaler's factor is in it."""
+        """`grad_norm`, and `root` beside a norm of the backward pass: above 1 a gradient scaler's factor is in it.
+
+        Of sharded gradients `grad_square` in its place, unless a caller has reported the norm.
+        """
         if self.observed is not None:
             return {"grad_norm": self.observed}
+        name = "grad_norm" if self._shards() is None else "grad_square"
         if self.unclipped is not None:
             # Always there, as all ranks must exchange the same number of values.
-            return {"grad_norm": self.unclipped, "root": torch.ones(()) if self._root is None else self._root}
-        return {"grad_norm": measure_grad_norm(self._optimizer, self._model)}
+            return {name: self.unclipped, "root": torch.ones(()) if self._root is None else self._root}
+        return {name: self._measure()}
 
     def before_step(self) -> None:
         """Measure the norm after clipping, where only the comparison tells by how much it was clipped."""
         if self.unclipped is not None and not self.max_grad_norm:
-            self._clipped = measure_grad_norm(self._optimizer, self._model)
+            self._clipped = self._measure()
 
     def clip_factor(self) -> Tensor | float:
-        """Factor in (0, 1] that clipping applied to the gradients of this update."""
-        norm = self.observed if self.observed is not None else self.unclipped
+        """Factor in (0, 1] that clipping applied to the gradients of this update; a collective where sharded."""
+        norm = None if self.observed is None else whole(self.observed)
+        if self.max_grad_norm and norm is None and self.unclipped is not None:
+            norm = self._norms(self.unclipped)[0]
         if self.max_grad_norm and norm is not None:
             # torch.nn.utils.clip_grad_norm_ multiplies by this factor
             return (self.max_grad_norm / (norm.double() + 1e-6)).clamp(max=1.0)
         if self.unclipped is not None and self._clipped is not None:
-            return (self._clipped.double() / self.unclipped.double().clamp(min=1e-30)).clamp(min=1e-30, max=1.0)
+            clipped, unclipped = self._norms(self._clipped, self.unclipped)
+            return (clipped.double() / unclipped.double().clamp(min=1e-30)).clamp(min=1e-30, max=1.0)
         return 1.0
 
 

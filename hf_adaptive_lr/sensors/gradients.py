@@ -8,24 +8,18 @@ already.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 
-from ..observation import PER_GROUP
+from ..distributed import Shards, local
 from .grad_norm import dense, loss_scale
-from .lora import Adapter
-
-PREVIOUS_DIRECTION = "adaptive_lr_direction"
-"""Key in `optimizer.state[p]` of the previous direction, for SGD without a buffer that contains it. It lives there so
-that it is checkpointed and moved between devices with the rest of the optimizer's state."""
-
-DIRECTION_FIELDS = frozenset({"alignment", "slope", "group_alignment", "group_slope", "update_ratio"})
-"""Fields that are computed from the direction of the previous update."""
+from .lora import Adapter, movement
+from .readable import PREVIOUS_DIRECTION, steps_like_torch
 
 _CHUNK = 1 << 16
 """Elements per pass on the CPU: the temporaries stay in the cache, so each state tensor is read from memory once."""
@@ -79,50 +73,6 @@ def cosine(dot: Tensor, left_sq: Tensor, right_sq: Tensor) -> Tensor:
 # --- readers: one live optimizer ---------------------------------------------------------------------------------
 
 
-def check_readable(optimizer: Optimizer, needs: frozenset[str]) -> None:
-    """ValueError when the controller needs the optimizer's state and the optimizer is not torch's SGD, Adam or AdamW.
-
-    A subclass will do where the step is theirs: one that moves the weights in another way would be misread. So does
-    Adam on float16 weights, where its eps is 0 and its first update NaN.
-    """
-    wanted = sorted(needs & DIRECTION_FIELDS)
-    if not wanted:
-        return
-    if _steps_like_torch(optimizer):
-        _check_half(optimizer)
-        return
-    kind, known = type(optimizer), isinstance(optimizer, SGD | Adam)
-    why = "has a step of its own, so the state does not tell its update" if known else "keeps a state of its own"
-    raise ValueError(
-        f"the controller needs {' and '.join(wanted)}, read from the state of torch's SGD, Adam or AdamW, and "
-        f"{kind.__module__}.{kind.__qualname__} {why}; use one of these three, or a controller that does not need it, "
-        "such as 'plateau' or 'cosine'"
-    )
-
-
-def _check_half(optimizer: Optimizer) -> None:
-    for group in optimizer.param_groups if isinstance(optimizer, Adam) else ():
-        half = any(p.dtype == torch.float16 for p in group["params"])
-        if half and not torch.tensor(group["eps"], dtype=torch.float16):
-            raise ValueError(
-                f"{type(optimizer).__name__} with eps={group['eps']:g} cannot train float16 weights: the squares of "
-                "the gradients and eps are 0 there, and the first update makes them NaN. Keep the weights in float32 "
-                "and train with fp16=True or bf16=True (autocast)"
-            )
-
-
-def _steps_like_torch(optimizer: Optimizer) -> bool:
-    """Whether the class is SGD, Adam or AdamW, or inherits the step and the layout of the state unchanged."""
-    if type(optimizer) in (SGD, Adam, AdamW):
-        return True
-    base: Any = next((cls for cls in (SGD, Adam) if isinstance(optimizer, cls)), None)
-    kind: Any = type(optimizer)
-    # torch wraps the step of every class once, for its hooks.
-    return base is not None and all(
-        inspect.unwrap(getattr(kind, name)) is inspect.unwrap(getattr(base, name)) for name in ("step", "_init_group")
-    )
-
-
 class _Term(NamedTuple):
     """One parameter's previous direction, still as state: direction = scale * numerator / (sqrt(square) + shift)."""
 
@@ -134,13 +84,17 @@ class _Term(NamedTuple):
     shift: Any
 
 
-def _terms(optimizer: Optimizer, still: Collection[int]) -> Iterator[_Term]:
-    place = -1
+def _terms(optimizer: Optimizer, lrs: Sequence[float], still: Collection[int]) -> Iterator[_Term]:
+    place, known = -1, steps_like_torch(optimizer)
     for index, group in enumerate(optimizer.param_groups):
         for p in group["params"]:
             place += 1
             state = optimizer.state.get(p)
             if not state or place in still:
+                continue
+            if not known:  # what is kept is the change of the weights itself
+                if state.get(PREVIOUS_DIRECTION) is not None and lrs[index]:
+                    yield _Term(index, p, state[PREVIOUS_DIRECTION], None, 1.0 / lrs[index], 0.0)
                 continue
             if isinstance(optimizer, Adam):
                 if "exp_avg" in state:
@@ -175,7 +129,8 @@ def remember_direction(optimizer: Optimizer) -> list[int]:
     the places, over all groups in order, of the parameters that this update will not move as they have no gradient.
     ValueError for a sparse gradient.
     """
-    for group in optimizer.param_groups if isinstance(optimizer, SGD) else ():
+    copied = isinstance(optimizer, SGD) and steps_like_torch(optimizer)
+    for group in optimizer.param_groups if copied else ():
         for p in (p for p in group["params"] if p.grad is not None and needs_copy(group)):
             state = optimizer.state[p]
             direction = _sgd_next_direction(p, dense(p.grad), state.get("momentum_buffer"), group)
@@ -184,7 +139,8 @@ def remember_direction(optimizer: Optimizer) -> list[int]:
             else:
                 state[PREVIOUS_DIRECTION] = direction.clone(memory_format=torch.preserve_format)
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    return [place for place, p in enumerate(params) if p.grad is None]
+    # The first FSDP leaves a rank without a gradient of what it has no part of, and a checkpoint has rank 0's places.
+    return [place for place, p in enumerate(params) if p.grad is None and p.numel()]
 
 
 def forget_direction(optimizer: Optimizer) -> None:
@@ -215,9 +171,9 @@ def chunks(tensors: list[Tensor]) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _term_sums(term: _Term, scratch: Tensor) -> Tensor:
-    """(g . d, d . d, g . g) of one parameter, float64; g is taken as zero where there is no gradient."""
-    grad = None if term.param.grad is None else dense(term.param.grad)
-    tensors = [term.numerator] if term.square is None else [term.numerator, term.square]
+    """(g . d, d . d, g . g) of this rank's part of one parameter, float64; g is zero where there is no gradient."""
+    grad = None if term.param.grad is None else dense(local(term.param.grad))
+    tensors = [local(term.numerator)] if term.square is None else [local(term.numerator), local(term.square)]
     sums: list[Tensor] = []
     for parts in chunks(tensors if grad is None else [*tensors, grad]):
         d = parts[0] if term.square is None else _adam_chunk(parts[0], parts[1], term.shift, scratch)
@@ -239,7 +195,6 @@ def _adam_chunk(numerator: Tensor, square: Tensor, shift: Any, scratch: Tensor) 
     return torch.div(numerator, torch.sqrt(square, out=out).add_(shift), out=out)
 
 
-@torch.no_grad()
 def measure_previous_update(
     optimizer: Optimizer,
     lrs: Sequence[float],
@@ -249,59 +204,77 @@ def measure_previous_update(
 ) -> dict[str, Tensor]:
     """The [`DIRECTION_FIELDS`] in `needs`, of the gradients now in `param.grad` and the previous update, in one pass.
 
-    The optimizer is SGD, Adam or AdamW (foreach and fused keep the same state); `lrs` are those of the previous
-    update, one per group; the `update_ratio` of LoRA's adapters is that of the weights they are added to. `still` are
-    the places of the parameters that had no gradient then (from `remember_direction`) and did not move. Returns
-    float64 tensors, 0-d or (n_groups,), neutral before the first update. No host sync.
+    Of weights that this rank has whole; see [`direction_sums`] for the arguments. Float64 tensors, 0-d or (n_groups,),
+    neutral before the first update. No host sync.
+    """
+    return read_directions(direction_sums(optimizer, lrs, needs, adapters, still), needs)
+
+
+@torch.no_grad()
+def direction_sums(
+    optimizer: Optimizer,
+    lrs: Sequence[float],
+    needs: frozenset[str],
+    adapters: Sequence[Adapter] = (),
+    still: Collection[int] = (),
+    shards: Shards | None = None,
+) -> dict[str, Tensor]:
+    """The sums that [`read_directions`] needs; of sharded weights to be averaged over the ranks.
+
+    The optimizer is SGD, Adam or AdamW (foreach and fused keep the same state), or another one whose directions
+    [`DifferenceSensor`] keeps; `lrs` are those of the previous update, one per group; the `update_ratio` of LoRA's
+    adapters is that of the weights they are added to. `still` are the places of the parameters that had no gradient
+    then (from `remember_direction`) and did not move. Float64; no host sync, and no collective but for sharded
+    adapters, which are gathered.
 
     Clipping, loss scaling and accumulation multiply the whole gradient, so the alignment does not see them; the slope
     is that of the gradient as the optimizer uses it, clipped where it was clipped.
     """
-    terms = list(_terms(optimizer, still))
-    out: dict[str, Tensor] = {}
-    if not terms:
-        groups = len(optimizer.param_groups)
-        shapes = {name: (groups,) if name in PER_GROUP else () for name in needs & DIRECTION_FIELDS}
-        return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    terms, groups = list(_terms(optimizer, lrs, still)), len(optimizer.param_groups)
     scratch = torch.empty(_CHUNK, dtype=torch.float32)
-    sums = torch.stack([_term_sums(term, scratch) for term in terms])
-    for scope in ("", "group_"):
-        if needs & {f"{scope}alignment", f"{scope}slope"}:
-            dot, d_sq, g_sq = (_by_group(sums, terms, optimizer) if scope else sums.sum(0)).unbind(-1)
-            measured = {f"{scope}alignment": cosine(dot, d_sq, g_sq), f"{scope}slope": dot / loss_scale(optimizer)}
-            out |= {name: value for name, value in measured.items() if name in needs}
+    rows = [_term_sums(term, scratch) for term in terms]
+    if shards is not None:
+        rows = [row * shards.parts(term.param) for row, term in zip(rows, terms, strict=True)]
+    sums = torch.stack(rows) if rows else torch.zeros(0, 3, dtype=torch.float64)
+    out: dict[str, Tensor] = {}
+    scale = sums.new_ones(()) * loss_scale(optimizer)
+    if needs & {"alignment", "slope"}:
+        out["direction"] = torch.stack((*sums.sum(0), scale))
+    if needs & {"group_alignment", "group_slope"}:
+        out["group_direction"] = torch.cat((_by_group(sums, terms, groups).flatten(), scale.reshape(1)))
     if "update_ratio" in needs:
-        out["update_ratio"] = _update_ratio(optimizer, lrs, terms, sums, adapters)
+        factors = {id(factor) for adapter in adapters for factor in (adapter.a, adapter.b)}
+        lr_sq = torch.tensor(
+            [0.0 if id(t.param) in factors else lrs[t.group] ** 2 for t in terms], dtype=torch.float64
+        )
+        moved_sq = (lr_sq.to(sums.device, non_blocking=True) * sums[:, 1]).sum()
+        moved = {id(t.param): partial(_moved, t, lrs) for t in terms if id(t.param) in factors}
+        out["movement"] = movement(optimizer, moved_sq, moved, adapters, shards)
     return out
 
 
-def _update_ratio(
-    optimizer: Optimizer, lrs: Sequence[float], terms: Sequence[_Term], sums: Tensor, adapters: Sequence[Adapter]
-) -> Tensor:
-    factors = {id(factor) for adapter in adapters for factor in (adapter.a, adapter.b)}
-    lr_sq = torch.tensor([0.0 if id(t.param) in factors else lrs[t.group] ** 2 for t in terms], dtype=torch.float64)
-    moved_sq = (lr_sq.to(sums.device, non_blocking=True) * sums[:, 1]).sum()
-    weights = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    weights = [p for p in weights if id(p) not in factors]
-    weight_sq = torch.nn.utils.get_total_norm(weights).double().square() if weights else torch.zeros_like(moved_sq)
-    by_param = {id(term.param): term for term in terms}
-    for adapter in adapters:
-        da, db = (_moved(by_param.get(id(factor)), lrs) for factor in (adapter.a, adapter.b))
-        moved_sq = moved_sq + adapter.moved_sq(da, db)
-        weight_sq = weight_sq + adapter.weight_sq()
-    return moved_sq.sqrt() / weight_sq.sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+def read_directions(sums: Mapping[str, Tensor], needs: frozenset[str]) -> dict[str, Tensor]:
+    """The fields in `needs` from the sums over all weights, which may be of other entries as well; float64."""
+    out: dict[str, Tensor] = {}
+    for scope in ("", "group_"):
+        if f"{scope}direction" in sums:
+            values = sums[f"{scope}direction"]
+            dot, d_sq, g_sq = (values[:-1].view(-1, 3) if scope else values[:-1]).unbind(-1)
+            out |= {f"{scope}alignment": cosine(dot, d_sq, g_sq), f"{scope}slope": dot / values[-1]}
+    if "movement" in sums:
+        moved_sq, weight_sq = sums["movement"].unbind()
+        out["update_ratio"] = moved_sq.sqrt() / weight_sq.sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    return {name: value for name, value in out.items() if name in needs}
 
 
-def _moved(term: _Term | None, lrs: Sequence[float]) -> Tensor | None:
+def _moved(term: _Term, lrs: Sequence[float]) -> Tensor:
     """The change of one parameter in the previous update, with its sign reversed."""
-    if term is None:
-        return None
     direction = term.numerator if term.square is None else term.numerator / (term.square.sqrt() + term.shift)
     moved: Tensor = direction * (term.scale * lrs[term.group])
     return moved
 
 
-def _by_group(sums: Tensor, terms: Sequence[_Term], optimizer: Optimizer) -> Tensor:
+def _by_group(sums: Tensor, terms: Sequence[_Term], groups: int) -> Tensor:
     """Sums of every parameter group, of shape (n_groups, 3)."""
-    groups = torch.tensor([term.group for term in terms], device=sums.device)
-    return sums.new_zeros(len(optimizer.param_groups), 3).index_add_(0, groups, sums)
+    places = torch.tensor([term.group for term in terms], dtype=torch.long, device=sums.device)
+    return sums.new_zeros(groups, 3).index_add_(0, places, sums)

@@ -10,11 +10,15 @@ which takes rank x rank matrices only. The base's norm is that of W, which is fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..distributed import Shards, local, whole
+from .grad_norm import square_sum
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,12 @@ class Adapter:
 
     def weight_sq(self) -> Tensor:
         """Squared norm of the weight that the model computes with, but for the product of its two parts."""
-        return self.base_sq + product_sq(self.a, self.b, self.scale)
+        return self.base_sq + product_sq(whole(self.a), whole(self.b), self.scale)
 
     def moved_sq(self, da: Tensor | None, db: Tensor | None) -> Tensor:
         """Squared norm of the change of that weight by an update of the factors; None for a factor that stayed."""
-        return moved_sq(self.a, self.b, da, db, self.scale)
+        da, db = (None if change is None else whole(change) for change in (da, db))
+        return moved_sq(whole(self.a), whole(self.b), da, db, self.scale)
 
 
 def product_sq(a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -65,6 +70,33 @@ def _trace(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum((-2, -1))
 
 
+def movement(
+    optimizer: Optimizer,
+    moved_sq: Tensor,
+    moved: Mapping[int, Callable[[], Tensor]],
+    adapters: Sequence[Adapter],
+    shards: Shards | None,
+) -> Tensor:
+    """Squared norms of an update and of all trained weights, (2,) float64; of sharded ones to be averaged over ranks.
+
+    `moved_sq` is that of all parameters but the factors of `adapters`, and `moved` gives the change of a factor, by
+    id, unless that stayed. No host sync; sharded factors are gathered, as their product needs all of them.
+    """
+    factors = {id(factor) for adapter in adapters for factor in (adapter.a, adapter.b)}
+    weights = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    weights = [p for p in weights if id(p) not in factors]
+    weight_sq = torch.zeros_like(moved_sq)
+    if weights and shards is None:
+        weight_sq = torch.nn.utils.get_total_norm(weights).double().square()
+    elif weights and shards is not None:
+        weight_sq = torch.stack([square_sum(local(p)) * shards.parts(p) for p in weights]).sum()
+    for adapter in adapters:
+        da, db = (moved[id(factor)]() if id(factor) in moved else None for factor in (adapter.a, adapter.b))
+        moved_sq = moved_sq + adapter.moved_sq(da, db)
+        weight_sq = weight_sq + adapter.weight_sq()
+    return torch.stack((moved_sq.to(weight_sq.device, non_blocking=True), weight_sq))
+
+
 @torch.no_grad()
 def find_adapters(model: nn.Module | None) -> tuple[Adapter, ...]:
     """The trained LoRA adapters of linear layers in a model, as PEFT keeps them; empty where there are none.
@@ -84,7 +116,7 @@ def _adapters(model: nn.Module) -> Iterator[Adapter]:
         weight = getattr(base(), "weight", None)
         if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
             continue
-        base_sq = torch.linalg.vector_norm(weight, dtype=torch.float32).double().square()
+        base_sq = whole(torch.linalg.vector_norm(weight.detach(), dtype=torch.float32)).double().square()
         for name in factors_a:
             a, b = getattr(factors_a[name], "weight", None), getattr(factors_b[name], "weight", None)
             if isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim == b.ndim == 2 and b.requires_grad:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..distributed import Shards
 from .start import pretrained_share, usual_lr
 from .weights import WEIGHT_FIELDS, measure_weights
 
@@ -68,10 +69,11 @@ class ModelSensors:
         self.before: Tensor | None = None
         self.pretrained: tuple[float, int] | None = None  # and the number of trained weights that it was measured with
 
-    def measure(self, wanted: frozenset[str], *, first_rank: bool) -> dict[str, Tensor]:
+    def measure(self, wanted: frozenset[str], shards: Shards | None, *, first_rank: bool) -> dict[str, Tensor]:
         """The wanted fields, 0-d, no host sync; ValueError where model and outputs do not have what a field takes.
 
         Predictions are rank 0's alone, and 0 on the others, because a checkpoint keeps rank 0's for the next decision.
+        Where weights are sharded `pretrained` gathers them, one by one.
         """
         values: dict[str, Tensor] = {}
         if "classes" in wanted:
@@ -79,19 +81,19 @@ class ModelSensors:
         if wanted & set(PREDICTION_FIELDS):
             values |= {name: value * float(first_rank) for name, value in self._predictions().items()}
         if "pretrained" in wanted:
-            values["pretrained"] = torch.tensor(self._pretrained(), dtype=torch.float64)
+            values["pretrained"] = torch.tensor(self._pretrained(shards), dtype=torch.float64)
         if "usual_lr" in wanted:
-            values["usual_lr"] = torch.tensor(usual_lr(self._optimizer, self._model), dtype=torch.float64)
+            values["usual_lr"] = torch.tensor(usual_lr(self._optimizer, self._model, shards), dtype=torch.float64)
         if wanted & set(WEIGHT_FIELDS):
             values |= measure_weights(self._optimizer, self._model)
         return {name: value for name, value in values.items() if name in wanted}
 
-    def _pretrained(self) -> float:
+    def _pretrained(self, shards: Shards | None) -> float:
         """Measured when it is first asked for, and again where other weights are trained than then."""
         params = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
-        trained = sum(p.numel() for p in params)
+        trained = sum(p.numel() if shards is None else shards.numel(p) for p in params)
         if self.pretrained is None or self.pretrained[1] != trained:
-            self.pretrained = pretrained_share(params), trained
+            self.pretrained = pretrained_share(params if shards is None else shards.whole(params)), trained
         return self.pretrained[0]
 
     def _classes(self) -> int:

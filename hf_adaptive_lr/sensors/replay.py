@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..distributed import reshard
+
 
 class ReplayPoint:
     """The moment before a forward pass: generators and autocast, to run it again on updated weights.
@@ -69,12 +71,16 @@ def _restore_generators(device: torch.device, states: _Generators) -> None:
 
 @contextlib.contextmanager
 def undisturbed(device: torch.device, model: nn.Module) -> Iterator[None]:
-    """Put the generators and the model's buffers (batch statistics) back as they were, whatever is computed inside."""
+    """Put the generators and the model's buffers (batch statistics) back as they were, whatever is computed inside.
+
+    Sharded weights are sharded again.
+    """
     buffers = [(b, b.clone()) for b in model.buffers()]
     try:
         with frozen_generators(device):
             yield
     finally:
+        reshard(model)
         with torch.no_grad():
             for buffer, saved in buffers:
                 buffer.copy_(saved)

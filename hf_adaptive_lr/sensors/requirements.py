@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import warnings
 
+from torch import nn
+
+from ..distributed import Shards
 from .grad_norm import GradNorm
 from .loss_window import LossWindow
 from .replay import RecordedPasses
@@ -14,6 +17,17 @@ REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
 LOSSES = frozenset({"loss", "mean_loss", "mean_loss_error"})
 """Signals that are made of the losses of updates."""
 _SCALED = LOSSES | frozenset({"grad_norm", "gain_ratio", "slope", "group_slope", "loss_before", "loss_after"})
+
+
+def check_adapters(needs: frozenset[str], model: nn.Module | None, shards: Shards | None) -> None:
+    """ValueError for LoRA's factors in flat parameters, as the size of an update is that of their product."""
+    if "update_ratio" not in needs or model is None or shards is None or not shards.flat:
+        return
+    if any(isinstance(getattr(module, "lora_A", None), nn.ModuleDict) for module in model.modules()):
+        raise ValueError(
+            "the controller needs update_ratio, which for LoRA is that of the product of its factors, and the first "
+            "FSDP keeps these in flat parameters; use fully_shard (fsdp_version 2), or train under DDP"
+        )
 
 
 def check_training_mode(needs: frozenset[str], losses: LossWindow, norm: GradNorm) -> None:

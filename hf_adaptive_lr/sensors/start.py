@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from ..distributed import Shards
+
 _DRAWN = 2.2
 """Scatter of the rows' squared lengths, in units of independent draws', up to which a matrix looks drawn."""
 _MOST = 4096  # rows and columns of a matrix that are looked at, evenly spaced: an embedding would be copied whole
@@ -50,16 +52,17 @@ def _scatter(matrix: Tensor) -> float:
     return float(squares.std()) / mean * math.sqrt(seen.shape[1] / 2)
 
 
-def usual_lr(optimizer: Optimizer, model: nn.Module | None) -> float:
+def usual_lr(optimizer: Optimizer, model: nn.Module | None, shards: Shards | None = None) -> float:
     """Learning rate that is usual for a model from scratch, the defaults of papers and frameworks; 0 where none is.
 
     0.001 for Adam and AdamW (Kingma & Ba 2015); 0.1 for SGD (He et al. 2016), times 1 - momentum, so that it is of
     plain SGD's effect. None for other optimizers, and none where most of the model is frozen, as for adapters. Where
     groups have rates of their own the mean weight has the usual one, and this is the first group's, as an answer is.
     """
+    numel = Tensor.numel if shards is None else shards.numel
     groups = [group for group in optimizer.param_groups if group.get("initial_lr", group["lr"]) > 0]
-    sizes = [sum(p.numel() for p in group["params"] if p.requires_grad) for group in groups]
-    if not sum(sizes) or (model is not None and 2 * sum(sizes) < sum(p.numel() for p in model.parameters())):
+    sizes = [sum(numel(p) for p in group["params"] if p.requires_grad) for group in groups]
+    if not sum(sizes) or (model is not None and 2 * sum(sizes) < sum(numel(p) for p in model.parameters())):
         return 0.0
     rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
     share: float = rates[0] * sum(sizes) / sum(rate * size for rate, size in zip(rates, sizes, strict=True))
