@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ..distributed import local
+from ..sensors.readable import SETS_ITS_OWN_STEP
 
 _STAND_IN = "LayerWiseDummyOptimizer"
-_FREE_OF_LR = ("Prodigy", "DAdapt", "ScheduleFree")
 
 
 def raw(optimizer: Optimizer) -> Optimizer:
@@ -86,10 +88,23 @@ def no_update(optimizer: Optimizer, given: Sequence[Any]) -> bool:
     return isinstance(found, Tensor) and math.isfinite(found.item()) and bool(found.item() > 0)
 
 
+_HOOKED = Optimizer.profile_hook_step(lambda: None).__code__  # type: ignore[arg-type]
+
+
+def is_nested(optimizer: Optimizer) -> bool:
+    """Whether this hook is of a step within a step: a class that calls its parent's `step` runs the hooks twice."""
+    steps = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and steps < 2:
+        steps += frame.f_code is _HOOKED and frame.f_locals["args"][0] is optimizer
+        frame = frame.f_back
+    return steps > 1
+
+
 def warn_if_free_of_lr(optimizer: Optimizer) -> None:
     """Warn once when the optimizer chooses its own step size (Prodigy, D-Adaptation, Schedule-Free)."""
     names = [cls.__name__ for cls in type(optimizer).__mro__]
-    if any(mark in name for name in names for mark in _FREE_OF_LR):
+    if any(mark in name for name in names for mark in SETS_ITS_OWN_STEP):
         warnings.warn(
             f"{type(optimizer).__name__} sets its own step size and takes lr as a multiplier only; a controller on "
             "top of it steers that multiplier. Its authors advise a constant schedule.",

@@ -21,7 +21,7 @@ from .._checks import check_range, did_you_mean
 from ..auto import resolve_controller
 from ..controller import Controller, State
 from ..observation import Value
-from ..optimizers.groups import no_update, raw, warn_if_free_of_lr
+from ..optimizers.groups import is_nested, no_update, raw, warn_if_free_of_lr
 from ..optimizers.writers import WrittenLRs
 from ..report.inline import facts
 from ..sensors.collector import SignalCollector
@@ -390,6 +390,8 @@ class ControlledLR(LRScheduler):
         ]
 
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if is_nested(optimizer):
+            return
         self._decision = None
         if no_update(optimizer, (*args, *kwargs.values())):
             return
@@ -407,7 +409,9 @@ class ControlledLR(LRScheduler):
         return decision.reason in ("decision", "bounded") and self.run.plan().outcome
 
     def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        del optimizer, args, kwargs
+        del args, kwargs
+        if is_nested(optimizer):
+            return
         decision, self._decision = self._decision, None
         if decision is None:  # nothing to apply, or skipped inside a fused step
             self._signals.drop()

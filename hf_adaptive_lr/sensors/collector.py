@@ -20,6 +20,7 @@ from ..cadence import Plan
 from ..controller import Controller
 from ..distributed import Shards, average_values, check_unsharded, rank, world_size
 from ..observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome, Value
+from .difference import DifferenceSensor
 from .evaluation import EvaluationLoss
 from .forward_hook import ForwardHook, after_backward, differentiable
 from .gain import NEUTRAL, GainSensor
@@ -83,7 +84,7 @@ class SignalCollector:
         self._reads_loss = bool(needs & (REPLAYED | LOSSES))
         self._passed = 0  # checks in this process: the first update's, then those of decisions
         self._watched = False  # whether this update's losses were compared with the trained ones
-        self._gain = GainSensor(optimizer)
+        self._gain, self._difference = GainSensor(optimizer), DifferenceSensor(optimizer, needs)
         self._still: list[int] = []  # places of parameters that the previous update did not move
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
         self.clear()
@@ -97,6 +98,7 @@ class SignalCollector:
         self._passes.clear()
         self._outcomes.clear()
         self._gain.clear()
+        self._difference.clear()
         self._inside.logits = None
         self._reduced = False  # whether a backward pass of this update has left gradients
         self.in_step = False
@@ -279,7 +281,7 @@ class SignalCollector:
         if not wanted:
             return {}
         if self._prepared_for != update:  # a decision that nobody could foresee, after extend() for instance
-            self._gain.ratio = NEUTRAL
+            self._gain.ratio, self._difference.ratio = NEUTRAL, 0.0
             self._still = []
             forget_direction(self.optimizer)
         values = self._measure(wanted, last_lrs)
@@ -306,9 +308,10 @@ class SignalCollector:
         if "grad_norm" in wanted:
             values |= self._norm.fields()
         if wanted & DIRECTION_FIELDS:
-            optimizer, adapters = self.optimizer, self._adapters
-            sums = direction_sums(optimizer, last_lrs, wanted, adapters, self._still, self._shards)
-            values |= read_directions(sums, wanted) if self._shards is None else sums
+            # The change of the weights has been measured right after the update.
+            fields = wanted - {"update_ratio"} if self._difference.wanted else wanted
+            sums = direction_sums(self.optimizer, last_lrs, fields, self._adapters, self._still, self._shards)
+            values |= read_directions(sums, fields) if self._shards is None else sums
         values |= self._inside.measure(wanted, self._shards, first_rank=rank(self.group) == 0)
         if "eval_loss" in wanted:
             values |= self._evaluation.fields()
@@ -332,6 +335,8 @@ class SignalCollector:
             means |= {name: value for name, value in read_mean(means).items() if name in wanted}
         if "gain_ratio" in wanted:
             means["gain_ratio"] = self._gain.ratio
+        if "update_ratio" in wanted and self._difference.wanted:
+            means["update_ratio"] = self._difference.ratio
         return means
 
     def _exchange(self, values: list[Tensor], agreed: Sequence[float]) -> list[float]:
@@ -348,8 +353,9 @@ class SignalCollector:
         self._prepared_for = update + 1
         if self.needs & DIRECTION_FIELDS:
             self._still = remember_direction(self.optimizer)
+            self._difference.before_step()
         if "gain_ratio" in self.needs:
-            self._gain.before_step(self.losses.losses, self._passes, self._shards)
+            self._gain.before_step(self.losses.losses, self._passes, self._shards, self._difference.before)
             self._norm.before_step()
 
     def outcome(self, update: int) -> Outcome:
@@ -368,6 +374,9 @@ class SignalCollector:
     def finish(self) -> None:
         """After the update: measure the gain ratio if the next decision reads it, then forget the batch."""
         self._gain.after_step(self.losses.losses, self._passes, self._norm, lambda terms: self._exchange(terms, []))
+        self._difference.after_step(
+            lambda: self._adapters, lambda: self._shards, lambda terms: self._exchange(terms, [])
+        )
         if self.needs & MEAN_FIELDS and self.losses:  # only decisions insist on a loss, and the weights have moved
             self._running.add(self.losses.mean())
         self._pending.applied()
@@ -380,6 +389,7 @@ class SignalCollector:
         return {
             "eval_loss": self._evaluation.value,
             "gain_ratio": self._gain.ratio,
+            "update_ratio": self._difference.ratio,
             "prepared_for": self._prepared_for,
             "without_gradient": list(self._still),
             "running_loss": self._running.state_dict(),
@@ -391,6 +401,7 @@ class SignalCollector:
         """Take back what `state_dict` gave."""
         self.clear()
         self._evaluation.value, self._gain.ratio = float(state["eval_loss"]), float(state["gain_ratio"])
+        self._difference.ratio = float(state.get("update_ratio", 0.0))
         self._prepared_for = int(state["prepared_for"])
         self._still = [int(place) for place in state.get("without_gradient", ())]
         self._inside.before = state.get("probabilities")

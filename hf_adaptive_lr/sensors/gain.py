@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,13 +107,15 @@ class GainProbe:
     the update before a decision. The gradients are copied too because some steps change them in place.
     """
 
-    def __init__(self, optimizer: Optimizer, shards: Shards | None) -> None:
+    def __init__(self, optimizer: Optimizer, shards: Shards | None, before: Mapping[int, Tensor]) -> None:
         self._scale, self._shards = loss_scale(optimizer), shards
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         params = [p for p in trained if p.grad is not None]
         self.weights: list[Tensor] = params if shards is None else trained  # the same on all ranks
         """The trained weights, as they are now."""
-        self._kept = [(p, local(p.detach()).clone(), dense(local(p.grad)).clone()) for p in params]
+        copies = [local(before[id(p)]) if id(p) in before else local(p.detach()).clone() for p in params]
+        gradients = [dense(local(p.grad)).clone() for p in params]
+        self._kept = list(zip(params, copies, gradients, strict=True))
 
     @torch.no_grad()
     def promised(self, clip_factor: Tensor | float) -> Tensor:
@@ -151,12 +153,14 @@ class GainSensor:
         self._probe: GainProbe | None = None
         self._fine: list[Tensor] | None = None
 
-    def before_step(self, losses: Sequence[Tensor], passes: RecordedPasses, shards: Shards | None) -> None:
+    def before_step(
+        self, losses: Sequence[Tensor], passes: RecordedPasses, shards: Shards | None, before: Mapping[int, Tensor]
+    ) -> None:
         """Keep weights and gradients: the update that is about to be made is one to be measured.
 
-        Losses below float32 are computed again.
+        Losses below float32 are computed again. `before` are copies of weights that there are already, by id.
         """
-        self._probe = GainProbe(self._optimizer, shards)
+        self._probe = GainProbe(self._optimizer, shards, before)
         if precision(losses) > _SINGLE and not passes.surrogate:
             self._fine = _again(passes, fine=True)
 

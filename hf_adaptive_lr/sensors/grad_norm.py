@@ -40,13 +40,13 @@ def grad_square(optimizer: Optimizer, shards: Shards) -> Tensor:
     device = next(p.device for group in optimizer.param_groups for p in group["params"])
     total = torch.zeros((), dtype=torch.float64, device=device)
     scale = loss_scale(optimizer)
-    square: Tensor = torch.stack([total, *squares]).sum() / (scale * scale)
-    return square
+    return torch.stack([total, *squares]).sum() / (scale * scale)
 
 
 def square_sum(tensor: Tensor) -> Tensor:
     """Sum of the squares of a tensor's entries, 0-d float64."""
-    return torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32).double().square()
+    norm: Tensor = torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32)
+    return norm.double().square()
 
 
 def dense(grad: Tensor) -> Tensor:

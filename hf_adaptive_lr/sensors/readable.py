@@ -17,25 +17,40 @@ DIRECTION_FIELDS = frozenset({"alignment", "slope", "group_alignment", "group_sl
 """Fields that are computed from the previous update."""
 
 
-def check_readable(optimizer: Optimizer, needs: frozenset[str]) -> None:
-    """ValueError when the controller needs the optimizer's state and the optimizer is not torch's SGD, Adam or AdamW.
+SETS_ITS_OWN_STEP = ("Prodigy", "DAdapt", "ScheduleFree")
+"""In names of classes that choose their own step size and take the learning rate as a multiplier."""
 
-    A subclass will do where the step is theirs: one that moves the weights in another way would be misread. So does
-    Adam on float16 weights, where its eps is 0 and its first update NaN.
+_NOT_STEERED = {
+    **dict.fromkeys((*SETS_ITS_OWN_STEP, "COCOB", "DoG", "DoWG", "Mechanic"), "sets its own step size"),
+    "LBFGS": "makes several steps of its own in one, of which the learning rate is at most the first length",
+    "Rprop": "takes its learning rate for the first update alone, and then sets its own step sizes",
+    "Lomo": "updates each weight within the backward pass, before the update's gradient is known",
+    "DSA": "sets a learning rate of its own for every weight, in two steps of which the second undoes the first",
+}
+"""Why an optimizer is not steered by the size of its updates, by what the name of a class of it contains."""
+
+
+def check_readable(optimizer: Optimizer, needs: frozenset[str]) -> None:
+    """ValueError when the controller needs the last update, and the learning rate does not make that.
+
+    So with optimizers that set their own rate, and with Adam on float16 weights, where its eps is 0 and its first
+    update NaN. SGD, Adam and AdamW, and subclasses whose step is theirs, are read from their state; all others are
+    measured by the difference of the weights.
     """
     wanted = sorted(needs & DIRECTION_FIELDS)
     if not wanted:
         return
+    names = [cls.__name__ for cls in type(optimizer).__mro__]
+    why = next((why for mark, why in _NOT_STEERED.items() if any(mark in name for name in names)), None)
+    if why is not None:
+        kind = type(optimizer)
+        raise ValueError(
+            f"the controller needs {' and '.join(wanted)}, to steer the size of updates by the learning rate, and "
+            f"{kind.__module__}.{kind.__qualname__} {why}; use an optimizer that takes the learning rate as it is, "
+            "such as AdamW, or a controller that does not need it, such as 'plateau' or 'cosine'"
+        )
     if steps_like_torch(optimizer):
         _check_half(optimizer)
-        return
-    kind, known = type(optimizer), isinstance(optimizer, SGD | Adam)
-    why = "has a step of its own, so the state does not tell its update" if known else "keeps a state of its own"
-    raise ValueError(
-        f"the controller needs {' and '.join(wanted)}, read from the state of torch's SGD, Adam or AdamW, and "
-        f"{kind.__module__}.{kind.__qualname__} {why}; use one of these three, or a controller that does not need it, "
-        "such as 'plateau' or 'cosine'"
-    )
 
 
 def _check_half(optimizer: Optimizer) -> None:

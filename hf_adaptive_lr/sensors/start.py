@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Optimizer
 
 from ..distributed import Shards
+from .readable import steps_like_torch
 
 _DRAWN = 2.2
 """Scatter of the rows' squared lengths, in units of independent draws', up to which a matrix looks drawn."""
@@ -66,6 +67,8 @@ def usual_lr(optimizer: Optimizer, model: nn.Module | None, shards: Shards | Non
         return 0.0
     rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
     share: float = rates[0] * sum(sizes) / sum(rate * size for rate, size in zip(rates, sizes, strict=True))
+    if not steps_like_torch(optimizer):
+        return 0.0
     if isinstance(optimizer, SGD):
         return share * 0.1 * (1.0 - float(groups[0]["momentum"]))
-    return share * 0.001 if isinstance(optimizer, Adam) else 0.0
+    return share * 0.001
