@@ -18,7 +18,7 @@ TIERS = {
         anytime checkpoints cli compatibility demo_data demo_image_model docs dsa_claims env envelope_runs
         evaluation_loss evolution examples files_in_the_way finetune guard_callback guard_restless hub hub_cli
         hub_server kills look_ahead meta_trainer notebook_and_space packaging papers_everywhere ppo
-        ranks resume second_look sharded train trainer
+        ranks resume second_look sharded sharded_trainer train trainer
     """,
     # The benchmark and the studies: their runs, their statistics, and the pages that their rows make.
     "bench": """

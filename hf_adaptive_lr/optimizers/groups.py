@@ -88,7 +88,7 @@ def no_update(optimizer: Optimizer, given: Sequence[Any]) -> bool:
     return isinstance(found, Tensor) and math.isfinite(found.item()) and bool(found.item() > 0)
 
 
-_HOOKED = Optimizer.profile_hook_step(lambda: None).__code__  # type: ignore[arg-type]
+_HOOKED = Optimizer.profile_hook_step(lambda: None).__code__
 
 
 def is_nested(optimizer: Optimizer) -> bool:

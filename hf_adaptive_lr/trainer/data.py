@@ -82,6 +82,7 @@ class ControllerData(_Trainer):
     args: Any  # TrainingArguments, with or without the controller's fields
     train_dataset: Any
     controller_dataset: Any
+    _gathers: nn.Module | None = None
     controller_data: str | None = None
     """Where the controller's data comes from, in words; None where it needs none."""
 
@@ -131,10 +132,14 @@ class ControllerData(_Trainer):
 
         return loss
 
+    def _computing_model(self) -> nn.Module:
+        """The module without its wrapper, unless that gathers the weights, as the first FSDP's does."""
+        model: nn.Module = self._gathers or self.accelerator.unwrap_model(self.model)
+        return model
+
     def _loss(self, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         # DDP's wrapper would start a collective; alone, the compiled module gives the same bits as the training pass.
-        alone = self.accelerator.num_processes == 1
-        model = self.model_wrapped if alone else self.accelerator.unwrap_model(self.model)
+        model = self.model_wrapped if self.accelerator.num_processes == 1 else self._computing_model()
         loss: Any = self.compute_loss(model, inputs, *args, **kwargs)
         return (loss if isinstance(loss, Tensor) else loss[0]).mean()
 

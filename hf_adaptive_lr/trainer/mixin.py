@@ -145,7 +145,7 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
             )
         target = optimizer if optimizer is not None else self.optimizer
         assert target is not None  # Trainer makes the optimizer first
-        model = self.accelerator.unwrap_model(self.model)
+        model = self._computing_model()
         scheduler = ControlledLR(
             target,
             controller,
@@ -167,6 +167,8 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
         """Trainer's optimizer, split by part of the model or wrapped by [`DSA`] where the arguments ask for it."""
         fresh = self.optimizer is None
+        prepared = [*args, kwargs.get("model")][0]  # the first FSDP has a model wrapped before there is an optimizer
+        self._gathers = prepared if hasattr(prepared, "_fsdp_wrapped_module") else None
         made: Optimizer = super().create_optimizer(*args, **kwargs)
         factors, decay = getattr(self.args, "lr_factors", None), getattr(self.args, "layer_decay", None)
         if factors or decay is not None:
