@@ -31,7 +31,6 @@ class FieldSpec:
         low: smallest finite value.
         high: largest finite value.
         neutral: value when there is nothing to measure yet (`None`: such a decision cannot happen).
-        reads_gradients: whether the sensor reads `param.grad`, so that it cannot work on sharded gradients.
     """
 
     unit: str
@@ -39,7 +38,6 @@ class FieldSpec:
     low: float = -_INF
     high: float = _INF
     neutral: float | None = None
-    reads_gradients: bool = False
 
 
 OPTIONAL_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
@@ -51,14 +49,14 @@ OPTIONAL_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
             "loss", "latest evaluation since the last decision; NaN when there was none", neutral=float("nan")
         ),
         "grad_norm": FieldSpec(
-            "loss / weight", "L2 norm of the gradient of batch t over all groups, before clipping", 0, _INF, None, True
+            "loss / weight", "L2 norm of the gradient of batch t over all groups, before clipping", 0
         ),
         "alignment": FieldSpec(
-            "1", "cosine of gradient t and the descent direction of update t-1, all groups", -1, 1, 0.0, True
+            "1", "cosine of gradient t and the descent direction of update t-1, all groups", -1, 1, 0.0
         ),
         "update_ratio": FieldSpec(
             "1",
-            "norm of update t-1 (decoupled decay left out) over the norm of the weights before update t",
+            "norm of update t-1 (decoupled decay left out if possible) over the norm of the weights before update t",
             0,
             _INF,
             0.0,
@@ -67,13 +65,12 @@ OPTIONAL_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
             "1",
             "update t-1: loss decrease on its own batch over the decrease the gradient promised",
             neutral=1.0,
-            reads_gradients=True,
         ),
         "slope": FieldSpec(
-            "loss / lr", "gradient t times the descent direction of update t-1, all groups", -_INF, _INF, 0.0, True
+            "loss / lr", "gradient t times the descent direction of update t-1, all groups", -_INF, _INF, 0.0
         ),
-        "group_alignment": FieldSpec("1", "alignment of every parameter group by itself", -1, 1, 0.0, True),
-        "group_slope": FieldSpec("loss / lr", "slope of every parameter group by itself", -_INF, _INF, 0.0, True),
+        "group_alignment": FieldSpec("1", "alignment of every parameter group by itself", -1, 1, 0.0),
+        "group_slope": FieldSpec("loss / lr", "slope of every parameter group by itself", -_INF, _INF, 0.0),
         "pretrained": FieldSpec(
             "1",
             "share of the weights in trained matrices that do not look freshly drawn, when these began to train",
@@ -137,8 +134,11 @@ class Observation:
         eval_loss: newest loss on the controller's own held-out data since the last decision, NaN if there is none.
         grad_norm: L2 norm of the gradient over all parameter groups, before clipping, at least 0.
         alignment: cosine in [-1, 1] between the gradient and the direction of the previous update; 0 at the first.
-            Positive: a longer previous step would have lowered this batch's loss.
-        update_ratio: norm of the previous update over the norm of the weights, at least 0; 0 at the first update.
+            Positive: a longer previous step would have lowered this batch's loss. So also where an optimizer's update
+            is no gradient direction (Lion's signs, Muon's orthogonal matrices): its size says less there.
+        update_ratio: norm of the previous update over the norm of the weights, at least 0; 0 at the first update, and
+            where it cannot be told from the weights' rounding. Of SGD, Adam and AdamW without decoupled decay, of
+            other optimizers all that their weights did.
         gain_ratio: (L(w[t-1]) - L(w[t])) on batch t-1 over -g . (w[t] - w[t-1]); 1 at the first update. Near 1 the
             loss is locally linear, near 0.5 the step is about optimal for a quadratic, below 0 it overshot.
         slope: g[t] . d[t-1], minus the derivative of batch t's loss in the previous learning rate (Baydin et al.

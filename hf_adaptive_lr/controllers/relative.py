@@ -26,7 +26,7 @@ _MAX_SHIFT = 4.0  # as in `universal_1`
 
 @dataclass(frozen=True, kw_only=True)
 class Relative(Controller):
-    """A schedule of relative updates, for SGD, Adam and AdamW; the user's learning rate does not matter.
+    """A schedule of relative updates; the user's learning rate does not matter.
 
     Args:
         rho: relative update at the start of the run, in [1e-6, 1]. The default suits pretrained weights; from scratch

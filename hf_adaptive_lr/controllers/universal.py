@@ -29,7 +29,7 @@ from ._recurrent import RecurrentController
 
 @dataclass(frozen=True, kw_only=True)
 class Universal(RecurrentController):
-    """A small recurrent net that steers how far an update moves the weights; for SGD, Adam and AdamW.
+    """A small recurrent net that steers how far an update moves the weights; trained with SGD and AdamW.
 
     The bundled one is `universal_1`; the name `universal` is [`UpdateSize`]'s now, which took its place.
 

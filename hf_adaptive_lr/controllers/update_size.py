@@ -37,7 +37,7 @@ _RISE = 32.0  # of the rate, at most, for the same update as at first
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateSize(Controller):
-    """Steers the relative size of updates, by what is known of the weights, the optimizer and the run's length.
+    """Steers the relative size of updates, with any optimizer that does not set its own rate.
 
     Args:
         start: "auto" looks at the weights and takes `pretrained` or `fresh`; these names say which. A small net that

@@ -1,7 +1,8 @@
 """Measures, in one live run, the signals that its controller needs.
 
 Everything stays a device tensor until a decision is due; then all signals go through one exchange between ranks and
-one copy to the host. A signal that this integration cannot measure exactly makes the first update fail fast.
+one copy to the host. A signal that this integration cannot measure exactly makes the first update fail fast. Over 300
+lines because every sensor is wired here, in the order of an update, mostly by one line each.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..distributed import Shards, average_values, check_unsharded, rank, world_s
 from ..observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome, Value
 from .difference import DifferenceSensor
 from .evaluation import EvaluationLoss
-from .forward_hook import ForwardHook, after_backward, differentiable
+from .forward_hook import ForwardHook, differentiable
 from .gain import NEUTRAL, GainSensor
 from .grad_norm import GradNorm, check_unscaled
 from .gradients import direction_sums, forget_direction, read_directions, remember_direction
@@ -100,7 +101,7 @@ class SignalCollector:
         self._gain.clear()
         self._difference.clear()
         self._inside.logits = None
-        self._reduced = False  # whether a backward pass of this update has left gradients
+        self._pending.clear()
         self.in_step = False
         """Whether the optimizer is stepping: passes in there are no micro-batches."""
 
@@ -126,8 +127,7 @@ class SignalCollector:
         """A micro-batch begins. Where all gradients are None and none is to come, the update before was skipped."""
         if self.in_step:
             return
-        gone = self._pending.abandoned(before_forward=True) or not (self._have_gradients() or self.losses.waiting)
-        if gone and not self._accumulates_unseen():
+        if self._pending.abandoned(self.losses, before_forward=True):
             self.drop()
         plan = self._plan()
         outcome = plan.outcome and bool(self.needs & {"loss_before", "loss_after"})
@@ -149,10 +149,10 @@ class SignalCollector:
             self._norm.listen(differentiable(output))
         if self._takes_losses:
             self.losses.pass_ended(loss, kwargs, output)
-            if loss is not None and hasattr(self._first_param(), "placements"):
-                after_backward([loss], self._backward_ended)
-            if loss is not None and self._watches():
-                self._trained.listen(loss, differentiable(output))
+            if loss is not None:
+                self._pending.listen(loss)
+                if self._watches():
+                    self._trained.listen(loss, differentiable(output))
 
     def expect_evaluations(self) -> None:
         """A caller reports every evaluation."""
@@ -187,7 +187,7 @@ class SignalCollector:
             self._evaluation.observe(tensors["eval_loss"])
 
     def _observe_loss(self, loss: Tensor | float, value: Tensor) -> None:
-        if self._pending.abandoned(before_forward=False) and not self._accumulates_unseen():
+        if self._pending.abandoned(self.losses, before_forward=False):
             self.drop()
         own = not self.needs & REPLAYED or self.losses.is_own(value)
         replaced = self.losses.observe(value)
@@ -195,23 +195,11 @@ class SignalCollector:
             self._trained.believe()
             if not own:  # what the hook would compute again is the model's own loss
                 self._passes.set_replay(None)
-        elif isinstance(loss, Tensor) and loss.requires_grad:
-            if self._listens():
-                self._norm.listen([loss])
-            if hasattr(self._first_param(), "placements"):
-                after_backward([loss], self._backward_ended)
-        elif not self._reduced:
-            self._reduced = self._have_gradients()  # reported after its backward pass
-
-    def _have_gradients(self) -> bool:
-        return any(p.grad is not None for group in self.optimizer.param_groups for p in group["params"])
-
-    def _backward_ended(self, root: Tensor | None) -> None:
-        self._reduced |= self._have_gradients()
-
-    def _accumulates_unseen(self) -> bool:
-        """Whether `fully_shard` may keep gradients to itself, as it does until the micro-batch that reduces them."""
-        return hasattr(self._first_param(), "placements") and bool(self.losses) and not self._reduced
+        else:
+            tensor = loss if isinstance(loss, Tensor) else value
+            self._pending.listen(tensor)
+            if tensor.requires_grad and self._listens():
+                self._norm.listen([tensor])
 
     def _listens(self) -> bool:
         """Whether this update's passes are needed: at decisions, for gain ratios, for the first check."""

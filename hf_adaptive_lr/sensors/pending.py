@@ -9,6 +9,9 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .forward_hook import after_backward
+from .loss_window import LossWindow
+
 _MANY = 60  # more than a gradient scaler skips in a row
 
 
@@ -30,6 +33,7 @@ class PendingUpdate:
         self._mark: _Mark | None = None
         self._missed = 0
         self._ever_applied = False
+        self.clear()
         self._last: weakref.ref[Tensor] | None = None  # gradient at the last `step_called` without losses
 
     def applied(self) -> None:
@@ -47,11 +51,38 @@ class PendingUpdate:
             if removed:
                 self.missed()
 
-    def abandoned(self, *, before_forward: bool) -> bool:
-        """Whether the update whose losses had been heard at `step_called` is not going to happen.
+    def clear(self) -> None:
+        """A new update begins."""
+        self._reduced = False  # whether a backward pass of this update has left gradients
 
-        Before a forward pass also zeroed gradients show it; after one they may have been added to.
+    def listen(self, loss: Tensor) -> None:
+        """A loss was heard: with a graph, or else after its backward pass."""
+        if not loss.requires_grad:
+            self._backward_ended()
+        elif self._keeps_to_itself():
+            after_backward([loss], self._backward_ended)
+
+    def _backward_ended(self, root: Tensor | None = None) -> None:
+        self._reduced |= self._gradient() is not None
+
+    def _keeps_to_itself(self) -> bool:
+        """Whether `fully_shard` keeps gradients to itself until the micro-batch that reduces them."""
+        return hasattr(next(p for group in self._optimizer.param_groups for p in group["params"]), "placements")
+
+    def abandoned(self, losses: LossWindow, *, before_forward: bool) -> bool:
+        """Whether the update of these losses is not going to happen.
+
+        Before a forward pass also zeroed gradients show it; after one they may have been added to. Where all gradients
+        are None then and none is to come, the update was skipped.
         """
+        skipped = self._skipped(before_forward=before_forward)
+        if before_forward and self._gradient() is None and not losses.waiting:
+            skipped = True
+        unseen = bool(losses) and not self._reduced and self._keeps_to_itself()
+        return skipped and not unseen
+
+    def _skipped(self, *, before_forward: bool) -> bool:
+        """Whether the update whose losses had been heard at `step_called` is not going to happen."""
         mark, self._mark = self._mark, None
         if mark is None:
             return False
