@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_adaptive_lr import Observation
+from hf_adaptive_lr.bench.rows import read_rows
+from hf_adaptive_lr.bench.studies.papers import survival
 from hf_adaptive_lr.controllers.actor_critic import ActorCritic
 from hf_adaptive_lr.observation import Outcome
 from hf_adaptive_lr.scheduler.config import SchedulerConfig
@@ -73,7 +75,7 @@ class Reference:
 
     def bounded(self, action: Tensor) -> Tensor:
         ratio = self.config.max_ratio
-        return action.detach().clamp(self.offset / ratio, self.offset * ratio)
+        return action.detach().clamp(self.offset / ratio, self.offset * (self.config.ceiling or ratio))
 
     def q(self, loss: Tensor, action: Tensor) -> Tensor:
         return self.critic(torch.stack([loss, action])).squeeze()
@@ -129,6 +131,7 @@ def test_the_actor_s_network_is_torch_s_lstm_of_two_layers() -> None:
         {},
         {"window": 4, "gamma": 0.5},
         {"unit": 0.1, "actor_lr": 1e-2, "critic_lr": 1e-2},
+        {"actor_lr": 0.05, "critic_lr": 0.05, "max_ratio": 1.05, "ceiling": 1.0, "window": 3},
         {"actor_lr": 0.05, "critic_lr": 0.05, "max_ratio": 1.05, "window": 3},  # at the bounds most of the time
     ],
 )
@@ -147,9 +150,9 @@ def test_equal_to_modules_autograd_and_torch_s_adam(config) -> None:
         theta, phi = reference.flat()
         torch.testing.assert_close(state["phi"], phi, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(state["theta"], theta, rtol=1e-5, atol=2e-6)
-        bounds_met += float(factor) in (1 / controller.max_ratio, controller.max_ratio) or not (
-            1.001 / controller.max_ratio < float(factor) < controller.max_ratio / 1.001
-        )
+        highest = controller.ceiling or controller.max_ratio
+        bounds_met += not 1.001 / controller.max_ratio < float(factor) < highest / 1.001
+        assert float(factor) <= highest * (1 + 1e-6)
     assert float(state["steps"]) == 25
     assert (bounds_met > 5) == (controller.max_ratio < 2)
 
@@ -368,6 +371,8 @@ def test_a_noisy_quadratic_keeps_a_finite_rate_that_moves() -> None:
         ({"gamma": math.nan}, "gamma=nan"),
         ({"window": 1}, "window=1"),
         ({"max_ratio": 1.0}, "max_ratio=1.0"),
+        ({"ceiling": 0.9}, r"ceiling=0.9 is outside \[1.0, 100.0\]; 1 never exceeds the base LR"),
+        ({"ceiling": 3.0, "max_ratio": 2.0}, "ceiling=3.0 is outside"),
         ({"unit": 0.0}, "unit=0.0"),
         ({"actor_lr": 0.0}, "actor_lr=0.0"),
         ({"critic_lr": -1.0}, "critic_lr=-1.0"),
@@ -378,3 +383,47 @@ def test_a_noisy_quadratic_keeps_a_finite_rate_that_moves() -> None:
 def test_bad_configs_are_refused(config, message) -> None:
     with pytest.raises(ValueError, match=message):
         ActorCritic(**config)
+
+
+# --- the preset that loses no run ---
+
+
+def test_the_presets_are_the_published_rule_and_one_that_never_exceeds_the_base_lr() -> None:
+    assert ActorCritic.from_preset("paper") == ActorCritic()
+    safe = ActorCritic.from_preset("safe", actor_lr=0.05)
+    highest, lowest = 0.0, 1.0
+    for seed in range(8):
+        factors, _ = _run(safe, safe.init(seed=seed), _losses(30, seed))
+        highest, lowest = max(highest, *factors), min(lowest, *factors)
+    assert highest == 1.0 and lowest == pytest.approx(0.1)
+
+
+def test_the_ceiling_is_what_saves_runs() -> None:
+    """Twenty perceptrons at the base LR that is best for a constant rate; an actor ten times the paper's speed."""
+
+    def lost(config: dict | None) -> int:
+        start, end, _ = survival.play(config, 1.0, 20, 60)
+        return int((~(end < start / 2)).sum())
+
+    fast = {"actor_lr": 0.01, "window": 3}
+    assert lost(None) == 0
+    assert lost(fast) >= 4
+    assert lost({**ActorCritic.presets["safe"], **fast}) == 0
+
+
+def test_the_survival_study_s_rows_are_the_section_s_numbers(tmp_path, monkeypatch) -> None:
+    work = [(survival.AT_ONCE, name, 0.3) for name in ("constant", "paper", "safe")]
+    monkeypatch.setattr(survival, "WORK", [*work, (survival.THROUGH_TRAINER, "safe", 0.3)])
+    monkeypatch.setattr(survival, "RUNS", {survival.AT_ONCE: 3, survival.THROUGH_TRAINER: 1})
+    monkeypatch.setattr(survival, "UPDATES", 40)
+    assert survival.section(tmp_path) == ""
+    for _ in range(2):  # the second time nothing is missing
+        assert survival.main(["--output-dir", str(tmp_path)]) == 0
+    header, constant, paper, safe, real = read_rows(tmp_path / survival.NAME)
+    assert header["updates"] == 40
+    assert [len(row["test_losses"]) for row in (constant, paper, safe, real)] == [3, 3, 3, 1]
+    assert None not in safe["test_losses"] and paper["on_first_side"] <= 3
+    mean = sum(constant["test_losses"]) / 3
+    lines = survival.section(tmp_path).splitlines()
+    assert any(line.startswith(f"| at once | constant | 0.3 | 0 of 3 | {mean:.4f} ±") for line in lines)
+    assert any(line.startswith("| through Trainer | safe | 0.3 | 0 of 1 | - | - |") for line in lines)

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from hf_adaptive_lr import Constant, ControlledLR, Observation
+from hf_adaptive_lr.bench.rows import read_rows
+from hf_adaptive_lr.bench.stats import mean_interval
+from hf_adaptive_lr.bench.studies.papers import saddle
 from hf_adaptive_lr.controller import Controller
 from hf_adaptive_lr.controllers.plrs import PLRS
 from hf_adaptive_lr.controllers.random_walk import RandomWalk
@@ -237,6 +240,69 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(make, stop, tmp_path) -
     resumed.train(stop, 10)
     assert half.lrs + resumed.lrs == whole.lrs
     assert torch.equal(flat(resumed.model), flat(whole.model))
+
+
+# --- a strict saddle, the setting of theorem 2 ---
+
+
+_VARIANCES = (0.0, *[saddle.PAPER.variance] * 2, *[saddle.WIDEST.variance] * 2)
+
+
+@pytest.mark.parametrize(("name", "variance"), [*zip(saddle.RATES, _VARIANCES, strict=True)])
+def test_near_a_saddle_runs_spread_as_the_rate_s_first_two_moments_say(name, variance) -> None:
+    # y <- (1 + eta) y - eta Q, independent: E y^2 <- E (1 + eta)^2 E y^2 + E eta^2 sigma^2
+    l_max, sigma, runs, steps = 0.4, 1e-6, 20_000, 8  # so near that y^3 is nothing
+    mean, square, exact = l_max * 0.85, l_max**2 * variance, 0.0
+    noise, factors = torch.Generator().manual_seed(5), saddle.RATES[name](runs, 6)
+    w = torch.zeros(runs, 2, dtype=F64)
+    for _ in range(steps):
+        gradient = saddle.slope(w) + sigma * torch.randn(runs, 2, generator=noise, dtype=F64)
+        w = w - l_max * next(factors)[:, None] * gradient
+        exact = ((1 + mean) ** 2 + square) * exact + (mean**2 + square) * sigma**2
+    found = w[:, 1].square()
+    assert abs(found.mean() - exact) < 4 * found.std() / math.sqrt(runs)
+
+
+def test_the_gradient_at_a_saddle_is_that_of_its_function() -> None:
+    w = torch.tensor([[0.3, -0.7]], dtype=F64, requires_grad=True)
+    x, y = w.unbind(1)
+    ((x**2 - y**2) / 2 + y**4 / 4).sum().backward()
+    torch.testing.assert_close(saddle.slope(w.detach()), w.grad)
+
+
+def test_random_rates_leave_a_saddle_no_sooner_than_their_mean_but_where_they_are_wide_and_small() -> None:
+    """A thousand runs each; none of the differences is as large as a twentieth of the time."""
+
+    def gap(name: str, l_max: float) -> tuple[float, float, float]:
+        still, mine = (saddle.leave(saddle.RATES[rate], l_max) for rate in ("constant", name))
+        found = mean_interval((mine - still).tolist())
+        assert abs(found.value) < 0.05 * float(still.mean())
+        return found.low, found.value, found.high
+
+    for name in ("uniform, the paper's width", "Gaussian of that variance"):
+        low, _, high = gap(name, 0.2)
+        assert low < 0 < high and high - low < 0.5  # of 38 updates
+    assert gap("uniform, the widest", 0.05)[2] < 0  # its kicks are larger, and time is long
+    assert gap("uniform, the widest", 0.4)[0] > 0  # its growth is slower, by Jensen's inequality
+    assert gap("Gaussian of the widest's variance", 0.4)[0] > 0
+
+
+def test_without_gradient_noise_no_random_rate_leaves_a_saddle() -> None:
+    for name in saddle.RATES:
+        assert saddle.leave(saddle.RATES[name], 0.4, sigma=0.0, runs=10, limit=200).isnan().all()
+
+
+def test_the_saddle_study_s_rows_are_the_section_s_numbers(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(saddle, "L_MAX", (0.4,))
+    monkeypatch.setattr(saddle, "LIMIT", 100)
+    assert saddle.section(tmp_path) == ""
+    assert saddle.main(["--output-dir", str(tmp_path)]) == 0
+    header, *rows, quiet = read_rows(tmp_path / saddle.NAME)
+    assert header["sigma"] == saddle.SIGMA and quiet["left"] == 0
+    assert [row["rate"] for row in rows] == [*saddle.RATES]
+    first = rows[0]
+    line = f"| 0.4 | constant | 1,000 of 1,000 | {first['updates']:.1f} ± {first['half_width']:.1f} | - |"
+    assert line in saddle.section(tmp_path)
 
 
 # --- the random walk ---

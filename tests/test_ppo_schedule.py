@@ -276,7 +276,7 @@ def test_a_vectorised_run_shows_predictions_and_weights() -> None:
     before = None
     for _ in range(3):
         obs, usual = runs.observe(lr, wanted), runs.observe(lr)
-        chances = runs.task.net(runs.task.params(runs.weights), runs._batch[0]).softmax(-1)
+        chances = runs.task.net(runs.task.params(runs.weights), runs.batch[0]).softmax(-1)
         params = runs.task.net.layout.views(runs.weights)
         for r in range(3):
             p, w1, w2 = chances[r], params["layer0.weight"][r], params["head.weight"][r]

@@ -19,20 +19,21 @@ micro-batch. Q sees a_t, although warm-up or the scheduler's bounds may apply le
 paper, so very large ones saturate both networks.
 
 Beware: the actor climbs a critic that starts at random, and Adam makes its steps large however flat Q is. In units of
-the base LR, one step at the paper's 1e-3 moves a by 0.2 % at first and by 1 to 2 % once w has grown: on a noisy
-quadratic four of six seeds were at base LR / 100 after 120 updates; with `actor_lr=1e-4` none, after 300.
+the base LR, one step at the paper's 1e-3 moves a by 0.2 % at first and by 1 to 2 % once w has grown, so that the rate
+doubles within some hundred updates or falls as far; which of the two, the first weights of Q mostly decide. And Q, as
+far as it learns, learns that longer steps lower the loss of their own batch more, which is true until the run is lost.
+`ActorCritic.from_preset("safe")` never goes above the base LR; what both lose and cost: model_cards/actor_critic.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 from .._checks import check_range
 from ..controller import Citation, Controller, Device, Params, Shape, State
@@ -44,7 +45,7 @@ from ._random import seeded, uniform
 class ActorCritic(Controller):
     """An LSTM policy for the learning rate and its critic, both learning at every decision of the run.
 
-    A decision and its learning take about 2.5 ms of one core; runs of a batch are done one after the other.
+    A decision and its learning take about 2.5 ms of one core.
 
     Args:
         hidden_size: units of each of the actor's two LSTM layers, 1 ... 1024; 20 (paper).
@@ -56,6 +57,7 @@ class ActorCritic(Controller):
         critic_lr: learning rate of the critic's Adam, above 0; 1e-3 (paper, likewise).
         unit: learning rate that a = 1 stands for, above 0; None is the base LR, 1.0 the paper's absolute scale.
         max_ratio: a stays within a factor of this of the base LR, above 1, at most 1e6; the paper has no bound.
+        ceiling: a stays at or below this many base LRs, 1 ... max_ratio; None is max_ratio.
         same_batch: the actor learns from s' instead of s_j', the paper's ablation (figure 6: it does worse).
 
     Raises:
@@ -81,6 +83,11 @@ class ActorCritic(Controller):
     )
     needs = frozenset({"loss", "loss_before", "loss_after", "loss_other"})
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "safe": {"ceiling": 1.0, "max_ratio": 10.0, "actor_lr": 1e-4},
+    }
+
     hidden_size: int = 20
     critic_size: int = 10
     window: int = 20
@@ -89,6 +96,7 @@ class ActorCritic(Controller):
     critic_lr: float = 1e-3
     unit: float | None = None
     max_ratio: float = 100.0
+    ceiling: float | None = None
     same_batch: bool = False
 
     def __post_init__(self) -> None:
@@ -105,10 +113,12 @@ class ActorCritic(Controller):
         check_range(
             self, "max_ratio", self.max_ratio, 1.0 + 1e-6, 1e6, hint="100 allows base LR / 100 ... base LR * 100"
         )
+        if self.ceiling is not None:
+            check_range(self, "ceiling", self.ceiling, 1.0, self.max_ratio, hint="1 never exceeds the base LR")
         if self.unit is not None:
             check_range(self, "unit", self.unit, 1e-12, 1e12, hint="None counts in base LRs, 1.0 is the paper's")
 
-    # --- the two networks, of one run ---------------------------------------------------------------------------
+    # --- the two networks; flat weights (..., size) ---------------------------------------------------------------
 
     @property
     def _actor_shapes(self) -> list[tuple[int, ...]]:
@@ -122,18 +132,18 @@ class ActorCritic(Controller):
         return [(self.critic_size, 2), (self.critic_size,), (self.critic_size,), (1,)]
 
     def _pi(self, theta: Tensor, losses: Tensor, memory: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Action after the last of `losses`, before bounds, and the LSTM's state, of (h or c, layer, hidden_size)."""
+        """Action after the last of `losses`, (..., inputs), before bounds; the LSTM's state, (..., 2, layer, h)."""
         *lstm, w, b = _split(theta, self._actor_shapes)
-        h, c = memory.unsqueeze(2)
-        out, h, c = torch.lstm(losses[:, None, None], (h, c), lstm, True, 2, 0.0, False, False, False)
-        return (out[-1, 0] @ w + b + offset).abs().squeeze(), torch.stack([h, c]).squeeze(2)
+        last, memory = (_lstm if theta.ndim == 1 else _lstms)(losses, memory, lstm)
+        return ((last * w).sum(-1) + b[..., 0] + offset).abs(), memory
 
     def _q(self, phi: Tensor, loss: Tensor, action: Tensor) -> Tensor:
         w1, b1, w2, b2 = _split(phi, self._critic_shapes)
-        return (torch.tanh(w1 @ torch.stack([loss, action]) + b1) @ w2 + b2).squeeze()
+        hidden = torch.tanh((w1 * torch.stack([loss, action], -1).unsqueeze(-2)).sum(-1) + b1)
+        return (hidden * w2).sum(-1) + b2[..., 0]
 
     def _bounded(self, action: Tensor, offset: Tensor) -> Tensor:
-        return action.detach().clamp(offset / self.max_ratio, offset * self.max_ratio)
+        return action.detach().clamp(offset / self.max_ratio, offset * (self.ceiling or self.max_ratio))
 
     # --- the contract -------------------------------------------------------------------------------------------
 
@@ -153,23 +163,21 @@ class ActorCritic(Controller):
         }
         return {name: value.to(device).expand((*batch_shape, *value.shape)).clone() for name, value in one.items()}
 
+    @torch.no_grad()
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
-        """Factor a_t / a_0 of `batch_shape`, within [1 / max_ratio, max_ratio]."""
-        offset = torch.ones_like(obs.base_lr) if self.unit is None else obs.base_lr / self.unit
-        with torch.no_grad():
-            state = _each(self._decide, {**state, "offset": offset.float(), "loss": obs.require("loss").float()})
-        return (state["action"].double() / state["offset"].double()).to(obs.lr.dtype), state
-
-    def _decide(self, s: State) -> State:
-        loss = s.pop("loss")
-        raw, memory = self._pi(s["theta"], loss[None], s["memory"], s["offset"])
-        return {
-            **s,
-            "action": self._bounded(raw, s["offset"]),
+        """Factor a_t / a_0 of `batch_shape`, within [1 / max_ratio, ceiling]."""
+        offset = (torch.ones_like(obs.base_lr) if self.unit is None else obs.base_lr / self.unit).float()
+        loss = obs.require("loss").float()
+        raw, memory = self._pi(state["theta"], loss.unsqueeze(-1), state["memory"], offset)
+        action = self._bounded(raw, offset)
+        return (action.double() / offset.double()).to(obs.lr.dtype), {
+            **state,
+            "action": action,
+            "offset": offset,
             "memory": memory,
-            "inputs": torch.cat([s["inputs"][1:], loss[None]]),
-            "starts": torch.cat([s["starts"][1:], s["memory"][None]]),
-            "seen": s["seen"] + 1,
+            "inputs": torch.cat([state["inputs"][..., 1:], loss.unsqueeze(-1)], -1),
+            "starts": torch.cat([state["starts"][..., 1:, :, :, :], state["memory"].unsqueeze(-4)], -4),
+            "seen": state["seen"] + 1,
         }
 
     def learn(self, outcome: Outcome, state: State) -> State:
@@ -179,38 +187,64 @@ class ActorCritic(Controller):
         if any(loss is None for loss in losses):
             raise ValueError(f"this outcome lacks one of {sorted(set(names))}, from which ActorCritic learns")
         before, after, other = losses
-        seen = {"reward": (before - after).float(), "after": after.float(), "other": other.float()}
-        return _each(self._learn, {**state, **seen})
+        return self._learn((before - after).float(), after.float(), other.float(), state)
 
     @torch.enable_grad()
-    def _learn(self, s: State) -> State:
-        reward, after, other = (s.pop(name) for name in ("reward", "after", "other"))
+    def _learn(self, reward: Tensor, after: Tensor, other: Tensor, s: State) -> State:
         theta, phi = (s[name].detach().clone().requires_grad_() for name in ("theta", "phi"))
-        offset, steps = s["offset"], s["steps"]
+        offset = s["offset"]
 
         with torch.no_grad():
-            next_action = self._bounded(self._pi(theta, after[None], s["memory"], offset)[0], offset)
+            next_action = self._bounded(self._pi(theta, after.unsqueeze(-1), s["memory"], offset)[0], offset)
             target = reward + self.gamma * self._q(phi, after, next_action)
-        q = self._q(phi, s["inputs"][-1], s["action"])
+        q = self._q(phi, s["inputs"][..., -1], s["action"])
         (along,) = torch.autograd.grad(q, phi, (target - q).detach())
         critic = _ascend("phi", phi, along, s, self.critic_lr)
 
-        first = -min(int(s["seen"]), self.window - 1)
-        raw, _ = self._pi(theta, torch.cat([s["inputs"][first:], other[None]]), s["starts"][first], offset)
+        # The runs of a batch decide together, so all have seen as many inputs.
+        first = -min(int(s["seen"].amax()), self.window - 1)
+        losses = torch.cat([s["inputs"][..., first:], other.unsqueeze(-1)], -1)
+        raw, _ = self._pi(theta, losses, s["starts"][..., first, :, :, :], offset)
         action = self._bounded(raw, offset).requires_grad_()
-        (slope,) = torch.autograd.grad(self._q(critic["phi"], other, action), action)
+        (slope,) = torch.autograd.grad(self._q(critic["phi"], other, action).sum(), action)
         outward = (slope > 0) & (raw > action) | (slope < 0) & (raw < action)
         (along,) = torch.autograd.grad(raw, theta, torch.where(outward, 0.0, slope))
-        return {**s, **critic, **_ascend("theta", theta, along, s, self.actor_lr), "steps": steps + 1}
+        return {**s, **critic, **_ascend("theta", theta, along, s, self.actor_lr), "steps": s["steps"] + 1}
 
 
+@torch.no_grad()
 def _ascend(name: str, weights: Tensor, along: Tensor, s: State, lr: float) -> State:
     """One step of Adam uphill; new tensors."""
-    new, m, v, steps = weights.detach().clone(), s[f"{name}_m"].clone(), s[f"{name}_v"].clone(), s["steps"].clone()
-    step = partial(adam, amsgrad=False, maximize=True, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
-    with torch.no_grad():
-        step([new], [along], [m], [v], [], [steps], lr=lr)
-    return {name: new, f"{name}_m": m, f"{name}_v": v}
+    steps = (s["steps"].double() + 1).unsqueeze(-1)  # in float32 the first corrections would lose a digit
+    m = s[f"{name}_m"].lerp(along, 0.1)
+    v = (0.999 * s[f"{name}_v"]).addcmul_(along, along, value=0.001)
+    step = m * (lr / (1 - 0.9**steps)).float() / (v.sqrt() / (1 - 0.999**steps).sqrt().float() + 1e-8)
+    return {name: weights.detach() + step, f"{name}_m": m, f"{name}_v": v}
+
+
+def _lstm(losses: Tensor, memory: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The last output of one run's two layers, (h,), and their state."""
+    h, c = memory.unsqueeze(2)
+    out, h, c = torch.lstm(losses[:, None, None], (h, c), weights, True, 2, 0.0, False, False, False)
+    return out[-1, 0], torch.stack([h, c]).squeeze(2)
+
+
+def _lstms(losses: Tensor, memory: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The same of many runs, each with weights of its own, which torch's LSTM cannot."""
+    x, ends = losses.unsqueeze(-1), []
+    for layer in (0, 1):
+        w_x, w_h, b_x, b_h = weights[4 * layer : 4 * layer + 4]
+        h, c = memory[..., layer, :].unbind(-2)
+        outs = []
+        for from_x in (x @ w_x.mT + (b_x + b_h).unsqueeze(-2)).unbind(-2):
+            gates = from_x + (w_h @ h.unsqueeze(-1)).squeeze(-1)
+            i, f, g, o = gates.chunk(4, -1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            outs.append(h)
+        x = torch.stack(outs, -2)
+        ends.append(torch.stack([h, c], -2))
+    return x[..., -1, :], torch.stack(ends, -2)
 
 
 def _random(shapes: list[tuple[int, ...]], bounds: list[float], generator: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,13 +256,5 @@ def _random(shapes: list[tuple[int, ...]], bounds: list[float], generator: Tenso
 
 
 def _split(flat: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    parts = torch.split(flat, [math.prod(shape) for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _each(function: Callable[[State], State], state: State) -> State:
-    """Run by run: each has weights of its own, and torch's LSTM, far faster than a loop over inputs, takes one set."""
-    if state["seen"].ndim == 0:
-        return function(dict(state))
-    runs = [_each(function, {name: value[i] for name, value in state.items()}) for i in range(len(state["seen"]))]
-    return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
+    parts = torch.split(flat, [math.prod(shape) for shape in shapes], -1)
+    return [part.view(*flat.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]

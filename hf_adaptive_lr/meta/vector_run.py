@@ -45,7 +45,7 @@ class VectorRun:
 
     def _compute(self) -> None:
         """Loss and clipped gradient of the next batch at the weights as they are."""
-        self._batch = self.task.batch("train")
+        self.batch = self.task.batch("train")
         self._measure(1.0)
 
     def disturb(self, weights: Tensor | None = None, loss_factor: float = 1.0) -> None:
@@ -61,7 +61,7 @@ class VectorRun:
     @torch.enable_grad()
     def _measure(self, factor: float) -> None:
         leaf = self.weights.detach().requires_grad_()
-        loss = self.task.loss(leaf, self._batch)
+        loss = self.task.loss(leaf, self.batch)
         if factor != 1.0:
             loss = loss * factor
         (grads,) = torch.autograd.grad(loss.sum(), leaf)
@@ -110,7 +110,7 @@ class VectorRun:
         }
 
     def _predictions(self) -> dict[str, Tensor]:
-        now, before = self.task.probabilities(self.weights, self._batch), self._probabilities
+        now, before = self.task.probabilities(self.weights, self.batch), self._probabilities
         self._probabilities = now
         variance = _variance(now)
         change = variance + _UNIFORM_VARIANCE if before is None else _variance(now - before)
@@ -128,7 +128,7 @@ class VectorRun:
             direction = direction.nan_to_num(0.0, 0.0, 0.0)
         if gain:
             promised = -inner([self._raw_grads], [moved - self.weights], 1)
-            gained = (self.loss - self.task.loss(moved, self._batch)).double()
+            gained = (self.loss - self.task.loss(moved, self.batch)).double()
             known = promised.abs() > 1e-30
             ratio = torch.where(known, gained / torch.where(known, promised, torch.ones_like(promised)), 1.0)
             self.gain_ratio = ratio.nan_to_num(-2.0, -2.0, -2.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -14,6 +14,7 @@ from ...plan import Book
 from ...results import failed, paired, values
 from ...rows import packed_path
 from ...stats import Estimate, mean_interval
+from . import saddle, survival
 from .claims import Claim, Comparison
 from .judge import Cell, Found, Word, judged, methods_of, verdict, word_of
 from .methods import BASELINES
@@ -22,6 +23,8 @@ from .tasks import TUNED_ON
 
 TEMPLATE = Path(__file__).with_name("page.md")
 COMMAND = "python -m hf_adaptive_lr.bench.studies.papers"
+STUDIES: Mapping[str, Callable[[Path], str]] = {"actor_critic": survival.section, "plrs": saddle.section}
+"""Sections of papers that have a study of their own, from the folder of the rows."""
 _MEASURES = {"test_loss": "test loss", "test_metric": "test accuracy", "train_loss": "training loss"}
 _ORDER: tuple[Word, ...] = ("holds", "partly", "fails", "untestable")
 
@@ -44,6 +47,7 @@ def render(found: Found, book: Book, notes: str | None = None) -> str:
         setting=_setting(found),
         results="\n".join(f"### {task}\n\n{_results(task, found)}\n" for task in paper.tasks),
         extra_passes=_extra_passes(methods_of(paper)),
+        study=STUDIES[paper.name](book.folder) if paper.name in STUDIES else "",
         notes=paper.notes if notes is None else notes,
         command=f"{COMMAND} {paper.name}{' --quick' if quick else ''}",
         rows=", ".join(f"`{book.folder.name}/{packed_path(book.path(name)).name}`" for name in names),
