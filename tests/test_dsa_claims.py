@@ -24,6 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from hf_adaptive_lr.bench.rows import read_rows
+from hf_adaptive_lr.bench.studies.papers import adapted_steps
+from hf_adaptive_lr.controllers import Constant
 from hf_adaptive_lr.optimizers import DSA
 
 SEEDS, TRAIN = 3, 1297
@@ -238,3 +241,41 @@ def test_by_default_dsa_becomes_its_optimizer_at_the_bound_for_twice_the_gradien
     same_updates, same_gradients = _sgd(32, 500, 0.1), _sgd(32, 1000, 0.1)
     assert float(dsa.train_loss.mean()) == pytest.approx(float(same_updates.train_loss.mean()), rel=0.15)
     assert same_gradients.train_loss.mean() < 0.6 * dsa.train_loss.mean()
+
+
+# --- many runs at once, the study of the page ---
+
+
+@pytest.mark.parametrize("per", ["run", "tensor", "weight"])
+def test_in_the_study_every_run_tensor_or_weight_has_a_rate_of_its_own(per) -> None:
+    task = adapted_steps.MLPTask(adapted_steps._spec(3, 8))
+    start = task.init()
+    plain = next(adapted_steps.controlled(Constant(), 1.0, 3, 8))[2] - start
+    moves = next(adapted_steps.wrapped(per, 1.0, 3, 8))[2] - start
+    known = plain.abs() > 1e-3
+    factors = torch.where(known, moves / plain, torch.nan)
+
+    def spread(part: Tensor) -> float:
+        seen = part[~part.isnan()]
+        return float(seen.max() - seen.min()) if len(seen) else 0.0
+
+    # One step of u moves a factor by beta m'(0) = 0.045, up or down by the sign of what shares it.
+    assert 0.95 < float(factors[known].min()) < 0.97 < 1.03 < float(factors[known].max()) < 1.05 or per == "run"
+    within_run = max(spread(run) for run in factors)
+    within_tensor = max(spread(part) for run in factors for part in run.split(task.net.layout.sizes))
+    assert (within_run > 0.05) == (per != "run")
+    assert (within_tensor > 0.05) == (per == "weight")
+    assert min(within_run, within_tensor) < 1e-3 or per == "weight"
+
+
+def test_the_study_s_rows_are_the_section_s_numbers(tmp_path, monkeypatch) -> None:
+    for name, value in {"RUNS": 3, "UPDATES": 12, "LRS": (0.3,), "BATCHES": (8,)}.items():
+        monkeypatch.setattr(adapted_steps, name, value)
+    assert adapted_steps.section(tmp_path) == ""
+    assert adapted_steps.main(["--output-dir", str(tmp_path)]) == 0
+    _, *rows = read_rows(tmp_path / adapted_steps.NAME)
+    assert [row["method"] for row in rows] == [*adapted_steps.METHODS]
+    row = rows[-1]
+    assert 0 <= row["other_fell"] <= row["own_fell"] <= 1  # what lowers another batch's loss lowers its own
+    line = f"| 8 | 0.3 | {row['method']} | {row['own_fell']:.3f} ± {row['own_fell_half']:.3f} |"
+    assert line in adapted_steps.section(tmp_path)

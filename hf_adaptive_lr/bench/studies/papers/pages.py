@@ -14,7 +14,7 @@ from ...plan import Book
 from ...results import failed, paired, values
 from ...rows import packed_path
 from ...stats import Estimate, mean_interval
-from . import saddle, survival
+from . import adapted_steps, saddle, survival
 from .claims import Claim, Comparison
 from .judge import Cell, Found, Word, judged, methods_of, verdict, word_of
 from .methods import BASELINES
@@ -23,7 +23,11 @@ from .tasks import TUNED_ON
 
 TEMPLATE = Path(__file__).with_name("page.md")
 COMMAND = "python -m hf_adaptive_lr.bench.studies.papers"
-STUDIES: Mapping[str, Callable[[Path], str]] = {"actor_critic": survival.section, "plrs": saddle.section}
+STUDIES: Mapping[str, Callable[[Path], str]] = {
+    "actor_critic": survival.section,
+    "dsa": adapted_steps.section,
+    "plrs": saddle.section,
+}
 """Sections of papers that have a study of their own, from the folder of the rows."""
 _MEASURES = {"test_loss": "test loss", "test_metric": "test accuracy", "train_loss": "training loss"}
 _ORDER: tuple[Word, ...] = ("holds", "partly", "fails", "untestable")
