@@ -20,7 +20,7 @@ from hf_adaptive_lr.bench.results import as_text, results_of
 from hf_adaptive_lr.bench.rows import Row, RowsError, append_row
 from hf_adaptive_lr.bench.scores import TUNED, WORST, Scale, TaskRows, cell, ruin, tuning
 from hf_adaptive_lr.bench.sources import SOURCES, Source
-from hf_adaptive_lr.bench.tables import breakdown, left_out, losses, parts_worth
+from hf_adaptive_lr.bench.tables import best_rival, breakdown, left_out, losses, parts_worth
 from hf_adaptive_lr.bench.targets import targets
 from hf_adaptive_lr.bench.tasks import TASKS, Task
 from hf_adaptive_lr.hub.results import check_results
@@ -351,6 +351,7 @@ def test_a_part_is_judged_on_the_tasks_that_it_is_of() -> None:
     found = Comparison("development", every, [METHODS["universal"], part])
     assert f"| `without` | a part less | 1 | 100% | 0% | {math.log(1.2):+.3f} |" in parts_worth(found)
     assert [line.method for line in found.lines() if line.method == "without"] == []
+    assert best_rival(found, "t1", "universal") == "rule"
     text = render({"development": found}, command="c")
     assert text.index("## What the parts of `universal` are worth") < text.index("## Tuning")
     run_on = [task("t0", kind="adapter", suite=suite) for suite in ("development", "test")]

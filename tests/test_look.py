@@ -55,8 +55,9 @@ def test_the_trace_for_pandas_has_a_row_for_each_update(trained) -> None:
         table.loc[26, "reason"] == "cooldown"
         and table.loc[10, "alignment"] == trained.trace[0].observation["alignment"]
     )
-    two = Trace([Decision(0, (0.1, 0.2), "decision")]).to_pandas()
-    assert two[["lr_0", "lr_1"]].values.tolist() == [[0.1, 0.2]]
+    two = Trace([Decision(0, (0.1, 0.2), "decision"), Decision(1, (0.0, 0.0), "cooldown")]).to_pandas()
+    assert two[["lr", "lr_0", "lr_1"]].values.tolist() == [[0.1, 0.1, 0.2], [0.0, 0.0, 0.0]]
+    assert list(Trace().to_pandas().columns)[:2] == ["lr", "reason"]
 
 
 def test_the_picture_has_the_learning_rate_the_loss_and_marks(trained) -> None:
@@ -109,4 +110,5 @@ def test_the_report_in_a_notebook_is_that_of_the_command_line(trained, tmp_path)
 
 
 def test_dir_shows_public_names_only() -> None:
-    assert dir(hf_adaptive_lr) == sorted([*hf_adaptive_lr.__all__, "__version__"])
+    shown = {name for name in dir(hf_adaptive_lr) if not name.startswith("__")}
+    assert shown == {*hf_adaptive_lr.__all__} and {"__version__", "__file__"} <= {*dir(hf_adaptive_lr)}

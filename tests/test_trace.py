@@ -57,6 +57,44 @@ def test_every_update_is_read_back_from_few_lines(long) -> None:
     assert len(long.read_text().splitlines()) < 1_000 + 200 + 2 * 6 + 6
 
 
+@pytest.mark.parametrize("end", [1_005, 1_111, 2_995])
+def test_a_run_that_ends_before_its_planned_end_is_whole(end, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(trace_file, "LONG", 1_000)
+    writer = TraceWriter(tmp_path / "lr_trace.jsonl", total_steps=UPDATES)
+    for step in range(end):
+        writer(_decision(step))
+    writer.flush()
+    writer.flush()  # again changes nothing
+    rows = read_trace(writer.path)
+    assert [row["step"] for row in rows] == list(range(end))
+    assert rows[-1]["lr"] == pytest.approx(_decision(end - 1).lr[0], rel=2e-6)
+    for step in range(end, UPDATES):  # and it can go on
+        writer(_decision(step))
+    assert [row["step"] for row in read_trace(writer.path)] == list(range(UPDATES))
+
+
+def test_a_trace_of_before_is_continued_as_it_was(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(trace_file, "LONG", 4)
+    lines = [
+        {"step": 0, "lr": 0.5, "reason": "decision"},
+        {"step": 4, "lr": 0.25, "reason": "decision", "unchanged": 3},
+    ]
+    path = tmp_path / "lr_trace.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    writer = TraceWriter(path)
+    for step in range(1_010, 1_020):
+        writer(Decision(step, (0.25,) if step < 1_015 else (0.125,), "between"))
+    writer.flush()
+    rates = [row["lr"] for row in read_trace(path)]
+    assert rates == [0.5] * 4 + [0.25] * 1_011 + [0.125] * 5
+
+
+def test_lines_of_events_without_a_step_are_read(tmp_path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"action": "skip"}\n{"action": "rollback"}\n')
+    assert [row["action"] for row in read_trace(path)] == ["skip", "rollback"]
+
+
 def test_ten_million_updates_have_few_lines(tmp_path) -> None:
     writer = TraceWriter(tmp_path / "lr_trace.jsonl", total_steps=10_000_000)
     for step in (*range(20_000), *range(9_000_000, 9_200_000)):  # what lies between would take a minute

@@ -81,6 +81,11 @@ class Comparison:
         return [of.task for of in self.rows.values()]
 
     @property
+    def whole(self) -> list[str]:
+        """The methods that are no part of another one."""
+        return [name for name in self.cells if name == TUNED or not self.methods[name].part_of]
+
+    @property
     def decided(self) -> bool:
         """Whether the endpoint's runs are all there: whoever tests as rows come in finds something sooner or later."""
         return not self.waiting and not any(there < wanted for there, wanted in map(self._runs, self._tested()))
@@ -150,8 +155,7 @@ class Comparison:
 
         Parts of a method are left out: they stand in a table beside it.
         """
-        whole = [name for name in self.cells if name == TUNED or not self.methods[name].part_of]
-        found = [line for name in whole if (line := self.line(name)) is not None]
+        found = [line for name in self.whole if (line := self.line(name)) is not None]
         return sorted(found, key=lambda line: (line.ruin, line.over_rule, line.method))
 
     def groups(self, by: str) -> dict[str, list[str]]:
@@ -188,7 +192,7 @@ class Comparison:
         """A/A: how often two seeds of one method differ by the test of the endpoint, and the number of such tests."""
         tests = [
             swap_test(regret[:, a] - regret[:, b], self.origins(self.cells[name]))[0] <= level
-            for name in self.cells
+            for name in self.whole
             for regret in [self.regret(name)]
             for a, b in combinations(range(regret.shape[1]), 2)
         ]

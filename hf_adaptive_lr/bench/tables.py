@@ -92,9 +92,9 @@ def _loss(found: Comparison, method: str, task: str) -> str:
 def best_rival(found: Comparison, task: str, subject: str) -> str | None:
     """The method with the least regret on a task of those that are not tuned on it, replays left out."""
     regrets = {
-        name: float(cells[task].regret.mean())
-        for name, cells in found.cells.items()
-        if task in cells and name != subject and not name.startswith(REPLAY) and not found.tuned(name)
+        name: float(found.cells[name][task].regret.mean())
+        for name in found.whole
+        if task in found.cells[name] and name != subject and not name.startswith(REPLAY) and not found.tuned(name)
     }
     return min(regrets, key=lambda name: regrets[name], default=None)
 

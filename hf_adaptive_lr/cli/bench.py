@@ -155,7 +155,7 @@ def _write(args: argparse.Namespace, profile: Profile, book: Book, methods: list
     command = f"{PROGRAM} bench --{profile.name}{extra} --jobs 2"
     page = write_page(suites, folder, command=command)
     written = _write_results(args, suites, methods, command) if args.write_results else []
-    asked = [method.name for method in methods if method.controller in args.controller] or ["universal"]
+    asked = [m.name for m in methods if m.controller in args.controller and not m.part_of] or ["universal"]
     text = "\n".join(summary(suites, name) for name in asked)
     if args.json:
         found = {"profile": profile.name, "page": str(page), "rows": str(book.folder), "summary": text}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+_LONGEST = 200  # characters of a value
 _WIDTH, _HEIGHT, _MOST = 240, 40, 240  # pixels, and points of a line
 
 
@@ -14,9 +15,13 @@ def facts(title: str, rows: Iterable[tuple[str, Any]], below: str = "") -> str:
     """A titled table of names and values, all escaped, with a piece of HTML below."""
     left = 'style="text-align:left"'
     cells = "".join(
-        f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(str(value))}</td></tr>" for name, value in rows
+        f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(_short(str(value)))}</td></tr>" for name, value in rows
     )
     return f"<div><strong>{escape(title)}</strong><table>{cells}</table>{below}</div>"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def sparkline(values: Sequence[float], label: str) -> str:

@@ -32,6 +32,7 @@ from .config import SchedulerConfig, SchedulerOptions
 from .decision import Decision
 from .look import Trace
 from .runtime import ControllerRun
+from .trace import TraceWriter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -344,7 +345,10 @@ class ControlledLR(LRScheduler):
         return self.run.simulate(steps, observe)
 
     def close(self) -> None:
-        """Take all hooks off the optimizer and the model; the learning rates stay as they are."""
+        """Take all hooks off the optimizer and the model, and end the trace; the learning rates stay as they are."""
+        for listener in self.listeners:
+            if isinstance(listener, TraceWriter):
+                listener.flush()
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _QUIET = ("decision", "between")  # reasons that need no mark
+_COLUMNS = ("reason", "ramp", "proposed", "bounded", "detail")
 _LOSSES = ("loss", "mean_loss", "eval_loss")
 
 
@@ -39,22 +40,28 @@ class Trace(deque[Decision]):
         return super().__getitem__(index)
 
     def to_pandas(self) -> DataFrame:
-        """A row for each update, by its index: `lr`, `reason`, `ramp`, `proposed`, `detail`, a column per signal.
+        """A row for each update, by its index.
+
+        Columns are `lr` of group 0, `lr_0`, `lr_1` and so on where groups ever differ, `reason`, `ramp`, `proposed`,
+        `bounded`, `detail`, and one for each signal that was seen.
 
         Raises:
             ImportError: pandas is not installed.
         """
         from pandas import DataFrame, Index
 
+        differ = any(len(set(d.lr)) > 1 for d in self)
         rows = [
             {
-                **{name: getattr(d, name) for name in ("reason", "ramp", "proposed", "bounded", "detail")},
+                "lr": d.lr[0],
+                **({f"lr_{i}": lr for i, lr in enumerate(d.lr)} if differ else {}),
+                **{name: getattr(d, name) for name in _COLUMNS},
                 **dict(d.observation or {}),
-                **({"lr": d.lr[0]} if len(set(d.lr)) == 1 else {f"lr_{i}": lr for i, lr in enumerate(d.lr)}),
             }
             for d in self
         ]
-        return DataFrame(rows, index=Index([d.step for d in self], name="step"))
+        steps = Index([d.step for d in self], name="step")
+        return DataFrame(rows, index=steps, columns=None if rows else ["lr", *_COLUMNS])
 
     def plot(self) -> Figure:
         """The learning rate of group 0, with a mark where it was not simply decided; above it losses that were seen.

@@ -18,6 +18,7 @@ LONG = 20_000
 """Updates of which each has a line; after these, one whose rates go straight on may have none."""
 _RATES = ("lr", "lrs", "ramp")
 _UNASKED = ("between", "cooldown", "handed_over")  # reasons of updates that say nothing but their rates
+_GAPS = ("straight", "unchanged")  # keys of the number of updates before a line; the latter in files of before
 _NEAR = 1e-6  # relative distance from a straight line that counts as on it
 
 
@@ -40,6 +41,8 @@ class TraceWriter:
         self._size: int | None = None  # of the file after the last line
         self._written: list[Mapping[str, Any]] = []  # the last two lines
         self._counted = 0  # updates since then
+        self._last: Mapping[str, Any] = {}  # the newest of these
+        self._gap = "straight"  # how the next line calls them
 
     def __call__(self, decision: Decision) -> None:
         """Append one line; the file is opened each time (about 30 us), so that nothing stays open or unwritten."""
@@ -47,14 +50,23 @@ class TraceWriter:
             self._start_at(decision.step)
         row = decision.as_dict()
         if self._may_be_counted(row):
-            self._counted += 1
+            self._counted, self._last = self._counted + 1, row
             return
-        line = {**row, "straight": self._counted} if self._counted else row
+        self._write(row)
+
+    def flush(self) -> None:
+        """Give the last update a line where it has none, as at the end of a run that ends before its planned one."""
+        if self._counted and self._last:
+            self._counted -= 1
+            self._write(self._last)
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        line = {**row, self._gap: self._counted} if self._counted else row
         with self.path.open("a", encoding="utf-8") as file:
             self._check_alone(file.tell())
             file.write(json.dumps(line) + "\n")
             self._size = file.tell()
-        self._written, self._counted = [*self._written[-1:], row], 0
+        self._written, self._counted, self._last, self._gap = [*self._written[-1:], row], 0, {}, "straight"
 
     def _check_alone(self, size: int) -> None:
         if self._size not in (None, size) and not self._said:
@@ -77,8 +89,10 @@ class TraceWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = _rewrite(self.path, "step", step)
         if kept and kept[-1]["step"] >= LONG - 1:
-            self._written = [{k: v for k, v in row.items() if k != "straight"} for row in kept[-2:]]
+            self._written = [{k: v for k, v in row.items() if k not in _GAPS} for row in kept[-2:]]
             self._counted = step - 1 - kept[-1]["step"]
+            if any("unchanged" in row for row in kept) and not any("straight" in row for row in kept):
+                self._written, self._gap = self._written[-1:] * 2, "unchanged"  # what an older version left out
         if self._controller is not None:
             known = {"controller_type": self._controller.controller_type, **self._controller.config()}
             origin = {k: v for k, v in self._controller.provenance.items() if v and k != "folder"}
@@ -121,11 +135,11 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     lines: list[dict[str, Any]] = []
     for row in _whole_lines(path):
-        straight, unchanged = row.pop("straight", 0), row.pop("unchanged", 0)  # the latter in files of before
+        straight, unchanged = (row.pop(key, 0) for key in _GAPS)
         before = lines if straight else lines[-1:] * 2
-        count = (straight or unchanged) if len(before) > 1 else 0
-        first = rows[-1]["step"] + 1 if rows else 0
-        rows += [_straight_on(before, step) for step in range(first, first + count)]
+        if (count := straight or unchanged) and len(before) > 1:
+            first = lines[-1]["step"] + 1
+            rows += [_straight_on(before, step) for step in range(first, first + count)]
         rows.append(row)
         lines = [*lines[-1:], row]
     return rows

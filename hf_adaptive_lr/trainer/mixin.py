@@ -62,6 +62,7 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
     _created_lr_scheduler: bool
     _look_ahead: LookAhead | None = None
     _guard: GuardCallback | None = None
+    _trace: TraceWriter | None = None
     _computes_loss = True
 
     def __init__(
@@ -158,8 +159,8 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
         )
         self._look_ahead, self._guard = LookAhead.of(target, model), self.guard_callback
         if self.is_world_process_zero():
-            trace = TraceWriter(Path(self.args.output_dir) / TRACE_NAME, controller, num_training_steps)
-            scheduler.listeners.append(trace)
+            self._trace = TraceWriter(Path(self.args.output_dir) / TRACE_NAME, controller, num_training_steps)
+            scheduler.listeners.append(self._trace)
         self.lr_scheduler, self._created_lr_scheduler = scheduler, True
         self._eval_every = getattr(self.args, "controller_eval_steps", None) or max(1, num_training_steps // 20)
         return scheduler
@@ -182,6 +183,14 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
         if getattr(self.args, "dsa", False) and not isinstance(raw(made), DSA):
             self.optimizer = made = DSA(made, **(self.args.dsa_kwargs or {}))
         return made
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own; at its end, also one that nobody planned, the trace is whole."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._trace is not None:
+                self._trace.flush()
 
     def _restore_checkpoint(self, folder: Path) -> None:
         """Weights and optimizer of a checkpoint, in mid-run; position, schedule and generators stay."""
