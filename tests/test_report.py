@@ -167,8 +167,16 @@ def test_a_run_is_told_in_three_sentences(tmp_path) -> None:
     )
     flat = [1.0 + 0.01 * (-1) ** t for t in range(24)]
     assert told(tmp_path / "b", [1e-3] * 6, flat).startswith("The learning rate stayed at 0.001. Nothing")
-    assert told(tmp_path / "b", [1e-3] * 6, flat).endswith("had levelled off at the end (1).")
-    assert "was rising at the end (1.27)" in told(tmp_path / "c", [1e-3, 1e-4], [*flat[:12], *falling[::-1][:12]])
+    assert told(tmp_path / "b", [1e-3] * 6, flat).endswith("shows no clear trend at the end (1).")
+    back = [*(t + 1 for t in flat[:12]), *falling[::-1][:12]]
+    assert "was rising at the end (1.27)" in told(tmp_path / "c", [1e-3, 1e-4], back)
+    assert "ended above where it began (2.27)" in told(
+        tmp_path / "c", [1e-3, 1e-4], [*flat[:12], *(x + 1 for x in back[12:])]
+    )
+    dipped = told(tmp_path / "i", [1e-3, 1e-3, 1e-5, 1e-5, 1e-3, 9e-4])
+    assert dipped.startswith(
+        "The learning rate began at 0.001, lay at 1e-05 at update 2 and fell to 0.0009 at the end."
+    )
     assert told(tmp_path / "d", [1e-3, 1e-4], flat[:5]) == (
         "The learning rate began at 0.001 and fell to 0.0001 at the end. Nothing went wrong. There are too few losses "
         "to say how it ended."
@@ -183,6 +191,29 @@ def test_a_run_is_told_in_three_sentences(tmp_path) -> None:
         "After 2 updates at 1e-08 or less the learning rate stayed"
     )
     assert told(tmp_path / "f", [0.0, 0.0]).startswith("The learning rate was 0 all along.")
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        (
+            [1.0] * 20 + [math.nan] * 40,
+            "no finite number 40 times, first at update 20. At the end the training loss was no",
+        ),
+        (
+            [2 - 0.01 * t for t in range(20)] + [1e150] * 20,
+            "no finite number 20 times, first at update 20. At the end",
+        ),
+        ([2 - 0.01 * t for t in range(20)] + [100.0] * 20, "ended above where it began (100)"),
+        (
+            [1.0, math.inf] + [1 - 0.01 * t for t in range(20)],
+            "no finite number once, first at update 1. The training loss was still",
+        ),
+    ],
+)
+def test_a_run_that_came_apart_is_not_called_healthy(losses, said, tmp_path) -> None:
+    assert said in told(tmp_path / "run", [1e-3] * 6, losses)
+    assert "Nothing went wrong" not in told(tmp_path / "run", [1e-3] * 6, losses) or "ended above" in said
 
 
 def test_what_went_wrong_is_counted(tmp_path) -> None:
@@ -204,7 +235,7 @@ def test_what_went_wrong_is_counted(tmp_path) -> None:
 
 
 def test_an_evaluation_loss_that_rises_again_is_told(tmp_path) -> None:
-    log = [{"step": 2 * t + 2, "eval_loss": loss} for t, loss in enumerate((2.0, 1.0, 1.5, 1.6))]
+    log = [{"step": 2 * t + 2, "eval_loss": loss} for t, loss in enumerate((2.0, 1.0, 1.5, 1.6))]  # once is chance
     rows = [{"step": t, "lr": 0.1, "reason": "decision"} for t in range(9)]
     said = summary(read_run(write_run(tmp_path / "run", rows, trainer_state={"global_step": 8, "log_history": log})))
     assert "The evaluation loss was lowest after update 3 (1) and rose to 1.6" in said
@@ -431,10 +462,12 @@ def test_a_learning_rate_of_zero_and_wild_proposals_are_said(tmp_path) -> None:
     assert "2 of 40 proposals are far outside" in text
     assert "was 0 at 1 updates" in text
     assert "held (1)" in text and "bounded (2)" in text
-    # A tiny first update among two hundred does not stretch it; a tenth of them do, and so does a small distance.
-    rates = [(t, 1e-3) for t in range(200)]
-    low = [rate_axis([Curve("applied", [*[(0, 1e-8)] * n, *rates], "")]).low for n in (1, 20)]
-    assert low[0] > 9e-4 and low[1] < 1e-8 and 4e-5 < rate_axis([Curve("", [(0, 5e-5), *rates], "")]).low < 5e-5
+    # Tiny first updates do not stretch it; tiny ones later do.
+    for steps in (6, 60, 200):
+        rates = [(t, 1e-3) for t in range(1, steps)]
+        first = [Curve("applied", [(0, 1e-8), *rates], ""), Curve("bounded", [(0, 1e-7), (1, 1e-3)], "")]
+        assert 9e-4 < rate_axis(first).low < 1e-3
+        assert rate_axis([Curve("applied", [*rates, (steps, 1e-8)], "")]).low < 1e-8
     axis = rate_axis([Curve("applied", [(0, 1e-4), (1, 1e-2)], ""), Curve("p", [(0, 1e9)], "", sets_axis=False)])
     assert axis.low < 1e-4 and 1e-2 < axis.high < 1, "wild proposals do not flatten what was applied"
 

@@ -13,7 +13,7 @@ BINS = 1000
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 960, 260, 74, 16, 12, 40
 _LANE = 14
 _MAX_PARTS = 200  # a curve that goes back more often is drawn in order of the updates
-_FAR = 100.0  # times below all others is far
+_FAR = 1000.0  # times below the highest rate are first updates that measure or warm up
 _SPIKE = 20  # a largest value this many times the median makes the axis logarithmic
 
 Point = tuple[float, float]
@@ -103,19 +103,23 @@ def loss_axis(curves: Sequence[Curve]) -> Axis:
 def rate_axis(curves: Sequence[Curve]) -> Axis:
     """Logarithmic over what was applied and bounded; proposals get a third of it at most on either side.
 
-    Up to one in a hundred rates that lie far below all others, such as those of tiny first updates, do not stretch it.
+    First updates far below all later ones, such as those that only measure, do not stretch it.
     """
-
-    def values(sets_axis: bool) -> list[float]:
-        found = (y for curve in curves if curve.sets_axis is sets_axis for _, y in curve.points)
-        return [y for y in found if math.isfinite(y) and y > 0]
-
-    kept, wild = values(True) or values(False) or [1e-4], values(False)
-    kept.sort()
-    low, high = kept[len(kept) // 100], kept[-1]
-    low = low if kept[0] < low / _FAR else kept[0]
+    kept = [y for curve in curves if curve.sets_axis for y in _without_first(_drawn(curve))]
+    wild = [y for curve in curves if not curve.sets_axis for y in _drawn(curve)]
+    kept = kept or wild or [1e-4]
+    low, high = min(kept), max(kept)
     room = max(0.5 * math.log10(high / low), 0.05)
     return _log_axis(max(min([low, *wild]), low / 10**room, 5e-324), min(max([high, *wild]), high * 10**room))
+
+
+def _drawn(curve: Curve) -> list[float]:
+    return [y for _, y in curve.points if math.isfinite(y) and y > 0]
+
+
+def _without_first(values: list[float]) -> list[float]:
+    floor = max(values, default=0.0) / _FAR
+    return values[next((i for i, value in enumerate(values) if value > floor), 0) :]
 
 
 def _log_axis(low: float, high: float) -> Axis:
