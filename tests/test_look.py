@@ -101,6 +101,10 @@ def test_the_report_in_a_notebook_is_that_of_the_command_line(trained, tmp_path)
     shown = page._repr_html_()
     assert shown.startswith("<iframe sandbox ") and html.escape(page.html) in shown
     assert page.save(tmp_path / "page.html").read_text() == page.html and "Learning rate of" in page.html
+    assert page.save(tmp_path / "new" / "page.html").is_file() and page.save(tmp_path / "page.html").is_file()
+    (tmp_path / "mine.html").write_text("mine")
+    with pytest.raises(FileExistsError, match="is no report"):
+        page.save(tmp_path / "mine.html")
     with pytest.raises(ValueError, match="at least one folder"):
         show_report()
     with pytest.raises(ValueError, match="height=9 must be at least 100"):

@@ -79,6 +79,12 @@ class Method(Specified):
     chosen_on: tuple[str, ...] = ()  # data sets that had a part in its making
     extra_passes: str = "none"  # beside the forward and backward pass of the update, in words
 
+    def __post_init__(self) -> None:
+        if self.told != 1.0 and not self.cooldown:
+            raise ValueError(
+                f"method '{self.name}' is told {self.told:g} times its length and has no cooldown to end by"
+            )
+
     def spec(self) -> dict[str, Any]:
         """All that a run depends on and that is not a default, as JSON values; learned weights by a hash."""
         values = {

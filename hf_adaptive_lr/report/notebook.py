@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from ..artifacts import replace_file
-from .page import render_report
+from .page import MARK, render_report
 from .read import read_run
 
 
@@ -17,9 +17,13 @@ class ReportPage:
         self.html, self._height = html, height
 
     def save(self, path: str | Path) -> Path:
-        """Write the page, which needs no other file, and return where it is."""
-        replace_file(Path(path), self.html)
-        return Path(path)
+        """Write the page, which needs no other file, and return where it is; FileExistsError for what is no report."""
+        target = Path(path)
+        if target.is_file() and MARK not in target.read_text(encoding="utf-8", errors="replace")[:4096]:
+            raise FileExistsError(f"'{target}' is there and is no report; move it, or name another file")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(target, self.html)
+        return target
 
     def _repr_html_(self) -> str:
         # Sandboxed, so that nothing in a run's files reaches the notebook around it.

@@ -51,17 +51,8 @@ class _Loop:
         start = time.process_time()
         for _ in range(updates):
             x = torch.randn(16, 64, generator=self.batches)
-
-            def loss(x: torch.Tensor = x) -> torch.Tensor:
-                error: torch.Tensor = self.model(x) - x.sum(1, keepdim=True)
-                return error.square().mean()
-
-            if self.scheduler is not None:
-                self.scheduler.before_forward(loss)
-            found = loss()
-            found.backward()  # type: ignore[no-untyped-call]
-            if self.scheduler is not None:
-                self.scheduler.observe(loss=found)
+            error: torch.Tensor = self.model(x) - x.sum(1, keepdim=True)
+            error.square().mean().backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.optimizer.zero_grad()
         return time.process_time() - start

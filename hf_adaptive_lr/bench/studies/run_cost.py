@@ -3,8 +3,8 @@
     python -m hf_adaptive_lr.bench.studies.run_cost
 
 Both train one BERT-like encoder on equal batches and take turns update by update (`timing.py`), from the start of
-`train()` to the last update but one, so that everything counts: a look at the weights, each decision with its extra
-forward pass, and the updates between. A second plain trainer shows the noise. `inside` counts only the time in our own
+`train()` to the last update but one, so that everything counts: a look at the weights, each decision, and the updates
+between. A second plain trainer shows the noise. `inside` counts only the time in our own
 code, over the rest of the same updates, and is far less noisy.
 """
 
@@ -71,7 +71,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             aim = f"{TARGETS[updates]}" if method != NOISE and updates in TARGETS else "-"
             cells = [_middle([run["ratio"] for run in runs]), _middle([run["inside"] for run in runs])]
             lines.append([f"{updates:,}", method, str(len(runs)), *cells, aim])
-    return markdown_table(["updates", "method", "runs", "ratio", "own code alone", "at most"], lines)
+    return markdown_table(["updates", "method", "runs", "ratio", "own code alone", "to stay below"], lines)
 
 
 def _middle(values: Sequence[float]) -> str:
