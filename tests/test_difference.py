@@ -15,6 +15,7 @@ from hf_adaptive_lr.sensors.difference import update_ratio
 from hf_adaptive_lr.sensors.start import usual_lr
 from tests.controllers_for_tests import Watcher
 from tests.optimizers import Lion, Timid
+from tests.sharded import Run, data, lora
 from tests.tiny import batches, mlp
 
 FIELDS = ("alignment", "group_slope", "slope", "update_ratio")
@@ -78,13 +79,14 @@ def test_the_update_is_what_the_weights_did(name) -> None:
         moved = _vector(params) - before
 
 
+class Same(optim.AdamW):
+    """AdamW, with a step that nobody can know to be AdamW's."""
+
+    def step(self, closure=None) -> None:
+        super().step(closure)
+
+
 def test_what_is_read_from_adamw_and_what_its_weights_did_agree() -> None:
-    class Same(optim.AdamW):
-        """AdamW, with a step that nobody can know to be AdamW's."""
-
-        def step(self, closure=None) -> None:
-            super().step(closure)
-
     found = []  # the hooks of a step that calls its parent's run twice, the parent's within its own
     for cls in (optim.AdamW, Same):
         model = mlp()
@@ -98,6 +100,21 @@ def test_what_is_read_from_adamw_and_what_its_weights_did_agree() -> None:
     for read, measured in zip(*found, strict=True):
         assert measured["update_ratio"] == pytest.approx(read["update_ratio"], rel=1e-2)
         assert measured["alignment"] == pytest.approx(read["alignment"], abs=1e-2)
+
+
+def test_adapters_count_by_their_product() -> None:
+    found = []
+    for cls in (optim.AdamW, Same):
+        model = lora()
+        optimizer = cls([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+        scheduler = ControlledLR(optimizer, Watcher(fields=("update_ratio",)), model=model, max_grad_norm=0)
+        for parts in data(Run(make=lora, steps=5), 0):
+            model(**parts[0])["loss"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append([row.observation["update_ratio"] for row in scheduler.trace])
+    assert min(found[0][1:]) > 0
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
 
 
 # --- rounding -------------------------------------------------------------------------------------------------------

@@ -51,8 +51,9 @@ class ControlledLR(LRScheduler):
             its `initial_lr` where an earlier scheduler has left them. Nobody else may write them: that is overruled,
             with one warning.
         controller: a [`Controller`], or the name of one.
-        model: the unwrapped module. With it a forward hook calls `observe` for every training micro-batch whose output
-            carries a `loss`, and sensors that repeat a forward pass can work.
+        model: the unwrapped module, but of the first FSDP what `FullyShardedDataParallel(...)` returned. With it a
+            forward hook calls `observe` for every training micro-batch whose output carries a `loss`, and sensors that
+            repeat a forward pass can work.
         hook: False keeps `model` for the sensors but leaves `observe` to the caller.
         max_grad_norm: the clipping threshold in force, 0 for none, None when the caller does not say. Of use only to
             controllers that read gradient magnitudes. Unless it is 0, the norm before clipping is measured at the end

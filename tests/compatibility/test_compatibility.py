@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from hf_adaptive_lr.bench.rows import read_rows
+from tests.compatibility import optimizers, rollouts
 from tests.compatibility import page as compatibility
-from tests.compatibility import rollouts
 from tests.compatibility.checks import Check, CheckFailed, require
 from tests.compatibility.page import CHECKS, measure, page
 
@@ -127,6 +128,19 @@ def test_rollouts_generate_once_an_update_and_learn(tmp_path) -> None:
     assert row["generations"] == row["updates"] == 4 and not row["error"], row
     row = rollouts.run("GRPO", "callback", "plateau", guard=True, seed=0, updates=4)
     assert row["updates"] == 0 and row["generations"] == 1 and "is not the one that is trained" in row["error"]
+
+
+def test_universal_on_another_optimizer_learns_without_a_rate() -> None:
+    """The small version of `python -m tests.compatibility.optimizers`."""
+    (first, *_) = optimizers.measure(["RMSprop"], seeds=1, updates=60)
+    assert first["method"] == "universal" and first["test_loss"] < 1.5  # from log(10)
+
+
+def test_the_page_of_optimizers_is_what_its_rows_say() -> None:
+    cards = Path(__file__).parents[2] / "model_cards"
+    rows = read_rows(cards / optimizers.ROWS)
+    assert optimizers.page(rows) == (cards / optimizers.PAGE).read_text()
+    assert {row["optimizer"] for row in rows if row["row"] == "run"} == set(optimizers.OPTIMIZERS)
 
 
 def test_the_page_of_rollouts_is_what_its_rows_say() -> None:
