@@ -214,12 +214,12 @@ class ActorCritic(Controller):
 
 @torch.no_grad()
 def _ascend(name: str, weights: Tensor, along: Tensor, s: State, lr: float) -> State:
-    """One step of Adam uphill; new tensors."""
+    """One step of Adam uphill, with the moments of the downhill gradient, as torch keeps them; new tensors."""
     steps = (s["steps"].double() + 1).unsqueeze(-1)  # in float32 the first corrections would lose a digit
-    m = s[f"{name}_m"].lerp(along, 0.1)
+    m = s[f"{name}_m"].lerp(-along, 0.1)
     v = (0.999 * s[f"{name}_v"]).addcmul_(along, along, value=0.001)
     step = m * (lr / (1 - 0.9**steps)).float() / (v.sqrt() / (1 - 0.999**steps).sqrt().float() + 1e-8)
-    return {name: weights.detach() + step, f"{name}_m": m, f"{name}_v": v}
+    return {name: weights.detach() - step, f"{name}_m": m, f"{name}_v": v}
 
 
 def _lstm(losses: Tensor, memory: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
