@@ -148,6 +148,6 @@ def test_the_page_of_optimizers_is_what_its_rows_say() -> None:
 
 def test_the_page_of_rollouts_is_what_its_rows_say() -> None:
     cards = Path(__file__).parents[2] / "model_cards"
-    rows = [json.loads(line) for line in (cards / rollouts.ROWS).read_text().splitlines()]
+    rows = read_rows(cards / rollouts.ROWS)
     assert rollouts.page(rows) == (cards / rollouts.PAGE).read_text()
     assert {row["trainer"] for row in rows if row["row"] == "run"} == set(rollouts.TRAINERS)
