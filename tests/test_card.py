@@ -29,7 +29,7 @@ from tests.tiny import Tokens, bert
 
 ROOT = Path(__file__).parent.parent
 ROWS, CARDS = ROOT / cards.ROWS, ROOT / cards.HUB
-BUNDLED = (*cards.METHOD_OF, *cards.WITHOUT_RESULTS)
+BUNDLED = (*cards.METHOD_OF, *cards.BENCHMARKED)
 PAPERS = {name: cls.citation for name, cls in CONTROLLERS.items() if cls.citation is not None}
 HOSTILE = "x\n---\n# <script>alert(1)</script> [a](javascript:b) | `c` ``` <!-- /notes --> ${7*7} \x1b[2J\u202e"
 
@@ -521,12 +521,12 @@ def test_failed_runs_make_it_worse_and_missing_ones_untested(rows) -> None:
     )
 
 
-def test_withdrawn_results_are_none_and_the_card_says_why() -> None:
-    for name, why in cards.WITHOUT_RESULTS.items():
+def test_what_the_benchmark_measured_is_on_the_card_losses_included() -> None:
+    for name in cards.BENCHMARKED:
         found = cards.results(name, ROWS)
-        assert check_results(found) == [] and why in section(
-            cards.card(name, found, None), "Sizes and settings not tested"
-        )
+        assert len(check_results(found)) >= 20 and found["command"] == cards.BENCHMARK
+        text = cards.card(name, found, None)
+        assert "against tuned linear" in section(text, "Where it loses") and "no learning rate given" in text
 
 
 def test_the_command_needs_the_projects_folder_and_whole_rows(tmp_path, monkeypatch, capsys) -> None:

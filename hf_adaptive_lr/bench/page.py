@@ -93,8 +93,9 @@ configuration for all tasks: that of their paper or package, but for `relative` 
 were chosen on the development tasks, which have other data and kindred models. Optimizers that need no rate take
 the place of the task's own, so on tasks with SGD or Adafactor their regret is of both. The controller's rows are
 clean and beside the training rows; only methods that ask for them read them. Runs of a seed start from the same
-weights and see the same batches. A run that ended in an error or in a loss that is not finite counts as ln 100,
-where log-regret ends on both sides.
+weights and see the same batches; the bodies of byte models are pretrained by the machine that runs, so that rows of
+different machines begin with weights of different rounding there. A run that ended in an error or in a loss that is
+not finite counts as ln 100, where log-regret ends on both sides.
 """
 
 

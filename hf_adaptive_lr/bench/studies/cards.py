@@ -25,12 +25,16 @@ from ...hub.card import render as render_card
 from ...hub.mixin import sidecar
 from ...hub.picture import draw_schedules, schedule
 from ...hub.results import RESULTS_VERSION
+from ..comparison import compare
 from ..markdown import rewrite, table
-from ..results import Runs, as_text, described, result
+from ..methods import METHODS as BENCH_METHODS
+from ..plan import PROFILES, Book
+from ..results import RIVALS, Runs, as_text, described, result, results_of
 from ..rows import read_rows, write_rows
 from ..runner import command_parser
+from ..tasks import TASKS as BENCH_TASKS
 from ..tasks import Task
-from . import decision_cost, known_answer, overhead, relative_sizes
+from . import decision_cost, known_answer, long_run, overhead, relative_sizes, run_cost
 from .command import CARDS, carry_out
 from .guard import false_alarms
 from .guard.figures import read_figures
@@ -106,6 +110,8 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "false_alarms": (false_alarms.FILE, false_alarms.table),
     "guard_overhead": ("guard_overhead.jsonl", overhead.guard_table),
     "relative_sizes": ("relative_sizes.jsonl", relative_sizes.summary),
+    "run_cost": ("run_cost.jsonl", run_cost.table),
+    "long_run": ("long_run.jsonl", long_run.table),
 }
 """Tables of one file of rows."""
 
@@ -141,19 +147,17 @@ def _between(markers: re.Pattern[str], page: str, text: str) -> str:
 
 METHOD_OF: Mapping[str, str] = {"ppo_schedule": "ppo_schedule", "mlr_snet": "mlr_snet_frozen"}
 """The paper study's method that is a bundled controller as it is, by the controller's name, which is the paper's."""
-WITHOUT_RESULTS: Mapping[str, str] = {
-    "universal": "any of the benchmark's test tasks, which are not complete; what it does on those that it was chosen "
-    "on is in model_cards/BENCHMARK.md",
-    "universal_1": "any task: what was measured before is withdrawn; on data sets that had no part in its making its "
-    "loss was on average about 1.3 times that of a tuned linear schedule, and it ruined a pretrained encoder",
-}
-"""Bundled controllers without results, and why."""
+BENCHMARKED = ("universal", "universal_1")
+"""Bundled controllers whose results are those of the benchmark's test tasks."""
+BENCHMARK = "hf-adaptive-lr bench --full --suite test"
 
 
 def results(name: str, rows: Path) -> dict[str, Any]:
-    """The `eval_results.json` of a bundled controller, from the paper study's rows."""
-    if name in WITHOUT_RESULTS:
-        return {"format_version": RESULTS_VERSION, "command": "", "results": [], "not_tested": [WITHOUT_RESULTS[name]]}
+    """The `eval_results.json` of a bundled controller, from the benchmark's or the paper study's rows."""
+    if name in BENCHMARKED:
+        tasks = [task for task in BENCH_TASKS.values() if task.suite == "test"]
+        methods = [BENCH_METHODS[each] for each in (name, *RIVALS) if each in BENCH_METHODS]
+        return results_of(name, compare(tasks, methods, PROFILES["full"], Book(rows)), BENCHMARK)
     paper, book = PAPERS[name], book_of(rows)
     rivals = (*BASELINES, *(["step_decay"] if "step_decay" in paper.methods else []))
     found, not_tested = [], []
@@ -218,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundled", action="store_true", help="write the bundled controllers' results and cards, too")
     options = parser.parse_args(argv)
     return carry_out(
-        parser.prog, lambda: _write(options.results, (*METHOD_OF, *WITHOUT_RESULTS) if options.bundled else ())
+        parser.prog, lambda: _write(options.results, (*METHOD_OF, *BENCHMARKED) if options.bundled else ())
     )
 
 
