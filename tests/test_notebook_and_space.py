@@ -82,7 +82,7 @@ def test_universal_hears_the_run_and_the_size_of_its_own_updates(replayed) -> No
     assert len({tuple(each) for each in rates.values()}) == 4
     assert all(each[0] == pytest.approx(1e-7 / 6) for each in rates.values())
     rows = replayed.told(found["text, well tuned"])
-    assert rows[0][:3] == ["0", "1.67e-08", "decision"] and "gain_ratio" in rows[1][3]
+    assert rows[0][:3] == ["0", "1.67e-08", "decision"] and "update_ratio" in rows[1][3]
 
 
 def test_what_cannot_be_played_is_said(replayed) -> None:
@@ -90,8 +90,8 @@ def test_what_cannot_be_played_is_said(replayed) -> None:
     with pytest.raises(ValueError, match=r"learning rate 0.0 is outside \[1e-8, 10\]"):
         replayed.answers(run, "linear", 0.0)
     silent = dataclasses.replace(run, fields={name: run.fields[name] for name in run.fields if name != "loss"})
-    with pytest.raises(ValueError, match="'universal' needs loss, which was not recorded"):
-        replayed.answers(silent, "universal", 1e-3)
+    with pytest.raises(ValueError, match="'plateau' needs loss, which was not recorded"):
+        replayed.answers(silent, "plateau", 1e-3)
     with pytest.raises(ValueError, match="'actor_critic' needs loss_after, which was not recorded"):
         replayed.answers(run, "actor_critic", 1e-3)
 
