@@ -148,5 +148,5 @@ def test_the_page_shows_a_run_in_a_browser(address, tmp_path) -> None:
     words = [str(BROWSER), *options, "--virtual-time-budget=15000", "--dump-dom", address]
     page = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
     assert "What would it have done?" in page and "text, well tuned" in page
-    assert "data:image/" in page and "gain_ratio" in page
+    assert "data:image/" in page and "update_ratio" in page
     assert AutoController.from_pretrained("universal").controller_type in page
