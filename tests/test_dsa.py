@@ -432,7 +432,7 @@ def test_hooks_fire_once_per_step_and_controlled_lr_works_on_it() -> None:
         lrs.append(optimizer.base.param_groups[0]["lr"])
     assert calls == ["before", "after"] * 4
     assert lrs == scheduler.lr_history() == [1.0, 0.75, 0.5, 0.25]
-    with pytest.raises(ValueError, match="alignment.*DSA keeps a state of its own"):
+    with pytest.raises(ValueError, match="alignment.*DSA sets a learning rate of its own"):
         ControlledLR(optimizer, Hypergradient())
 
 

@@ -93,7 +93,7 @@ def test_dsa_settings_come_from_the_arguments(tmp_path) -> None:
 def test_a_controller_that_reads_directions_fails_fast(tmp_path) -> None:
     args = integrations.arguments(tmp_path, AdaptiveLRTrainingArguments, dsa=True)
     trainer = AdaptiveLRTrainer(model=bert(), args=args, train_dataset=Tokens(), controller="hypergradient")
-    with pytest.raises(ValueError, match="alignment.*DSA keeps a state of its own"):
+    with pytest.raises(ValueError, match="alignment.*DSA sets a learning rate of its own"):
         trainer.train()
 
 

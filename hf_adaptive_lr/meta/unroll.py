@@ -25,8 +25,8 @@ class UnrolledRun(VectorRun):
             super()._compute()
             return
         # Only here the gradient itself depends on a decision: second derivatives are needed.
-        self._batch = self.task.batch("train")
-        self.loss = self.task.loss(self.weights, self._batch)
+        self.batch = self.task.batch("train")
+        self.loss = self.task.loss(self.weights, self.batch)
         (self._raw_grads,) = torch.autograd.grad(self.loss.sum(), self.weights, create_graph=True)
         self._grads, self.grad_norm, self._clip = self.optimizer.clip(self._raw_grads)
         self.alive = torch.isfinite(self.loss.detach()) & torch.isfinite(self.grad_norm.detach())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Sequence
-from types import FrameType
+from collections.abc import Iterator, Sequence
+from types import CodeType, FrameType
 from typing import Any
 
 from torch import Tensor
@@ -80,12 +80,24 @@ def no_update(optimizer: Optimizer, given: Sequence[Any]) -> bool:
     # A rank may have no part of any weight, and cannot tell then.
     if idle and any(p.numel() for p in params) and not any(callable(argument) for argument in given):
         return True
-    if not optimizer.state and all(float(group["lr"]) == 0 for group in optimizer.param_groups):
+    if not optimizer.state and all(float(group["lr"]) == 0 for group in optimizer.param_groups) and _loads():
         return not any(bool(local(p.grad).any()) for p in params if p.grad is not None)
     # A fused optimizer under a gradient scaler is called even when the update will be skipped inside the kernel.
     # Reading the flag is the one host sync that plain scaler.step() pays as well.
     found = getattr(optimizer, "found_inf", None)
     return isinstance(found, Tensor) and math.isfinite(found.item()) and bool(found.item() > 0)
+
+
+def _loads() -> bool:
+    """Whether torch's distributed checkpoint is about to load an optimizer's state."""
+    return any(code.co_name == "_init_optim_state" for code in _callers())
+
+
+def _callers() -> Iterator[CodeType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame.f_code
+        frame = frame.f_back
 
 
 _HOOKED = Optimizer.profile_hook_step(lambda: None).__code__

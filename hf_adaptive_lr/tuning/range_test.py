@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -290,7 +291,7 @@ def _own_loss(model: nn.Module, batch: Any) -> Tensor:
 
 def _check_alone(optimizer: Optimizer) -> None:
     scheduler = getattr(optimizer, "_adaptive_lr", lambda: None)()
-    hooks = optimizer._optimizer_step_pre_hooks.values()
+    hooks = map(inspect.unwrap, optimizer._optimizer_step_pre_hooks.values())
     if scheduler is not None and any(getattr(hook, "__self__", None) is scheduler for hook in hooks):
         raise ValueError("lr_range_test: a ControlledLR writes this optimizer's learning rates; close() it first")
     if world_size(None) > 1:  # each would stop at a loss of its own, and the others wait forever
