@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
 import torch
 from transformers import Trainer
 
-from hf_adaptive_lr import AutoController, Constant, GRUController, MLRSNet, Observation, Universal
+from hf_adaptive_lr import AutoController, GRUController, MLRSNet, Observation
 from hf_adaptive_lr.auto import PRETRAINED
 from hf_adaptive_lr.bench.rows import read_rows
 from hf_adaptive_lr.bench.studies import (
-    decision_cost,
     known_answer,
     learn_schedule,
     long_run,
@@ -100,33 +98,6 @@ def test_a_failing_trainer_fails_the_measurement(tmp_path) -> None:
     with pytest.raises(ZeroDivisionError, match="broken"):
         lane.advance()
     lane.close()  # does not wait for it
-
-
-# --- the cost of a decision -----------------------------------------------------------------------------------------
-
-
-def test_the_net_is_a_part_of_the_decision(monkeypatch) -> None:
-    monkeypatch.setattr(decision_cost, "CALLS", 200)
-    row = decision_cost.measure("universal", Universal(params=Universal.random_params()))
-    assert 0 < row["net_seconds"] < row["decision_seconds"] < 0.1
-    assert row["weights"] == 4929
-    assert decision_cost.measure("constant", Constant())["net_seconds"] is None
-
-
-def test_one_interruption_does_not_count(monkeypatch) -> None:
-    monkeypatch.setattr(decision_cost, "CALLS", 100)
-    calls = iter(range(10_000))
-    assert decision_cost.seconds_of(lambda: time.sleep(0.01) if next(calls) % 50 == 0 else None) < 1e-3
-
-
-def test_decision_cost_writes_a_row_for_each(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(decision_cost, "CALLS", 5)
-    output = tmp_path / "rows.jsonl"
-    assert decision_cost.main(["--output", str(output)]) == 0
-    header, *rows = read_rows(output)
-    assert header["row"] == "header" and [row["controller"] for row in rows] == list(decision_cost.candidates())
-    assert decision_cost.table(rows) in capsys.readouterr().out
-    assert {row["controller"]: row["bytes"] for row in rows}["mlr_snet"] > 1000
 
 
 # --- controllers that are trained -----------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from ..rows import read_rows, write_rows
 from ..runner import command_parser
 from ..tasks import TASKS as BENCH_TASKS
 from ..tasks import Task
-from . import decision_cost, known_answer, long_run, overhead, run_cost
+from . import known_answer, long_run, overhead, run_cost
 from .command import CARDS, carry_out
 from .guard import false_alarms
 from .guard.figures import read_figures
@@ -106,7 +106,6 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
     "known_answer": ("known_answer.jsonl", known_answer.quadratic_table),
     "mlp_answer": ("mlp_answer.jsonl", known_answer.mlp_table),
     "overhead": ("overhead.jsonl", overhead.table),
-    "decision_cost": ("decision_cost.jsonl", decision_cost.table),
     "false_alarms": (false_alarms.FILE, false_alarms.table),
     "guard_overhead": ("guard_overhead.jsonl", overhead.guard_table),
     "run_cost": ("run_cost.jsonl", run_cost.table),
