@@ -43,8 +43,6 @@ class FieldSpec:
 OPTIONAL_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
     {
         "loss": FieldSpec("loss", "before update t: mean over its micro-batches (equal weights) and all ranks"),
-        "mean_loss": FieldSpec("loss", "mean over rank 0's updates since the decision before, this one left out"),
-        "mean_loss_error": FieldSpec("loss", "standard error of that mean; 0 for one update, which tells none", 0),
         "eval_loss": FieldSpec(
             "loss", "latest evaluation since the last decision; NaN when there was none", neutral=float("nan")
         ),
@@ -127,10 +125,6 @@ class Observation:
         last_lr: learning rate that the previous update was made with, of the same group, with warm-up and all else
             that was applied; 0 before the first.
         loss: training loss of batch `step` in nats (or the model's unit), before the update.
-        mean_loss: mean training loss of the updates since the previous decision, on rank 0, the one about to be
-            applied left out; at the first decision, where there was none yet, `loss`'s own value.
-        mean_loss_error: standard error of `mean_loss`: deviation of the losses over the root of their number; 0 where
-            it is of one update, which tells none.
         eval_loss: newest loss on the controller's own held-out data since the last decision, NaN if there is none.
         grad_norm: L2 norm of the gradient over all parameter groups, before clipping, at least 0.
         alignment: cosine in [-1, 1] between the gradient and the direction of the previous update; 0 at the first.
@@ -173,8 +167,6 @@ class Observation:
     base_lrs: Tensor | None = None
     last_lr: Tensor | None = None
     loss: Tensor | None = None
-    mean_loss: Tensor | None = None
-    mean_loss_error: Tensor | None = None
     eval_loss: Tensor | None = None
     grad_norm: Tensor | None = None
     alignment: Tensor | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from hf_adaptive_lr.observation import OPTIONAL_FIELDS, OUTCOME_FIELDS
 from hf_adaptive_lr.scheduler.config import SchedulerConfig
 from hf_adaptive_lr.scheduler.decision import Decision
 from hf_adaptive_lr.scheduler.runtime import ControllerRun
-from hf_adaptive_lr.sensors.running_loss import MEAN_FIELDS
 
 RUNS = Path(__file__).parent / "runs"
 
@@ -47,10 +45,7 @@ def playable(run: Recorded) -> list[str]:
 
 
 def _missing(controller: Controller, run: Recorded) -> set[str]:
-    needs = set(controller.needs & (OPTIONAL_FIELDS.keys() | OUTCOME_FIELDS.keys()))
-    if needs & MEAN_FIELDS:  # which are computed from the losses
-        needs = needs - MEAN_FIELDS | {"loss"}
-    return needs - set(run.fields)
+    return set(controller.needs & (OPTIONAL_FIELDS.keys() | OUTCOME_FIELDS.keys())) - set(run.fields)
 
 
 def answers(run: Recorded, name: str, base_lr: float) -> list[Decision]:
@@ -75,27 +70,15 @@ def answers(run: Recorded, name: str, base_lr: float) -> list[Decision]:
         raise ValueError(f"'{name}' needs {sorted(missing)[0]}, which was not recorded")
     controlled = ControllerRun(controller, [base_lr], SchedulerConfig(total_steps=len(run.lr)))
     wanted = sorted(controller.needs & run.fields.keys())
-    before = 0  # the last decision
 
     def observe(update: int, lr: float) -> dict[str, float]:
-        nonlocal before
         seen = {field: run.fields[field][update] for field in wanted}
-        if controller.needs & MEAN_FIELDS:
-            seen |= _mean_loss(run.fields["loss"], before, update)
-            before = update if controlled.due(update) else before
         if "update_ratio" in seen and update > 0 and run.lr[update - 1] > 0:
             # The size of the last update belongs to the rate that was applied; the controller hears of its own.
             seen["update_ratio"] *= lr / run.lr[update - 1]
         return seen
 
     return controlled.simulate(len(run.lr), observe)
-
-
-def _mean_loss(losses: list[float], first: int, end: int) -> dict[str, float]:
-    """Mean and standard error of the losses from a decision up to the next one."""
-    part = losses[first:end] or [losses[end]]
-    error = statistics.pstdev(part) / math.sqrt(len(part) - 1) if len(part) > 1 else 0.0
-    return {"mean_loss": statistics.fmean(part), "mean_loss_error": error}
 
 
 def told(decisions: list[Decision]) -> list[list[str]]:

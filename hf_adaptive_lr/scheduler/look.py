@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _QUIET = ("decision", "between")  # reasons that need no mark
 _COLUMNS = ("reason", "ramp", "proposed", "bounded", "detail")
-_LOSSES = ("loss", "mean_loss", "eval_loss")
+_LOSSES = ("loss", "eval_loss")
 
 
 class Trace(deque[Decision]):

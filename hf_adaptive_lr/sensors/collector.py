@@ -35,7 +35,6 @@ from .predictions import LOGIT_FIELDS, PREDICTION_FIELDS, ModelSensors, find_log
 from .readable import DIRECTION_FIELDS
 from .replay import RecordedPasses
 from .requirements import LOSSES, REPLAYED, check_adapters, check_measurable, check_trained, check_training_mode
-from .running_loss import MEAN_FIELDS, SUMS, RunningLoss, read_mean
 from .trained_loss import TrainedLoss
 from .weights import WEIGHT_FIELDS
 
@@ -74,7 +73,6 @@ class SignalCollector:
         self.optimizer, self.needs, self.model = optimizer, needs, model
         self.group, self._plan, self._takes_losses = group, plan, hook
         self.losses = LossWindow()
-        self._running = RunningLoss()
         self._norm = GradNorm(optimizer, model, needs, max_grad_norm, lambda: self._shards)
         self._passes = RecordedPasses(model)
         self._outcomes = OutcomeSensor(optimizer, needs, model, extra)
@@ -289,10 +287,6 @@ class SignalCollector:
         values: dict[str, Tensor] = {}
         if "loss" in wanted:
             values["loss"] = self.losses.mean()
-        if wanted & MEAN_FIELDS:
-            # Rank 0's alone, as predictions are: a checkpoint keeps rank 0's for the next decision.
-            first = float(rank(self.group) == 0)
-            values |= {name: value * first for name, value in self._running.fields(self.losses.mean()).items()}
         if "grad_norm" in wanted:
             values |= self._norm.fields()
         if wanted & DIRECTION_FIELDS:
@@ -317,10 +311,8 @@ class SignalCollector:
         means |= {name: tuple(v.tolist()) if v.ndim else float(v) for name, v in read_directions(sums, wanted).items()}
         if "grad_square" in means:
             means["grad_norm"] = math.sqrt(means.pop("grad_square"))
-        for name in (wanted & set(PREDICTION_FIELDS)) | (means.keys() & set(SUMS)):
+        for name in wanted & set(PREDICTION_FIELDS):
             means[name] *= world_size(self.group)  # the other ranks gave 0
-        if wanted & MEAN_FIELDS:
-            means |= {name: value for name, value in read_mean(means).items() if name in wanted}
         if "gain_ratio" in wanted:
             means["gain_ratio"] = self._gain.ratio
         if "update_ratio" in wanted and self._difference.wanted:
@@ -365,8 +357,6 @@ class SignalCollector:
         self._difference.after_step(
             lambda: self._adapters, lambda: self._shards, lambda terms: self._exchange(terms, [])
         )
-        if self.needs & MEAN_FIELDS and self.losses:  # only decisions insist on a loss, and the weights have moved
-            self._running.add(self.losses.mean())
         self._pending.applied()
         self.clear()
 
@@ -380,7 +370,6 @@ class SignalCollector:
             "update_ratio": self._difference.ratio,
             "prepared_for": self._prepared_for,
             "without_gradient": list(self._still),
-            "running_loss": self._running.state_dict(),
             "pretrained": None if self._inside.pretrained is None else list(self._inside.pretrained),
             "probabilities": None if self._inside.before is None else self._inside.before.cpu(),
         }
@@ -393,6 +382,5 @@ class SignalCollector:
         self._prepared_for = int(state["prepared_for"])
         self._still = [int(place) for place in state.get("without_gradient", ())]
         self._inside.before = state.get("probabilities")
-        self._running.load_state_dict(state.get("running_loss"), self._first_param().device)
         pretrained = state.get("pretrained")
         self._inside.pretrained = None if pretrained is None else (float(pretrained[0]), int(pretrained[1]))

@@ -14,7 +14,7 @@ from .trained_loss import TrainedLoss
 
 REPLAYED = frozenset({"gain_ratio", "loss_before", "loss_after"})
 """Signals for which the last micro-batch is computed again."""
-LOSSES = frozenset({"loss", "mean_loss", "mean_loss_error"})
+LOSSES = frozenset({"loss"})
 """Signals that are made of the losses of updates."""
 _SCALED = LOSSES | frozenset({"grad_norm", "gain_ratio", "slope", "group_slope", "loss_before", "loss_after"})
 
