@@ -10,6 +10,7 @@ from pathlib import Path
 from ..artifacts import replace_file
 from . import tables
 from .comparison import GROUPS, Comparison, origin
+from .markdown import filled
 from .pictures import METHODS_PICTURE, RATES_PICTURE, TUNING_PICTURE, write_pictures
 from .plan import PRIMARY_ENDPOINT
 from .rows import Row
@@ -23,56 +24,9 @@ SUBJECT = "universal"
 Suites = Mapping[str, Comparison]
 """Comparisons by suite; what is claimed rests on "test" alone."""
 
-_ASKED = """\
-Somebody fine-tunes a model once and has no runs to spare for finding a learning rate. How often does a method that
-needs none ruin the model, how often does it do harm, and how far is it from a learning rate that was tuned?
-"""
-_TABLE = f"""\
-*Ruin* is the share of runs that end with a loss above that before the first update (on validation rows), or at
-chance where tuned linear is not, or with a loss more than {RUIN:.0%} above `{RULE}`'s (on test rows, as all else).
-*Harm* is the share with a loss more than {HARM:.0%} above that of `{RULE}` (2e-5 for whole pretrained models, 2e-4
-for adapters, 1e-3 from scratch; linear after 6 % warm-up), or of `{DEFAULT}` (`Trainer` as it comes), with the same
-seed. The learning rate of `{DEFAULT}` is meant for Adam, so it is not run on tasks with SGD. *Log-regret* is
-ln(test loss / *{TUNED}*'s mean): 0.01 is 1 % worse; a mean over tasks and seeds with a 95 % interval for tasks of
-origins not yet seen, since tasks whose data have one origin are alike. A loss below {FLOOR:.0%} of the best
-constant answer's counts as that: once a task is solved, ratios say nothing. Losses of densities may be negative;
-they are compared by differences in nats. *Minus rule* is the mean log-regret minus `{RULE}`'s on the method's own
-tasks, which are not all tasks. *Points* are hundredths of the accuracy above *{TUNED}*'s, where the metric is a
-share of right answers; of macro-F1 on tasks whose classes were made of different size. *Seconds* are CPU seconds
-over those of *{TUNED}*, the median task's, of the training loop alone, without its first two updates. *Tuning* is
-what finding the learning rate took, mean over tasks. The least ruinous come first.
-"""
-_PICTURE = """\
-A dot is a task, a cross one on which at least half of the runs were ruined; the bar is the mean with its interval.
-"""
-_TUNING = f"""\
-Validation loss over the learning rate: means, and all seeds in the band. Red begins where half of the linear runs are
-ruined; the dotted line is `{RULE}`'s rate. Panels end at the loss before the first update.
-"""
-_TASKS = """\
-The best rate is that of the better of linear with and without 6 % warm-up; a star: it is the largest or smallest that
-was tried. "Within 2%" are the rates around it that were tried and are as good; ruin begins at the lowest rate above it
-at which half of the linear runs, with or without warm-up, are ruined: up to three times the best rate a task is
-*fragile*. *Flat until*: the share of tuned linear's run in which its training loss makes the first tenth of its way;
-from a third on a task is a *slow starter*.
-"""
+_TEMPLATE = Path(__file__).with_suffix(".md")
 _ENDPOINT = "Written down before the test tasks were first run, and quoted below.\n"
-_TARGETS = """\
-Set before it was made. Intervals are of 95 %, for tasks of origins not yet seen.
-"""
-_RATES = """\
-The learning rate over the run, of every task that can be scored.
-"""
-_PARTS = f"""\
-The three ways in which a run is ruined; one may be ruined in several. *On target*: the share of runs whose validation
-loss came within {TARGET:.0%} of *{TUNED}*'s last one; *after* this share of the run (the median, misses counted as
-never).
-"""
 _BREAKDOWN = "Mean log-regret, in brackets the share of ruined runs where there are any.\n"
-_FEEDBACK = """\
-A replay follows the mean schedule that a controller chose with the other seeds, and looks at nothing: what it does not
-lose, feedback did not bring. Below zero the controller is better.
-"""
 _PARTS_WORTH = """\
 Above zero the part is worth having, or the length worth knowing; on the development tasks, on which all of it was
 chosen.
@@ -83,19 +37,6 @@ These tasks could be looked at as often as one liked; nothing is claimed from th
 _LEFT_OUT = """\
 Methods that some of these data sets had a part in making, by training or by choice: their log-regret with data of
 these origins and of others, and how far the mean over all tasks moves when any one origin is left out.
-"""
-_HOW = f"""\
-All runs are `Trainer`'s, on one thread of a CPU, with small models: nothing here says anything about larger ones.
-Weights and heads are as transformers gives them, the settings `Trainer`'s defaults but for what a task names. Test
-rows are read once, after the last update. Schedules are tuned on seeds of their own by validation loss, in steps of
-at most 2; {TUNED} is the better of `linear` and `linear_warmup` by that loss. All other methods have one
-configuration for all tasks: that of their paper or package, but for `relative` and `universal`, whose settings
-were chosen on the development tasks, which have other data and kindred models. Optimizers that need no rate take
-the place of the task's own, so on tasks with SGD or Adafactor their regret is of both. The controller's rows are
-clean and beside the training rows; only methods that ask for them read them. Runs of a seed start from the same
-weights and see the same batches; the bodies of byte models are pretrained by the machine that runs, so that rows of
-different machines begin with weights of different rounding there. A run that ended in an error or in a loss that is
-not finite counts as ln 100, where log-regret ends on both sides.
 """
 
 
@@ -110,56 +51,41 @@ def write_page(suites: Suites, folder: Path, *, command: str, subject: str = SUB
 def render(suites: Suites, *, command: str, subject: str = SUBJECT) -> str:
     """The page."""
     found, name = _shown(suites), _shown(suites).suite
-    development = {suite: other for suite, other in suites.items() if suite not in ("test", name)}
-    parts = [
-        "# Benchmark: how good is a learning rate that nobody tuned?\n",
-        _ASKED,
-        _asked_of(found),
-        _wrapped(summary(suites, subject)),
-        *_lacking(suites),
-        f"## All methods on the {name} tasks\n",
-        *([] if name == "test" else [_DEVELOPMENT]),
-        _TABLE,
-        tables.main(found),
-        _chance_harm(found),
-        f"![Log-regret of every method on every task]({METHODS_PICTURE})\n",
-        _PICTURE,
-        f"## Where `{subject}` loses\n",
-        _losses(found, subject),
-        *(["## Primary endpoint\n", _ENDPOINT, tables.endpoint(found)] if name == "test" else []),
-        f"## What `{subject}` was to reach\n",
-        _TARGETS,
-        targets(found, subject),
-        f"![Learning rates of {subject} over the run]({RATES_PICTURE})\n",
-        _RATES,
-        "## Ruin in its parts, and steps to a target\n",
-        _PARTS,
-        tables.parts(found),
-        *(text for by in GROUPS for text in (f"## By {by}\n", _BREAKDOWN, tables.breakdown(found, by))),
-        "## What feedback is worth\n",
-        _FEEDBACK,
-        tables.feedback(found),
-        *(text for other in suites.values() if other.suite == "development" for text in _parts_worth(other)),
-        "## Tuning\n",
-        _TUNING,
-        f"![Validation loss over the learning rate]({TUNING_PICTURE})\n",
-        "## The tasks\n",
-        _TASKS,
-        tables.tasks(suites),
-        *(text for suite, other in development.items() for text in _other_suite(suite, other)),
-        "## How it was done\n",
-        _HOW,
-        _same_against_same(found),
-        "The primary endpoint:\n",
-        "\n".join(f"> {line}" for line in PRIMARY_ENDPOINT.splitlines()) + "\n",
-        "The methods:\n",
-        "\n".join(f"- `{method.name}`: {method.text}" for method in found.methods.values() if not method.replay_of),
-        "",
-        "## Reproduce\n",
-        f"```bash\n{command}\n```\n",
-        _versions(suites),
-    ]
-    return "\n".join(parts)
+    others = {suite: other for suite, other in suites.items() if suite not in ("test", name)}
+    development = [other for other in suites.values() if other.suite == "development"]
+    breakdowns = (text for by in GROUPS for text in (f"## By {by}\n", _BREAKDOWN, tables.breakdown(found, by)))
+    texts = (method for method in found.methods.values() if not method.replay_of)
+    return filled(
+        _TEMPLATE,
+        subject=subject,
+        suite=name,
+        **{"ruin": f"{RUIN:.0%}", "harm": f"{HARM:.0%}", "floor": f"{FLOOR:.0%}", "target": f"{TARGET:.0%}"},
+        **{"methods_picture": METHODS_PICTURE, "rates_picture": RATES_PICTURE, "tuning_picture": TUNING_PICTURE},
+        asked_of=_asked_of(found),
+        summary=_wrapped(summary(suites, subject)),
+        lacking=_lines(_lacking(suites)),
+        development=_lines([_DEVELOPMENT] * (name != "test")),
+        main=tables.main(found),
+        chance_harm=_chance_harm(found),
+        losses=_losses(found, subject),
+        endpoint=_lines(["## Primary endpoint\n", _ENDPOINT, tables.endpoint(found)] if name == "test" else []),
+        targets=targets(found, subject),
+        parts=tables.parts(found),
+        breakdowns=_lines(breakdowns),
+        feedback=tables.feedback(found),
+        parts_worth=_lines(text for other in development for text in _parts_worth(other)),
+        tasks=tables.tasks(suites),
+        other_suites=_lines(text for suite, other in others.items() for text in _other_suite(suite, other)),
+        same_against_same=_same_against_same(found),
+        primary_endpoint="\n".join(f"> {line}" for line in PRIMARY_ENDPOINT.splitlines()),
+        methods="\n".join(f"- `{method.name}`: {method.text}" for method in texts),
+        command=command,
+        versions=_versions(suites).rstrip("\n"),
+    )
+
+
+def _lines(parts: Iterable[str]) -> str:
+    return "".join(f"{part}\n" for part in parts)
 
 
 def _shown(suites: Suites) -> Comparison:
