@@ -32,12 +32,12 @@ def need_package(module: str, why: str) -> None:
 
 
 @contextlib.contextmanager
-def quiet_hub() -> Iterator[None]:
-    """Keep the Hub's client from reporting every try to reach it; the last word is the error's one line."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+def quiet_logger(name: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Keep what a logger has to say below a level off the screen, as something else says it or it concerns nobody."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before)

@@ -26,7 +26,7 @@ from transformers import (
 
 from ..demo.data import demo_text_model
 from ..demo.image_model import no_bars, no_report
-from .errors import FinetuneError, one_line, quiet_hub
+from .errors import FinetuneError, one_line, quiet_logger
 from .images import open_image
 from .labels import CLASSES
 
@@ -174,8 +174,9 @@ def _load(auto: Any, source: str, what: str, **kwargs: Any) -> Any:
     source = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else source
     # ValueError is how the Auto classes say that a model is of no type they know, or of none for this task.
     try:
-        # A fresh head is the expected case; a download may take its time and shows how far it is.
-        with quiet_hub(), no_report(), no_bars() if Path(source).is_dir() else contextlib.nullcontext():
+        # A fresh head is the expected case; a download may take its time and shows how far it is, but not every try.
+        bars = no_bars() if Path(source).is_dir() else contextlib.nullcontext()
+        with quiet_logger("huggingface_hub", logging.CRITICAL), no_report(), bars:
             return auto.from_pretrained(source, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
         where = "" if Path(source).is_dir() else " from the Hub (no such folder here)"

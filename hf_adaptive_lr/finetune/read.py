@@ -5,13 +5,14 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import FinetuneError, one_line, quiet_hub
+from .errors import FinetuneError, one_line, quiet_logger
 from .image_folder import check_all_read, split_files
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def quiet(local: bool) -> Iterator[None]:
     if local:  # a download may take its time and shows how far it is
         datasets_logging.disable_progress_bar()
     try:
-        with quiet_hub():
+        with quiet_logger("huggingface_hub", logging.CRITICAL):  # it reports every try to reach the Hub
             yield
     finally:
         datasets_logging.set_verbosity(level)

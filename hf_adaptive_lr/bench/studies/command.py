@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...demo.data import DemoDataError
@@ -61,15 +59,3 @@ def carry_out(prog: str, work: Callable[[], object]) -> int:
         print(f"\n{prog}: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
         return 130
     return 0
-
-
-@contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Keep a logger's warnings off the screen, because they are in the rows or concern nobody."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

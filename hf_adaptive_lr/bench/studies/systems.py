@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ...artifacts import replace_file
+from ...finetune.errors import quiet_logger
 from ..markdown import filled, table
 from ..method import EVALUATIONS, Method
 from ..methods import METHODS
@@ -27,7 +28,7 @@ from ..rivals import missing_package
 from ..rows import Row, RunKey, digest, forget_errors, read_rows
 from ..runner import run_all
 from . import systems_checks, systems_train
-from .command import carry_out, parsed, quiet, study_parser
+from .command import carry_out, parsed, study_parser
 from .systems_checks import CHECKS
 from .systems_train import PLAIN, base_lr
 from .timing import WARM_UP
@@ -69,7 +70,7 @@ class SystemsRun:
 
     def execute(self) -> Row:
         """Carry the check out."""
-        with quiet("transformers"), warnings.catch_warnings(), TemporaryDirectory() as folder:
+        with quiet_logger("transformers"), warnings.catch_warnings(), TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")  # of kept learning rates, and deprecated calls in the packages
             found = CHECKS[self.check](self.method, Path(folder))
         return {"check": self.check, **found, "versions": versions()}

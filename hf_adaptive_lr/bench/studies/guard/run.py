@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from ....finetune.errors import quiet_logger
 from ....trainer.guard_callback import GuardCallback
 from ...data import load
 from ...models import build_model, outputs
@@ -19,7 +20,6 @@ from ...record import Record, curve, diverged, evaluate, parameters, short, vers
 from ...rows import Row, RunKey, digest
 from ...train import LOSS_POINTS, TrainingRun
 from ...trainers import build_trainer
-from ..command import quiet
 from .injections import CLEAN, Injection, Inputs, Moment, generator, strikes
 from .methods import spec
 
@@ -53,7 +53,7 @@ class DisturbedRun(TrainingRun):
         data, model = load(self.task), build_model(self.task, self.seed)
         # Schedules that move at evaluations see the validation rows, which nothing is chosen by.
         data = dataclasses.replace(data, controller=data.valid)
-        with tempfile.TemporaryDirectory() as folder, quiet(GuardCallback.__module__):
+        with tempfile.TemporaryDirectory() as folder, quiet_logger(GuardCallback.__module__):
             lr = self.lr * self.injection.base_lr_factor
             trainer = build_trainer(self, model, data, folder, lr, (Disturbed,))
             trainer.record = Record(model)
