@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ._checks import check_tensors
+from .hub.citation import Citation as Citation
 from .hub.config import config_names
 from .hub.mixin import HubMixin
-from .hub.protocol import Citation as Citation
 from .observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Observation, Outcome
 from .report.inline import facts
 

@@ -22,7 +22,7 @@ from .markdown import code, escaped, finite, number, shell, table, text
 from .serialization import BUNDLED
 
 if TYPE_CHECKING:
-    from .protocol import ControllerLike
+    from ..controller import Controller
 
 LIBRARY = "hf_adaptive_lr"
 TAGS = ("learning-rate-scheduler", "adaptive-lr", LIBRARY)
@@ -67,7 +67,7 @@ def check_license(stated: str) -> str:
     return stated
 
 
-def _own_license(controller: ControllerLike) -> str | None:
+def _own_license(controller: Controller) -> str | None:
     """This library's licence for its own rules and weights; whoever trains others says under which."""
     ours = not controller.params or Path(controller.provenance.get("folder") or "/").parent == BUNDLED
     return "apache-2.0" if ours else None
@@ -84,7 +84,7 @@ def _notes(written: str | None) -> str:
 
 
 def render(
-    controller: ControllerLike,
+    controller: Controller,
     *,
     repo_id: str | None,
     training: Mapping[str, Any] | None,
@@ -133,9 +133,7 @@ _NO_RESULTS = """\
 """
 
 
-def _front_matter(
-    controller: ControllerLike, name: str, results: Sequence[Mapping[str, Any]], license: str | None
-) -> str:
+def _front_matter(controller: Controller, name: str, results: Sequence[Mapping[str, Any]], license: str | None) -> str:
     from huggingface_hub import ModelCardData
 
     paper = controller.citation
@@ -146,7 +144,7 @@ def _front_matter(
     return data.to_yaml()
 
 
-def _what(controller: ControllerLike) -> str:
+def _what(controller: Controller) -> str:
     first = (inspect.getdoc(type(controller)) or "").partition("\n")[0]
     paper = controller.citation
     after = f", after [{paper.title}](https://arxiv.org/abs/{paper.arxiv})" if paper else ""
@@ -163,7 +161,7 @@ _FACTS = (
 _LESSON = ("task", "updates", "meta_every", "meta_lr", "learning_rate", "seed")
 
 
-def _training(controller: ControllerLike, training: Mapping[str, Any] | None) -> str:
+def _training(controller: Controller, training: Mapping[str, Any] | None) -> str:
     if not isinstance(training, Mapping):
         why = "it has weights, but no training.json says where they come from" if controller.params else "it is a rule"
         return f"Not known: {why}.\n" if controller.params else f"Nothing: {why}, without learned weights.\n"
@@ -189,7 +187,7 @@ def _shown(value: str | float) -> str:
     return text(value) if isinstance(value, str) else number(value)
 
 
-def _cost(controller: ControllerLike) -> str:
+def _cost(controller: Controller) -> str:
     weights = sum(tensor.numel() for tensor in controller.params.values())
     rows = [(code(name), _COSTS.get(name, _NO_PASS)) for name in sorted(controller.needs)]
     head = f"{number(weights)} weights" if weights else "No weights"
@@ -200,7 +198,7 @@ def _cost(controller: ControllerLike) -> str:
     )
 
 
-def _citation(controller: ControllerLike) -> str:
+def _citation(controller: Controller) -> str:
     paper = controller.citation
     if paper is None:
         return "There is no paper; name the library, hf_adaptive_lr, and this repository."
@@ -211,7 +209,7 @@ def _citation(controller: ControllerLike) -> str:
 # --- the card of a trained model ----------------------------------------------------------------------------------
 
 
-def mention(card: str, controller: ControllerLike, settings: Mapping[str, Any]) -> str:
+def mention(card: str, controller: Controller, settings: Mapping[str, Any]) -> str:
     """A trained model's card with a section about the controller that chose its learning rates.
 
     A section of an earlier call is replaced; a controller from the Hub is linked. `settings` are names and values that
@@ -236,7 +234,7 @@ def mention(card: str, controller: ControllerLike, settings: Mapping[str, Any]) 
     return without.rstrip("\n") + "\n\n" + "\n".join(lines) + "\n"
 
 
-def _link(controller: ControllerLike) -> str:
+def _link(controller: Controller) -> str:
     provenance = controller.provenance
     kind, source = code(controller.controller_type), escaped(provenance.get("source", ""))
     commit = provenance.get("commit", "")

@@ -9,12 +9,14 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .untrusted import shown
 
 if TYPE_CHECKING:
-    from .protocol import C, ControllerLike
+    from ..controller import Controller
+
+    C = TypeVar("C", bound=Controller)
 
 NOT_CONFIG = frozenset({"params", "provenance"})
 """Dataclass fields of a controller that are not in its config."""
@@ -28,13 +30,13 @@ def configure(controller: C, changes: Mapping[str, Any]) -> C:
     ValueError names the unknown field, or the value of the wrong type or out of range.
     """
     cls = type(controller)
-    hints, names = type_hints(cls), list(controller.config())
+    hints, names = type_hints(cls), list(controller.config())  # type: ignore[arg-type]
     for key, value in changes.items():
         _check_value(key, value, names, hints, cls.__name__)
     return controller.replace(**{key: as_tuple(value) for key, value in changes.items()})
 
 
-def config_names(cls: type[ControllerLike]) -> list[str]:
+def config_names(cls: type[Controller]) -> list[str]:
     """Names of the config fields of a controller class."""
     return [f.name for f in dataclasses.fields(cls) if f.name not in NOT_CONFIG]
 
@@ -45,9 +47,9 @@ def type_hints(cls: type) -> Mapping[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def check_config(config: Mapping[str, Any], cls: type[ControllerLike], path: Path) -> None:
+def check_config(config: Mapping[str, Any], cls: type[Controller], path: Path) -> None:
     """ValueError (with `path` and the key) unless `config` has exactly the fields of `cls`, each of its type."""
-    hints, names = type_hints(cls), config_names(cls)
+    hints, names = type_hints(cls), config_names(cls)  # type: ignore[arg-type]
     for key in names:
         if key not in config:
             raise ValueError(f"{path}: key '{key}' is missing; {cls.__name__} has: {', '.join(names)}")
@@ -92,7 +94,7 @@ def as_tuple(value: Any) -> Any:
     return tuple(as_tuple(v) for v in value) if isinstance(value, list) else value
 
 
-def check_contract(found: Any, controller: ControllerLike, path: Path) -> None:
+def check_contract(found: Any, controller: Controller, path: Path) -> None:
     """ValueError where a file describes another contract than its controller has; None, in old files, passes."""
     if found is None:
         return
@@ -109,7 +111,7 @@ def check_contract(found: Any, controller: ControllerLike, path: Path) -> None:
             )
 
 
-def contract(controller: ControllerLike) -> dict[str, Any]:
+def contract(controller: Controller) -> dict[str, Any]:
     """Description of a controller for readers of config.json without this library; loading only compares it."""
     return {
         "observation": sorted(controller.needs),

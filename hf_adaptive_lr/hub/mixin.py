@@ -15,13 +15,14 @@ from .untrusted import read_json
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-    from .protocol import C, ControllerLike
+    from ..controller import Controller
+    from .config import C
 
 
 class HubMixin:
-    """`save_pretrained`, `from_pretrained` and `push_to_hub` for whatever is a [`ControllerLike`]."""
+    """`save_pretrained`, `from_pretrained` and `push_to_hub` of [`Controller`], which alone has it as a base."""
 
-    def save_pretrained(self: ControllerLike, save_directory: str | os.PathLike[str]) -> Path:
+    def save_pretrained(self: Controller, save_directory: str | os.PathLike[str]) -> Path:  # type: ignore[misc]
         """Write `config.json` and, for learned weights, `model.safetensors`; each file appears whole or not at all.
 
         `training.json` and `eval_results.json` of the folder it was loaded from go along, if nothing was changed.
@@ -46,7 +47,7 @@ class HubMixin:
         return out
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[misc]
         cls: type[C],
         pretrained_model_name_or_path: str | os.PathLike[str],
         **options: Unpack[repo.HubOptions],
@@ -70,8 +71,8 @@ class HubMixin:
         """
         return repo.load(pretrained_model_name_or_path, {cls.controller_type: cls}, **options)
 
-    def push_to_hub(
-        self: ControllerLike,
+    def push_to_hub(  # type: ignore[misc]
+        self: Controller,
         repo_id: str,
         *,
         commit_message: str | None = None,
@@ -152,7 +153,7 @@ class HubMixin:
             )
 
 
-def sidecar(controller: ControllerLike, name: str) -> dict[str, Any] | None:
+def sidecar(controller: Controller, name: str) -> dict[str, Any] | None:
     """A JSON file beside those a controller was loaded from; None without one, or if the controller has changed since.
 
     OSError: it cannot be read; ValueError: it is no JSON object.
@@ -166,7 +167,7 @@ def sidecar(controller: ControllerLike, name: str) -> dict[str, Any] | None:
     return value
 
 
-def _no_results(controller: ControllerLike) -> str:
+def _no_results(controller: Controller) -> str:
     changed = controller.provenance.get("changed")
     why = f"; those of '{controller.provenance['source']}' do not count, as {changed} changed" if changed else ""
     return (

@@ -14,7 +14,7 @@ from ..observation import Observation
 from .markdown import finite
 
 if TYPE_CHECKING:
-    from .protocol import ControllerLike
+    from ..controller import Controller
 
 _UPDATES, _BASE_LR, _LOW, _HIGH = 200, 1e-3, 1e-7, 10.0  # of the simulated run; the bounds are the scheduler's
 _CLASSES = 10.0
@@ -25,7 +25,7 @@ class _NotFiniteError(Exception):
     """The simulated controller answered with a number that is not finite."""
 
 
-def draw_schedules(controller: ControllerLike, path: Path, training: Mapping[str, Any] | None = None) -> bool:
+def draw_schedules(controller: Controller, path: Path, training: Mapping[str, Any] | None = None) -> bool:
     """Draw the controller's factor over a run into a PNG file; the same input gives the same bytes.
 
     A `factor_curve` recorded in its `training.json` is drawn instead of a simulated run. Returns whether it was drawn:
@@ -50,7 +50,7 @@ def draw_schedules(controller: ControllerLike, path: Path, training: Mapping[str
 
 
 def schedule(
-    controller: ControllerLike, training: Mapping[str, Any] | None = None
+    controller: Controller, training: Mapping[str, Any] | None = None
 ) -> tuple[list[tuple[float, float]], str] | None:
     """Points (share of the run, factor of the base LR) and their origin; None if it needs a real run."""
     recorded = _recorded(training)
@@ -73,7 +73,7 @@ def _recorded(training: Mapping[str, Any] | None) -> list[tuple[float, float]]:
     return [(float(share), float(factor)) for share, factor in points] if usable else []
 
 
-def _simulated(controller: ControllerLike) -> list[float] | None:
+def _simulated(controller: Controller) -> list[float] | None:
     base = torch.tensor(_BASE_LR, dtype=torch.float64)
     cadence, state = Cadence(_UPDATES, decisions=controller.decisions, rule=controller.due), controller.init(seed=0)
 

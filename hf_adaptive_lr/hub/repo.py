@@ -31,7 +31,8 @@ from .errors import HubError, clear_errors
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
-    from .protocol import C, ControllerLike
+    from ..controller import Controller
+    from .config import C
 
 CONTROLLER_TAGS = ("adaptive-lr", "learning-rate-scheduler")
 """A repository with both is a controller; a model that one trained has only the first."""
@@ -86,7 +87,8 @@ def load(
     given = [f"{key}={value!r}" for key, value in only_hub.items() if value not in (None, False)]
     folder = _bundled(wanted)
     # Nothing of the name of somebody's own class comes with this library: a folder is what the class saved.
-    saved = folder is None and _is_own(classes.get(wanted)) and (Path(wanted) / CONFIG_NAME).is_file()
+    own = wanted in classes and classes[wanted].__module__.partition(".")[0] != __name__.partition(".")[0]
+    saved = folder is None and own and (Path(wanted) / CONFIG_NAME).is_file()
     if (folder is not None or wanted in classes) and not saved:
         if (Path(wanted) / CONFIG_NAME).is_file():
             warnings.warn(
@@ -133,11 +135,7 @@ def load(
     return serialization.load(folder, classes, origin)
 
 
-def _is_own(cls: type[ControllerLike] | None) -> bool:
-    return cls is not None and cls.__module__.partition(".")[0] != __name__.partition(".")[0]
-
-
-def known_names(classes: Mapping[str, type[ControllerLike]]) -> list[str]:
+def known_names(classes: Mapping[str, type[Controller]]) -> list[str]:
     """Names that `load` knows without a file or network: rules, and bundled controllers."""
     bundled = (
         [p.name for p in serialization.BUNDLED.iterdir() if _bundled(p.name)] if serialization.BUNDLED.is_dir() else []
@@ -160,7 +158,7 @@ def _only_for_repositories(given: list[str], why: str) -> None:
         raise ValueError(f"{', '.join(given)} is for a repository of the Hub, but {why}; leave it out")
 
 
-def _hint(wanted: str, classes: Mapping[str, type[ControllerLike]]) -> str:
+def _hint(wanted: str, classes: Mapping[str, type[Controller]]) -> str:
     names = known_names(classes)
     close = difflib.get_close_matches(wanted.rpartition("/")[2], names, n=3)
     return f"did you mean {' or '.join(close)}?" if close else f"known names: {', '.join(names)}"

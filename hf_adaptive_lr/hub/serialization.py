@@ -30,7 +30,8 @@ from .config import CONTRACT, as_tuple, check_config, check_contract, contract
 from .untrusted import read_bytes, read_json, shown
 
 if TYPE_CHECKING:
-    from .protocol import C, ControllerLike
+    from ..controller import Controller
+    from .config import C
 
 FORMAT_VERSION = 1
 """Version of the file format; a newer one fails, with the library version that wrote it."""
@@ -52,7 +53,7 @@ _RELEASE = re.compile(r"(\d{1,6}(?:\.\d{1,6}){0,3})(?:(?:a|b|rc|\.dev|\.post)\d{
 # --- writing ----------------------------------------------------------------------------------------------------
 
 
-def save(controller: ControllerLike, folder: Path) -> Path:
+def save(controller: Controller, folder: Path) -> Path:
     """Write a controller's files into `folder`; see [`Controller.save_pretrained`], also for its errors."""
     head = {
         "controller_type": controller.controller_type,
