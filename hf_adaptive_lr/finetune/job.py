@@ -55,15 +55,11 @@ def run(config: FinetuneConfig) -> dict[str, Any]:
     controller = check(config)
     data = load_data(config.source, config.wanted)
     try:
-        with only_writer(config.folder) if _first_process() else nullcontext():
+        with only_writer(config.folder) if os.environ.get("RANK", "0") == "0" else nullcontext():
             check_folder(config)  # again: another process may just have ended
             return _run(config, controller, data, started)
     except FolderInUseError as error:
         raise FinetuneError(str(error)) from error
-
-
-def _first_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 class FinetuneStoppedError(FinetuneError):

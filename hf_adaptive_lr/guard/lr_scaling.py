@@ -116,7 +116,7 @@ class LRScaling:
         for group in self.optimizer.param_groups:
             for name in _GROUP_RATES:
                 if name in group:
-                    group[name] = _scaled(group[name], ratio)
+                    group[name] = group[name].mul_(ratio) if isinstance(group[name], Tensor) else group[name] * ratio
         _scale_scheduler(self.scheduler, ratio)
 
     def _apply_factor(self) -> None:
@@ -138,10 +138,6 @@ class LRScaling:
         self.factor, self.last_cut, self.cut_hold = state["factor"], state["last_cut"], state["parole"]
         self._written = self.factor
         self._apply_factor()
-
-
-def _scaled(rate: Any, ratio: float) -> Any:
-    return rate.mul_(ratio) if isinstance(rate, Tensor) else rate * ratio
 
 
 def _scale_scheduler(scheduler: Any, ratio: float) -> None:

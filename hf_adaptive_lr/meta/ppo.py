@@ -142,12 +142,6 @@ def rollout(agent: Agent, episode: Episode, noise: torch.Generator, scatter: flo
     return Rollout(features, raw, logp, agent.values(features), rewards, torch.ones_like(rewards))
 
 
-def _evened(played: Rollout) -> Rollout:
-    """The rollout with rewards in units of the standard deviation of their sums over the runs."""
-    scale = played.rewards.sum(0).std().clamp_min(_LEAST_SPREAD)
-    return replace(played, rewards=played.rewards / scale)
-
-
 class PPOTrainer:
     """Trains a recurrent controller, one batch of episodes per iteration; seeded, and resumes bit for bit.
 
@@ -178,7 +172,10 @@ class PPOTrainer:
         config, controller = self.config, self.agent.controller
         episodes = [Episode(problem.start(), config.decisions, controller=controller) for problem in problems]
         played = [rollout(self.agent, episode, noise, config.scatter) for episode in episodes]
-        figures = self._improve([_evened(each) for each in played] if config.even else played, noise)
+        if config.even:
+            scales = (each.rewards.sum(0).std().clamp_min(_LEAST_SPREAD) for each in played)
+            played = [replace(each, rewards=each.rewards / scale) for each, scale in zip(played, scales, strict=True)]
+        figures = self._improve(played, noise)
         figures["return"] = float(torch.cat([e.start - e.value for e in episodes]).mean())
         figures["diverged"] = float(torch.cat([e.lost for e in episodes]).double().mean())
         figures["inner_steps"] = float(sum(e.run.step * e.run.task.runs for e in episodes))

@@ -36,7 +36,8 @@ def render_report(runs: Sequence[Run]) -> str:
     runs = _numbered(runs)
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     # Nothing may be fetched and no script may run, whatever a run's files say.
-    policy = f"default-src 'none'; style-src '{_hash(style)}'; base-uri 'none'; form-action 'none'"
+    known = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{known}'; base-uri 'none'; form-action 'none'"
     title = "Learning rate of " + ", ".join(run.name for run in runs)
     last = max(run.last_step for run in runs)
     parts = [
@@ -245,7 +246,3 @@ def _numbered(runs: Sequence[Run]) -> list[Run]:
         seen[run.name] += 1
         out.append(replace(run, name=f"{run.name} ({seen[run.name]})") if seen[run.name] > 1 else run)
     return out
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

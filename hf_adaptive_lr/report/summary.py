@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from .run import Row, Run
+from .run import Run
 
 _TINY = 1000.0  # times below the highest rate are updates that measure or warm up
 _SAME = 1.02  # rates closer than this are one
@@ -30,7 +30,8 @@ def _rate(run: Run) -> str:
     if peak <= 0:
         return "The learning rate was 0 all along."
     tiny = next(i for i, (_, lr) in enumerate(applied) if lr > peak / _TINY)
-    before = f"After {_updates(tiny)} at {max(lr for _, lr in applied[:tiny]):.2g} or less the" if tiny else "The"
+    first_ones = "a first update" if tiny == 1 else f"{tiny:,} updates"
+    before = f"After {first_ones} at {max(lr for _, lr in applied[:tiny]):.2g} or less the" if tiny else "The"
     applied = applied[tiny:]
     (start, first), (end, last) = applied[0], applied[-1]
     dip, low = min(applied, key=lambda point: point[1])
@@ -46,10 +47,6 @@ def _rate(run: Run) -> str:
     if fell:
         parts.append(f"fell to {last:.2g} at the end")
     return f"{before} learning rate {', '.join(parts[:-1])}{' and ' if len(parts) > 1 else ''}{parts[-1]}."
-
-
-def _updates(count: int) -> str:
-    return "a first update" if count == 1 else f"{count:,} updates"
 
 
 def _trouble(run: Run) -> str:
@@ -68,13 +65,10 @@ def _trouble(run: Run) -> str:
         found.append(f"an answer outside the bounds was cut {_times(reasons['bounded'])}")
     fallen = next((row for row in run.rows if row.reason == "handed_over"), None)
     if fallen is not None:
-        found.append(f"from update {fallen.step:,} on the controller was not asked any more{_why(fallen)}")
+        why = f" ({fallen.detail})" if fallen.detail else ""
+        found.append(f"from update {fallen.step:,} on the controller was not asked any more{why}")
     text = "; ".join(found) or "nothing went wrong"
     return f"{text[0].upper()}{text[1:]}."
-
-
-def _why(row: Row) -> str:
-    return f" ({row.detail})" if row.detail else ""
 
 
 def _times(count: int) -> str:
