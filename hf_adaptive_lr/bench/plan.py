@@ -44,8 +44,9 @@ for: `universal` and `universal_1` with SGD, Adam and AdamW alone, `hyperball` w
 against zero, which is tuned linear, is two-sided, swaps the two methods' names for all tasks of one origin together,
 since tasks whose data have one origin are alike, and is corrected by Holm's method for all of these, whether they have
 run or not; the level is 0.05. (`universal` was named when it was a net, and again, with the net as `universal_1`, when
-a rule took its name; none of the rule's test runs had been made by then.) Before it stand ruin and harm, which are
-counts and not tested. What is not in this list is description."""
+a rule took its name; none of the rule's test runs had been made by then. The tasks of `test` are others since they
+were read to judge that rule, and no run that counts had been made on the new ones when this was written.) Before it
+stand ruin and harm, which are counts and not tested. What is not in this list is description."""
 
 DEVELOPMENT_METHODS = (
     "linear",

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from . import sources_images as images
+from . import sources_media as media
+from . import sources_reference as reference
+from . import sources_tables as tables
 from . import sources_text as texts
 from .raw_rows import Raw
 
@@ -48,23 +51,41 @@ SOURCES: Mapping[str, Source] = {
     "emoji": _source(images.emoji, "emoji", "development", "image", 8, 3),
     "diabetes": _source(images.diabetes, "diabetes", "development", "table", 1, 10),
     "segment": _source(images.segment, "segment", "development", "table", 1, 13),
-    "wordnet": _source(texts.wordnet, "wordnet", "test", "text", 26),
-    "wordnet-pairs": _source(texts.wordnet_pairs, "wordnet", "test", "pairs", 2),
-    "wordnet-words": _source(texts.wordnet_words, "wordnet", "test", "pairs"),
-    "wordnet-text": _source(texts.wordnet_text, "wordnet", "test", "text"),
+    "wordnet": _source(texts.wordnet, "wordnet", "development", "text", 26),
+    "wordnet-pairs": _source(texts.wordnet_pairs, "wordnet", "development", "pairs", 2),
+    "wordnet-words": _source(texts.wordnet_words, "wordnet", "development", "pairs"),
+    "wordnet-text": _source(texts.wordnet_text, "wordnet", "development", "text"),
     "spam": _source(texts.spam, "spamassassin", "development", "text", 2),
-    "brown": _source(texts.brown, "brown", "test", "text", 15),
-    "brown-tags": _source(texts.brown_tags, "brown", "test", "words", len(texts.TAGS)),
-    "fortunes": _source(texts.fortunes, "fortunes", "test", "text", 20),
-    "syllables": _source(texts.syllables, "cmudict", "test", "text", 6),
-    "valence": _source(texts.valence, "vader", "test", "text"),
-    "clipart": _source(images.clipart, "openclipart", "test", "image", 13, 3),
-    "icons": _source(images.icons, "oxygen", "test", "image", 6, 3),
-    "phishing": _source(images.phishing, "phishing", "test", "table", 2, 9),
-    "banana": _source(images.banana, "banana", "test", "table", 2, 2),
-    "diamonds": _source(images.diamonds, "diamonds", "test", "table", 1, 9),
-    "moby-text": _source(texts.moby_text, "moby-dick", "test", "text"),
-    "shuttle": _source(images.shuttle, "shuttle", "test", "table", 2, 9),
-    "shuttle-sensor": _source(images.shuttle_sensor, "shuttle", "test", "table", 1, 8),
+    "brown": _source(texts.brown, "brown", "development", "text", 15),
+    "brown-tags": _source(texts.brown_tags, "brown", "development", "words", len(texts.TAGS)),
+    "fortunes": _source(texts.fortunes, "fortunes", "development", "text", 20),
+    "syllables": _source(texts.syllables, "cmudict", "development", "text", 6),
+    "valence": _source(texts.valence, "vader", "development", "text"),
+    "clipart": _source(images.clipart, "openclipart", "development", "image", 13, 3),
+    "icons": _source(images.icons, "oxygen", "development", "image", 6, 3),
+    "phishing": _source(images.phishing, "phishing", "development", "table", 2, 9),
+    "banana": _source(images.banana, "banana", "development", "table", 2, 2),
+    "diamonds": _source(images.diamonds, "diamonds", "development", "table", 1, 9),
+    "moby-text": _source(texts.moby_text, "moby-dick", "development", "text"),
+    "shuttle": _source(images.shuttle, "shuttle", "development", "table", 2, 9),
+    "shuttle-sensor": _source(images.shuttle_sensor, "shuttle", "development", "table", 1, 8),
+    "subjects": _source(reference.subjects, "trans-de-en", "test", "text", len(reference.SUBJECTS)),
+    "genders": _source(reference.genders, "trans-de-en", "test", "text", len(reference.GENDERS)),
+    "foldoc-links": _source(reference.foldoc_links, "foldoc", "test", "words", 3),
+    "foldoc-terms": _source(reference.foldoc_terms, "foldoc", "test", "pairs"),
+    "manpages-sections": _source(reference.manual_sections, "manpages", "test", "text", 2),
+    "manpages-text": _source(reference.manual_text, "manpages", "test", "text"),
+    "declaration-language": _source(
+        reference.declaration_language, "human-rights", "test", "text", len(reference.LANGUAGES)
+    ),
+    "declaration-text": _source(reference.declaration_text, "human-rights", "test", "text"),
+    "word-counts": _source(reference.word_counts, "subtlex", "test", "text"),
+    "letters": _source(media.letters, "fonts", "test", "image", 52),
+    "voices": _source(media.voices, "asterisk", "test", "image", len(media.VOICES)),
+    "sprites": _source(media.sprites, "crossfire", "test", "image", len(media.SPRITES), 3),
+    "defaulters": _source(tables.defaulters, "defaulters", "test", "table", 2, 3),
+    "bikes": _source(tables.bikes, "bikeshare", "test", "table", 1, 11),
+    "wages": _source(tables.wages, "wages", "test", "table", 1, 7),
+    "tumours": _source(tables.tumours, "breast-cancer", "test", "table", 2, 30),
 }
 """Every data set by its name."""

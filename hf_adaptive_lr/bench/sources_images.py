@@ -77,7 +77,7 @@ def mnist() -> Split:
 
 def digits() -> Split:
     """scikit-learn's 1,797 digits as vectors of 64 numbers from 0 to 1; the last 1,400 are for training."""
-    pixels, labels = _sklearn("load_digits")
+    pixels, labels = sklearn_data("load_digits")
     import torch
 
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).numpy()
@@ -89,11 +89,12 @@ def digits() -> Split:
 
 def diabetes() -> Split:
     """scikit-learn's 442 diabetics: ten measurements, and the disease's progression after a year."""
-    inputs, labels = _sklearn("load_diabetes")
+    inputs, labels = sklearn_data("load_diabetes")
     return divided(Raw(inputs.astype(np.float32), labels.tolist()))
 
 
-def _sklearn(name: str) -> Any:
+def sklearn_data(name: str) -> Any:
+    """Inputs and labels of a data set of scikit-learn, by the name of what loads it."""
     try:
         from sklearn import datasets
     except ImportError as error:
@@ -166,7 +167,7 @@ def icons() -> Split:
     pixels, labels, groups = [], [], []
     for path, content in found:
         category, name = path.split("/")[-2:]
-        icon = np.asarray(_on_white(Image.open(io.BytesIO(content))))
+        icon = np.asarray(on_white(Image.open(io.BytesIO(content))))
         if icon.shape != (48, 48, 3):
             continue
         pixels.append(icon)
@@ -181,7 +182,7 @@ def emoji() -> Split:
 
     wanted = ("package/emoji.json", "package/img/twitter/sheets/32.png")
     (_, table), (_, picture) = members("emoji-datasource-twitter", wanted.__contains__)
-    sheet = np.asarray(_on_white(Image.open(io.BytesIO(picture))))
+    sheet = np.asarray(on_white(Image.open(io.BytesIO(picture))))
     pixels, labels, groups = [], [], []
     for entry in json.loads(table):
         if entry["category"] in EMOJI and entry["has_img_twitter"]:
@@ -236,12 +237,13 @@ def _drawing(content: bytes) -> Any:
             picture = Image.open(io.BytesIO(content))
             if picture.size[0] * picture.size[1] > _LARGEST:
                 return None
-            return np.asarray(_squared(_on_white(picture)))
+            return np.asarray(_squared(on_white(picture)))
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return None
 
 
-def _on_white(picture: Any) -> Any:
+def on_white(picture: Any) -> Any:
+    """The picture on a white ground, in red, green and blue."""
     from PIL import Image
 
     colour = picture.convert("RGBA")
