@@ -8,9 +8,9 @@ The size is one that such runs are known to bear: `pretrained` for weights that 
 look freshly drawn, smaller for longer runs. From scratch two guesses are better than one: there the rate is a
 geometric mean of this one and of the learning rate that is usual with the optimizer.
 
-It looks at the optimizer and the weights alone, neither at losses nor at predictions. A rule that also let the size
-grow and shrink by the loss's fall and the gain ratio was no better than this one, nor than the open-loop replay of its
-own mean schedule (model_cards/universal.md).
+So it begins with what is known before the run, and is careful; while gradients go on pointing along the updates, which
+they do where updates are too short, it raises the rate (`_alignment_feedback`). It looks at the optimizer, the weights
+and the gradients, neither at losses nor at predictions.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from .._checks import check_range
 from ..cadence import evenly
 from ..controller import Controller, Device, Params, Shape, State
 from ..observation import Observation
-from . import _relative_update
+from . import _alignment_feedback, _relative_update
 
 _REFERENCE = 200  # updates of a run, for which `pretrained` and `fresh` are given
 _UNKNOWN = 2000  # updates that a run of unknown length is taken for
-_APART = 4  # updates between two decisions at least
+_APART = 2  # updates between two decisions at least
+_FIRST, _RATIO = 4, 1.3  # decisions at each of the first updates, then this factor apart
 _SOME = 0.1  # share of pretrained weights from which there is something to lose
 _RISE = 32.0  # of the rate, at most, for the same update as at first
 
@@ -47,28 +48,31 @@ class UpdateSize(Controller):
         length_power: power of T / 200 by which the first size is smaller where the run is longer, and larger where it
             is shorter, in [0, 1]; a run of unknown length counts as one of 2000 updates, and does not decay.
         usual: weight of the usual learning rate in the geometric mean, in [0, 1], where one is known.
+        gain: how fast the rate is raised: what a mean alignment of 1 adds to its logarithm, for each of the four
+            readings that make a mean, in [0, 100]; 0 for the first guess alone.
 
     Raises:
         ValueError: a value out of range.
 
     Example:
         >>> sorted(UpdateSize().needs)
-        ['pretrained', 'update_ratio', 'usual_lr']
+        ['alignment', 'pretrained', 'update_ratio', 'usual_lr']
     """
 
     controller_type = "update_size"
     answers = "lr"
-    needs = frozenset({"pretrained", "update_ratio", "usual_lr"})
+    needs = frozenset({"alignment", "pretrained", "update_ratio", "usual_lr"})
     ignores_base_lr = True
     linear_between = True
     warmup = 0.05
-    decisions = 10
+    decisions = 40
 
     start: Literal["auto", "pretrained", "fresh"] = "auto"
-    pretrained: float = 0.001
+    pretrained: float = 0.0012
     fresh: float = 0.016
-    length_power: float = 0.5
+    length_power: float = 0.25
     usual: float = 0.6
+    gain: float = 3.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,29 +80,33 @@ class UpdateSize(Controller):
             raise ValueError(f"UpdateSize: start={self.start!r} must be 'auto', 'pretrained' or 'fresh'")
         for name in ("pretrained", "fresh"):
             check_range(self, name, getattr(self, name), 1e-6, 1.0, hint="a relative update, some thousandths")
-        check_range(self, "length_power", self.length_power, 0.0, 1.0, hint="0.5")
+        check_range(self, "length_power", self.length_power, 0.0, 1.0, hint="0.25")
         check_range(self, "usual", self.usual, 0.0, 1.0, hint="a share")
+        check_range(self, "gain", self.gain, 0.0, 100.0, hint="3, or 0 for none")
 
     def init(self, batch_shape: Shape = (), *, n_groups: int = 1, seed: int = 0, device: Device = None) -> State:
-        """The size of a unit update; and `learned`, 1 once the weights counted as pretrained."""
+        """The size of a unit update; `learned`, 1 once the weights counted as pretrained; and that of the feedback."""
         zeros = torch.zeros(batch_shape, dtype=torch.float64, device=device)
-        return {**_relative_update.init_units(batch_shape, device), "learned": zeros}
+        units = _relative_update.init_units(batch_shape, device)
+        return {**units, **_alignment_feedback.init(batch_shape, device), "learned": zeros}
 
     def due(self, update: int, total_steps: int | None) -> bool | None:
-        """At updates 0, 1, 3, 9 and so on up to an even rhythm, then in that: ten a run, at least four updates apart.
+        """At the first four updates, then ever rarer up to an even rhythm: forty a run, at least two updates apart.
 
-        Each reads the optimizer's state once.
+        Each reads the optimizer's state and the gradient once.
         """
         if total_steps is None:
             return _relative_update.due(update, None, self.decisions)
-        decisions = max(1, min(self.decisions, total_steps // _APART))
-        if update < total_steps // decisions:
-            return update == 0 or 3 ** round(math.log(update, 3)) == update
-        return evenly(update, total_steps, decisions)
+        apart = total_steps // max(1, min(self.decisions, total_steps // _APART))
+        if update < apart / (_RATIO - 1):
+            return update < _FIRST or round(_FIRST * _RATIO ** round(math.log(update / _FIRST, _RATIO))) == update
+        return evenly(update, total_steps, total_steps // apart)
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Learning rate of `batch_shape`."""
         state = {**state, **_relative_update.measure(obs, state)}
+        known = state["measured"] > 1  # the first update is as good as none
+        state = {**state, **_alignment_feedback.update(obs, state, self.gain, known)}
         # Pretrained weights that are frozen again are no reason to move the others farther.
         learned = self._is_learned(obs) | (state["learned"] > 0)
         left = torch.ones_like(obs.lr) if obs.total_steps is None else obs.remaining
@@ -109,7 +117,8 @@ class UpdateSize(Controller):
         usual = obs.require("usual_lr")  # of the first group, as the answer is
         mean = rate ** (1 - self.usual) * (usual * left) ** self.usual
         two_guesses = ~learned & (usual > 0) & (state["measured"] > 0)
-        return torch.where(two_guesses, mean, rate), {**state, "learned": learned.double()}
+        raised = state["raised"].exp().to(obs.lr.dtype)
+        return torch.where(two_guesses, mean, rate) * raised, {**state, "learned": learned.double()}
 
     def _is_learned(self, obs: Observation) -> Tensor:
         share = obs.require("pretrained")
