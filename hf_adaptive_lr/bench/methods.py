@@ -75,6 +75,7 @@ _DEVELOPMENT = tuple(
 _PRETRAINED: dict[str, Any] = {"kinds": ("pretrained",)}
 _FRESH: dict[str, Any] = {"kinds": ("adapter", "scratch")}
 _VARIANTS = (
+    _variant("without feedback", "its first guess alone", {"gain": 0.0}),
     _variant("without the usual rate", "the relative rate alone from scratch", {"usual": 0.0}, kinds=("scratch",)),
     _variant("without length", "one first size for all lengths", {"length_power": 0.0}),
     _variant("all fresh", "pretrained weights are taken for fresh ones", {"start": "fresh"}, **_PRETRAINED),
