@@ -25,9 +25,10 @@ from hf_adaptive_lr.bench.rows import Row, read_rows
 from hf_adaptive_lr.hub.markdown import table
 from tests.compatibility.checks import Check
 from tests.compatibility.habits import HABITS
+from tests.compatibility.trackers import TRACKERS
 from tests.compatibility.trainers import TRAINERS
 
-CHECKS: tuple[Check, ...] = (*TRAINERS, *HABITS)
+CHECKS: tuple[Check, ...] = (*TRAINERS, *HABITS, *TRACKERS)
 """Every row of the table, in order."""
 
 PAGE, ROWS = "COMPATIBILITY.md", "rows/compatibility.jsonl"
@@ -77,7 +78,7 @@ the bit".
 {table(["what", "versions", "result", "what was checked"], lines).strip()}
 
 ```bash
-pip install -e ".[demo,test]" timm torchvision
+pip install -e ".[demo,test]" timm torchvision trackio wandb
 python -m tests.compatibility --output-dir model_cards
 ```
 """

@@ -15,14 +15,19 @@ from tests.compatibility import page as compatibility
 from tests.compatibility.checks import Check, CheckFailed, require
 from tests.compatibility.page import CHECKS, measure, page
 
-# timm needs torchvision, whose wheel for CPUs is not on PyPI; all the others come with the test extra.
-_OPTIONAL = {"timm through transformers' wrapper": "torchvision"}
+# timm needs torchvision, whose wheel for CPUs is not on PyPI; Trackio and W&B bring servers of their own. All
+# others come with the test extra.
+_OPTIONAL = {
+    "timm through transformers' wrapper": "torchvision",
+    "Trackio": "trackio",
+    "Weights & Biases, offline": "wandb",
+}
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=[check.name for check in CHECKS])
 def test_a_row_of_the_table(check: Check) -> None:
     if check.name in _OPTIONAL and find_spec(_OPTIONAL[check.name]) is None:
-        pytest.skip("torchvision is not installed")
+        pytest.skip(f"{_OPTIONAL[check.name]} is not installed")
     assert check.run()
 
 
