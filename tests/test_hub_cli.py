@@ -69,10 +69,12 @@ def one_line(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
 def test_push_pull_and_load(here, hub, hub_token, capsys) -> None:
     assert call("push mine user/mine") == 0
     commit = head(hub, "user/mine")
-    assert f"pushed universal to user/mine, commit {commit}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"pushed universal to user/mine, commit {commit}" in told and "--controller user/mine" in told
 
     assert call("pull user/mine --output-dir copy") == 0
-    assert capsys.readouterr().out == f"user/mine: universal, commit {commit}\n  in copy\n"
+    use = "  use it: hf-adaptive-lr finetune --controller copy"
+    assert capsys.readouterr().out == f"user/mine: universal, commit {commit}\n  in copy\n{use}\n"
     assert {p.name for p in (here / "copy").iterdir()} == {
         "config.json",
         "model.safetensors",
@@ -119,7 +121,7 @@ def test_to_a_branch_and_as_a_pull_request(here, hub, hub_token, capsys) -> None
 
 def test_a_push_without_results_wants_the_flag(here, hub, hub_token, capsys) -> None:
     assert call("push bare user/bare") == 2
-    one_line(capsys, "no held-out results", "--write-results` first, or pass --without-results")
+    one_line(capsys, "no held-out results", "--controller bare --write-results` first, or pass --without-results")
     assert ("model", "user/bare") not in hub.repos
     assert call("push bare user/bare --without-results") == 0
     readme = Path(hf_hub_download("user/bare", "README.md")).read_text()
@@ -241,7 +243,7 @@ def test_a_card_from_a_broken_file_is_one_line(content, said, here, capsys) -> N
 
 def test_list_finds_the_controllers_of_others(here, hub, hub_token, capsys) -> None:
     assert call("list --hub") == 0
-    assert capsys.readouterr().out == "repository  type  downloads  likes  commit\n"
+    assert capsys.readouterr().out.startswith("no controller on the Hub has the tag")
     for name in ("one", "two"):
         assert call(f"push mine user/{name}") == 0
     hub.put_file("user/another-thing", "README.md", b"---\ntags: [other]\n---\n")

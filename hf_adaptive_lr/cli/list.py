@@ -45,6 +45,9 @@ def run(args: argparse.Namespace) -> int:
         numbers = (_shown(row[key]) for key in ("downloads", "likes", "commit"))
         shown.append((printable(row["id"]), _type(row["tags"] or ()), *numbers))
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    if not rows:
+        print("no controller on the Hub has the tag of this library yet; `push` publishes one")
+        return 0
     for line in shown:
         print("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
     return 0

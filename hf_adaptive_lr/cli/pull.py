@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import EVAL_NAME, TRAINING_NAME
+from ..artifacts import EVAL_NAME, PROGRAM, TRAINING_NAME, shell_word
 from .errors import check_new_folder, user_errors
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(f"{args.repo_id}: {kind}, commit {commit}")
     print(f"  in {where}")
+    name = where if folder or args.revision else args.repo_id
+    print(f"  use it: {PROGRAM} finetune --controller {shell_word(name)}")
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from ..artifacts import shell_word
 from .errors import user_errors
 
 _EXAMPLES = """\
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             message = str(error)
             for here, there in zip(_IN_PYTHON, _IN_THE_SHELL, strict=True):
                 message = message.replace(here, there)
-            raise ValueError(message) from error
+            raise ValueError(message.replace("FOLDER", shell_word(args.controller))) from error
     request = getattr(done, "pr_url", None)
     facts = {"repo_id": args.repo_id, "commit": done.oid, "url": done.commit_url, "pull_request": request}
     if args.json:
@@ -73,4 +74,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(f"pushed {controller.controller_type} to {args.repo_id}, commit {done.oid}")
     print(f"  {request or done.commit_url}")
+    if request is None and args.revision is None:
+        print(f'  load it: AutoController.from_pretrained("{args.repo_id}"), or --controller {args.repo_id}')
     return 0

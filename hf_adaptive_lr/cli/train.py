@@ -156,6 +156,7 @@ def _summary(figures: dict[str, Any]) -> str:
             f"written to {figures['output_dir']}: {figures['controller_type']}, {figures['weights']} weights",
             f"try it:     {PROGRAM} finetune --controller {folder}",
             f"measure it: {PROGRAM} bench --quick --controller {folder} --write-results",
+            f"share it:   {PROGRAM} push {folder} USER/NAME",
         ]
     )
 
