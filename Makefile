@@ -15,10 +15,10 @@ PYTEST_FLAGS ?=
 INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo rows test test-fast test-oldest quality style docs build clean
+.PHONY: help demo rows test test-fast test-oldest quality style docs build smoke clean
 
 help:
-	@echo "make demo | rows | test | test-fast | test-oldest | quality | style | docs | build | clean"
+	@echo "make demo | rows | test | test-fast | test-oldest | quality | style | docs | build | smoke | clean"
 
 demo: $(VENV)/.installed-demo
 	$(VENV)/bin/hf-adaptive-lr finetune --task text --overwrite
@@ -58,14 +58,23 @@ style: $(VENV)/.installed-demo-test-quality
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# The API reference, as static pages in build/docs; a docstring or annotation that cannot be shown is an error. Every
+# Guides, measured pages and API reference, as static pages in build/docs; what cannot be shown is an error. Every
 # module is imported, so all that they import is installed.
 docs: $(VENV)/.installed-demo-test-docs
 	rm -rf build/docs
 	$(VENV)/bin/python -W error .ci/docs.py build/docs
 
+# A source distribution, and a wheel made from it.
 build: $(VENV)/.installed-build
+	rm -rf dist
 	$(VENV)/bin/python -m build --outdir dist .
+
+# That wheel, in an environment that has nothing but what it asks for.
+smoke:
+	$(PYTHON) -m venv --clear $(VENV)-smoke
+	$(VENV)-smoke/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -c constraints.txt dist/*.whl
+	$(VENV)-smoke/bin/python -W error .ci/smoke.py
+	$(VENV)-smoke/bin/hf-adaptive-lr list
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
