@@ -1,4 +1,4 @@
-"""Builds the API reference from the docstrings, as static pages: `make docs`.
+"""Builds the API reference from the docstrings, and the guides beside it, as static pages: `make docs`.
 
     python -W error .ci/docs.py build/docs
 
@@ -19,6 +19,7 @@ from pathlib import Path
 import pdoc
 import pdoc.docstrings
 import pdoc.render
+from pages import write_pages
 
 import hf_adaptive_lr
 
@@ -62,5 +63,10 @@ for name, module in list(sys.modules.items()):
         if isinstance(value, type) and dataclasses.is_dataclass(value) and value.__module__ == name:
             lend(value)
 
+OUT, ROOT = Path(sys.argv[1]), Path(__file__).parents[1]
+found = [(path.stem, path.read_text(encoding="utf-8")) for path in sorted((ROOT / "examples/guides").glob("*.md"))]
+guides = "\n".join(f"- [{text[2:].partition(chr(10))[0]}](examples/guides/{name}.html)" for name, text in found)
+hf_adaptive_lr.__doc__ = f"{hf_adaptive_lr.__doc__}\n\n{guides}\n"
 pdoc.render.configure(docformat="google")
-pdoc.pdoc("hf_adaptive_lr", output_directory=Path(sys.argv[1]))
+pdoc.pdoc("hf_adaptive_lr", output_directory=OUT)
+write_pages(ROOT, OUT, PUBLIC)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import doctest
 import importlib
+import os
 import pkgutil
 import re
 import shlex
+import socket
 import sys
 import types
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import set_seed
 
 import hf_adaptive_lr
@@ -30,7 +34,15 @@ def test_docstring_examples(name, tmp_path, monkeypatch) -> None:
     assert result.failed == 0
 
 
-PAGES = ("README.md", "CONTRIBUTING.md", "examples/README.md", "model_cards/README.md")
+GUIDES = tuple(f"examples/guides/{path.name}" for path in sorted((ROOT / "examples" / "guides").glob("*.md")))
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "examples/README.md",
+    "model_cards/README.md",
+    "model_cards/hub/README.md",
+    *GUIDES,
+)
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -67,20 +79,46 @@ def test_the_code_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys)
 # TRL 1.16 asks transformers 5.23 for the old name of its checkpointing flag.
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
-def test_the_code_of_the_guides_runs(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("guide", [page for page in GUIDES if "sharded" not in page])
+def test_the_code_of_a_guide_runs(guide, tmp_path, monkeypatch) -> None:
     from tests.compatibility import models
     from tests.tiny import Tokens, bert
 
     monkeypatch.chdir(tmp_path)
+    set_seed(0)
     names = {"model": bert(), "train": Tokens(), "val": Tokens(16, seed=1)}
     texts = models.sentences().select_columns("text")
     names |= {"language_model": models.llama(), "texts": texts, "tokenizer": models.tokenizer()}
-    for block in blocks("examples/README.md", "python"):
+    for block in blocks(guide, "python"):
         names.pop("trainer", None)
         exec(block, names)  # the reader brings model, train and val, and reads from top to bottom
-        assert names["trainer"].state.global_step > 0
-    assert names["watch"].guard.events == []
-    assert (tmp_path / "my-schedule" / "model.safetensors").is_file()
+        assert "trainer" not in names or names["trainer"].state.global_step > 0
+    said = {
+        "guard.md": lambda: (
+            names["watch"].guard.events == [] and names["guard"].events[0]["reason"] == "non_finite_loss"
+        ),
+        "own_controller.md": lambda: names["factor"] < 0.9,
+        "report.md": lambda: (tmp_path / "report.html").is_file() and len(names["table"]) == 20,
+        "which_controller.md": lambda: (tmp_path / "my-schedule" / "model.safetensors").is_file(),
+    }
+    assert said.get(Path(guide).name, lambda: True)()
+
+
+def _sharded_guide(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    torch.set_num_threads(1)
+    (block,) = blocks("examples/guides/sharded.md", "python")
+    with open(f"{folder}/{rank}", "w") as file, contextlib.redirect_stdout(file):
+        exec(block, {})
+
+
+def test_the_code_of_the_guide_to_sharded_training_runs_on_two_processes(tmp_path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(_sharded_guide, (port, str(tmp_path)), nprocs=2, start_method="fork")
+    first, second = (path.read_text().split(": ") for path in sorted(tmp_path.iterdir()))
+    assert (first[0], second[0]) == ("rank 0", "rank 1") and first[1] == second[1] and float(first[1]) > 0
 
 
 def commands() -> list[str]:

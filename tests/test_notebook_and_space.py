@@ -1,10 +1,12 @@
-"""The notebook runs as it stands, and the Space answers, also in a browser."""
+"""The notebooks run, and the Space answers, also in a browser."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -25,27 +27,49 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 QUIET = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 
 
-# --- the notebook ---
+# --- the notebooks ---
 
 
-def test_the_notebook_runs_and_says_what_it_shows(tmp_path, monkeypatch) -> None:
+def _execute(book: nbformat.NotebookNode, folder: Path) -> tuple[str, int]:
+    """What its cells printed, and how many pictures they showed."""
+    nbclient.NotebookClient(book, timeout=250, resources={"metadata": {"path": str(folder)}}).execute()
+    outputs = _outputs(book)
+    return "".join(out.get("text", "") for out in outputs), sum("image/png" in out.get("data", {}) for out in outputs)
+
+
+def _outputs(book: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [out for cell in book.cells if cell.cell_type == "code" for out in cell.outputs]
+
+
+def test_the_first_notebook_runs_and_says_what_it_shows(tmp_path) -> None:
     book = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
-    nbclient.NotebookClient(book, timeout=250, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    outputs = [out for cell in book.cells if cell.cell_type == "code" for out in cell.outputs]
-    printed = "".join(out.get("text", "") for out in outputs)
-    scores = [line for line in printed.splitlines() if line.startswith(("linear, ", "universal, "))]
-    values = {line[:20].strip(): float(line[20:]) for line in scores}
+    printed, pictures = _execute(book, tmp_path)
+    scores = re.findall(r"^((?:linear|universal), \S+) +(\d\.\d+)$", printed, re.MULTILINE)
+    values = {name: float(score) for name, score in scores}
     assert len(values) == 6 and values["universal, none"] > 0.6
-    assert any("image/png" in out.get("data", {}) for out in outputs)
-    assert "equal: True" in printed
+    rescued = re.search(r"linear, 0.1: accuracy (\S+), with the guard (\S+)", printed)
+    assert rescued and float(rescued[2]) > float(rescued[1]) + 0.1 and "rollback" in printed
+    assert pictures == 2 and "equal: True" in printed
     assert (tmp_path / "runs" / "notebook" / "my-controller" / "config.json").is_file()
 
 
-def test_the_notebook_is_kept_with_its_pictures() -> None:
-    book = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
-    outputs = [out for cell in book.cells if cell.cell_type == "code" for out in cell.outputs]
+def test_the_second_notebook_runs_with_a_shorter_training(tmp_path) -> None:
+    book = nbformat.read(ROOT / "examples" / "train_your_own.ipynb", as_version=4)
+    (cell,) = [cell for cell in book.cells if "ITERATIONS = 60" in cell.source]
+    cell.source = cell.source.replace("ITERATIONS = 60", "ITERATIONS = 2")
+    printed, pictures = _execute(book, tmp_path)
+    assert len(re.findall(r"^ +1e-0\d +\S+ +\S+$", printed, re.MULTILINE)) == 6
+    assert pictures == 2 and "equal: True" in printed
+    assert (tmp_path / "runs" / "my-controller" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["quickstart", "train_your_own"])
+def test_a_notebook_is_kept_with_its_pictures_and_small(name) -> None:
+    path = ROOT / "examples" / f"{name}.ipynb"
+    outputs = _outputs(nbformat.read(path, as_version=4))
     assert any("image/png" in out.get("data", {}) for out in outputs)
-    assert "/root/" not in json.dumps(book) and "Traceback" not in json.dumps(book)
+    text = path.read_text()
+    assert "/root/" not in text and "Traceback" not in text and len(text) < 100_000
 
 
 # --- the Space: what it computes ---
@@ -96,6 +120,65 @@ def test_what_cannot_be_played_is_said(replayed) -> None:
         replayed.answers(run, "actor_critic", 1e-3)
 
 
+# --- the Space: a visitor's run ---
+
+
+@pytest.fixture
+def read_upload(replayed):
+    from uploaded import read_upload as function
+
+    yield function
+    sys.modules.pop("uploaded")
+
+
+def test_a_run_of_the_visitors_own_is_played(read_upload, replayed, tmp_path) -> None:
+    fixtures = ROOT / "tests" / "fixtures" / "v0_1" / "trainer" / "universal_guard"
+    state = read_upload(fixtures / "checkpoint-8" / "trainer_state.json")
+    assert 2 < len(state.lr) <= 8 and {"grad_norm", "loss", "gain_ratio"} <= set(state.fields)  # one loss is NaN
+    names = replayed.playable(state)
+    assert {"linear", "plateau"} <= set(names) and "universal" not in names
+    assert len(replayed.answers(state, "plateau", 1e-3)) == len(state.lr)
+    trace = read_upload(fixtures / "lr_trace.jsonl")
+    assert {"loss", "gain_ratio"} <= set(trace.fields) and len(trace.lr) == len(trace.fields["loss"]) > 2
+    log = [{"learning_rate": 1e-3, "loss": 1.0, "step": step} for step in range(5000)]
+    (tmp_path / "long.json").write_text(json.dumps({"log_history": log}))
+    assert len(read_upload(tmp_path / "long.json").lr) == 1667
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "[" * 100_000, "the file is not valid JSON"),
+        ("a.json", '{"log_history": [{"loss": ' + "[" * 90_000 + "]" * 90_000 + "}]}", "the file is not valid JSON"),
+        ("a.json", '{"log_history": 3}', "no list 'log_history'"),
+        ("a.json", '{"log_history": [{"learning_rate": 1e-3}]}', "fewer than two updates"),
+        (
+            "a.json",
+            json.dumps({"log_history": [{"learning_rate": 1, "loss": math.nan}] * 3}),
+            "fewer than two updates",
+        ),
+        (
+            "a.json",
+            '{"log_history": [{"learning_rate": 1, "loss": 1e999}, {"learning_rate": 1, "loss": 1}]}',
+            "loss is not",
+        ),
+        ("a.json", '{"log_history": [{"learning_rate": ' + "9" * 5000 + "}]}", "the file is not valid JSON"),
+        ("a.json", json.dumps({"log_history": [{"learning_rate": "<script>"}] * 3}), "is not a number in"),
+        ("a.json", json.dumps({"log_history": [{"learning_rate": 99}] * 3}), r"is not a number in \[0, 10\]"),
+        ("a.json", json.dumps({"log_history": [{"learning_rate": 1, "loss": [1]}] * 3}), "loss is not a number"),
+        ("a.json", " " * 2_000_001, "more than 2,000,000 bytes"),
+        ("a.json", "\x80\x04pickle", "the file is not"),
+        ("a.jsonl", '{"lr": 1}, {"lr": 1}]', "the file is not valid JSON"),
+        ("a.jsonl", '{"lr": true}\n{"lr": 1}', "is not a number"),
+    ],
+)
+def test_a_file_that_is_no_run_is_one_line(name, text, message, read_upload, tmp_path) -> None:
+    (tmp_path / name).write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=message) as caught:
+        read_upload(tmp_path / name)
+    assert str(tmp_path) not in str(caught.value) and len(str(caught.value)) < 300
+
+
 # --- the Space: its page ---
 
 
@@ -140,6 +223,23 @@ def test_the_space_answers(address) -> None:
     assert picture["type"] == "matplotlib" and picture["plot"].startswith("data:image/")
     assert len(table["data"]) > 50 and table["data"][0][:2] == ["0", "0.01"]
     assert "Base learning rate 1.0e-02" in text
+
+
+def test_a_file_is_uploaded_and_played(address, tmp_path) -> None:
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    client = Client(address, verbose=False)
+    state = ROOT / "tests/fixtures/v0_1/trainer/universal_guard/checkpoint-8/trainer_state.json"
+    client.predict(handle_file(state), api_name="/take")
+    _, table, text = client.predict("your own run", "plateau", -3, api_name="/draw")
+    assert "Your own run: 7 of 7 lines" in text and len(table["data"]) == 7
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(AppError, match="not valid JSON"):
+        client.predict(handle_file(tmp_path / "a.json"), api_name="/take")
+    (tmp_path / "a.json").write_bytes(b" " * 2_000_001)
+    with pytest.raises(Exception, match="413|[Mm]aximum|size"):
+        client.predict(handle_file(tmp_path / "a.json"), api_name="/take")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (apt-get install chromium)")
