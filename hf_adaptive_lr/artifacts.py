@@ -203,6 +203,12 @@ def drafts(folder: Path) -> list[Path]:
     return [path for match, path in named if match and match[1] in _WRITTEN]
 
 
+def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """All checkpoint folders of Trainer in an output folder, newest first, whole or not, with numbers of updates."""
+    named = ((re.fullmatch(r"checkpoint-(\d{1,15})", path.name), path) for path in folder.glob("checkpoint-*"))
+    return sorted(((int(match[1]), path) for match, path in named if match and path.is_dir()), reverse=True)
+
+
 def parse_json(data: bytes) -> Any:
     """The JSON value in some bytes, or None for anything else: a line cut short, another encoding, endless nesting."""
     try:

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import printable, replace_file
-from .errors import UserError, check_own_file
+from ..artifacts import printable
+from .errors import UserError
 
 _EXAMPLES = """\
 examples:
@@ -37,17 +37,15 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the folders, write the page and print its path."""
-    from ..report import ReportError, read_run, render_report
-    from ..report.page import MARK
+    from ..report.notebook import show_report
+    from ..report.run import ReportError
 
-    check_own_file(args.output, MARK)
     try:
-        page = render_report([read_run(folder) for folder in args.run_dirs])
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(args.output, page)
+        page = show_report(*args.run_dirs)
+        page.save(args.output)
     except (ReportError, OSError) as error:
         raise UserError(str(error)) from error
-    size = len(page.encode())
+    size = len(page.html.encode())
     if args.json:
         runs = [str(folder) for folder in args.run_dirs]
         print(json.dumps({"output": str(args.output), "bytes": size, "runs": runs}, indent=2))

@@ -9,8 +9,16 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..artifacts import CURVES_NAME, MODEL_NAME, RESULTS_NAME, SETTINGS_NAME, STATE_NAME, replace_file
-from ..trainer.checkpoints import Expected, fault, newest_whole, numbered
+from ..artifacts import (
+    CURVES_NAME,
+    MODEL_NAME,
+    RESULTS_NAME,
+    SETTINGS_NAME,
+    STATE_NAME,
+    numbered_checkpoints,
+    replace_file,
+)
+from ..trainer.checkpoints import Expected, fault, newest_whole
 from .errors import FinetuneError
 from .options import NOT_COMPARED, FinetuneConfig, load_config
 
@@ -57,7 +65,7 @@ def _check_resumed(config: FinetuneConfig) -> None:
             same = "as many or more" if name == "max_steps" else "the same"
             raise FinetuneError(f"the run in '{folder}' has {name}={saved[name]}, not {value}; resume it with {same}")
     # A run that was killed early has neither; one whose checkpoint was damaged later is not thrown away unasked.
-    got_far = (folder / RESULTS_NAME).exists() or any(_was_whole(path) for _, path in numbered(folder))
+    got_far = (folder / RESULTS_NAME).exists() or any(_was_whole(path) for _, path in numbered_checkpoints(folder))
     if got_far and newest_whole(folder, _expected()) is None:
         raise FinetuneError(
             f"'{folder}' has no whole checkpoint to resume from{_faults(folder)}; restore it, or begin again with "
@@ -82,7 +90,7 @@ def checkpoint_to_resume(config: FinetuneConfig) -> Path | None:
         logger.warning(
             "'%s' has no whole checkpoint yet%s; the run starts from its beginning", folder, _faults(folder)
         )
-    elif found != (newest := numbered(folder)[0][1]):
+    elif found != (newest := numbered_checkpoints(folder)[0][1]):
         logger.warning(
             "%s is not whole: %s; the run goes on from %s", newest.name, fault(newest, expected), found.name
         )
@@ -101,7 +109,7 @@ def prepare_folder(config: FinetuneConfig, checkpoint: Path | None) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     elif load_config(folder).get("max_steps") != config.max_steps:  # the results are those of the shorter run
         (folder / RESULTS_NAME).unlink(missing_ok=True)
-    for _, path in numbered(folder):
+    for _, path in numbered_checkpoints(folder):
         if path != checkpoint:
             shutil.rmtree(path)
     saved = {name: value for name, value in asdict(config).items() if name not in NOT_COMPARED}
@@ -119,4 +127,4 @@ def _expected() -> Expected:
 
 def _faults(folder: Path) -> str:
     """Of the newest checkpoint, in brackets; nothing where there is none."""
-    return next((f" ({path.name}: {fault(path, _expected())})" for _, path in numbered(folder)), "")
+    return next((f" ({path.name}: {fault(path, _expected())})" for _, path in numbered_checkpoints(folder)), "")

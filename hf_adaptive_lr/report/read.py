@@ -18,6 +18,7 @@ from ..artifacts import (
     STATE_NAME,
     TRACE_NAME,
     json_lines,
+    numbered_checkpoints,
     parse_json,
     printable,
 )
@@ -74,7 +75,9 @@ def read_run(folder: Path) -> Run:
     seen = [(row.step, loss) for row in rows if (loss := number(row.seen.get("loss"))) is not None]
     if not (losses or seen):
         notes.append("No loss was found: no trainer_state.json with one, and the controller observed none.")
-    base_lr = _base_lr(rows) or _declared_base_lr(rows, {**settings, **results})
+    base_lr = _base_lr(rows)
+    if base_lr is None and any(row.detail == "factor bound" for row in rows):  # so the answers are factors
+        base_lr = number({**settings, **results}.get("learning_rate"))
     run = Run(printable(folder.as_posix()), rows, events, losses, evals, seen, base_lr, group, notes=notes)
     return replace(run, facts=_facts(run, results, settings, state))
 
@@ -113,14 +116,9 @@ def _newest_state(folder: Path, notes: list[str]) -> dict[str, Any]:
 
     Only that one is opened: each holds the whole log up to it, so that all together grow with the square of a run.
     """
-    numbered = sorted(folder.glob(f"checkpoint-*/{STATE_NAME}"), key=_number_of, reverse=True)
-    newest = next((state for path in numbered if (state := _mapping(path, notes))), {})
+    found = (_mapping(path / STATE_NAME, notes) for _, path in numbered_checkpoints(folder))
+    newest: dict[str, Any] = next(filter(None, found), {})
     return max(_mapping(folder / STATE_NAME, notes), newest, key=lambda state: whole(state.get("global_step"), -1))
-
-
-def _number_of(path: Path) -> int:
-    number = path.parent.name.rpartition("-")[2]
-    return int(number) if number.isdecimal() and len(number) < 16 else -1
 
 
 # --- the trace -------------------------------------------------------------------------------------------------------
@@ -176,11 +174,6 @@ def _base_lr(rows: Sequence[Row]) -> float | None:
     if not ratios or ratios[0] <= 0 or not math.isfinite(ratios[-1]) or ratios[-1] > ratios[0] * (1 + 1e-4):
         return None
     return ratios[len(ratios) // 2]
-
-
-def _declared_base_lr(rows: Sequence[Row], known: Mapping[str, Any]) -> float | None:
-    """The base LR of a run whose every answer was cut: a bound on factors shows that they are factors."""
-    return number(known.get("learning_rate")) if any(row.detail == "factor bound" for row in rows) else None
 
 
 # --- events ----------------------------------------------------------------------------------------------------------

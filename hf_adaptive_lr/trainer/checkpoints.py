@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import STATE_NAME, flush_to_disk
+from ..artifacts import STATE_NAME, flush_to_disk, numbered_checkpoints
 
 _SCHEDULER = "scheduler.pt"
 _WEIGHTS = ("*.safetensors", "pytorch_model*", "adapter_model*", "*/*.safetensors", "*/pytorch_model*")
@@ -48,15 +48,9 @@ class Expected:
 _ANY = Expected()
 
 
-def numbered(folder: Path) -> list[tuple[int, Path]]:
-    """All checkpoint folders in an output folder, newest first, whole or not, with their numbers of updates."""
-    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
-    return sorted(((int(match[1]), path) for match, path in named if match and path.is_dir()), reverse=True)
-
-
 def newest_whole(folder: Path, expected: Expected = _ANY) -> Path | None:
     """The newest checkpoint in an output folder that continues its run exactly, or None."""
-    return next((path for _, path in numbered(folder) if fault(path, expected) is None), None)
+    return next((path for _, path in numbered_checkpoints(folder) if fault(path, expected) is None), None)
 
 
 def check_checkpoint(path: Path, expected: Expected = _ANY) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers.trainer_utils import rotate_checkpoints
 
-from ..artifacts import STATE_NAME
+from ..artifacts import STATE_NAME, numbered_checkpoints
 from ..scheduler.controlled_lr import ControlledLR
 from .checkpoints import (
     Expected,
@@ -19,7 +19,6 @@ from .checkpoints import (
     generator_names,
     generators,
     newest_whole,
-    numbered,
     sync,
 )
 
@@ -57,7 +56,7 @@ class WholeCheckpoints:
         folder, expected = Path(str(self.args.output_dir)), self._expected()
         found = newest_whole(folder, expected)
         if found is None:
-            newest = next((f"; {path.name}: {fault(path, expected)}" for _, path in numbered(folder)), "")
+            newest = next((f"; {path.name}: {fault(path, expected)}" for _, path in numbered_checkpoints(folder)), "")
             raise ValueError(f"'{folder}' has no whole checkpoint to resume from{newest}")
         return str(found)
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import TRACE_NAME
+from ..artifacts import STATE_NAME, TRACE_NAME, numbered_checkpoints
 from ..controllers.replay import Replay
 from ..scheduler.trace import read_trace
 
@@ -74,9 +74,8 @@ def read_past_run(folder: Path) -> PastRun:
 
 
 def _states(folder: Path) -> list[Path]:
-    checkpoints = [path for path in folder.glob("checkpoint-*/trainer_state.json") if path.parent.name[11:].isdigit()]
-    newest = sorted(checkpoints, key=lambda path: int(path.parent.name[11:]))[-1:]
-    return [path for path in (folder / "trainer_state.json", *newest) if path.is_file()]
+    newest = [path / STATE_NAME for _, path in numbered_checkpoints(folder) if (path / STATE_NAME).is_file()][:1]
+    return [path for path in (folder / STATE_NAME, *newest) if path.is_file()]
 
 
 def _from_trace(path: Path) -> PastRun | None:
