@@ -14,6 +14,10 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 
+PARTITIONS = "_adaptive_lr_partitions"
+"""Attribute of an optimizer that knows its own [`Shards`]: the one that stands for a ZeRO optimizer."""
+
+
 def world_size(group: dist.ProcessGroup | None = None) -> int:
     """Number of processes that must agree; 1 without torch.distributed."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
@@ -107,11 +111,9 @@ def check_unsharded(optimizer: Optimizer, fields: Iterable[str]) -> None:
 
 def sharder(optimizer: Optimizer) -> str | None:
     """Name of the library that shards this optimizer's weights over the ranks; None when every rank has them whole."""
-    if type(optimizer).__module__.split(".")[0] == "deepspeed":
+    if getattr(optimizer, PARTITIONS, None) is not None:
         return "DeepSpeed"
     params: list[Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-    if any(hasattr(p, "ds_id") for p in params):
-        return "DeepSpeed"
     if any(hasattr(p, "placements") for p in params):
         return "fully_shard or tensor parallelism (DTensor parameters)"
     if any(getattr(p, "_is_flat_param", False) for p in params):
@@ -136,9 +138,12 @@ class Shards:
     def of(cls, optimizer: Optimizer, model: nn.Module | None, group: dist.ProcessGroup | None) -> Shards | None:
         """Those of this optimizer, where `model` is the module that computes; None where every rank has all weights.
 
-        ValueError: weights that are sharded by DeepSpeed, over other ranks than those of `group`, or as partial sums,
-        or by the first FSDP without being in `model`.
+        ValueError: weights that are sharded over other ranks than those of `group`, or as partial sums, or by the first
+        FSDP without being in `model`.
         """
+        own = getattr(optimizer, PARTITIONS, None)
+        if isinstance(own, Shards):
+            return own
         by = sharder(optimizer)
         if by is None:
             return None
@@ -173,11 +178,6 @@ class Shards:
                     f"weights are sharded by {by}, and model= does not have them as FSDP modules; pass the module "
                     "that FullyShardedDataParallel(...) returned, not the one inside"
                 )
-        elif by == "DeepSpeed":
-            raise ValueError(
-                "the controller needs gradients or weights, and DeepSpeed leaves each rank only a part of them, in "
-                "its own buffers. Use a controller that needs only the loss, or train under FSDP or DDP"
-            )
 
     @cached_property
     def _flat(self) -> dict[int, tuple[int, int]]:

@@ -13,26 +13,26 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..distributed import local
+from ..sensors.deepspeed import is_zero, zero_partitions
 from ..sensors.readable import SETS_ITS_OWN_STEP
 
 _STAND_IN = "LayerWiseDummyOptimizer"
 
 
 def raw(optimizer: Optimizer) -> Optimizer:
-    """The optimizer inside Accelerate's wrapper, or the optimizer itself.
+    """The optimizer inside Accelerate's wrapper, or the optimizer itself; of DeepSpeed's ZeRO what stands for it.
 
-    TypeError where it is no torch optimizer; ValueError where DeepSpeed's engine steps it, or every layer has its own.
+    TypeError where it is no torch optimizer; ValueError where DeepSpeed steps it in a way in which no controller can
+    steer, or every layer has its own.
     """
+    inner = getattr(optimizer, "optimizer", None)
+    if is_zero(optimizer):
+        return zero_partitions(optimizer)
+    if type(optimizer).__name__ == "DeepSpeedOptimizerWrapper":
+        return zero_partitions(inner)
     # Accelerate's wrapper has no step hooks and replaces step; the optimizer inside has both.
-    given, inner = optimizer, getattr(optimizer, "optimizer", None)
     while isinstance(inner, Optimizer):
         optimizer, inner = inner, getattr(inner, "optimizer", None)
-    inside = type(inner).__module__.split(".")[0] == "deepspeed"  # no torch optimizer
-    if inside or type(given).__name__ == "DeepSpeedOptimizerWrapper":
-        raise ValueError(
-            "DeepSpeed steps the optimizer inside backward, before the loss and gradient norm are known; train under "
-            "DDP, or with DeepSpeed's own scheduler"
-        )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if type(optimizer).__name__ == _STAND_IN:

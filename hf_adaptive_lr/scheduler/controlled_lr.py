@@ -418,7 +418,8 @@ class ControlledLR(LRScheduler):
         if is_nested(optimizer):
             return
         decision, self._decision = self._decision, None
-        if decision is None:  # nothing to apply, or skipped inside a fused step
+        skipped = getattr(optimizer, "step_was_skipped", False)  # ZeRO finds infinities itself
+        if decision is None or skipped:  # nothing to apply, or skipped inside a fused step
             self._signals.drop()
             return
         wanted = self._outcome_wanted(decision)

@@ -19,8 +19,9 @@ from torch.optim import Optimizer
 
 from ..cadence import Plan
 from ..controller import Controller
-from ..distributed import Shards, average_values, check_unsharded, rank, world_size
+from ..distributed import PARTITIONS, Shards, average_values, check_unsharded, rank, world_size
 from ..observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome, Value
+from .deepspeed import ZeroPartitions, check_not_inside
 from .difference import DifferenceSensor
 from .evaluation import EvaluationLoss
 from .forward_hook import ForwardHook, differentiable
@@ -41,6 +42,7 @@ from .weights import WEIGHT_FIELDS
 _LONG = 2000  # updates of a run of unknown length, for what is said half-way through
 _EVERY = 16  # decisions from one comparison with the trained loss to the next, later on
 _SUMS_OF_SHARDS = {"direction", "group_direction", "movement"}
+_OF_GRADIENTS = DIRECTION_FIELDS | {"grad_norm", "gain_ratio"}
 _OF_ALL_WEIGHTS = DIRECTION_FIELDS | {"gain_ratio", "pretrained"}
 _EARLY = 3  # first decisions of a process, at which a loss that is not the trained one ends the run
 
@@ -73,7 +75,9 @@ class SignalCollector:
         self.optimizer, self.needs, self.model = optimizer, needs, model
         self.group, self._plan, self._takes_losses = group, plan, hook
         self.losses = LossWindow()
-        self._norm = GradNorm(optimizer, model, needs, max_grad_norm, lambda: self._shards)
+        self._partitions: ZeroPartitions | None = getattr(optimizer, PARTITIONS, None)
+        clipping = max_grad_norm if self._partitions is None else self._partitions.clip_grad
+        self._norm = GradNorm(optimizer, model, needs, clipping, lambda: self._shards)
         self._passes = RecordedPasses(model)
         self._outcomes = OutcomeSensor(optimizer, needs, model, extra)
         self._inside = ModelSensors(optimizer, model)
@@ -240,6 +244,11 @@ class SignalCollector:
         """
         self._passes.forget(self.losses.forget_untrained())
         due = self._plan().decides
+        if not self._passed:
+            check_not_inside(self.optimizer)
+        if self._partitions is not None and self.needs & _OF_GRADIENTS and self._listens():
+            self._partitions.read_gradients()
+            self._partitions.clip(self._norm.measure_unclipped())
         if due:
             self._evaluation.check()
         elif self._passed:

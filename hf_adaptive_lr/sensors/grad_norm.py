@@ -97,6 +97,11 @@ class GradNorm:
         """Take the norm before clipping, 0-d, from a caller who knows it."""
         self.observed, self._ever_observed = norm, True
 
+    def measure_unclipped(self) -> Tensor:
+        """Measure now, as nothing has clipped the gradients yet; see [`grad_square`] for what of sharded ones."""
+        self.unclipped = self._measure()
+        return self.unclipped
+
     def listen(self, tensors: Iterable[Tensor]) -> None:
         """Measure at the end of the backward pass through these tensors, unless a caller reports or nothing clips.
 

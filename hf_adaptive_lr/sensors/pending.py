@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..distributed import PARTITIONS
 from .forward_hook import after_backward
 from .loss_window import LossWindow
 
@@ -66,8 +67,8 @@ class PendingUpdate:
         self._reduced |= self._gradient() is not None
 
     def _keeps_to_itself(self) -> bool:
-        """Whether `fully_shard` keeps gradients to itself until the micro-batch that reduces them."""
-        return hasattr(next(p for group in self._optimizer.param_groups for p in group["params"]), "placements")
+        """Whether `fully_shard` keeps gradients to itself until the micro-batch that reduces them, or ZeRO always."""
+        return hasattr(self._optimizer, PARTITIONS) or hasattr(next(p for group in self._optimizer.param_groups for p in group["params"]), "placements")
 
     def abandoned(self, losses: LossWindow, *, before_forward: bool) -> bool:
         """Whether the update of these losses is not going to happen.
