@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-
 PARTITIONS = "_adaptive_lr_partitions"
 """Attribute of an optimizer that knows its own [`Shards`]: the one that stands for a ZeRO optimizer."""
 
@@ -138,8 +137,8 @@ class Shards:
     def of(cls, optimizer: Optimizer, model: nn.Module | None, group: dist.ProcessGroup | None) -> Shards | None:
         """Those of this optimizer, where `model` is the module that computes; None where every rank has all weights.
 
-        ValueError: weights that are sharded over other ranks than those of `group`, or as partial sums, or by the first
-        FSDP without being in `model`.
+        ValueError: weights that are sharded over other ranks than those of `group`, or as partial sums, or by the
+        first FSDP without being in `model`.
         """
         own = getattr(optimizer, PARTITIONS, None)
         if isinstance(own, Shards):
@@ -172,12 +171,11 @@ class Shards:
                     f"{world_size(self._group)} ranks decide together, as under pipeline parallelism; pass "
                     "process_group= of exactly the ranks of the mesh, or place it on the mesh of all"
                 )
-        elif by.startswith("FSDP") and _flattened(p):
-            if id(p) not in self._flat:
-                raise ValueError(
-                    f"weights are sharded by {by}, and model= does not have them as FSDP modules; pass the module "
-                    "that FullyShardedDataParallel(...) returned, not the one inside"
-                )
+        elif by.startswith("FSDP") and _flattened(p) and id(p) not in self._flat:
+            raise ValueError(
+                f"weights are sharded by {by}, and model= does not have them as FSDP modules; pass the module "
+                "that FullyShardedDataParallel(...) returned, not the one inside"
+            )
 
     @cached_property
     def _flat(self) -> dict[int, tuple[int, int]]:
@@ -208,6 +206,10 @@ class Shards:
     def numel(self, p: Tensor) -> int:
         """Number of elements of a parameter, of all parts together and without padding."""
         return self._flat[id(p)][1] if id(p) in self._flat else p.numel()
+
+    def computed_with(self, params: list[Tensor]) -> list[Tensor]:
+        """What the model computes with, of parameters that may be a finer copy of it."""
+        return params
 
     def mean(self, value: Tensor) -> Tensor:
         """Mean over all ranks of a tensor of any shape, the same bits on all; one collective, no host read."""

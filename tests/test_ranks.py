@@ -21,6 +21,7 @@ from hf_adaptive_lr import (
     Plateau,
     distributed,
 )
+from hf_adaptive_lr.sensors.deepspeed import check_config
 from tests import integrations
 from tests.controllers_for_tests import Classified, Everything, Extra, LossOnly, Recurrent, Watcher
 from tests.tiny import Tokens, batches, bert, flat, mlp
@@ -210,29 +211,28 @@ def test_the_norm_before_clipping_is_that_after_the_exchange(tmp_path) -> None:
 
 
 def test_accelerates_wrapper_for_deepspeed_fails_fast() -> None:
-    """The wrapper is real, and is what a callback gets; DeepSpeed's engine itself is not installed here."""
+    """Without ZeRO it has torch's own optimizer inside, and exchanges gradients after the backward pass."""
     from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 
     AcceleratorState(cpu=True)
     wrapped = DeepSpeedOptimizerWrapper(torch.optim.AdamW(mlp().parameters(), lr=0.1))
-    with pytest.raises(ValueError, match="DeepSpeed steps the optimizer inside backward"):
+    with pytest.raises(ValueError, match="DeepSpeed steps AdamW, and a controller needs ZeRO of stage 1, 2 or 3"):
         ControlledLR(wrapped, "constant")
 
 
-def test_the_check_knows_deepspeed_by_its_marks() -> None:
-    """A unit test of the check only: DeepSpeed itself needs a GPU build that is not installed here."""
-    parameter = torch.nn.Parameter(torch.zeros(2))
-    optimizer = torch.optim.SGD([parameter], lr=0.1)
-    assert distributed.Shards.of(optimizer, None, None) is None
-    distributed.check_unsharded(optimizer, {"head_mean"})
-    parameter.ds_id = 0  # what ZeRO-3 puts on every parameter
-    owner = type("DeepSpeedZeroOptimizer", (torch.optim.SGD,), {"__module__": "deepspeed.runtime.zero.stage_1_and_2"})
-    for sharded in (optimizer, owner([torch.nn.Parameter(torch.zeros(2))], lr=0.1)):
-        with pytest.raises(ValueError, match="DeepSpeed"):
-            distributed.Shards.of(sharded, None, None)
-        with pytest.raises(ValueError, match="head_mean, and DeepSpeed leaves each rank only a part"):
-            distributed.check_unsharded(sharded, {"head_mean"})
-    distributed.check_unsharded(optimizer, set())
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"scheduler": {"type": "WarmupLR"}}, "has 'scheduler', which would write the learning rates"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "has zero_optimization.offload_optimizer"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "zero_optimization.offload_param"),
+    ],
+)
+def test_a_config_of_deepspeed_under_which_nothing_steers_is_refused_by_name(config, said) -> None:
+    """What runs under DeepSpeed itself is in test_deepspeed.py."""
+    check_config({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}}})
+    with pytest.raises(ValueError, match=said):
+        check_config(config)
 
 
 @pytest.fixture(autouse=True)

@@ -253,16 +253,6 @@ def test_a_stream_cannot_be_split(tmp_path) -> None:
     assert trainer.lr_scheduler.updates == integrations.STEPS
 
 
-def test_deepspeed_fails_fast_with_the_way_out(tmp_path) -> None:
-    """A unit test of the check: DeepSpeed itself is not installed here."""
-    trainer = AdaptiveLRTrainer(
-        model=bert(), args=integrations.arguments(tmp_path), train_dataset=Tokens(), controller="linear"
-    )
-    trainer.is_deepspeed_enabled = True
-    with pytest.raises(ValueError, match="DeepSpeed steps the optimizer inside backward"):
-        trainer.create_scheduler(3)
-
-
 # --- learning inside the run ---
 
 

@@ -10,7 +10,7 @@ TIERS = {
         actor_critic adapters bilevel cadence card cli_options controllers difference dsa envelope files_of_v0_1
         finetune_data gain guard hostile idle_updates imports integrations layer_groups look loss_window mlr_snet
         model_places model_sensors negative_losses other_writers own_code pending_updates plrs ppo_schedule
-        range_test refine report start update_size reported_loss runtime sensors snapshot tasks trace
+        precision range_test refine report sampled_difference start update_size reported_loss runtime sensors snapshot tasks trace
         trained_loss universal updates
     """,
     # Whole trainings, several processes, the Hub, the command line, other libraries, the demo and the examples.
@@ -18,7 +18,7 @@ TIERS = {
         anytime checkpoints cli compatibility demo_data demo_image_model docs dsa_claims env envelope_runs
         evaluation_loss evolution examples files_in_the_way finetune guard_callback guard_restless hub hub_cli
         hub_server kills look_ahead meta_trainer notebook_and_space packaging papers_everywhere ppo
-        ranks resume second_look sharded sharded_trainer train trainer
+        deepspeed ranks resume second_look sharded sharded_trainer train trainer
     """,
     # The benchmark and the studies: their runs, their statistics, and the pages that their rows make.
     "bench": """

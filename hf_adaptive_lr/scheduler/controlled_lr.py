@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -64,6 +65,9 @@ class ControlledLR(LRScheduler):
         meta_loss: the same for a batch of the controller's own data, with a graph; for those that need `meta_inner`.
         process_group: ranks that decide together, None for the default group.
         trace_size: number of updates that `trace` keeps.
+        copy_budget: bytes of weights that may be copied on each rank, once a decision, to measure the last update of
+            an optimizer other than SGD, Adam and AdamW. Above it a seeded sample of at least 5 % is, unless the
+            controller needs an angle, and the trace says which share (`Decision.sampled`).
         **settings: when the controller is asked, and bounds:
             `total_steps` (None): updates of the run, if known.
             `every` (None): updates from one decision to the next; or `decisions` (None): decisions per run, spread
@@ -103,6 +107,7 @@ class ControlledLR(LRScheduler):
         meta_loss: ExtraLoss | None = None,
         process_group: ProcessGroup | None = None,
         trace_size: int = 10_000,
+        copy_budget: int = 2**31,
         **settings: Unpack[SchedulerOptions],
     ) -> None:
         # LRScheduler.__init__ is left out on purpose: it would patch optimizer.step and write learning rates itself.
@@ -112,6 +117,7 @@ class ControlledLR(LRScheduler):
         self.optimizer = raw(optimizer)
         self.controller = resolve_controller(controller)
         check_readable(self.optimizer, self.controller.needs)
+        check_range(self, "copy_budget", copy_budget, 0, math.inf, hint="bytes; 0 samples whatever is large")
         self._written = WrittenLRs.of(self.optimizer)
         self.run = ControllerRun(self.controller, self._written.base_lrs(), SchedulerConfig(**settings))
         self._signals = SignalCollector(
@@ -123,6 +129,8 @@ class ControlledLR(LRScheduler):
             max_grad_norm=max_grad_norm,
             group=process_group,
             extra={"other_loss": other_loss, "meta_loss": meta_loss},
+            copy_budget=copy_budget,
+            seed=self.run.config.seed,
         )
         self.trace = Trace(maxlen=trace_size)
         self.listeners: list[Callable[[Decision], None]] = []
@@ -407,6 +415,8 @@ class ControlledLR(LRScheduler):
         last_lrs = [float(lr) for lr in self._last_lr]
         fields = self._signals.fields(t, last_lrs, self.run.total_steps) if due else {}
         self._decision = self.run.decide(fields)
+        if "update_ratio" in fields and self._signals.sampled < 1.0:
+            self._decision = replace(self._decision, sampled=self._signals.sampled)
         self._written.write(list(self._decision.lr))
         self._signals.before_step(t, self._decision.lr[0], outcome=self._outcome_wanted(self._decision))
 

@@ -29,6 +29,7 @@ class Decision:
         detail: which field it was, for `held`; for `bounded` all that apply of `envelope` (away from the reference
             schedule), `factor bound` or `lr bound` (the settings', or the controller's `lr_range`) and `ratio` (too
             fast); at the first update without the controller, why the run fell back.
+        sampled: share of the weights that the observed `update_ratio` was measured with, in (0, 1].
     """
 
     step: int
@@ -39,6 +40,7 @@ class Decision:
     bounded: float | None = None
     observation: Mapping[str, Value] | None = None
     detail: str = ""
+    sampled: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON values; groups that share one learning rate are written once."""
@@ -52,6 +54,8 @@ class Decision:
                 row[name] = getattr(self, name)
         if self.detail:
             row["detail"] = self.detail
+        if self.sampled < 1.0:
+            row["sampled"] = self.sampled
         if self.observation:
             row["observation"] = {k: _plain(v) for k, v in self.observation.items()}
         return row

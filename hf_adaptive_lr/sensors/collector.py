@@ -65,6 +65,8 @@ class SignalCollector:
         max_grad_norm: float | None,
         group: ProcessGroup | None,
         extra: Mapping[str, ExtraLoss | None],
+        copy_budget: int,
+        seed: int,
     ) -> None:
         needs = controller.needs
         if needs & REPLAYED and model is None:
@@ -87,7 +89,10 @@ class SignalCollector:
         self._reads_loss = bool(needs & (REPLAYED | LOSSES))
         self._passed = 0  # checks in this process: the first update's, then those of decisions
         self._watched = False  # whether this update's losses were compared with the trained ones
-        self._gain, self._difference = GainSensor(optimizer), DifferenceSensor(optimizer, needs)
+        self._gain, self._difference = (
+            GainSensor(optimizer),
+            DifferenceSensor(optimizer, needs, budget=copy_budget, seed=seed),
+        )
         self._still: list[int] = []  # places of parameters that the previous update did not move
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
         self.clear()
@@ -155,6 +160,11 @@ class SignalCollector:
                 self._pending.listen(loss)
                 if self._watches():
                     self._trained.listen(loss, differentiable(output))
+
+    @property
+    def sampled(self) -> float:
+        """Share of the coordinates that the last measured size of an update was measured with."""
+        return self._difference.share
 
     def expect_evaluations(self) -> None:
         """A caller reports every evaluation."""
@@ -342,7 +352,7 @@ class SignalCollector:
         self._prepared_for = update + 1
         if self.needs & DIRECTION_FIELDS:
             self._still = remember_direction(self.optimizer)
-            self._difference.before_step()
+            self._difference.before_step(update, lambda: self._adapters)
         if "gain_ratio" in self.needs:
             self._gain.before_step(self.losses.losses, self._passes, self._shards, self._difference.before)
             self._norm.before_step()
@@ -377,6 +387,7 @@ class SignalCollector:
             "eval_loss": self._evaluation.value,
             "gain_ratio": self._gain.ratio,
             "update_ratio": self._difference.ratio,
+            "sampled": self._difference.share,
             "prepared_for": self._prepared_for,
             "without_gradient": list(self._still),
             "pretrained": None if self._inside.pretrained is None else list(self._inside.pretrained),
@@ -388,6 +399,7 @@ class SignalCollector:
         self.clear()
         self._evaluation.value, self._gain.ratio = float(state["eval_loss"]), float(state["gain_ratio"])
         self._difference.ratio = float(state.get("update_ratio", 0.0))
+        self._difference.share = float(state.get("sampled", 1.0))
         self._prepared_for = int(state["prepared_for"])
         self._still = [int(place) for place in state.get("without_gradient", ())]
         self._inside.before = state.get("probabilities")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..distributed import PARTITIONS, Shards, world_size
+from ..distributed import PARTITIONS, Shards, rank, world_size
 
 TESTED = ("0.19.8",)
 """Versions of DeepSpeed whose buffers are known."""
@@ -68,8 +68,17 @@ class ZeroPartitions(Shards):
         """Put the reduced gradients, not clipped yet, into `grad`: a copy of this rank's part."""
         for number, p in enumerate(self.params):
             parts = [part.reshape(-1).to(p.dtype) for part in self._zero.averaged_gradients[number]]
-            flat = torch.cat([*parts, p.new_zeros(p.numel() - sum(part.numel() for part in parts))])
-            p.grad = flat.div_(self._zero.loss_scale)
+            p.grad = torch.cat([*parts, p.new_zeros(p.numel() - sum(part.numel() for part in parts))])
+            for padding in self._padding(number):
+                p[padding], p.grad[padding] = 0.0, 0.0
+
+    def _padding(self, number: int) -> Iterator[slice]:
+        """What is beyond the weights in a partition of stage 3, which keeps whatever was in the memory."""
+        start = 0
+        for weight in self._weights()[number] if self._stage3 else ():
+            size = weight.partition_numel()
+            yield slice(start + min(size, max(0, weight.ds_numel - rank() * size)), start + size)
+            start += size
 
     @torch.no_grad()
     def clip(self, square: Tensor) -> None:
@@ -100,9 +109,13 @@ class ZeroPartitions(Shards):
                 return sum(_numel(weight) for weight in weights)
         return _numel(p)
 
+    def computed_with(self, params: list[Tensor]) -> list[Tensor]:
+        """The trained parameters of the model, which bf16 makes coarser than the partitions."""
+        return [weight for group in self._weights() for weight in group]
+
     def whole(self, params: Iterable[Tensor]) -> Iterator[Tensor]:
         """The trained parameters of the model, each gathered when its turn comes; all ranks must ask for all."""
-        weights = [weight for group in self._weights() for weight in group]
+        weights = self.computed_with([])
         if not self._stage3:
             yield from weights
             return
@@ -179,12 +192,11 @@ def is_zero(optimizer: Any) -> bool:
 
 def check_config(config: dict[str, Any]) -> None:
     """ValueError for a DeepSpeed config under which no controller can steer, and the way out."""
-    for key, why in (
-        ("scheduler", "DeepSpeed's own schedule would write the learning rates; take it out, the controller decides"),
-        ("optimizer", "DeepSpeed would make the optimizer; take it out, and Trainer or your script makes it (optim=)"),
-    ):
-        if key in config:
-            raise ValueError(f"the DeepSpeed config has '{key}': {why}")
+    if "scheduler" in config:
+        raise ValueError(
+            "the DeepSpeed config has 'scheduler', which would write the learning rates beside the controller; take "
+            "it out"
+        )
     zero = config.get("zero_optimization") or {}
     for key in ("offload_optimizer", "offload_param"):
         if (zero.get(key) or {}).get("device", "none") not in ("none", None):
@@ -195,17 +207,21 @@ def check_config(config: dict[str, Any]) -> None:
 
 
 def _check(zero: Any) -> None:
-    name, found = type(zero).__name__, version("deepspeed")
+    state = sys.modules.get("accelerate.state")
+    if state is not None and state.AcceleratorState._shared_state:
+        check_config(getattr(state.AcceleratorState().deepspeed_plugin, "deepspeed_config", {}))
+    name = type(zero).__name__
+    if name not in _STAGES:
+        raise ValueError(
+            f"DeepSpeed steps {name}, and a controller needs ZeRO of stage 1, 2 or 3 (zero_optimization.stage; with "
+            "bf16 stage 1 needs data_types.grad_accum_dtype='bf16', its default); stage 0 is DDP, so train under that"
+        )
+    found = version("deepspeed")
     if found not in TESTED:
         raise ValueError(
             f"DeepSpeed {found} is installed, and {' and '.join(TESTED)} alone is known here: gradients are in "
             f"buffers whose names may change from version to version. pip install deepspeed=={TESTED[-1]}, or train "
             "under FSDP or DDP"
-        )
-    if name not in _STAGES:
-        raise ValueError(
-            f"DeepSpeed steps {name}, and a controller needs ZeRO of stage 1, 2 or 3 (zero_optimization.stage; with "
-            "bf16 stage 1 needs data_types.grad_accum_dtype='bf16', its default); stage 0 is DDP, so train under that"
         )
     offload = any(getattr(zero, key, False) for key in ("cpu_offload", "offload_optimizer", "offload_param"))
     refused = {

@@ -68,7 +68,9 @@ class PendingUpdate:
 
     def _keeps_to_itself(self) -> bool:
         """Whether `fully_shard` keeps gradients to itself until the micro-batch that reduces them, or ZeRO always."""
-        return hasattr(self._optimizer, PARTITIONS) or hasattr(next(p for group in self._optimizer.param_groups for p in group["params"]), "placements")
+        return hasattr(self._optimizer, PARTITIONS) or hasattr(
+            next(p for group in self._optimizer.param_groups for p in group["params"]), "placements"
+        )
 
     def abandoned(self, losses: LossWindow, *, before_forward: bool) -> bool:
         """Whether the update of these losses is not going to happen.

@@ -7,6 +7,7 @@ clipping) and reports them before the optimizer steps. It composes with any Trai
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from ..sensors.replay import surrogate
 from ..sensors.requirements import REPLAYED
 from .cooldown import shorten, stop_after_cooldown
 from .data import ControllerData
+from .deepspeed import ahead_of_backward, check_deepspeed
 from .guard_callback import GuardCallback
 from .losses import is_surrogate, recorded
 from .saving import WholeCheckpoints
@@ -55,7 +57,7 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
     output folder, and `log_history` and the reporters receive `adaptive_lr/*` values.
 
     Raises:
-        ValueError: no controller, a scheduler passed beside it, DeepSpeed, or settings out of range.
+        ValueError: no controller, a scheduler passed beside it or one in DeepSpeed's config, or settings out of range.
     """
 
     lr_scheduler: Any
@@ -81,6 +83,7 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
         self._controller = None if controller is None else resolve_controller(controller)
         self.controller_dataset = controller_dataset
         super().__init__(*args, **kwargs)
+        check_deepspeed(self.accelerator)
         self._prepare_guard()
         if self._controller is None and not hasattr(self.args, "make_controller"):
             raise ValueError("no controller: pass controller=, or args=AdaptiveLRTrainingArguments(controller=...)")
@@ -131,11 +134,6 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> ControlledLR:
         """Build the [`ControlledLR`]; `train()` calls it once per run."""
-        if self.is_deepspeed_enabled:
-            raise ValueError(
-                "DeepSpeed steps the optimizer inside backward, before the loss and gradient norm are known; train "
-                "under DDP"
-            )
         if self.lr_scheduler is not None:
             existing: ControlledLR = self.lr_scheduler
             return existing
@@ -241,7 +239,15 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
             if self._look_ahead is not None:
                 self._look_ahead.add(replay, self.args.device)
 
-        with recorded(self, begins):
+        def hear(loss: Tensor) -> None:
+            # Trainer differentiates each micro-batch's share of the update's loss; its mean loss is that times the
+            # number of shares.
+            scheduler.observe(loss=loss * self.current_gradient_accumulation_steps)
+
+        if self.is_deepspeed_enabled and not scheduler.losses:  # its last backward pass makes the update
+            self._evaluate_if_due(model)
+        early = ahead_of_backward(self.accelerator, hear) if self.is_deepspeed_enabled else contextlib.nullcontext()
+        with recorded(self, begins), early:
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self._computes_loss = begun > 0
         needed = sorted(scheduler.controller.needs & REPLAYED) + ["DSA's second gradient"] * bool(self._look_ahead)
@@ -251,19 +257,23 @@ class AdaptiveLRMixin(WholeCheckpoints, ControllerData):
                 f"{type(self).__name__} calls compute_loss {begun} times, not once; use a controller that needs "
                 "nothing repeated, such as 'hypergradient', or an optimizer other than DSA"
             )
-        # Trainer returns each micro-batch's share of the update's loss; its mean loss is that times the number of
-        # shares.
-        scheduler.observe(loss=loss * self.current_gradient_accumulation_steps)
+        if not self.is_deepspeed_enabled:
+            hear(loss)
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        if self.is_deepspeed_enabled:  # the update has been made
+            return norm
         self.lr_scheduler.observe(grad_norm=norm)
         if self._guard is not None:
             self._guard.observe(losses=self.lr_scheduler.losses, grad_norm=norm)
+        self._evaluate_if_due(model)
+        return norm
+
+    def _evaluate_if_due(self, model: nn.Module) -> None:
         if self._evaluates_now():
             self.lr_scheduler.observe(eval_loss=self._mean_loss(model, self.controller_dataset))
-        return norm
 
     def _evaluates_now(self) -> bool:
         scheduler = self.lr_scheduler

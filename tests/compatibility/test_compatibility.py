@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_adaptive_lr.bench.rows import read_rows
-from tests.compatibility import optimizers, rollouts
+from tests.compatibility import optimizers, rollouts, sharding
 from tests.compatibility import page as compatibility
 from tests.compatibility.checks import Check, CheckFailed, require
 from tests.compatibility.page import CHECKS, measure, page
@@ -156,3 +156,13 @@ def test_the_page_of_rollouts_is_what_its_rows_say() -> None:
     rows = read_rows(cards / rollouts.ROWS)
     assert rollouts.page(rows) == (cards / rollouts.PAGE).read_text()
     assert {row["trainer"] for row in rows if row["row"] == "run"} == set(rollouts.TRAINERS)
+
+
+def test_the_page_of_sharding_is_what_its_rows_say() -> None:
+    """Of the small runs themselves are tests/test_sharded.py and tests/test_deepspeed.py."""
+    cards = Path(__file__).parents[2] / "model_cards"
+    rows = read_rows(cards / sharding.ROWS)
+    assert sharding.page(rows) == (cards / sharding.PAGE).read_text()
+    for row in rows:
+        assert row["ranks_equal"] or row["error"]
+        assert row["error"] or row["difference"] < (3e-2 if "bf16" in row["way"] else 2e-4)
