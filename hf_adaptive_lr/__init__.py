@@ -38,6 +38,7 @@ _HOMES = {
     "Cosine": "controllers",
     "GRUController": "controllers",
     "Hypergradient": "controllers",
+    "KLTarget": "controllers",
     "Linear": "controllers",
     "Plateau": "controllers",
     "Relative": "controllers",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from .controllers import Cosine as Cosine
     from .controllers import GRUController as GRUController
     from .controllers import Hypergradient as Hypergradient
+    from .controllers import KLTarget as KLTarget
     from .controllers import Linear as Linear
     from .controllers import MLRSNet as MLRSNet
     from .controllers import Plateau as Plateau

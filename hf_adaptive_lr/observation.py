@@ -64,6 +64,13 @@ OPTIONAL_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
             "update t-1: loss decrease on its own batch over the decrease the gradient promised",
             neutral=1.0,
         ),
+        "kl": FieldSpec(
+            "nats",
+            "update t-1: mean KL divergence of the predictions after it from those before, on its last micro-batch",
+            0,
+            _INF,
+            float("nan"),
+        ),
         "slope": FieldSpec(
             "loss / lr", "gradient t times the descent direction of update t-1, all groups", -_INF, _INF, 0.0
         ),
@@ -137,6 +144,10 @@ class Observation:
             loss is locally linear, near 0.5 the step is about optimal for a quadratic, below 0 it overshot.
         slope: g[t] . d[t-1], minus the derivative of batch t's loss in the previous learning rate (Baydin et al.
             2018); depends on the scale of the loss. 0 at the first update.
+        kl: sum over classes of p log(p / q), p the probabilities before update t-1 and q after it, with one dropout
+            mask; a mean over the positions of its last micro-batch (those of the attention mask, or labels, where
+            there are any) and all ranks, at most 20. NaN where there was none to measure, as at the first update.
+            Where the model returns log-probabilities of labels alone it is estimated from these.
         group_alignment: `alignment` of each parameter group, of `batch_shape + (n_groups,)`.
         group_slope: `slope` of each parameter group, of `batch_shape + (n_groups,)`.
         pretrained: share in [0, 1] of the trained matrices' entries whose matrix does not look freshly drawn: 0 for a
@@ -172,6 +183,7 @@ class Observation:
     alignment: Tensor | None = None
     update_ratio: Tensor | None = None
     gain_ratio: Tensor | None = None
+    kl: Tensor | None = None
     slope: Tensor | None = None
     group_alignment: Tensor | None = None
     group_slope: Tensor | None = None

@@ -8,6 +8,7 @@ from .constant import Constant as Constant
 from .cosine import Cosine as Cosine
 from .gru import GRUController as GRUController
 from .hypergradient import Hypergradient as Hypergradient
+from .kl_target import KLTarget as KLTarget
 from .linear import Linear as Linear
 from .mlr_snet import MLRSNet as MLRSNet
 from .plateau import Plateau as Plateau
@@ -27,6 +28,7 @@ _CLASSES: tuple[type[Controller], ...] = (
     WarmupStableDecay,
     Plateau,
     Hypergradient,
+    KLTarget,
     PLRS,
     MLRSNet,
     ActorCritic,

@@ -36,6 +36,7 @@ _TEMPLATE = Path(__file__).with_name("card_template.md")
 _COSTS: Mapping[str, str] = {
     "eval_loss": "forward passes over held-out rows of the controller's own, at each evaluation",
     "gain_ratio": "one more forward pass of the same batch, at each decision",
+    "kl": "one more forward pass of the last micro-batch, at each decision",
     "loss_after": "one more forward pass of the same batch, at each update it learns from",
     "loss_other": "a forward pass of another batch, at each update it learns from",
     "meta_inner": "a forward and a backward pass of a held-out batch, at each update it learns from",

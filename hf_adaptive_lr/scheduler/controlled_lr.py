@@ -151,6 +151,7 @@ class ControlledLR(LRScheduler):
         loss: Tensor | float | None = None,
         grad_norm: Tensor | float | None = None,
         eval_loss: Tensor | float | None = None,
+        kl: Tensor | float | None = None,
         logits: Tensor | None = None,
         closure: Callable[[], Tensor] | None = None,
     ) -> None:
@@ -162,6 +163,8 @@ class ControlledLR(LRScheduler):
             loss: unscaled mean loss of the micro-batch (not divided by accumulation steps), 0-d.
             grad_norm: L2 norm of the accumulated gradient before clipping, 0-d.
             eval_loss: a new loss on the controller's own held-out data.
+            kl: KL divergence of the update before, in nats for each prediction, where you measure it yourself; takes
+                the place of the one that is measured here, on all ranks or none.
             logits: the micro-batch's logits, (batch, classes), for controllers that look at predictions; the forward
                 hook finds them by itself.
             closure: recomputes this micro-batch's loss without gradients; for controllers that need `gain_ratio` or an
@@ -169,9 +172,11 @@ class ControlledLR(LRScheduler):
                 call `before_forward()` ahead of the forward pass then.
 
         Raises:
-            ValueError: `loss`, `grad_norm` or `eval_loss` is not a single number.
+            ValueError: `loss`, `grad_norm`, `eval_loss` or `kl` is not a single number.
         """
-        self._signals.observe(loss=loss, grad_norm=grad_norm, eval_loss=eval_loss, logits=logits, closure=closure)
+        self._signals.observe(
+            loss=loss, grad_norm=grad_norm, eval_loss=eval_loss, kl=kl, logits=logits, closure=closure
+        )
 
     def before_forward(self, replay: Callable[[], Tensor] | None = None) -> None:
         """Announce the forward pass of a training micro-batch; the forward hook does it by itself.

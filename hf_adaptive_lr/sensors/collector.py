@@ -23,8 +23,9 @@ from ..distributed import PARTITIONS, Shards, average_values, check_unsharded, r
 from ..observation import OPTIONAL_FIELDS, OUTCOME_FIELDS, Outcome, Value
 from .deepspeed import ZeroPartitions, check_not_inside
 from .difference import DifferenceSensor
+from .divergence import DivergenceSensor
 from .evaluation import EvaluationLoss
-from .forward_hook import ForwardHook, differentiable
+from .forward_hook import ForwardHook, differentiable, loss_of
 from .gain import NEUTRAL, GainSensor
 from .grad_norm import GradNorm, check_unscaled
 from .gradients import direction_sums, forget_direction, read_directions, remember_direction
@@ -35,7 +36,15 @@ from .pending import PendingUpdate
 from .predictions import LOGIT_FIELDS, PREDICTION_FIELDS, ModelSensors, find_logits
 from .readable import DIRECTION_FIELDS
 from .replay import RecordedPasses
-from .requirements import LOSSES, REPLAYED, check_adapters, check_measurable, check_trained, check_training_mode
+from .requirements import (
+    LOSSES,
+    REPLAYED,
+    check_adapters,
+    check_measurable,
+    check_predicted,
+    check_trained,
+    check_training_mode,
+)
 from .trained_loss import TrainedLoss
 from .weights import WEIGHT_FIELDS
 
@@ -93,10 +102,12 @@ class SignalCollector:
             GainSensor(optimizer),
             DifferenceSensor(optimizer, needs, budget=copy_budget, seed=seed),
         )
+        self._divergence = DivergenceSensor(model)
         self._still: list[int] = []  # places of parameters that the previous update did not move
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to
         self.clear()
-        self._hook = ForwardHook(model, self) if model is not None and (hook or needs & LOGIT_FIELDS) else None
+        sees = hook or bool(needs & (LOGIT_FIELDS | {"kl"}))
+        self._hook = ForwardHook(model, self) if model is not None and sees else None
 
     def clear(self) -> None:
         """Forget the reports about an update that was applied, or is not going to be."""
@@ -107,6 +118,7 @@ class SignalCollector:
         self._outcomes.clear()
         self._gain.clear()
         self._difference.clear()
+        self._divergence.clear()
         self._inside.logits = None
         self._pending.clear()
         self.in_step = False
@@ -141,10 +153,12 @@ class SignalCollector:
         repeats = outcome or ("gain_ratio" in self.needs and plan.next_decides)
         self._passes.begin(replay, self._first_param().device if repeats else None)
 
-    def pass_begins(self, replay: Callable[[], Tensor] | None) -> None:
+    def pass_begins(self, again: Callable[[], Any]) -> None:
         """Called by the forward hook before a pass."""
         if self._takes_losses:
-            self.before_forward(replay)
+            self.before_forward(lambda: loss_of(again()))
+        if self._measures_kl() and not self.in_step:
+            self._divergence.begin(again, self._first_param().device)
 
     def pass_ended(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
         """Called by the forward hook after a pass, with the loss that it found in the output."""
@@ -152,6 +166,8 @@ class SignalCollector:
             return
         if self.needs & LOGIT_FIELDS:
             self._inside.logits = find_logits(output)
+        if "kl" in self.needs:
+            self._divergence.end(output, kwargs, keep=self._measures_kl())
         if self._listens():
             self._norm.listen(differentiable(output))
         if self._takes_losses:
@@ -181,13 +197,14 @@ class SignalCollector:
         loss: Tensor | float | None,
         grad_norm: Tensor | float | None,
         eval_loss: Tensor | float | None,
+        kl: Tensor | float | None,
         logits: Tensor | None,
         closure: Callable[[], Tensor] | None,
     ) -> None:
         """See [`ControlledLR.observe`]."""
         if logits is not None and self.needs & LOGIT_FIELDS:
             self._inside.logits = logits
-        given = {"loss": loss, "grad_norm": grad_norm, "eval_loss": eval_loss}.items()
+        given = {"loss": loss, "grad_norm": grad_norm, "eval_loss": eval_loss, "kl": kl}.items()
         tensors = {name: self._scalar(name, value) for name, value in given if value is not None}
         if loss is not None:
             self._observe_loss(loss, tensors["loss"])
@@ -197,6 +214,8 @@ class SignalCollector:
             self._passes.set_replay(closure)
         if "eval_loss" in tensors:
             self._evaluation.observe(tensors["eval_loss"])
+        if "kl" in tensors:
+            self._divergence.observe(tensors["kl"])
 
     def _observe_loss(self, loss: Tensor | float, value: Tensor) -> None:
         if self._pending.abandoned(self.losses, before_forward=False):
@@ -212,6 +231,9 @@ class SignalCollector:
             self._pending.listen(tensor)
             if tensor.requires_grad and self._listens():
                 self._norm.listen([tensor])
+
+    def _measures_kl(self) -> bool:
+        return "kl" in self.needs and self._plan().next_decides
 
     def _listens(self) -> bool:
         """Whether this update's passes are needed: at decisions, for gain ratios, for the first check."""
@@ -271,6 +293,7 @@ class SignalCollector:
         if self._hook is not None and self.model is not None and not self.model.training:
             check_training_mode(self.needs, self.losses, self._norm)
         check_measurable(self.needs, self.losses, self._passes, self._norm, ranks=world_size(self.group))
+        check_predicted(self.needs, self.model, readable=self._divergence.readable)
         self._watched = self._watches()
         if self._watched and not due:  # else with what else is read
             check_trained(self.needs, self._trained, float(self._trained.deviation(self._first_param().device)))
@@ -286,7 +309,7 @@ class SignalCollector:
         if not wanted:
             return {}
         if self._prepared_for != update:  # a decision that nobody could foresee, after extend() for instance
-            self._gain.ratio, self._difference.ratio = NEUTRAL, 0.0
+            self._gain.ratio, self._difference.ratio, self._divergence.value = NEUTRAL, 0.0, math.nan
             self._still = []
             forget_direction(self.optimizer)
         values = self._measure(wanted, last_lrs)
@@ -316,6 +339,8 @@ class SignalCollector:
         values |= self._inside.measure(wanted, self._shards, first_rank=rank(self.group) == 0)
         if "eval_loss" in wanted:
             values |= self._evaluation.fields()
+        if "kl" in wanted:
+            values |= self._divergence.fields()
         if self._watched:
             values["deviation"] = self._trained.deviation(self._first_param().device)
         return values
@@ -334,6 +359,8 @@ class SignalCollector:
             means[name] *= world_size(self.group)  # the other ranks gave 0
         if "gain_ratio" in wanted:
             means["gain_ratio"] = self._gain.ratio
+        if "kl" in wanted:
+            means["kl"] = self._divergence.read(means["kl"], means.pop("kl_count"))
         if "update_ratio" in wanted and self._difference.wanted:
             means["update_ratio"] = self._difference.ratio
         return means
@@ -376,6 +403,7 @@ class SignalCollector:
         self._difference.after_step(
             lambda: self._adapters, lambda: self._shards, lambda terms: self._exchange(terms, [])
         )
+        self._divergence.after_step(lambda terms: self._exchange(terms, []))
         self._pending.applied()
         self.clear()
 
@@ -388,6 +416,7 @@ class SignalCollector:
             "gain_ratio": self._gain.ratio,
             "update_ratio": self._difference.ratio,
             "sampled": self._difference.share,
+            "kl": self._divergence.value,
             "prepared_for": self._prepared_for,
             "without_gradient": list(self._still),
             "pretrained": None if self._inside.pretrained is None else list(self._inside.pretrained),
@@ -400,6 +429,7 @@ class SignalCollector:
         self._evaluation.value, self._gain.ratio = float(state["eval_loss"]), float(state["gain_ratio"])
         self._difference.ratio = float(state.get("update_ratio", 0.0))
         self._difference.share = float(state.get("sampled", 1.0))
+        self._divergence.value = float(state.get("kl", math.nan))
         self._prepared_for = int(state["prepared_for"])
         self._still = [int(place) for place in state.get("without_gradient", ())]
         self._inside.before = state.get("probabilities")

@@ -20,8 +20,8 @@ from torch.autograd import Variable
 class ForwardListener(Protocol):
     """Receives the forward passes of a model from a [`ForwardHook`]."""
 
-    def pass_begins(self, replay: Callable[[], Tensor] | None) -> None:
-        """A training micro-batch is about to be computed; `replay` computes its loss again."""
+    def pass_begins(self, again: Callable[[], Any]) -> None:
+        """A training micro-batch is about to be computed; `again` computes the model's output once more."""
 
     def pass_ended(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:
         """The model returned this output for the micro-batch, and in it this loss, of shape () or (1,), if any."""
@@ -59,7 +59,7 @@ class ForwardHook:
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         listener = self._active(module)
         if listener is not None:
-            listener.pass_begins(lambda: _loss_of(module(*args, **kwargs)))
+            listener.pass_begins(lambda: module(*args, **kwargs))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         listener = self._active(module)
@@ -97,7 +97,8 @@ def _find_loss(output: Any) -> Tensor | None:
     return loss if isinstance(loss, Tensor) and tuple(loss.shape) in shapes and loss.requires_grad else None
 
 
-def _loss_of(output: Any) -> Tensor:
+def loss_of(output: Any) -> Tensor:
+    """The loss in a model's output, 0-d."""
     loss = _loss_field(output)
     chosen: Tensor = loss if loss is not None else output[0]
     return chosen.reshape(())

@@ -59,7 +59,7 @@ class LossWindow:
     def __len__(self) -> int:
         return len(self.losses)
 
-    def pass_begins(self, replay: Callable[[], Tensor] | None) -> None:
+    def pass_begins(self, again: Callable[[], Any]) -> None:
         """Called by the forward hook before a pass; nothing is kept of it."""
 
     def pass_ended(self, loss: Tensor | None, kwargs: Mapping[str, Any], output: Any) -> None:

@@ -89,6 +89,18 @@ def check_measurable(
         )
 
 
+def check_predicted(needs: frozenset[str], model: nn.Module | None, *, readable: bool) -> None:
+    """ValueError where `kl` is needed, no pass of the model returned predictions, and nobody reported it."""
+    if "kl" not in needs or readable:
+        return
+    why = "there is no model to look at" if model is None else "the model returned neither logits nor log_probs"
+    raise ValueError(
+        f"the controller needs kl, the KL divergence of an update's predictions, and {why}; pass model=, the "
+        "unwrapped module, whose training passes return them, or report what you measure yourself with "
+        "observe(kl=...) ahead of every decision, with NaN where there is none yet"
+    )
+
+
 def check_trained(needs: frozenset[str], trained: TrainedLoss, deviation: float, *, late: bool = False) -> None:
     """ValueError where the loss in the model's output is not the one that the backward passes differentiate.
 

@@ -1,10 +1,12 @@
-"""GRPO and RLOO on a tiny model whose reward can reach 1: what a controller and the guard do to them.
+"""TRL's GRPO, RLOO, DPO, KTO and Reward trainers on tiny models: controllers, the guard, and steps too large.
 
     python -m tests.compatibility.rollouts --output-dir model_cards
+    python -m tests.compatibility.rollouts --output-dir model_cards --only rates    # the other rows stay
 
-Every run is one of TRL's trainers, through the subclass or the callback, with `constant` (the user's learning rate) or
-`universal`, with and without the guard. The reward is the share of words of a completion that are the right one.
-Generations are counted by the calls of the reward function: one for each update, however often a loss is looked at.
+Runs at multiples of a rate, and the signals that tell, are in `steps.py`. Every other run is one of TRL's trainers,
+through the subclass or the callback, with `constant` (the user's learning rate) or `universal`, with and without the
+guard. The reward is the share of words of a completion that are the right one. Generations are counted by the calls
+of the reward function: one for each update, however often a loss is looked at.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import json
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,13 @@ import trl
 from tqdm import tqdm
 
 from hf_adaptive_lr.artifacts import replace_file
+from hf_adaptive_lr.bench.pictures import png
 from hf_adaptive_lr.bench.rows import Row, read_rows, write_rows
 from hf_adaptive_lr.bench.studies.measured import header
 from hf_adaptive_lr.hub.markdown import table
 from hf_adaptive_lr.trainer.callback import AdaptiveLRCallback
 from hf_adaptive_lr.trainer.guard_callback import GuardCallback
+from tests.compatibility import steps
 from tests.compatibility.checks import Kit
 from tests.compatibility.trainers import ROLLOUT, dogs, rollout_parts
 
@@ -97,13 +101,20 @@ def _mean(values: Sequence[float]) -> float | None:
     return round(sum(values) / len(values), 4) if values else None
 
 
-def measure(seeds: int, updates: int) -> Iterable[Row]:
+def measure_runs(seeds: int, updates: int) -> Iterable[Row]:
     """The rows of all combinations."""
     ways = itertools.product(
         TRAINERS, ("subclass", "callback"), ("constant", "universal"), (False, True), range(seeds)
     )
     for name, integration, controller, guard, seed in tqdm(list(ways), unit="run"):
         yield run(name, integration, controller, guard=guard, seed=seed, updates=updates)
+
+
+PARTS: dict[str, Callable[[int, int], Iterable[Row]]] = {
+    "runs": measure_runs,
+    "rates": steps.measure_rates,
+    "signals": steps.measure_signals,
+}
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -116,11 +127,43 @@ def page(rows: Sequence[Row]) -> str:
     lines = [[*key[:3], "yes" if key[3] else "no", *_cells(group)] for key, group in groups.items()]
     seeds = len({row["seed"] for row in runs})
     titles = ["trainer", "through", "controller", "guard", "first reward", "last reward", "alarms", "generations"]
-    return f"""# GRPO and RLOO
+    rates = sorted({row["seed"] for row in rows if row["row"] == "rate"})
+    return f"""# GRPO, RLOO, DPO, KTO and Reward
 
-Means over {seeds} seeds of {max(row["updates"] for row in runs)} updates of a tiny model, whose reward is the share of
-the words of a completion that are the right one, at most 1: over the first and the last {LAST} updates. `constant` is
-AdamW at {LR:g}. Alarms are all that the guard did, in all seeds together. Each update generates once.
+Tiny models; nothing here says what large ones do.
+
+## A learning rate that is too large
+
+The recipe of [examples/grpo.py](../examples/grpo.py): GRPO on a Llama of some ten thousand weights that learns to
+repeat the first word of its prompt, {steps.UPDATES} updates, a reward of at most 1. Mean reward of the last
+{steps.LAST} updates, and in brackets of all, at multiples of {steps.USUAL:g}; {len(rates)} seeds. `universal` finds a
+rate of its own.
+
+{steps.rates_table(rows)}
+
+![Rewards and learning rates]({steps.PICTURE})
+
+## Which signal tells
+
+The same words in five of TRL's trainers, {steps.SHORT} updates: in the mean of the last {steps.LAST}, one minus the
+reward (GRPO, RLOO) or the loss. Short is a run that came less than half as far down as the best of its trainer.
+
+{steps.ends_table(rows)}
+
+Medians of {steps.EARLY} updates of `constant`, from the second on, at each multiple. A run is ruined that
+fell short at a larger rate than that of the best. In the last column is the share of pairs of updates, one of
+a ruined run and one of another, in which the ruined one's is the larger: 1 or 0 tells them apart, 0.5 does
+not. `kl` is the divergence of one update, at which `kl_target` looks. What the trainers log as `kl` is the
+one from the reference model: a distance, not a step; DPO and Reward log none.
+
+{steps.signals_table(rows)}
+
+## Every way to attach it, and the guard
+
+GRPO and RLOO. Means over {seeds} seeds of {max(row["updates"] for row in runs)} updates of a tiny model,
+whose reward is the share of the words of a completion that are the right one, at most 1: over the first
+and the last {LAST} updates. `constant` is AdamW at {LR:g}. Alarms are all that the guard did, in all
+seeds together. Each update generates once.
 
 {table(titles, lines).strip()}
 
@@ -147,14 +190,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"runs of each kind; {SEEDS} if not given")
     parser.add_argument("--updates", type=int, default=UPDATES, help=f"length of a run; {UPDATES} if not given")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder of the page and its rows")
+    parser.add_argument("--only", choices=PARTS, nargs="*", default=list(PARTS), help="measure these, or none")
     options = parser.parse_args(argv)
     if options.seeds < 1 or options.updates < 2:
         parser.error("--seeds must be at least 1 and --updates at least 2")
-    rows = [header("python -m tests.compatibility.rollouts", ["trl"])]
-    rows += measure(options.seeds, options.updates)
-    write_rows(options.output_dir / ROWS, rows)
-    replace_file(options.output_dir / PAGE, page(read_rows(options.output_dir / ROWS)))
-    print(json.dumps({"runs": len(rows) - 1, "page": str(options.output_dir / PAGE)}))
+    for part in options.only:
+        found = [header(f"python -m tests.compatibility.rollouts --only {part}", ["trl"], part=part)]
+        found += ({**row, "part": part} for row in PARTS[part](options.seeds, options.updates))
+        kept = [row for row in read_rows(options.output_dir / ROWS) if row.get("part", "runs") != part]
+        write_rows(options.output_dir / ROWS, [*kept, *found])
+    rows = read_rows(options.output_dir / ROWS)
+    replace_file(options.output_dir / PAGE, page(rows))
+    replace_file(options.output_dir / steps.PICTURE, lambda path: path.write_bytes(png(steps.draw(rows))))
+    print(json.dumps({"rows": len(rows), "page": str(options.output_dir / PAGE)}))
     return 0
 
 
