@@ -22,7 +22,7 @@ TIERS = {
     """,
     # The benchmark and the studies: their runs, their statistics, and the pages that their rows make.
     "bench": """
-        bench_data bench_page bench_sources bench_stats bench_tasks benchmark guard_study overhead paper_study
+        bench_data bench_page bench_sources bench_stats bench_tasks benchmark gpu guard_study overhead paper_study
         runner studies systems
     """,
 }

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from hf_adaptive_lr.artifacts import replace_file
 from hf_adaptive_lr.bench.pictures import png
-from hf_adaptive_lr.bench.rows import Row, read_rows, write_rows
+from hf_adaptive_lr.bench.rows import Row, append_row, pack, read_rows, write_rows
 from hf_adaptive_lr.bench.studies.measured import header
 from hf_adaptive_lr.hub.markdown import table
 from hf_adaptive_lr.trainer.callback import AdaptiveLRCallback
@@ -194,12 +194,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.seeds < 1 or options.updates < 2:
         parser.error("--seeds must be at least 1 and --updates at least 2")
+    file = options.output_dir / ROWS
     for part in options.only:
-        found = [header(f"python -m tests.compatibility.rollouts --only {part}", ["trl"], part=part)]
-        found += ({**row, "part": part} for row in PARTS[part](options.seeds, options.updates))
-        kept = [row for row in read_rows(options.output_dir / ROWS) if row.get("part", "runs") != part]
-        write_rows(options.output_dir / ROWS, [*kept, *found])
-    rows = read_rows(options.output_dir / ROWS)
+        kept = [row for row in read_rows(file) if row.get("part", "runs") != part]
+        command = f"python -m tests.compatibility.rollouts --only {part} --seeds {options.seeds}"
+        write_rows(file, [*kept, header(command, ["trl"], part=part)])
+        for row in PARTS[part](options.seeds, options.updates):
+            append_row(file, {**row, "part": part})
+        pack(file)
+    rows = read_rows(file)
     replace_file(options.output_dir / PAGE, page(rows))
     replace_file(options.output_dir / steps.PICTURE, lambda path: path.write_bytes(png(steps.draw(rows))))
     print(json.dumps({"rows": len(rows), "page": str(options.output_dir / PAGE)}))

@@ -205,10 +205,14 @@ def _found(rows: Iterable[Mapping[str, Any]], kind: str, **wanted: Any) -> list[
     return [row for row in rows if row["row"] == kind and all(row[key] == value for key, value in wanted.items())]
 
 
+def _measured(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return [name for name in TRAINERS if any(row.get("trainer") == name for row in _found(rows, "signal"))]
+
+
 def signals_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: medians of the signals of early updates at each multiple, and how well they tell the ruined runs."""
     lines = []
-    for name in TRAINERS:
+    for name in _measured(rows):
         runs = _found(rows, "signal", trainer=name, method="constant")
         for signal in runs[0]["signals"]:
             by = [_values([row for row in runs if row["times"] == times], signal) for times in TIMES]
@@ -219,7 +223,7 @@ def signals_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def ends_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: how the runs of all trainers ended."""
     lines = []
-    for name, method in itertools.product(TRAINERS, ("constant", "kl_target")):
+    for name, method in itertools.product(_measured(rows), ("constant", "kl_target")):
         all_, runs = _found(rows, "signal", trainer=name), _found(rows, "signal", trainer=name, method=method)
         by = [[row for row in runs if row["times"] == times] for times in TIMES]
         ends = [fmean(math.nan if row["last"] is None else row["last"] for row in group) for group in by]

@@ -123,10 +123,10 @@ def measure(what: str, size: Size, pairs: int) -> list[Row]:
     return [{**row, "target": TARGETS[what] if large and row["method"] != NOISE else None} for row in rows]
 
 
-def trainer_for(method: Method, size: Size, updates: int, folder: str) -> Trainer:
+def trainer_for(method: Method, size: Size, updates: int, folder: str, **changes: Any) -> Trainer:
     """A trainer with the Trainer's defaults (AdamW, clipping at 1.0) but for what the measurement needs."""
     settings = trainer_settings(folder, updates, size.batch, TRAINER_LR, 0)
-    settings |= {"optim": "adamw_torch", "logging_strategy": "steps", "logging_steps": 10}
+    settings |= {"optim": "adamw_torch", "logging_strategy": "steps", "logging_steps": 10, **changes}
     torch.manual_seed(0)
     inputs: dict[str, Any] = {"model": size.model(), "train_dataset": size.rows(64 * size.batch, 0)}
     if method.guard:
