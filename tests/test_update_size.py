@@ -1,4 +1,4 @@
-"""Updates of a known size: where they begin, how they fall, what bounds and what raises them, what is not looked at."""
+"""Updates of a known size: where they begin and how they fall, what bounds and raises them, what is not looked at."""
 
 from __future__ import annotations
 
@@ -189,7 +189,14 @@ def test_feedback_finds_a_rate_far_above_the_first_guess() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [{"fresh": 0.0}, {"pretrained": 2.0}, {"pretrained": math.nan}, {"length_power": -0.5}, {"usual": -0.1}, {"gain": -1.0}],
+    [
+        {"fresh": 0.0},
+        {"pretrained": 2.0},
+        {"pretrained": math.nan},
+        {"length_power": -0.5},
+        {"usual": -0.1},
+        {"gain": -1.0},
+    ],
 )
 def test_settings_out_of_range_are_refused(config) -> None:
     (name,) = config

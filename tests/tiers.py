@@ -8,10 +8,10 @@ TIERS = {
     # Contracts, formulas and files: seconds a file, within one process.
     "core": """
         actor_critic adapters bilevel cadence card cli_options controllers difference dsa envelope files_of_v0_1
-        finetune_data gain guard hostile idle_updates imports integrations kl_target layer_groups look loss_window mlr_snet
-        model_places model_sensors negative_losses other_writers own_code pending_updates plrs ppo_schedule
-        precision range_test refine report sampled_difference start update_size reported_loss runtime sensors snapshot tasks trace
-        trained_loss universal updates
+        finetune_data gain guard hostile idle_updates imports integrations kl_target layer_groups look loss_window
+        mlr_snet model_places model_sensors negative_losses other_writers own_code pending_updates plrs ppo_schedule
+        precision range_test refine report sampled_difference start update_size reported_loss runtime sensors
+        snapshot tasks trace trained_loss universal updates
     """,
     # Whole trainings, several processes, the Hub, the command line, other libraries, the demo and the examples.
     "integration": """

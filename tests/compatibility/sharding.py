@@ -109,8 +109,8 @@ def page(rows: Iterable[Row]) -> str:
 Every number is the largest difference from one process with all the data, of the same tiny net, with clipping and
 accumulation of two micro-batches for the first two columns; every rank has data of its own (tensor parallelism has
 none). Of learning rates and relative updates it is relative, of other signals absolute where they are below 1.
-Rounding alone gives up to 2e-4 in float32; under bf16 the net itself computes in bfloat16. All ranks held the same bits,
-unless it says otherwise. On CPUs with gloo, never on GPUs. Versions: {", ".join(used)}.
+Rounding alone gives up to 2e-4 in float32; under bf16 the net itself computes in bfloat16. All ranks held the same
+bits, unless it says otherwise. On CPUs with gloo, never on GPUs. Versions: {", ".join(used)}.
 
 {table(["weights", "processes", *_TITLES], lines).strip()}
 
