@@ -163,11 +163,8 @@ def test_a_raise_is_taken_back_where_updates_overshoot_and_never_more_than_that(
     assert raised[-1] == 1.0
 
 
-def test_in_a_warm_up_a_raise_is_less_by_what_the_warm_up_does_itself() -> None:
-    plain = raises([0.1] * 5)[-1]
-    assert raises([0.1] * 5, [0.5] * 5)[-1] == pytest.approx(plain)
-    assert raises([0.1] * 5, [0.5, 0.5, 0.5, 0.5, 0.7])[-1] == pytest.approx(plain * 0.5 / 0.7)
-    assert raises([0.1] * 5, [0.1, 0.2, 0.4, 0.6, 0.9])[-1] == 1.0
+def test_nothing_is_read_from_updates_that_were_shorter_than_answered() -> None:
+    assert raises([0.5] * 12, [0.1 * k for k in range(1, 9)] + [1.0] * 4) == [1.0] * 11 + [pytest.approx(3.0)]
 
 
 def test_feedback_finds_a_rate_far_above_the_first_guess() -> None:

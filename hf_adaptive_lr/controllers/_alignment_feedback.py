@@ -8,8 +8,8 @@ only now and then:
     log raise <- log raise + gain * readings * shrunk mean        shrunk: what is left of it beyond error and dead zone
 
 The mean over some readings must exceed its standard error by a dead zone, which is wider downwards: noise alone makes
-the mean negative at rates that are good in the long run (Wu et al. 2018, arXiv:1803.02021). Updates that grow in a
-warm-up are raised by so much less. Never below the rate that there would be without it.
+the mean negative at rates that are good in the long run (Wu et al. 2018, arXiv:1803.02021). Nothing is read in a
+warm-up, where updates are short on purpose. Never below the rate that there would be without it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ READINGS = 4
 MAX_MOVE, MAX_RAISE = 3.0, 32.0
 """Factors: of one move, up or down, and of all together."""
 _RISE_ABOVE, _FALL_BELOW = 0.02, -0.05  # mean alignments
+_NEARLY = 0.99
 
 
 def init(batch_shape: tuple[int, ...], device: torch.device | str | None = None) -> dict[str, Tensor]:
     """State before the first update: the raise's logarithm, and sums over the readings since the last move."""
-    names = ("raised", "readings", "sum", "squares", "ramp")
+    names = ("raised", "readings", "sum", "squares")
     return {name: torch.zeros(batch_shape, dtype=torch.float64, device=device) for name in names}
 
 
@@ -39,35 +40,27 @@ def update(obs: Observation, state: Mapping[str, Tensor], gain: float, known: Te
     """The state with one more reading in it, and with the move that is then due.
 
     Args:
-        obs: has `alignment`; `last_lr` beside `lr` tells how far a warm-up has come.
+        obs: has `alignment`; `last_lr` beside `lr` tells whether the update was shorter than was answered.
         state: from `init` or the last call.
         gain: what a mean alignment of 1 adds to the logarithm of the rate for each of its readings.
         known: bool of batch_shape, False where the update before says nothing.
     """
+    known = known & _whole(obs)
     seen = torch.where(known, obs.require("alignment").double(), 0.0)
     count, total = state["readings"] + known.double(), state["sum"] + seen
     squares = state["squares"] + seen**2
-    ramp = _ramp(obs)
-    before = torch.where(state["ramp"] > 0, state["ramp"], ramp)
     mean = total / count.clamp_min(1)
     error = ((squares / count.clamp_min(1) - mean**2).clamp_min(0) / (count - 1).clamp_min(1)).sqrt()
     shrunk = (mean - error - _RISE_ABOVE).clamp_min(0) + (mean + error - _FALL_BELOW).clamp_max(0)
     move = (gain * count * shrunk).clamp(-math.log(MAX_MOVE), math.log(MAX_MOVE))
-    grown = (ramp / before).log().clamp_min(0)  # the warm-up lengthens updates by itself
-    move = torch.where(move > 0, (move - grown).clamp_min(0), move)
     due = count >= READINGS
     raised = torch.where(due, state["raised"] + move, state["raised"]).clamp(0.0, math.log(MAX_RAISE))
     sums = {"readings": count, "sum": total, "squares": squares}
-    return {
-        "raised": raised,
-        **{name: torch.where(due, 0.0, value) for name, value in sums.items()},
-        "ramp": torch.where(due, ramp, before),
-    }
+    return {"raised": raised, **{name: torch.where(due, 0.0, value) for name, value in sums.items()}}
 
 
-def _ramp(obs: Observation) -> Tensor:
-    """Share of its answer at which the previous update was made, in (0, 1]; 1 where none is known."""
+def _whole(obs: Observation) -> Tensor:
+    """Whether the previous update was made at the rate that was answered: no warm-up, no cooldown, no guard's cut."""
     if obs.last_lr is None:
-        return torch.ones_like(obs.lr, dtype=torch.float64)
-    rate = (obs.last_lr / obs.lr.clamp_min(torch.finfo(obs.lr.dtype).tiny)).double()
-    return torch.where((rate > 0) & torch.isfinite(rate), rate, 1.0).clamp_max(1.0)
+        return torch.ones_like(obs.lr, dtype=torch.bool)
+    return obs.last_lr >= _NEARLY * obs.lr
