@@ -61,7 +61,7 @@ def genders() -> Split:
     for german, _ in _ding():
         for noun, gender in re.findall(r"(?:^|; )([A-ZÄÖÜ][a-zäöüß]{2,}) \{([fmn])\}", german):
             nouns.setdefault(noun, set()).add(gender)
-    rows = [(noun, GENDERS.index(*found)) for noun, found in nouns.items() if len(found) == 1]
+    rows = [(noun, GENDERS.index(found.pop())) for noun, found in nouns.items() if len(found) == 1]
     return divided(Raw([noun for noun, _ in rows], [label for _, label in rows]))
 
 
