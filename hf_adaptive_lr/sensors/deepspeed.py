@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +24,10 @@ from ..distributed import PARTITIONS, Shards, rank, world_size
 
 TESTED = ("0.19.8",)
 """Versions of DeepSpeed whose buffers are known."""
+_WITHOUT_ZERO = (
+    "DeepSpeed steps {}, and a controller needs ZeRO of stage 1, 2 or 3 (zero_optimization.stage; with bf16 stage 1 "
+    "needs data_types.grad_accum_dtype='bf16', its default); stage 0 is DDP, so train under that"
+)
 _STAGES = ("DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3")
 
 
@@ -165,10 +170,14 @@ def zero_partitions(zero: Any) -> Optimizer:
     seen: Optimizer = kind.__new__(kind)
     Optimizer.__setstate__(seen, {"defaults": zero.optimizer.defaults})  # its hooks, and no groups of its own
     zero.step = _hooked(zero.step, seen, parts)
-    loaded = seen._optimizer_load_state_dict_post_hooks
-    zero.optimizer.register_load_state_dict_post_hook(lambda _: [hook(seen) for hook in loaded.values()] and None)
+    zero.optimizer.register_load_state_dict_post_hook(partial(_loaded, seen))
     setattr(zero, PARTITIONS, seen)
     return seen
+
+
+def _loaded(seen: Optimizer, inside: Optimizer) -> None:
+    for hook in seen._optimizer_load_state_dict_post_hooks.values():
+        hook(seen)
 
 
 def _hooked(step: Callable[[], None], seen: Optimizer, parts: ZeroPartitions) -> Callable[..., None]:
@@ -186,8 +195,8 @@ def _hooked(step: Callable[[], None], seen: Optimizer, parts: ZeroPartitions) ->
 
 
 def is_zero(optimizer: Any) -> bool:
-    """Whether this is an optimizer of DeepSpeed's, which is no torch optimizer."""
-    return type(optimizer).__module__.split(".")[0] == "deepspeed"
+    """Whether this is a wrapper of DeepSpeed's around an optimizer; its FusedAdam and the like are torch optimizers."""
+    return type(optimizer).__module__.split(".")[0] == "deepspeed" and not isinstance(optimizer, Optimizer)
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -212,10 +221,7 @@ def _check(zero: Any) -> None:
         check_config(getattr(state.AcceleratorState().deepspeed_plugin, "deepspeed_config", {}))
     name = type(zero).__name__
     if name not in _STAGES:
-        raise ValueError(
-            f"DeepSpeed steps {name}, and a controller needs ZeRO of stage 1, 2 or 3 (zero_optimization.stage; with "
-            "bf16 stage 1 needs data_types.grad_accum_dtype='bf16', its default); stage 0 is DDP, so train under that"
-        )
+        raise ValueError(_WITHOUT_ZERO.format(name))
     found = version("deepspeed")
     if found not in TESTED:
         raise ValueError(
@@ -240,12 +246,18 @@ def _check(zero: Any) -> None:
 
 
 def check_not_inside(optimizer: Optimizer) -> None:
-    """ValueError where ZeRO is stepping the optimizer: a scheduler was made for it before `accelerator.prepare`."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and getattr(optimizer, PARTITIONS, None) is None:
+    """ValueError where DeepSpeed steps an optimizer that stands for no ZeRO optimizer: ZeRO 0, or made too early."""
+    if hasattr(optimizer, PARTITIONS):
+        return
+    frame, inside = sys._getframe(1), False
+    while frame.f_back is not None:
         frame = frame.f_back
-        if frame.f_globals.get("__name__", "").startswith("deepspeed.runtime.zero"):
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith("deepspeed.runtime.zero"):
             raise ValueError(
                 "DeepSpeed steps this optimizer once for every partition of the weights; make the ControlledLR after "
                 "accelerator.prepare(model, optimizer), of the optimizer that it returned, and do not prepare it"
             )
+        inside |= name.startswith("deepspeed.runtime")
+    if inside:
+        raise ValueError(_WITHOUT_ZERO.format(type(optimizer).__name__))

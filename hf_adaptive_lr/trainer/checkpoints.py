@@ -18,13 +18,16 @@ from typing import Any
 from ..artifacts import STATE_NAME, flush_to_disk, numbered_checkpoints
 
 _SCHEDULER = "scheduler.pt"
-_WEIGHTS = ("*.safetensors", "pytorch_model*", "adapter_model*", "*/*.safetensors", "*/pytorch_model*")
+_WEIGHTS = (
+    *("*.safetensors", "pytorch_model*", "adapter_model*", "*/*.safetensors", "*/pytorch_model*"),
+    "global_step*/*model_states.pt",
+)
 _OURS = re.compile(  # files of torch.save that Trainer or this library writes; a user may add others
     r"(optimizer|scheduler|scaler|rng_state(_\d+)?|snapshot(_rng_\d+)?|training_args|adapter_model|"
     r"pytorch_model(-\d+-of-\d+)?)\.(pt|pth|bin)"
 )
-_STATES = {  # all ways in which Trainer names them: one process or several, FSDP
-    "optimizer.pt": ("optimizer.pt", "optimizer.bin", "optimizer_*"),
+_STATES = {  # all ways in which Trainer names them: one process or several, FSDP, DeepSpeed
+    "optimizer.pt": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*/*optim_states.pt"),
     _SCHEDULER: (_SCHEDULER,),
     "rng_state.pth": ("rng_state.pth", "rng_state_*.pth"),
 }

@@ -233,12 +233,12 @@ class GuardCallback(TrainerCallback, ExportableState):
         return self.guard
 
     def _make(self, args: TrainingArguments, state: TrainerState, model: Any, optimizer: Any, scheduler: Any) -> None:
-        if getattr(args, "deepspeed", None):
+        sharded = sharder(raw(optimizer))
+        if getattr(args, "deepspeed", None) or sharded == "DeepSpeed":
             raise ValueError(
                 "DeepSpeed steps the optimizer inside backward, before a guard can judge; train under DDP"
             )
         self._controlled = getattr(raw(optimizer), "_adaptive_lr", lambda: None)()
-        sharded = sharder(raw(optimizer))
         if sharded:
             logger.warning(f"{sharded}: the guard takes no snapshots; bad updates are skipped and the LR is cut")
         settings = {**self.settings, "safe_drift": self._safe_drift(model)}
