@@ -32,7 +32,9 @@ another way."""
 
 def draw(title: str, name: str, exponent: float, own: Recorded | None = None) -> tuple[Figure, list[list[str]], str]:
     """Picture, table of decisions and description of a run under a controller; `own` is the visitor's."""
-    run, base_lr = own if title == OWN and own else RUNS.get(title, RUNS[FIRST]), 10.0**exponent
+    run, base_lr = own if title == OWN else RUNS[title], 10.0**exponent
+    if run is None:
+        raise gr.Error("upload a run first")
     try:
         decisions = answers(run, name, base_lr)
     except ValueError as error:  # a controller that needs what this run did not record
@@ -79,7 +81,7 @@ def build() -> gr.Blocks:
         inputs, outputs = [run, name, exponent, own], [picture, table, text]
         for control in (run, name, exponent):
             control.change(draw, inputs, outputs)
-        file.upload(take, [file], [own, run, name])
+        file.upload(take, [file], [own, run, name]).success(draw, inputs, outputs)
     return page
 
 

@@ -15,6 +15,7 @@ from hf_adaptive_lr.observation import OPTIONAL_FIELDS
 MAX_BYTES = 2_000_000
 MAX_UPDATES = 2_000
 OWN = "your own run"
+_SIGNALS = [name for name in OPTIONAL_FIELDS if not name.startswith("group_")]  # those are lists
 _LARGEST = 1e30  # float32 holds it
 _NOT_FINITE = ("nan", "inf", "-inf")  # as a trace writes them
 
@@ -23,8 +24,8 @@ def read_upload(path: Path) -> Recorded:
     """The run in a file; nothing of it but numbers is kept, of at most 2,000 updates.
 
     Every line of the log or the trace counts as an update. Lines without a learning rate or with a value that is not
-    finite are left out, and in a trace those at which nothing was observed.
-    Signals that not every line has are dropped.
+    finite are left out, and in a trace those at which nothing was observed. Signals of single parameter groups, or
+    that not every line has, are dropped.
 
     Args:
         path: a JSON file with `log_history`, or JSON lines with `lr` and `observation`; of at most 2 MB.
@@ -40,12 +41,12 @@ def read_upload(path: Path) -> Recorded:
         raise ValueError("the file is not valid JSON in UTF-8") from error
     if rows is None:
         raise ValueError("the file has no list 'log_history'; upload a Trainer's trainer_state.json")
-    rows = [{name: row[name] for name in ("lr", *OPTIONAL_FIELDS) if name in row} for row in rows if "lr" in row]
+    rows = [{name: row[name] for name in ("lr", *_SIGNALS) if name in row} for row in rows if "lr" in row]
     rows = [row for row in rows if None not in row.values()]
     if len(rows) < 2:
         raise ValueError("the file has fewer than two updates with a learning rate")
     kept = rows[:: math.ceil(len(rows) / MAX_UPDATES)]
-    names = [name for name in OPTIONAL_FIELDS if all(name in row for row in kept)]
+    names = [name for name in _SIGNALS if all(name in row for row in kept)]
     fields = {name: [_number(row[name], name, -_LARGEST, _LARGEST) for row in kept] for name in names}
     rates = [_number(row["lr"], "a learning rate", 0.0, 10.0) for row in kept]
     logged = ", ".join(names) or "learning rates alone"

@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
             message = str(error)
             for here, there in zip(_IN_PYTHON, _IN_THE_SHELL, strict=True):
                 message = message.replace(here, there)
-            raise ValueError(message.replace("FOLDER", shell_word(args.controller))) from error
+            raise ValueError(
+                message.replace("--controller FOLDER", f"--controller {shell_word(args.controller)}")
+            ) from error
     request = getattr(done, "pr_url", None)
     facts = {"repo_id": args.repo_id, "commit": done.oid, "url": done.commit_url, "pull_request": request}
     if args.json:
