@@ -66,7 +66,7 @@ OPTIONAL_FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
         ),
         "kl": FieldSpec(
             "nats",
-            "update t-1: mean KL divergence of the predictions after it from those before, on its last micro-batch",
+            "update t-1: mean KL divergence between the predictions before and after it, on its last micro-batch",
             0,
             _INF,
             float("nan"),

@@ -132,6 +132,18 @@ def test_sft_lora(here, capsys, monkeypatch) -> None:
     assert (here / "out" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing.*` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
+def test_grpo_at_a_hundred_times_its_learning_rate(here, capsys, monkeypatch) -> None:
+    words = ["--learning_rate", "0.3", "--max_steps", "40", "--output_dir", "out"]
+    printed = run("grpo.py", *words, capsys=capsys, monkeypatch=monkeypatch)
+    rewards = re.search(r"^reward (\S+) \.\.\. (\S+)$", printed, re.MULTILINE)
+    rates = re.search(r"^learning rate (\S+) \.\.\. (\S+) \(kl_target\)", printed, re.MULTILINE)
+    assert rewards is not None and rates is not None, printed
+    assert float(rewards[2]) > 1.5 * float(rewards[1])
+    assert float(rates[2]) < 0.03
+
+
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 def test_sentence_embeddings(shelf, here, capsys, monkeypatch) -> None:
     pairs = [{"anchor": text, "positive": text.partition(" ")[2]} for text, _ in texts(64)]

@@ -18,6 +18,7 @@ from hf_adaptive_lr import (
     AdaptiveLRTrainingArguments,
     ControlledLR,
     Hypergradient,
+    KLTarget,
     Plateau,
     distributed,
 )
@@ -26,7 +27,7 @@ from tests import integrations
 from tests.controllers_for_tests import Classified, Everything, Extra, LossOnly, Recurrent, Watcher
 from tests.tiny import Tokens, batches, bert, flat, mlp
 
-CONTROLLERS = [Hypergradient(), Recurrent(), Everything(), Plateau(metric="eval_loss", window=2)]
+CONTROLLERS = [Hypergradient(), Recurrent(), Everything(), Plateau(metric="eval_loss", window=2), KLTarget(start=0.5)]
 PER_RANK = [Classified(), Extra()]  # look at one rank's batch, so one process cannot see the same
 
 IDS = [c.controller_type for c in CONTROLLERS]

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The `NO_SHARD` sharding strategy is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor:UserWarning"),
 ]
-SIGNALS = Watcher(fields=("alignment", "gain_ratio", "grad_norm", "loss", "pretrained", "slope", "update_ratio"))
+SIGNALS = Watcher(fields=("alignment", "gain_ratio", "grad_norm", "kl", "loss", "pretrained", "slope", "update_ratio"))
 OPTIMIZERS = {
     "adamw": lambda params: torch.optim.AdamW(params, lr=1e-3),
     "lion": lambda params: Lion(params, lr=1e-3),

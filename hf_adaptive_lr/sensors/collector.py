@@ -380,6 +380,8 @@ class SignalCollector:
         if self.needs & DIRECTION_FIELDS:
             self._still = remember_direction(self.optimizer)
             self._difference.before_step(update, lambda: self._adapters)
+        if "kl" in self.needs:
+            self._divergence.before_step()
         if "gain_ratio" in self.needs:
             self._gain.before_step(self.losses.losses, self._passes, self._shards, self._difference.before)
             self._norm.before_step()

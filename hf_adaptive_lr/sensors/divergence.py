@@ -92,6 +92,7 @@ class DivergenceSensor:
         self._again: tuple[Callable[[], Any], ReplayPoint] | None = None
         self._before: Predicted | None = None
         self._kwargs: Mapping[str, Any] = {}
+        self._measures = False
 
     def observe(self, value: Tensor) -> None:
         """Take a divergence that somebody else measured; the next decision uses it up."""
@@ -108,15 +109,22 @@ class DivergenceSensor:
         if keep:
             self._before, self._kwargs = found, kwargs
 
+    def before_step(self) -> None:
+        """The update that is about to be made is one to be measured."""
+        self._measures = True
+
     def after_step(self, exchange: Callable[[list[Tensor]], list[float]]) -> None:
-        """Measure the update, if its pass was kept; `exchange` averages numbers over ranks."""
-        if self._again is None or self._before is None or self._model is None:
+        """Measure the update, if it was one to be measured; `exchange` averages numbers over ranks."""
+        if not self._measures:
             return
-        again, point = self._again
-        with torch.no_grad(), point.again(self._model):
-            after = predicted(again(), self._kwargs)
-        assert after is not None  # the same call as before
-        total, count = exchange(divergence_terms(self._before, after))
+        terms = [torch.zeros((), dtype=torch.float64)] * 2  # a rank may have had no pass with predictions
+        if self._again is not None and self._before is not None and self._model is not None:
+            again, point = self._again
+            with torch.no_grad(), point.again(self._model):
+                after = predicted(again(), self._kwargs)
+            assert after is not None  # the same call as before
+            terms = divergence_terms(self._before, after)
+        total, count = exchange(terms)
         self.value = total / count if count else math.nan
 
     def fields(self) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_adaptive_lr.bench.rows import read_rows
-from tests.compatibility import optimizers, rollouts, sharding
+from tests.compatibility import optimizers, rollouts, sharding, steps
 from tests.compatibility import page as compatibility
 from tests.compatibility.checks import Check, CheckFailed, require
 from tests.compatibility.page import CHECKS, measure, page
@@ -149,6 +149,17 @@ def test_the_page_of_optimizers_is_what_its_rows_say() -> None:
     rows = read_rows(cards / optimizers.ROWS)
     assert optimizers.page(rows) == (cards / optimizers.PAGE).read_text()
     assert {row["optimizer"] for row in rows if row["row"] == "run"} == set(optimizers.OPTIMIZERS)
+
+
+def test_kl_target_learns_at_a_rate_too_large_and_the_callback_does_as_the_subclass() -> None:
+    """The small version of `--only rates signals`."""
+    rows = [steps.rate_run("kl_target", 100, 0, updates=8, callback=callback) for callback in (False, True)]
+    assert rows[0] == rows[1] and len(rows[0]["rewards"]) == 8
+    assert rows[0]["rates"][0] == steps.USUAL and max(rows[0]["rates"]) < 10 * steps.USUAL
+    for name in steps.TRAINERS:
+        row = steps.signal_run(name, "constant", 100, 0, updates=3)
+        assert {*steps.SEEN} <= row["signals"].keys() and row["signals"]["kl"][0] > 0.1, name
+        assert ("logged `kl`" in row["signals"]) == (name in ("GRPO", "RLOO", "KTO"))
 
 
 def test_the_page_of_rollouts_is_what_its_rows_say() -> None:
