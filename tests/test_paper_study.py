@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_adaptive_lr import Controller
 from hf_adaptive_lr.bench.method import Method
@@ -16,7 +17,7 @@ from hf_adaptive_lr.bench.plan import Book, Choice
 from hf_adaptive_lr.bench.results import failed
 from hf_adaptive_lr.bench.rows import Row, RowsError, append_row, read_rows
 from hf_adaptive_lr.bench.runner import attempt, identity, run_all
-from hf_adaptive_lr.bench.studies.papers import judge, overview, pages, plan
+from hf_adaptive_lr.bench.studies.papers import judge, overview, pages, plan, taught, teaching
 from hf_adaptive_lr.bench.studies.papers.__main__ import main
 from hf_adaptive_lr.bench.studies.papers.claims import MARGINS, PAPERS, Claim, Comparison, Paper
 from hf_adaptive_lr.bench.studies.papers.judge import Cell, Found
@@ -24,8 +25,13 @@ from hf_adaptive_lr.bench.studies.papers.methods import BASELINES, METHODS
 from hf_adaptive_lr.bench.studies.papers.plan import FULL, LADDER, QUICK, TUNING_SEED, Setup, book_of
 from hf_adaptive_lr.bench.studies.papers.tasks import TASKS, TUNED_ON
 from hf_adaptive_lr.bench.train import TrainingRun
-from hf_adaptive_lr.controllers import CONTROLLERS
+from hf_adaptive_lr.cli import main as cli
+from hf_adaptive_lr.controllers import CONTROLLERS, PPOSchedule
 from hf_adaptive_lr.hub.card import notes_of
+from hf_adaptive_lr.meta.inner import InnerOptimizer
+from hf_adaptive_lr.meta.problem import Problem
+from hf_adaptive_lr.meta.suites import SUITES, Suite
+from hf_adaptive_lr.meta.tasks import TaskSpec
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 DIGITS = QUICK.tasks["digits-mlp"]
@@ -334,7 +340,7 @@ def test_the_committed_page_is_what_its_rows_say(name) -> None:
     assert pages.render(found, book, notes_of(page)) == page
     assert not re.search(r"\d", notes_of(page) or "")
     for at, of in found.cells.items():
-        assert of.runs.keys() == {*FULL.counting_seeds(TASKS[at[0]])}
+        assert of.runs.keys() == {*FULL.counting_seeds(TASKS[at[0]], METHODS[at[1]])}
         for row in of.runs.values():
             assert not METHODS[at[1]].replay_of or row["method_spec"]["config"]["factors"]
             _check_config(row)
@@ -454,3 +460,60 @@ def test_what_failed_is_tried_again_when_asked(toy, book, tmp_path, capsys) -> N
     assert papers(tmp_path, "toy", "--quick", "--retry-failed") == 0
     assert "1 of 2" not in (tmp_path / "toy.md").read_text()
     capsys.readouterr()
+
+
+# --- teaching ppo_schedule -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_teaching(monkeypatch, tmp_path) -> Path:
+    """The study of `ppo_schedule` at a size of seconds, on images that a package brings."""
+
+    def problems(generator: torch.Generator, seed: int, runs: int, split: str) -> Problem:
+        shape = {"data": "mnist-5000", "n_train": 40, "side": 7, "channels": 0, "width": 8, "eval_size": 16}
+        return Problem(TaskSpec("lenet", runs, seed, shape), InnerOptimizer("adamw"), 6, 3e-3, 3e-3)
+
+    monkeypatch.setitem(SUITES, "perceptrons", Suite("perceptrons", (problems,)))
+    monkeypatch.setattr(teaching, "LESSONS", {"paper": (2, 2), "paired": (1, 2)})
+    monkeypatch.setattr(teaching, "SEEDS", (0, 1))
+    monkeypatch.setattr(teaching, "COSTS", {"perceptron": (1, {"side": 7, "channels": 0, "width": 8})})
+    for name, value in {"JUDGED": 2, "CREDIT_RUNS": 2, "CREDIT_PLAYS": 3}.items():
+        monkeypatch.setattr(teaching, name, value)
+    few = {name: taught.SCHEDULES[name][:1] for name in ("constant", "step_decay")}
+    for name, value in {"LADDER": (3e-3,), "TUNING_RUNS": 2, "TEST_RUNS": 3, "SCHEDULES": few}.items():
+        monkeypatch.setattr(taught, name, value)
+    return tmp_path / "cards" / "rows"
+
+
+def test_the_teaching_study_is_the_same_twice_and_goes_on_where_it_was(tiny_teaching) -> None:
+    assert teaching.section(tiny_teaching) == ""
+    assert teaching.main(["--output-dir", str(tiny_teaching)]) == 0
+    rows = read_rows(tiny_teaching / teaching.NAME)
+    assert teaching.main(["--output-dir", str(tiny_teaching)]) == 0
+    assert read_rows(tiny_teaching / teaching.NAME) == rows
+    again = tiny_teaching.parent / "again" / "rows"
+    assert teaching.main(["--output-dir", str(again)]) == 0
+    timed = ("header", "cost")
+    first, second = (
+        [{k: v for k, v in row.items() if k != "seconds"} for row in found if row["row"] not in timed]
+        for found in (rows, read_rows(again / teaching.NAME))
+    )
+    assert first == second
+    assert (tiny_teaching.parent / teaching.PICTURE).read_bytes().startswith(b"\x89PNG")
+
+    section = teaching.section(tiny_teaching)
+    losses = [row["curve"][-1]["loss"] for row in rows if row.get("preset") == "paired"]
+    assert f" {sum(losses) / 2:.3f} ±" in next(line for line in section.splitlines() if line.startswith("| `paired`"))
+    tested = {row["method"]: row["losses"] for row in rows if row["row"] == "test" and row["task"] == "lenet"}
+    gap = sum(tested["constant"]) / 3 - sum(tested["step_decay"]) / 3
+    assert f"{gap:+.4f} ±" in next(line for line in section.splitlines() if line.startswith("| constant |"))
+    assert {"paper", "paired", "replay:paired", "random_walk"} <= tested.keys()
+
+
+def test_a_training_of_the_study_is_the_command_lines(tiny_teaching, tmp_path) -> None:
+    row = teaching.learn("paired", 1, 2, 2)
+    line = "train schedule_ppo --suite perceptrons --preset paired --runs 2 --iterations 2 --every-steps 2 --seed 1"
+    assert cli([*line.split(), "--output-dir", str(tmp_path / "out")]) == 0
+    trained = PPOSchedule.from_pretrained(tmp_path / "out")
+    assert {name: tensor.tolist() for name, tensor in trained.params.items()} == row["weights"]
+    assert teaching.policy(row) == trained

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from accelerate import debug_launcher
 from torch import Tensor, nn
 
@@ -18,10 +19,18 @@ from hf_adaptive_lr import Observation
 from hf_adaptive_lr.cli import main
 from hf_adaptive_lr.controllers.ppo_schedule import FEATURES, PPOSchedule
 from hf_adaptive_lr.demo.data import DemoDataError
+from hf_adaptive_lr.distributed import generator
 from hf_adaptive_lr.meta.driver import DriverConfig, run
 from hf_adaptive_lr.meta.inner import InnerOptimizer
 from hf_adaptive_lr.meta.problem import Problem
-from hf_adaptive_lr.meta.schedule_ppo import Played, ScheduleConfig, SchedulePPOTrainer, density, play
+from hf_adaptive_lr.meta.schedule_ppo import (
+    Played,
+    ScheduleConfig,
+    SchedulePPOTrainer,
+    beside_others,
+    density,
+    play,
+)
 from hf_adaptive_lr.meta.suites import SUITES
 from hf_adaptive_lr.meta.tasks import FAMILIES, SPLITS, TaskSpec, make_task
 from hf_adaptive_lr.meta.tasks.images import images
@@ -220,7 +229,7 @@ def test_presets_differ_where_paper_and_code_do() -> None:
         0.01,
         True,
     )
-    with pytest.raises(ValueError, match="no preset 'best'; known: paper, released"):
+    with pytest.raises(ValueError, match="no preset 'best'; known: paper, released, paired"):
         ScheduleConfig.from_preset("best")
 
 
@@ -237,6 +246,18 @@ def test_untrained_weights_are_tensorflows_defaults(config) -> None:
     if "recurrent" in config:
         assert params["bias_ih"].view(4, -1).mean(1).tolist() == [0, 1, 0, 0]
     assert torch.equal(joined(build(seed=1, **config).params), joined(build(seed=1, **config).params))
+
+
+def test_a_first_policy_can_start_close_to_a_constant_rate() -> None:
+    seen = 2 * torch.randn(50, 9, generator=torch.Generator().manual_seed(0))
+    spread = {}
+    for gain in (0.01, 1.0):
+        means = [
+            PPOSchedule(params=params).policy(seen, {}, params)[0]
+            for params in (PPOSchedule.random_params(bias=0.15, gain=gain, seed=seed) for seed in range(10))
+        ]
+        spread[gain] = float((torch.stack(means) - 0.15).abs().quantile(0.9))
+    assert spread[0.01] < 0.05 < 0.35 < spread[1.0]  # actions below -0.2 are all alike
 
 
 @pytest.mark.parametrize("config", KINDS)
@@ -259,7 +280,7 @@ def test_bad_configs_are_refused(change, words) -> None:
         build().replace(**change)
 
 
-@pytest.mark.parametrize("change", [{"gamma": 1.5}, {"passes": 0}, {"clip": -0.2}, {"worst_loss": 0.0}])
+@pytest.mark.parametrize("change", [{"gamma": 1.5}, {"passes": 0}, {"clip": -0.2}, {"worst_loss": 0.0}, {"plays": 0}])
 def test_bad_settings_of_the_trainer_are_refused(change) -> None:
     ((name, value),) = change.items()
     with pytest.raises(ValueError, match=f"{name}={value} must be"):
@@ -454,6 +475,34 @@ def test_the_released_ratio_learns_nothing_far_from_one() -> None:
     assert moved[False] > 1e-3
 
 
+def test_pairs_are_judged_by_how_each_ended() -> None:
+    rewards = [torch.tensor([[9.0, 9.0], end]) for end in ([1.0, 4.0], [3.0, 4.0], [2.0, 1.0], [2.0, 0.0])]
+    found = beside_others(rewards, 2)
+    expected = [[-2.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
+    assert [a[0].tolist() for a in found] == expected and [a[1].tolist() for a in found] == expected
+    three = beside_others(rewards[:3], 3)
+    assert [float(a[0, 0]) for a in three] == pytest.approx([1 - 2.5, 3 - 1.5, 2 - 2.0])
+
+
+def test_the_paired_preset_plays_each_run_twice_and_learns_from_the_better_play() -> None:
+    start = build(every_steps=1)
+    still = {**{k: 0 * v for k, v in start.params.items()}, "output_bias": torch.tensor([0.15])}
+    trainer = SchedulePPOTrainer(start.replace(params=still), ScheduleConfig.from_preset("paired"), seed=0)
+    plays = [play(trainer.controller(), still, small_problem().start(), generator(0, str(i))) for i in range(2)]
+    assert torch.equal(plays[0].losses[0], plays[1].losses[0])
+    assert not torch.equal(plays[0].losses[-1], plays[1].losses[-1])
+    better, worse = (
+        replace(p, actions=torch.full_like(p.actions, a)) for p, a in zip(plays, (0.25, 0.05), strict=True)
+    )
+    ends = [
+        torch.cat([p.losses[:-1], torch.full_like(p.losses[-1:], end)])
+        for p, end in zip(plays, (1.0, 2.0), strict=True)
+    ]
+    trainer.improve([replace(better, losses=ends[0]), replace(worse, losses=ends[1])])
+    assert float(trainer.controller().params["output_bias"]) > 0.155
+    assert trainer.iterate([small_problem()], 0)["inner_steps"] == 2 * 3 * 7
+
+
 class Twins(MLPTask):
     """Runs that differ in nothing but the learning rate."""
 
@@ -600,7 +649,7 @@ def test_the_command_decides_every_five_updates_unless_told(options, every, tmp_
         (["schedule_ppo", "--suite", "quadratic", "--runs", "2"], "family 'quadratic', which have no classes"),
         (
             ["schedule_ppo", "--suite", "full", "--runs", "2"],
-            "use one of: mlp, coffee, strangers, newcomers, fashion, mnist",
+            "use one of: mlp, coffee, strangers, newcomers, fashion, mnist, perceptrons",
         ),
         (["schedule_ppo", "--suite", "mlp", "--runs", "2", "--every-steps", "0"], "every_steps=0"),
         (["ppo", "--recurrent"], "--recurrent is for schedule_ppo, not for ppo"),
@@ -632,6 +681,20 @@ def test_the_suites_of_real_images_are_the_papers_setting_in_small(name, data, r
     assert problem.low_lr == problem.high_lr == 1e-3
     assert (problem.optimizer.betas, problem.optimizer.eps, problem.optimizer.weight_decay) == ((0.9, 0.999), 1e-8, 0)
     assert sum(build(every_steps=5).due(t, 100) for t in range(100)) == 24
+
+
+def test_the_small_suite_is_the_papers_perceptron() -> None:
+    (problem,) = SUITES["perceptrons"].problems("train", 0, 2)
+    task = make_task(replace(problem.task, config={**problem.task.config, "data": "mnist-5000", "n_train": 50}))
+    assert task.net.layout.shapes == {"dense.weight": (49, 32), "dense.bias": (32,)} | {
+        "head.weight": (32, 10),
+        "head.bias": (10,),
+    }
+    whole = make_task(TaskSpec("lenet", 2, problem.task.seed, {**task.config, "side": 28}))
+    rows = torch.arange(5).expand(2, -1)
+    small, large = (t.splits["test"].pick(rows)[0] for t in (task, whole))
+    torch.testing.assert_close(small, F.avg_pool2d(large.flatten(0, 1), 4).view_as(small), rtol=0, atol=0.51 / 255)
+    assert sum(build(every_steps=2).due(t, problem.total_steps) for t in range(problem.total_steps)) == 51
 
 
 def test_the_net_is_the_papers() -> None:
@@ -682,6 +745,7 @@ def test_fashion_mnist_is_read_through_the_demos_reader(tmp_path, monkeypatch) -
         ({"data": "cats"}, "no data 'cats'; known: fashion-mnist, mnist-5000"),
         ({"n_train": 2001}, r"n_train=2001 must be within \[1, 2000\]"),
         ({"eval_size": 0}, r"eval_size=0 must be within \[1, 1000\]"),
+        ({"side": 10}, "side=10 must be 28, 14 or 7"),
     ],
 )
 def test_bad_image_settings_are_refused(change, words) -> None:

@@ -22,6 +22,7 @@ from hf_adaptive_lr.meta.trainers import make_trainer
 from hf_adaptive_lr.meta.vector_run import VectorRun
 
 BODY = {"bodies": 2, "pretrain_steps": 60}
+LENET = {"data": "mnist-5000", "channels": 4, "width": 16, "n_train": 128, "eval_size": 64}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp": ("mlp", {}),
     "mlp-deep": ("mlp", {"depth": 5, "activation": "gelu", "norm": True, "data": "correlated", "rescale": 4.0}),
@@ -37,7 +38,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "finetune-pre-lora": ("finetune", {**BODY, "norm": "pre", "rank": 2, "rescale": 4.0}),
     "finetune-mlp": ("finetune", {**BODY, "body": "mlp"}),
     "finetune-mlp-lora": ("finetune", {**BODY, "body": "mlp", "rank": 2, "layer_norm": True}),
-    "lenet": ("lenet", {"data": "mnist-5000", "channels": 4, "width": 16, "n_train": 128, "eval_size": 64}),
+    "lenet": ("lenet", LENET),
+    "lenet-wide": ("lenet", {**LENET, "channels": 10}),
+    "lenet-small": ("lenet", {**LENET, "side": 7}),
+    "lenet-perceptron": ("lenet", {**LENET, "side": 14, "channels": 0}),
     "trouble": ("trouble", {"label_noise": 0.2, "imbalance": 5.0, "spikes": 0.05, "batch_size": 8}),
     "trouble-change": ("trouble", {"change_after": 10}),
 }
@@ -189,8 +193,12 @@ class ChannelsLast(nn.Module):
 
 def eager_lenet(c: Any, classes: int) -> tuple[nn.Module, list[tuple[str, nn.Parameter]]]:
     wide = 2 * c["channels"]
+    if not wide:
+        dense, head = nn.Linear(c["side"] ** 2, c["width"]), nn.Linear(c["width"], classes)
+        pairs = of_linear("dense", dense) + of_linear("head", head)
+        return nn.Sequential(nn.Flatten(), dense, nn.ReLU(), head), pairs
     convs = nn.Conv2d(1, c["channels"], 5, padding="same"), nn.Conv2d(c["channels"], wide, 5, padding="same")
-    dense, head = nn.Linear(49 * wide, c["width"]), nn.Linear(c["width"], classes)
+    dense, head = nn.Linear((c["side"] // 4) ** 2 * wide, c["width"]), nn.Linear(c["width"], classes)
     blocks = [module for conv in convs for module in (conv, nn.ReLU(), nn.MaxPool2d(2))]
     pairs = [p for i, conv in enumerate(convs) for p in of_linear(f"conv{i}", conv)]
     pairs += of_linear("dense", dense) + of_linear("head", head)

@@ -64,7 +64,9 @@ def add_parser(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON: folder and cost of the controller")
     only = parser.add_argument_group("only for schedule_ppo")
     only.add_argument(
-        "--preset", choices=PRESETS, help="settings of the paper or of its released code (default: paper)"
+        "--preset",
+        choices=PRESETS,
+        help="settings of the paper, of its released code, or ours: whole runs, judged in groups (default: paper)",
     )
     only.add_argument(
         "--every-steps",

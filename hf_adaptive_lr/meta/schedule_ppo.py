@@ -14,11 +14,20 @@ normalised; there is neither entropy bonus nor generalised advantage estimation.
 Departs from the paper: a reward is measured at the end of its interval, where the next decision needs the validation
 loss anyway, and not after the interval's first update (with K = 1 the two are one). A validation loss counts as at
 most `worst_loss`, so that a run that blew up has a price. An iteration may play many runs; the paper plays one.
+
+The preset `paired` is not the paper's. Every run is played `plays` times, from the same weights and with the same
+batches, so that only the drawn actions differ, and all actions of an episode are judged by how it ended beside the
+others (leave-one-out baseline: Kool, van Hoof & Welling 2019, https://openreview.net/forum?id=r1lgTGL5DE):
+
+    A = R - mean of R over the other episodes of that run           R = 2 - last validation loss
+
+All else is as above. The critic is taught and not asked.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,14 +63,16 @@ class ScheduleConfig:
     max_grad_norm: float = 5.0  # each tensor of the policy's gradient is clipped to this L2 norm
     worst_loss: float = 100.0  # validation losses count as at most this (not in the paper)
     ratio_bug: bool = False
+    plays: int = 1  # episodes of every run; above 1 the advantage is the whole run's, beside the others
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"critic_lr": 0.005, "ratio_bug": False},
         "released": {"critic_lr": 0.01, "ratio_bug": True},
+        "paired": {"critic_lr": 0.005, "plays": 2},
     }
 
     def __post_init__(self) -> None:
-        above = ("clip", "passes", "actor_lr", "critic_lr", "critic_width", "max_grad_norm", "worst_loss")
+        above = ["clip", "passes", "actor_lr", "critic_lr", "critic_width", "max_grad_norm", "worst_loss", "plays"]
         wrong = next((name for name in above if not getattr(self, name) > 0), None)
         if wrong is not None:
             raise ValueError(f"{wrong}={getattr(self, wrong)} must be above 0")
@@ -150,25 +161,31 @@ class SchedulePPOTrainer:
         (mean of the last learning rate over the first), `policy_loss` and `value_loss`.
         """
         noise = generator(self._seed, "schedule_ppo", iteration)
-        played = [play(self._start, self.actor, problem.start(), noise) for problem in problems]
+        again = [problem for problem in problems for _ in range(self.config.plays)]
+        played = [play(self._start, self.actor, problem.start(), noise) for problem in again]
         figures = self.improve(played)
         change = torch.cat([(p.losses[0].clamp_min(1e-30) / p.losses[-1].clamp_min(1e-30)).log() for p in played])
         lost = ~torch.cat([p.alive for p in played]) | (change <= -RISE)
         figures["return"] = float(change.clamp(-RISE, FALL).mean())
         figures["diverged"] = float(lost.double().mean())
-        figures["inner_steps"] = float(sum(p.task.runs * p.total_steps for p in problems))
+        figures["inner_steps"] = float(sum(p.task.runs * p.total_steps for p in again))
         figures["lr_ratio"] = float(torch.cat([p.lr_ratio for p in played]).mean())
         figures["action"] = float(torch.cat([p.actions.flatten() for p in played]).mean())
         return figures
 
     def improve(self, played: Sequence[Played]) -> dict[str, float]:
-        """One update from at least one batch of episodes: `reward`, and both losses of the last pass."""
+        """One update from at least one batch of episodes: `reward`, and both losses of the last pass.
+
+        Plays of one problem follow one another.
+        """
         config, std = self.config, self._start.std
         rewards = [2.0 - p.losses[1:].clamp(max=config.worst_loss).float() for p in played]
         with torch.no_grad():
             values = [self.critic(p.features).squeeze(-1) for p in played]
             targets = _joined([r + config.gamma * v[1:] for r, v in zip(rewards, values, strict=True)])
             advantages = targets - _joined([v[:-1] for v in values])
+            if config.plays > 1:
+                advantages = _joined(beside_others(rewards, config.plays))
             judged = _joined([p.multipliers if config.ratio_bug else p.actions for p in played])
             old = density(judged, self._means(played), std)
         for _ in range(config.passes):
@@ -227,12 +244,28 @@ class SchedulePPOTrainer:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict`; ValueError for one of a trainer with other settings."""
-        check_settings(state["settings"], settings_of(self._start, self.config))
+        # Checkpoints from before there were `plays` do not name them.
+        saved = json.dumps({"plays": 1, **json.loads(state["settings"])}, sort_keys=True)
+        check_settings(saved, settings_of(self._start, self.config))
         for name, value in self.actor.items():
             value.copy_(state["actor"][name])
         self.critic.load_state_dict(state["critic"])
         self._actor_optimizer.load_state_dict(copy.deepcopy(state["actor_optimizer"]))
         self._critic_optimizer.load_state_dict(copy.deepcopy(state["critic_optimizer"]))
+
+
+def beside_others(rewards: Sequence[Tensor], plays: int) -> list[Tensor]:
+    """Advantages of every decision, (decisions, runs) each: the last reward less its mean over the run's other plays.
+
+    `plays` rewards of a kind, (decisions, runs), follow one another.
+    """
+    advantages = []
+    for first in range(0, len(rewards), plays):
+        group = rewards[first : first + plays]
+        last = torch.stack([r[-1] for r in group])
+        judged = (last - last.mean(0)) * (plays / (plays - 1))
+        advantages += [a.expand_as(r) for a, r in zip(judged, group, strict=True)]
+    return advantages
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

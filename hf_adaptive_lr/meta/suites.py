@@ -218,6 +218,12 @@ def _photos(data: str, n_train: int, generator: torch.Generator, seed: int, runs
     return Problem(task, InnerOptimizer("adamw"), total_steps=100, low_lr=1e-3, high_lr=1e-3)
 
 
+def _perceptrons(generator: torch.Generator, seed: int, runs: int, split: TaskSplit) -> Problem:
+    """Their perceptron, so small that hundreds fit on a core, from a learning rate that is too small."""
+    config = {"side": 7, "channels": 0, "width": 32, "eval_size": 64}
+    return Problem(TaskSpec("lenet", runs, seed, config), InnerOptimizer("adamw"), 100, low_lr=3e-3, high_lr=3e-3)
+
+
 _COFFEE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("mlp", {"depth": 2}),
     ("mlp", {"depth": 4}),
@@ -249,6 +255,7 @@ SUITES: dict[str, Suite] = {
     "full": Suite("full", (_quadratic, *(partial(_any, family) for family in _FULL))),
     "fashion": Suite("fashion", (partial(_photos, "fashion-mnist", 4000),)),
     "mnist": Suite("mnist", (partial(_photos, "mnist-5000", 2000),)),
+    "perceptrons": Suite("perceptrons", (_perceptrons,)),
 }
 """Every suite by name.
 
@@ -258,5 +265,5 @@ SUITES: dict[str, Suite] = {
   now and then a hidden length; `universal` is trained on it. `newcomers`: the same without fine-tuning.
 - `full`: all generated families, horizons of 30 to 2,000 updates and both optimizers.
 - `fashion`: one real convolutional net under Adam for 100 updates from a learning rate of 0.001; `mnist` the same on
-  other images.
+  other images. `perceptrons`: nets of one hidden layer on images of 7x7 pixels, from 0.003, many runs at once.
 """

@@ -9,7 +9,7 @@ METHODS = ("universal", "ppo", "evolution", "bilevel", "schedule_ppo")
 """`universal` trains the net of that type as the bundled `universal_1` was, `schedule_ppo` trains `ppo_schedule` as
 its paper does; the others train `gru` on any suite."""
 
-PRESETS = ("paper", "released")
+PRESETS = ("paper", "released", "paired")
 
 
 def make_trainer(
@@ -28,7 +28,8 @@ def make_trainer(
         method: one of [`METHODS`].
         hidden_size: width of the controller's network.
         seed: of its first weights and of all random draws.
-        preset: one of [`PRESETS`]; this and the next two are for `schedule_ppo` alone.
+        preset: one of [`PRESETS`]; this and the next two are for `schedule_ppo` alone. `paired` starts close to a
+            constant rate, the others where the net's first draws are: mostly where every action is clipped.
         every_steps: updates between decisions; None for 5, or for the preset's where that is `released`.
         recurrent: whether the policy is an LSTM cell.
         controller_kwargs: config fields of `universal` to change, as a JSON object.
@@ -51,12 +52,15 @@ def make_trainer(
 
     width: dict[str, Any] = {"hidden_size": hidden_size}
     if method == "schedule_ppo":
-        if every_steps is None and preset == "paper":
+        if every_steps is None and preset != "released":
             every_steps = 5
         shape = {**width, "recurrent": recurrent}
         rhythm = {} if every_steps is None else {"every_steps": every_steps}
-        params = PPOSchedule.random_params(**shape, seed=seed)
-        start = PPOSchedule.from_preset(preset, **shape, **rhythm, params=params)
+        constant = {"bias": 0.15, "gain": 0.01} if preset == "paired" else {}
+        params = PPOSchedule.random_params(**shape, **constant, seed=seed)
+        start = PPOSchedule.from_preset(
+            "released" if preset == "released" else "paper", **shape, **rhythm, params=params
+        )
         return SchedulePPOTrainer(start, ScheduleConfig.from_preset(preset), seed=seed)
     if method == "universal":
         universal = Universal(**width, params=Universal.random_params(**width, seed=seed))

@@ -17,7 +17,7 @@ from ...results import failed, paired
 from ...rows import Row
 from ...stats import Estimate
 from .judge import Found, verdict
-from .pages import COMMAND
+from .pages import COMMAND, early
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,8 @@ _TEXT = """\
 What their claims came to on small real tasks, beside baselines with tuned learning rates. The verdict is on the
 claims of the paper's page, written down before the runs. *Minus linear* is the test loss minus that of linear decay
 with a tuned learning rate, paired by seed, with half a ninety-five percent interval over seeds; below zero the method
-is better. Lost runs (a final loss a tenth above that of the first batch, or none) are left out of it; runs that stay
+is better. In brackets, where there are more pairs than at first: their number, and the half width of the first ones
+alone. Lost runs (a final loss a tenth above that of the first batch, or none) are left out of it; runs that stay
 near chance are in it. *Cost* is processor time over linear's on the same tasks.
 """
 _BELOW = """\
@@ -59,7 +60,11 @@ def render(found: Mapping[str, Found], *, quick: bool = False) -> str:
 
 def _line(name: str, of: Found) -> list[str]:
     runs = {task: _pair(of, task, name) for task in of.paper.tasks}
-    gaps = [f"{task} {_gap(paired(*pair, 'test_loss'))}" for task, pair in runs.items() if all(pair)]
+    gaps = [
+        f"{task} {_gap(paired(*pair, 'test_loss'), early(of, task, name, _REFERENCE, 'test_loss'))}"
+        for task, pair in runs.items()
+        if all(pair)
+    ]
     lost = [failed(row) for mine, _ in runs.values() for row in mine.values()]
     authors = re.split(r"(?<=\d{4}), ", of.paper.title)[0]  # and the year
     costs = [cost for pair in runs.values() if (cost := _cost(*pair)) is not None]
@@ -78,8 +83,11 @@ def _pair(of: Found, task: str, name: str) -> tuple[Mapping[int, Row], Mapping[i
     return of.cells[task, name].runs, of.cells[task, _REFERENCE].runs
 
 
-def _gap(gap: Estimate | None) -> str:
-    return "-" if gap is None else f"{gap.value:+.3f} ± {gap.half:.3f}"
+def _gap(gap: Estimate | None, first: Estimate | None) -> str:
+    if gap is None:
+        return "-"
+    before = "" if first is None else f" ({gap.n}; {first.n}: ± {first.half:.3f})"
+    return f"{gap.value:+.3f} ± {gap.half:.3f}{before}"
 
 
 def _cost(mine: Mapping[int, Row], other: Mapping[int, Row]) -> float | None:

@@ -14,8 +14,8 @@ from ...plan import Book
 from ...results import failed, paired, values
 from ...rows import packed_path
 from ...stats import Estimate, mean_interval
-from . import adapted_steps, saddle, survival
-from .claims import Claim, Comparison
+from . import adapted_steps, saddle, survival, teaching
+from .claims import MARGINS, Claim, Comparison
 from .judge import Cell, Found, Word, judged, methods_of, verdict, word_of
 from .methods import BASELINES
 from .plan import QUICK
@@ -27,6 +27,7 @@ STUDIES: Mapping[str, Callable[[Path], str]] = {
     "actor_critic": survival.section,
     "dsa": adapted_steps.section,
     "plrs": saddle.section,
+    "ppo_schedule": teaching.section,
 }
 """Sections of papers that have a study of their own, from the folder of the rows."""
 _MEASURES = {"test_loss": "test loss", "test_metric": "test accuracy", "train_loss": "training loss"}
@@ -48,6 +49,7 @@ def render(found: Found, book: Book, notes: str | None = None) -> str:
         verdict=_verdict(found),
         claims=_claims(paper.claims, found),
         controls=f"## Controls\n\n{_claims(paper.controls, found)}\n" if paper.controls else "",
+        power=_power(found),
         setting=_setting(found),
         results="\n".join(f"### {task}\n\n{_results(task, found)}\n" for task in paper.tasks),
         extra_passes=_extra_passes(methods_of(paper)),
@@ -68,12 +70,12 @@ def _verdict(found: Found) -> str:
 
 
 def _claims(claims: Sequence[Claim], found: Found) -> str:
-    head = ["claim", "word", "task", "comparison", "measure", "difference", "pairs", "met"]
+    head = ["claim", "word", "task", "comparison", "measure", "difference", "pairs", "first seeds alone", "met"]
     lines = []
     for claim in claims:
         cells = [_comparison(comparison, found) for comparison in claim.comparisons]
         first = [claim.text, f"**{word_of(claim, found)}**"]
-        for row in cells or [["-", claim.why or "-", *["-"] * 4]]:
+        for row in cells or [["-", claim.why or "-", *["-"] * 5]]:
             lines.append([*first, *row])
             first = ["", ""]
     return f"{table(head, lines)}\n"
@@ -88,8 +90,37 @@ def _comparison(asked: Comparison, found: Found) -> list[str]:
         _MEASURES[asked.measure],
         _shown(answer.difference, "+"),
         "-" if answer.difference is None else str(answer.difference.n),
+        _first_alone(asked, found),
         f"{met} ({answer.reason})" if answer.reason else met,
     ]
+
+
+def _first_alone(asked: Comparison, found: Found) -> str:
+    gap = early(found, asked.task, asked.method, asked.against, asked.measure)
+    return "-" if gap is None else f"± {gap.half:.4f} ({gap.n})"
+
+
+def early(found: Found, task: str, method: str, against: str, measure: str) -> Estimate | None:
+    """The difference over the seeds that the page began with, if both have more now."""
+    first = found.setup.first_seeds(found.setup.tasks[task])
+    sides = [found.cells[task, name].runs for name in (method, against)]
+    if min(map(len, sides)) <= first:
+        return None
+    mine, other = ({seed: row for seed, row in runs.items() if seed < first} for runs in sides)
+    return paired(mine, other, measure)
+
+
+def _power(found: Found) -> str:
+    """How many comparisons are sharp enough for effects that matter, by task."""
+    asked = dict.fromkeys(c for claim in (*found.paper.claims, *found.paper.controls) for c in claim.comparisons)
+    sharp: dict[str, list[bool]] = {}
+    for each in asked:
+        gap = judged(each, found).difference
+        if gap is not None and not math.isnan(gap.half):
+            sharp.setdefault(each.task, []).append(gap.half <= MARGINS[each.measure] / 2)
+    counts = [f"{sum(each)} of {len(each)} on {task}" for task, each in sharp.items()]
+    start = "Comparisons whose half width is at most half of that margin"
+    return f"{start}: {', '.join(counts)}.\n\n" if counts else ""
 
 
 def _setting(found: Found) -> str:
@@ -105,9 +136,14 @@ def _setting(found: Found) -> str:
             cells = [task.data, " / ".join(f"{n:,}" for n in rows), task.model]
             cells += [f"{counts['parameters']:,}, {counts['trained_parameters']:,}", task.optimizer]
             cells += [str(task.batch_size), str(task.updates)]
-            cells += [f"{100 * task.label_noise:.0f} %" if task.label_noise else "-", str(len(runs))]
+            cells += [f"{100 * task.label_noise:.0f} %" if task.label_noise else "-", _seeds(task.name, found)]
         lines.append([task.name, *cells])
     return table(head, lines)
+
+
+def _seeds(task: str, found: Found) -> str:
+    counts = sorted({len(of.runs) for (name, _), of in found.cells.items() if name == task and of.runs})
+    return " or ".join(map(str, counts))
 
 
 def _results(task: str, found: Found) -> str:
