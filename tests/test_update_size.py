@@ -141,30 +141,30 @@ def raises(alignments: list[float], ramps: list[float] | None = None, **config) 
 
 
 def test_the_rate_is_raised_while_gradients_point_along_the_updates() -> None:
-    found = raises([0.1] * 9)
+    found = raises([0.07] * 9)
     # The first update is not known well; then every fourth reading moves: exp(gain * readings * (mean - dead zone)).
-    move = math.exp(3.0 * 4 * (0.1 - 0.02))
+    move = math.exp(3.0 * 4 * (0.07 - 0.02))
     assert found == pytest.approx([1.0] * 4 + [move] * 4 + [move**2])
-    assert raises([0.9] * 5)[-1] == pytest.approx(3.0)  # one move at most
+    assert raises([0.9] * 5)[-1] == pytest.approx(2.0)  # one move at most
     assert raises([0.9] * 60)[-1] == pytest.approx(32.0)  # all of them
-    assert raises([0.1] * 9, gain=0.0) == [1.0] * 9
+    assert raises([0.07] * 9, gain=0.0) == [1.0] * 9
 
 
 def test_noise_and_small_signs_of_too_long_updates_move_nothing() -> None:
     assert raises([0.3, -0.2, 0.1, -0.25] * 5) == [1.0] * 20  # less than a standard error above the dead zone
     assert raises([0.015] * 20) == [1.0] * 20
     raised = raises([0.1] * 5 + [-0.04] * 20)
-    assert raised[-1] == raised[4] > 2
+    assert raised[-1] == raised[4] > 1.9
 
 
 def test_a_raise_is_taken_back_where_updates_overshoot_and_never_more_than_that() -> None:
-    raised = raises([0.1] * 5 + [-0.1] * 4 + [-0.9] * 8)
+    raised = raises([0.1] * 5 + [-0.08] * 4 + [-0.9] * 8)
     assert 1.0 < raised[8] < raised[4]
     assert raised[-1] == 1.0
 
 
 def test_nothing_is_read_from_updates_that_were_shorter_than_answered() -> None:
-    assert raises([0.5] * 12, [0.1 * k for k in range(1, 9)] + [1.0] * 4) == [1.0] * 11 + [pytest.approx(3.0)]
+    assert raises([0.5] * 12, [0.1 * k for k in range(1, 9)] + [1.0] * 4) == [1.0] * 11 + [pytest.approx(2.0)]
 
 
 def test_feedback_finds_a_rate_far_above_the_first_guess() -> None:
@@ -210,14 +210,13 @@ def test_who_knows_better_says_what_the_weights_are() -> None:
 
 def test_decisions_are_forty_a_run_and_two_updates_apart_or_more_and_denser_at_the_start() -> None:
     controller = UpdateSize()
-    assert [[t for t in range(total) if controller.due(t, total)] for total in (1, 7)] == [[0], [0, 1, 2, 3, 4, 5]]
-    for total in (30, 60, 200, 10_000):
+    for total in (1, 7, 30, 60, 200, 10_000):
         due = [t for t in range(total) if controller.due(t, total)]
-        assert due[0] == 0 and len(due) <= 65
-        late = [t for t in due if t >= total // 4]
-        assert len(late) <= 40 and all(b - a >= 2 for a, b in zip(late, late[1:], strict=False))
-    assert [t for t in range(200) if controller.due(t, 200)] == [0, 1, 2, 3, 4, 5, 7, 9, 11, *range(15, 200, 5)]
-    assert [t for t in range(10_000) if controller.due(t, 10_000)][:12] == [0, 1, 2, 3, 4, 5, 7, 9, 11, 15, 19, 25]
+        even = [t for t in due if t >= total // max(1, min(40, total // 2))]
+        assert len(even) <= 40 and all(b - a >= 2 for a, b in zip(even, even[1:], strict=False))
+        assert due[0] == 0
+    assert [t for t in range(200) if controller.due(t, 200)] == [0, 1, 3, *range(5, 200, 5)]
+    assert [t for t in range(10_000) if controller.due(t, 10_000)][:8] == [0, 1, 3, 9, 27, 81, 243, 250]
 
 
 def test_it_asks_for_no_loss_and_no_second_forward_pass() -> None:

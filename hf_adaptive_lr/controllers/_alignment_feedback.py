@@ -24,7 +24,7 @@ from ..observation import Observation
 
 READINGS = 4
 """Alignments whose mean decides one move."""
-MAX_MOVE, MAX_RAISE = 3.0, 32.0
+MAX_MOVE, MAX_RAISE = 2.0, 32.0
 """Factors: of one move, up or down, and of all together."""
 _RISE_ABOVE, _FALL_BELOW = 0.02, -0.05  # mean alignments
 _NEARLY = 0.99

@@ -31,7 +31,6 @@ from . import _alignment_feedback, _relative_update
 _REFERENCE = 200  # updates of a run, for which `pretrained` and `fresh` are given
 _UNKNOWN = 2000  # updates that a run of unknown length is taken for
 _APART = 2  # updates between two decisions at least
-_FIRST, _RATIO = 4, 1.3  # decisions at each of the first updates, then this factor apart
 _SOME = 0.1  # share of pretrained weights from which there is something to lose
 _RISE = 32.0  # of the rate, at most, for the same update as at first
 
@@ -91,16 +90,16 @@ class UpdateSize(Controller):
         return {**units, **_alignment_feedback.init(batch_shape, device), "learned": zeros}
 
     def due(self, update: int, total_steps: int | None) -> bool | None:
-        """At the first four updates, then ever rarer up to an even rhythm: forty a run, at least two updates apart.
+        """At updates 0, 1, 3, 9 and so on up to an even rhythm, then in that: forty a run, at least two updates apart.
 
         Each reads the optimizer's state and the gradient once.
         """
         if total_steps is None:
             return _relative_update.due(update, None, self.decisions)
-        apart = total_steps // max(1, min(self.decisions, total_steps // _APART))
-        if update < apart / (_RATIO - 1):
-            return update < _FIRST or round(_FIRST * _RATIO ** round(math.log(update / _FIRST, _RATIO))) == update
-        return evenly(update, total_steps, total_steps // apart)
+        decisions = max(1, min(self.decisions, total_steps // _APART))
+        if update < total_steps // decisions:
+            return update == 0 or 3 ** round(math.log(update, 3)) == update
+        return evenly(update, total_steps, decisions)
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Learning rate of `batch_shape`."""
