@@ -178,11 +178,10 @@ def test_clipping_is_part_of_the_training_that_is_tried() -> None:
 def test_proposed_bounds_are_those_of_the_controller() -> None:
     found = RangeTest(lrs=(0.1, 0.2), raw_losses=(1.0, 2.0), losses=(1.0, 2.0), turn=0.2)
     assert (found.l_max, found.l_min) == (0.1, pytest.approx(0.07))
-    assert found.factor_bounds() == (pytest.approx(0.7), 1.0)
-    low, high = found.factor_bounds(0.05)
-    assert PLRS(low=low, high=high) == PLRS.from_bounds(0.05, found.l_min, found.l_max)
+    plrs = PLRS.from_bounds(0.05, found.l_min, found.l_max)
+    assert (plrs.low, plrs.high) == (pytest.approx(1.4), pytest.approx(2.0))
     with pytest.raises(ValueError, match="base_lr=0.0 must be above 0"):
-        found.factor_bounds(0.0)
+        PLRS.from_bounds(0.0, found.l_min, found.l_max)
 
 
 # --- what it leaves behind: nothing ---

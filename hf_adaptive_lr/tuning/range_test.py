@@ -63,20 +63,6 @@ class RangeTest:
         """Proposal for L_min: 0.7 L_max, the ratio of VGG-16, WRN-28-10 and ResNet-110 in the PLRS paper."""
         return 0.7 * self.l_max
 
-    def factor_bounds(self, base_lr: float | None = None) -> tuple[float, float]:
-        """(l_min, l_max) as factors of the base LR, the `low` and `high` of PLRS.
-
-        Args:
-            base_lr: the optimizer's learning rate, above 0; None if it will be set to `l_max`.
-
-        Raises:
-            ValueError: `base_lr` is not above 0.
-        """
-        base = self.l_max if base_lr is None else base_lr
-        if not base > 0:
-            raise ValueError(f"factor_bounds: base_lr={base_lr} must be above 0; pass the optimizer's learning rate")
-        return self.l_min / base, self.l_max / base
-
 
 def lr_range_test(
     model: nn.Module,
@@ -125,6 +111,7 @@ def lr_range_test(
 
     Example:
         >>> import torch
+        >>> from hf_adaptive_lr.controllers import PLRS
         >>> _ = torch.manual_seed(0)
         >>> model = torch.nn.Linear(4, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -134,7 +121,7 @@ def lr_range_test(
         >>> found = lr_range_test(model, optimizer, data, loss=loss, low=1e-4, high=10.0)
         >>> found.turned_up, 0.05 < found.l_max < 0.5
         (True, True)
-        >>> low, high = found.factor_bounds(base_lr=0.1)  # for PLRS(low=low, high=high)
+        >>> plrs = PLRS.from_bounds(0.1, found.l_min, found.l_max)
     """
     name = "lr_range_test"
     check_range(name, "low", low, 1e-20, 1e6, hint="1e-6 is harmless for most models")
