@@ -226,7 +226,7 @@ def test_a_card_is_written_and_its_notes_stay(here, capsys) -> None:
     ("content", "said"),
     [
         (b"{nonsense", "eval_results.json"),
-        (b"[1]", "must be an object"),
+        (b"[1]", "must hold a JSON object"),
         (b'{"format_version": 1}', "'command' must be text"),
         (b"[" * 100_000, "eval_results.json"),
         (b"\xff\xfe", "eval_results.json"),

@@ -40,20 +40,18 @@ def run(args: argparse.Namespace) -> int:
         from .. import artifacts
         from ..auto import AutoController
         from ..hub import card, untrusted
+        from ..hub.mixin import sidecar
 
         controller = AutoController.from_pretrained(args.controller)
         folder = controller.provenance.get("folder")
-        beside = {p.name: p for p in Path(folder).iterdir() if p.is_file()} if folder else {}
-        training, eval_results = (
-            untrusted.read_json(beside[name]) if name in beside else None
-            for name in (artifacts.TRAINING_NAME, artifacts.EVAL_NAME)
-        )
+        readme = Path(folder, artifacts.CARD_NAME) if folder else None
+        training, eval_results = (sidecar(controller, n) for n in (artifacts.TRAINING_NAME, artifacts.EVAL_NAME))
         text = card.render(
             controller,
             repo_id=args.controller,
             training=training,
             eval_results=eval_results,
-            notes=card.notes_of(untrusted.read_text(beside["README.md"])) if "README.md" in beside else None,
+            notes=card.notes_of(untrusted.read_text(readme)) if readme and readme.is_file() else None,
         )
         if args.output is not None:
             args.output.parent.mkdir(parents=True, exist_ok=True)
