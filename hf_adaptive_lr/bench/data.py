@@ -85,7 +85,7 @@ def load(task: Task) -> Parts:
 
 
 def classes(task: Task) -> int:
-    """Number of classes of a task."""
+    """Number of classes of a task: what its model answers with for a row, or for a token of it."""
     return len(task.topics) or SOURCES[task.data].classes
 
 

@@ -28,6 +28,7 @@ from transformers import (
 
 from ..demo.data import DemoDataError, demo_text_model
 from ..demo.image_model import demo_image_model, no_bars, no_report
+from .data import classes
 from .language import bytes_gpt2, tuned_gpt2
 from .plain_nets import Classifier, Contrastive, MixtureDensity
 from .sources import SOURCES
@@ -59,11 +60,6 @@ def build_model(task: Task, seed: int) -> nn.Module:
     return model
 
 
-def outputs(task: Task) -> int:
-    """Numbers that the model answers with for a row, or for a token of it."""
-    return len(task.topics) or SOURCES[task.data].classes
-
-
 def _channels(task: Task) -> int:
     return max(SOURCES[task.data].width, 1)
 
@@ -77,7 +73,7 @@ def _minilm(layers: int) -> Callable[[Task], nn.Module]:
     def build(task: Task) -> nn.Module:
         if task.objective == "pairs":
             return Contrastive(copy.deepcopy(_pretrained_encoder(layers)))
-        return _with_new_head(_pretrained_bert(task.objective, outputs(task), layers), task)
+        return _with_new_head(_pretrained_bert(task.objective, classes(task), layers), task)
 
     return build
 
@@ -130,7 +126,7 @@ def _adapted(model: nn.Module, task: Task) -> nn.Module:
 
 def _efficientnet(task: Task) -> nn.Module:
     """EfficientNet-Lite0, whole, with a new head."""
-    return _with_new_head(_pretrained_efficientnet(outputs(task)), task)
+    return _with_new_head(_pretrained_efficientnet(classes(task)), task)
 
 
 @cache
@@ -167,7 +163,7 @@ def _small_bert(task: Task) -> nn.Module:
         num_attention_heads=4,
         intermediate_size=128,
         max_position_embeddings=task.tokens,
-        num_labels=outputs(task),  # type: ignore[call-arg]
+        num_labels=classes(task),  # type: ignore[call-arg]
         **_spread(task),  # type: ignore[arg-type]
     )
     return _BERT_HEADS[task.objective](config)
@@ -183,7 +179,7 @@ def _vit(task: Task) -> nn.Module:
         num_hidden_layers=4,
         num_attention_heads=4,
         intermediate_size=256,
-        num_labels=outputs(task),  # type: ignore[call-arg]
+        num_labels=classes(task),  # type: ignore[call-arg]
         **_spread(task),  # type: ignore[arg-type]
     )
     return ViTForImageClassification(config)
@@ -196,19 +192,19 @@ def _resnet(task: Task) -> nn.Module:
         hidden_sizes=[16, 32, 64],
         depths=[1, 1, 1],
         layer_type="basic",
-        num_labels=outputs(task),  # type: ignore[call-arg]
+        num_labels=classes(task),  # type: ignore[call-arg]
     )
     return ResNetForImageClassification(config)
 
 
 def _mlp(task: Task) -> nn.Module:
-    width, count = SOURCES[task.data].width, outputs(task)
+    width, count = SOURCES[task.data].width, classes(task)
     return Classifier(nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, count)), count)
 
 
 def _deep_mlp(task: Task) -> nn.Module:
     """Six hidden layers without norms or short cuts, torch's own first weights: the signal is small at first."""
-    width, count = SOURCES[task.data].width, outputs(task)
+    width, count = SOURCES[task.data].width, classes(task)
     hidden = [layer for _ in range(5) for layer in (nn.Linear(64, 64), nn.ReLU())]
     return Classifier(nn.Sequential(nn.Linear(width, 64), nn.ReLU(), *hidden, nn.Linear(64, count)), count)
 
@@ -218,7 +214,7 @@ def _mixture(task: Task) -> nn.Module:
 
 
 def _cnn(task: Task) -> nn.Module:
-    count, side = outputs(task), (task.side or 28) // 4
+    count, side = classes(task), (task.side or 28) // 4
     first = [nn.Conv2d(_channels(task), 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     second = [nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     return Classifier(nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(32 * side * side, count)), count)
@@ -226,7 +222,7 @@ def _cnn(task: Task) -> nn.Module:
 
 def _paper_cnn(task: Task) -> nn.Module:
     """The CNN of Xu et al. 2019, as in their released code: no dropout."""
-    count = outputs(task)
+    count = classes(task)
     first = [nn.Conv2d(1, 32, 5, padding="same"), nn.ReLU(), nn.MaxPool2d(2)]
     second = [nn.Conv2d(32, 64, 5, padding="same"), nn.ReLU(), nn.MaxPool2d(2)]
     head = [nn.Flatten(), nn.Linear(64 * 7 * 7, 512), nn.ReLU(), nn.Linear(512, count)]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ....finetune.errors import quiet_logger
 from ....trainer.guard_callback import GuardCallback
-from ...data import load
-from ...models import build_model, outputs
+from ...data import classes, load
+from ...models import build_model
 from ...record import Record, curve, diverged, evaluate, parameters, short, versions
 from ...rows import Row, RunKey, digest
 from ...train import LOSS_POINTS, TrainingRun
@@ -57,7 +57,7 @@ class DisturbedRun(TrainingRun):
             lr = self.lr * self.injection.base_lr_factor
             trainer = build_trainer(self, model, data, folder, lr, (Disturbed,))
             trainer.record = Record(model)
-            trainer.disturb(self.injection, self.seed, outputs(self.task))
+            trainer.disturb(self.injection, self.seed, classes(self.task))
             start = time.perf_counter()
             trainer.train()
             trainer.seconds = time.perf_counter() - start
