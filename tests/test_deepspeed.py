@@ -197,7 +197,7 @@ def _refused(folder: Path, case: str) -> None:
     elif case == "head":
         fields, words = ("head_mean",), "head_mean, and DeepSpeed leaves each rank only a part"
     elif case == "adapters":
-        run, fields, words = replace(run, make=lora), ("update_ratio",), "keeps these in flat parameters"
+        run, fields, words = replace(run, make=lora), ("update_ratio",), "DeepSpeed keep these in flat parameters"
     engine, optimizer, model = zero.build(run, given)
     if case == "inside":
         optimizer = optimizer.optimizer

@@ -180,7 +180,7 @@ def _refused(folder: Path, case: str) -> None:
     elif case == "adapters":
         model = lora()
         model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
-        seen_by, words = model, "first FSDP keeps these in flat parameters; use fully_shard"
+        seen_by, words = model, "first FSDP and DeepSpeed keep these in flat parameters; use fully_shard"
     else:
         fully_shard(model, mesh=mesh)
         fields, words = ("head_mean",), "head_mean, and fully_shard .* only a part"

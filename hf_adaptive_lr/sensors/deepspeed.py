@@ -166,7 +166,7 @@ def zero_partitions(zero: Any) -> Optimizer:
         "step_was_skipped": property(lambda _: bool(zero.overflow)),
         PARTITIONS: parts,
     }
-    kind = type(base.__name__, (base,), members)
+    kind: Any = type(base.__name__, (base,), members)
     seen: Optimizer = kind.__new__(kind)
     Optimizer.__setstate__(seen, {"defaults": zero.optimizer.defaults})  # its hooks, and no groups of its own
     zero.step = _hooked(zero.step, seen, parts)
@@ -195,7 +195,7 @@ def _hooked(step: Callable[[], None], seen: Optimizer, parts: ZeroPartitions) ->
 
 
 def is_zero(optimizer: Any) -> bool:
-    """Whether this is a wrapper of DeepSpeed's around an optimizer; its FusedAdam and the like are torch optimizers."""
+    """Whether this is a wrapper of DeepSpeed's around an optimizer; its FusedAdam and others are torch optimizers."""
     return type(optimizer).__module__.split(".")[0] == "deepspeed" and not isinstance(optimizer, Optimizer)
 
 

@@ -25,7 +25,7 @@ from .readable import DIRECTION_FIELDS, PREVIOUS_DIRECTION, steps_like_torch
 
 _MOVED = 0.5  # share of the coordinates with a gradient that must have moved
 _LEAST = 20  # of so many coordinates one is copied at least
-_SMALL = 1 << 16  # elements of a tensor that is copied whole
+_SMALL = 1 << 14  # elements of a tensor that is copied whole
 _ABOVE_ROUNDING = 2.0  # or the deviation of an update, in units in the last place of the weights
 
 

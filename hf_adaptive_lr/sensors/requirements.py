@@ -26,7 +26,7 @@ def check_adapters(needs: frozenset[str], model: nn.Module | None, shards: Shard
     if any(isinstance(getattr(module, "lora_A", None), nn.ModuleDict) for module in model.modules()):
         raise ValueError(
             "the controller needs update_ratio, which for LoRA is that of the product of its factors, and the first "
-            "FSDP keeps these in flat parameters; use fully_shard (fsdp_version 2), or train under DDP"
+            "FSDP and DeepSpeed keep these in flat parameters; use fully_shard (fsdp_version 2), or train under DDP"
         )
 
 

@@ -63,13 +63,13 @@ def measure(way: str, cell: str) -> Row:
     _, processes, data_ranks = WAYS[way]
     alone = CELLS[cell]
     run = replace(alone, sharding=way.split()[0], data_ranks=data_ranks, bf16="bf16" in way)
-    found: dict[str, Any] = {"ranks_equal": False, "difference": None, "error": ""}
+    found: dict[str, Any] = {"ranks_equal": False, "difference": None, "field": "", "error": ""}
     try:
         with tempfile.TemporaryDirectory() as folder:
             ranks = results(run, Path(folder), processes)
         _, _, scheduler = train(alone)
         found["ranks_equal"] = all(r["lr"] == ranks[0]["lr"] and r["seen"] == ranks[0]["seen"] for r in ranks)
-        found["difference"] = _difference(cell, ranks[0], scheduler)
+        found["difference"], found["field"] = _difference(cell, ranks[0], scheduler)
     except Exception as error:  # a refusal is the finding
         found["error"] = str(error).strip().splitlines()[-1]
     packages = ["torch", *(["deepspeed"] if way.startswith("zero") else [])]
@@ -84,21 +84,23 @@ def measure(way: str, cell: str) -> Row:
     }
 
 
-def _difference(cell: str, found: dict[str, Any], scheduler: Any) -> float:
-    """Largest relative difference of rates; of signals (after the first) relative where they are above 1."""
+def _difference(cell: str, found: dict[str, Any], scheduler: Any) -> tuple[float, str]:
+    """Largest relative difference of rates; of signals (after the first) relative where above 1, and whose it is."""
     if cell == "universal":
-        return max(abs(a / b - 1) for a, b in zip(found["lr"], scheduler.lr_history(), strict=True))
-    pairs = [
-        (a, b) for name, of in seen(scheduler).items() for a, b in zip(found["seen"][name][1:], of[1:], strict=True)
-    ]
-    if cell == "adapters":
-        return max(abs(a / b - 1) for a, b in pairs)
-    return max(abs(a - b) / max(1.0, abs(b)) for a, b in pairs)
+        pairs = zip(found["lr"], scheduler.lr_history(), strict=True)
+        return max(abs(a / b - 1) for a, b in pairs), ""
+    least = 0.0 if cell == "adapters" else 1.0
+    return max(
+        (abs(a - b) / max(least, abs(b)), name if cell == "signals" else "")
+        for name, of in seen(scheduler).items()
+        for a, b in zip(found["seen"][name][1:], of[1:], strict=True)
+    )
 
 
 def page(rows: Iterable[Row]) -> str:
     """The rows as a table in Markdown."""
     found = {(row["way"], row["cell"]): row for row in rows if row["row"] == "cell"}
+    refusals = sorted({row["error"].split(": ", 1)[-1] for row in found.values() if row["error"]})
     lines = []
     for way, (name, processes, _) in WAYS.items():
         cells = [_cell(found.get((way, cell)), there=runs(way, cell)) for cell in CELLS]
@@ -110,15 +112,18 @@ Every number is the largest difference from one process with all the data, of th
 accumulation of two micro-batches for the first two columns; every rank has data of its own (tensor parallelism has
 none). Of learning rates and relative updates it is relative, of other signals absolute where they are below 1.
 Rounding alone gives up to 2e-4 in float32; under bf16 the net itself computes in bfloat16. All ranks held the same
-bits, unless it says otherwise. On CPUs with gloo, never on GPUs. Versions: {", ".join(used)}.
+bits, unless it says otherwise. In brackets is the signal that differs most. On CPUs with gloo, never on GPUs.
+Versions: {", ".join(used)}.
 
 {table(["weights", "processes", *_TITLES], lines).strip()}
 
-Refused by name, before the first update: partial sums, meshes of other ranks than those that decide (pipelines: pass
-`process_group=`), `meta_inner` and the statistics of the last weight matrices, adapters in flat partitions, DeepSpeed
-without ZeRO (that is DDP), with offload, a float16 loss scale, a mixture of experts, tensor or pipeline parallelism, a
-scheduler in its config, and its versions that nobody has tested. Trainer's divergence guard does not work under
-DeepSpeed, which makes the update in the backward pass.
+Where a cell says so, the run was refused: {" ".join(f"“{text}”." for text in refusals)}
+
+Also refused by name, before the first update: partial sums, meshes of other ranks than those that decide (pipelines:
+pass `process_group=`), `meta_inner` and the statistics of the last weight matrices, DeepSpeed without ZeRO (that is
+DDP), with offload, a float16 loss scale, a mixture of experts, tensor or pipeline parallelism, a scheduler in its
+config, and its versions that nobody has tested. The divergence guard does not work under DeepSpeed, which makes the
+update in the backward pass.
 
 ```bash
 DS_BUILD_OPS=0 pip install -e ".[test,deepspeed]"
@@ -133,8 +138,9 @@ def _cell(row: Row | None, *, there: bool) -> str:
     if row is None:
         return "not run"
     if row["error"]:
-        return "refused: " + row["error"].split(": ", 1)[-1].replace("|", "\\|")
-    return f"{row['difference']:.0e}" + ("" if row["ranks_equal"] else ", ranks differ")
+        return "refused"
+    field = f" ({row['field']})" if row.get("field") else ""
+    return f"{row['difference']:.0e}{field}" + ("" if row["ranks_equal"] else ", ranks differ")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
