@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ LARGEST = 20.0
 _POSITIONS = 256  # of which the logits are kept from before an update
 
 
-class Predicted(NamedTuple):
+@dataclass(frozen=True)
+class Predicted:
     """Log-probabilities at some positions: (positions, classes), or (positions,) of given tokens; weights of 0 and 1.
 
     Without weights all positions count.
