@@ -91,7 +91,8 @@ def _gap(gap: Estimate | None, first: Estimate | None) -> str:
 
 
 def _cost(mine: Mapping[int, Row], other: Mapping[int, Row]) -> float | None:
-    seconds = [[row["cpu_seconds"] for row in runs.values() if "cpu_seconds" in row] for runs in (mine, other)]
+    both = mine.keys() & other.keys()  # seeds that were run at about the same time
+    seconds = [[runs[seed]["cpu_seconds"] for seed in both if "cpu_seconds" in runs[seed]] for runs in (mine, other)]
     return fmean(seconds[0]) / fmean(seconds[1]) if all(seconds) else None
 
 

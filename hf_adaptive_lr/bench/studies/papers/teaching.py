@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -222,11 +222,11 @@ paper's: every run is played twice with the same weights and batches, and each p
 the other. Loss at the end of runs that nothing was trained on, without exploration; ± is half a ninety-five percent t
 interval over trainings, and the bands of the picture are that interval.
 """
-_WHY = """What an episode tells about the actions of the first policy, from {episodes} episodes: the mean of an
-episode's push towards larger actions over its standard deviation, and in brackets how many episodes it takes until the
-mean is two standard errors from zero. Of the variance of the last reward {between:.0f} % lies between runs that differ
-in weights and data, which no action can change; within a run the sum of its rewards and its last one correlate at
-{correlation:.2f}.
+_WHY = """What an episode tells about the actions of the first policy, from {episodes} episodes, each run played eight
+times: the mean of an episode's push towards larger actions over its standard deviation, and in brackets how many
+episodes it takes until the mean is two standard errors from zero. Of the variance of the last reward {between:.0f} %
+lies between runs that differ in weights and data, which no action can change; within a run the sum of its rewards and
+its last one correlate at {correlation:.2f}.
 """
 _COST = """Processor time of one net on one thread, by which the perceptron was chosen; a decision looks at a few dozen
 validation images.
@@ -256,19 +256,21 @@ def _complete(path: Path) -> None:
     torch.set_num_threads(1)
     if not read_rows(path):
         append_row(path, measured.header(COMMAND, suite=SUITE, suite_digest=SUITES[SUITE].digest()))
-    rows = read_rows(path)
     (problem,) = SUITES[SUITE].problems("train", 10**6, CREDIT_RUNS)  # none that a training gets
-    measures = {"credit": partial(credit, teacher("paper", 0), problem, CREDIT_PLAYS), "cost": costs}
-    for kind, measure in measures.items():
-        if not any(row["row"] == kind for row in rows):
-            for row in measure():
-                append_row(path, row)
-    done = {(row.get("preset"), row.get("seed")) for row in rows}
+    _once(path, "credit", lambda: credit(teacher("paper", 0), problem, CREDIT_PLAYS))
+    done = {(row.get("preset"), row.get("seed")) for row in read_rows(path)}
     lessons = [(preset, seed) for preset in LESSONS for seed in SEEDS if (preset, seed) not in done]
     for preset, seed in tqdm(lessons):
         append_row(path, learn(preset, seed, *LESSONS[preset]))
+    _once(path, "cost", costs)
     rows = read_rows(path)
     taught.compare(path, {name: [policy(row) for row in rows if row.get("preset") == name] for name in LESSONS})
+
+
+def _once(path: Path, kind: str, measure: Callable[[], list[Row]]) -> None:
+    if not any(row["row"] == kind for row in read_rows(path)):
+        for row in measure():
+            append_row(path, row)
 
 
 if __name__ == "__main__":
