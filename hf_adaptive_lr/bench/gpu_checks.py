@@ -57,8 +57,8 @@ def sharded(card: Card, scale: Scale) -> Iterator[Row]:
     """`fully_shard` over one device, beside none."""
     first = Loop(card, scale, _universal())
     with tempfile.TemporaryDirectory() as folder:
-        store = dist.FileStore(f"{folder}/store", 1)
-        dist.init_process_group("nccl" if card.cuda else "gloo", store=store, rank=0, world_size=1)
+        backend, meeting = "nccl" if card.cuda else "gloo", f"file://{folder}/store"
+        dist.init_process_group(backend, init_method=meeting, rank=0, world_size=1)
         try:
             found = Loop(card, scale, _universal(), shard=True).compared(first)
         finally:
@@ -101,7 +101,7 @@ def guard(card: Card, scale: Scale) -> Iterator[Row]:
     free = returned < copied / 2 or not card.cuda
     yield {"case": "snapshot", "held": equal and free, "returned_ms": 1e3 * returned, "copied_ms": 1e3 * copied}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _encoder_trainer(card, scale, Method("", guard=True), 4 * scale.loop, folder)
+        trainer: Any = _encoder_trainer(card, scale, Method("", guard=True), 4 * scale.loop, folder)
         trainer.add_callback(_Poison(range(2 * scale.loop, 2 * scale.loop + 8)))
         trainer.train()
         watch = next(callback for callback in trainer.callback_handler.callbacks if hasattr(callback, "guard"))
@@ -127,8 +127,8 @@ class _Poison(TrainerCallback):
 
 def overhead(card: Card, scale: Scale) -> Iterator[Row]:
     """Time of an update over Trainer's own linear schedule, and peak memory, in turns of ten updates."""
-    methods = (PLAIN, Method(NOISE), Method("linear", Linear()), Method("universal", _universal(), 0))
-    methods += (Method("hypergradient", Hypergradient(), CADENCE), Method("guard", guard=True))
+    methods = [PLAIN, Method(NOISE), Method("linear", Linear()), Method("universal", _universal(), 0)]
+    methods += [Method("hypergradient", Hypergradient(), CADENCE), Method("guard", guard=True)]
     times: dict[Method, list[float]] = {method: [] for method in methods}
     memory: dict[Method, float] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:

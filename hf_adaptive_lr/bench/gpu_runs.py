@@ -100,7 +100,8 @@ class Loop:
     def __init__(
         self, card: Card, scale: Scale, controller: Controller | None, *, step: str = "foreach", shard: bool = False
     ) -> None:
-        model: Any = scale.decoder().to(card.device)
+        model: Any = scale.decoder()
+        model.to(card.device)
         if shard:
             mesh = init_device_mesh(card.device.type, (1,))
             for layer in model.model.layers:
