@@ -225,6 +225,8 @@ def ends_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for name, method in itertools.product(_measured(rows), ("constant", "kl_target")):
         all_, runs = _found(rows, "signal", trainer=name), _found(rows, "signal", trainer=name, method=method)
+        if not runs:  # not measured yet
+            continue
         by = [[row for row in runs if row["times"] == times] for times in TIMES]
         ends = [fmean(math.nan if row["last"] is None else row["last"] for row in group) for group in by]
         cells = [f"{end:.3f}{_short(group, all_)}" for end, group in zip(ends, by, strict=True)]
