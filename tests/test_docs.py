@@ -77,7 +77,7 @@ def test_the_code_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys)
 
 
 # TRL 1.16 asks transformers 5.23 for the old name of its checkpointing flag.
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing.*` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 @pytest.mark.parametrize("guide", [page for page in GUIDES if "sharded" not in page])
 def test_the_code_of_a_guide_runs(guide, tmp_path, monkeypatch) -> None:

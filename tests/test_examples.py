@@ -132,7 +132,7 @@ def test_sft_lora(here, capsys, monkeypatch) -> None:
     assert (here / "out" / "adapter_model.safetensors").is_file()
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing.*` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 def test_grpo_at_a_hundred_times_its_learning_rate(here, capsys, monkeypatch) -> None:
     words = ["--learning_rate", "0.3", "--max_steps", "40", "--output_dir", "out"]

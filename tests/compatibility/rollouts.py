@@ -127,7 +127,8 @@ def page(rows: Sequence[Row]) -> str:
     lines = [[*key[:3], "yes" if key[3] else "no", *_cells(group)] for key, group in groups.items()]
     seeds = len({row["seed"] for row in runs})
     titles = ["trainer", "through", "controller", "guard", "first reward", "last reward", "alarms", "generations"]
-    rates = sorted({row["seed"] for row in rows if row["row"] == "rate"})
+    rates = {row["seed"] for row in rows if row["row"] == "rate"}
+    seeds_of_signals = {row["seed"] for row in rows if row["row"] == "signal"}
     return f"""# GRPO, RLOO, DPO, KTO and Reward
 
 Tiny models; nothing here says what large ones do.
@@ -146,7 +147,8 @@ rate of its own.
 ## Which signal tells
 
 The same words in five of TRL's trainers, {steps.SHORT} updates: in the mean of the last {steps.LAST}, one minus the
-reward (GRPO, RLOO) or the loss. Short is a run that came less than half as far down as the best of its trainer.
+reward (GRPO, RLOO) or the loss; {len(seeds_of_signals)} seeds each. Short is a run that came less than half as far down
+as the best of its trainer. What has no line was not run.
 
 {steps.ends_table(rows)}
 
