@@ -128,7 +128,7 @@ def page(rows: Sequence[Row]) -> str:
     seeds = len({row["seed"] for row in runs})
     titles = ["trainer", "through", "controller", "guard", "first reward", "last reward", "alarms", "generations"]
     rates = {row["seed"] for row in rows if row["row"] == "rate"}
-    seeds_of_signals = {row["seed"] for row in rows if row["row"] == "signal"}
+    seeds_told = {row["seed"] for row in rows if row["row"] == "signal"}
     return f"""# GRPO, RLOO, DPO, KTO and Reward
 
 Tiny models; nothing here says what large ones do.
@@ -147,8 +147,8 @@ rate of its own.
 ## Which signal tells
 
 The same words in five of TRL's trainers, {steps.SHORT} updates: in the mean of the last {steps.LAST}, one minus the
-reward (GRPO, RLOO) or the loss; {len(seeds_of_signals)} seeds each. Short is a run that came less than half as far down
-as the best of its trainer. What has no line was not run.
+reward (GRPO, RLOO) or the loss. Seeds: {len(seeds_told)}. Short is a run that came less than half as far down as the
+best of its trainer. What has no line was not run.
 
 {steps.ends_table(rows)}
 
