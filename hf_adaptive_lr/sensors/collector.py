@@ -98,10 +98,8 @@ class SignalCollector:
         self._reads_loss = bool(needs & (REPLAYED | LOSSES))
         self._passed = 0  # checks in this process: the first update's, then those of decisions
         self._watched = False  # whether this update's losses were compared with the trained ones
-        self._gain, self._difference = (
-            GainSensor(optimizer),
-            DifferenceSensor(optimizer, needs, budget=copy_budget, seed=seed),
-        )
+        self._gain = GainSensor(optimizer)
+        self._difference = DifferenceSensor(optimizer, needs, budget=copy_budget, seed=seed)
         self._divergence = DivergenceSensor(model)
         self._still: list[int] = []  # places of parameters that the previous update did not move
         self._prepared_for = 0  # the update whose decision the kept direction and gain ratio belong to

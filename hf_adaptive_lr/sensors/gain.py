@@ -111,10 +111,8 @@ class GainProbe:
         self._scale, self._shards = loss_scale(optimizer), shards
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         params = [p for p in trained if p.grad is not None]
-        self.weights: list[Tensor] = (
-            params if shards is None else shards.computed_with(trained)
-        )  # the same on all ranks
-        """The trained weights, as the model computes with them now."""
+        self.weights = params if shards is None else shards.computed_with(trained)
+        """The trained weights, as the model computes with them now; the same on all ranks."""
         copies = [local(before[id(p)]) if id(p) in before else local(p.detach()).clone() for p in params]
         gradients = [dense(local(p.grad)).clone() for p in params]
         self._kept = list(zip(params, copies, gradients, strict=True))
