@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_adaptive_lr.bench.rows import read_rows
-from tests.compatibility import optimizers, rollouts, sharding, steps
+from tests.compatibility import optimizers, rollouts, sampling, sharding, steps
 from tests.compatibility import page as compatibility
 from tests.compatibility.checks import Check, CheckFailed, require
 from tests.compatibility.page import CHECKS, measure, page
@@ -176,4 +176,14 @@ def test_the_page_of_sharding_is_what_its_rows_say() -> None:
     assert sharding.page(rows) == (cards / sharding.PAGE).read_text()
     for row in rows:
         assert row["ranks_equal"] or row["error"]
-        assert row["error"] or row["difference"] < (3e-2 if "bf16" in row["way"] else 2e-4)
+        coarse = 0.25 if row["cell"] == "signals" else 5e-3  # of the gain ratio, a difference of losses
+        assert row["error"] or row["difference"] < (coarse if "bf16" in row["way"] else 2e-4)
+
+
+def test_the_page_of_sampling_is_what_its_rows_say() -> None:
+    cards = Path(__file__).parents[2] / "model_cards"
+    rows = read_rows(cards / sampling.ROWS)
+    assert sampling.page(rows) == (cards / sampling.PAGE).read_text()
+    assert {row["optimizer"] for row in rows if row["row"] == "sample"} == set(sampling.OPTIMIZERS)
+    small = list(sampling.measure(["Lion"], seeds=1, width=32))
+    assert [row["wanted"] for row in small] == [0.05, 0.25] and all(abs(row["error"]) < 0.05 for row in small)
