@@ -34,7 +34,8 @@ class LeNet(Net):
 
     def __init__(self, channels: int, width: int, side: int = 28) -> None:
         self.narrow, self.convolutions = channels <= _NARROW, ("conv0", "conv1") if channels else ()
-        flat, shapes, before = side**2, {}, 1
+        shapes: dict[str, tuple[int, ...]] = {}
+        flat, before = side**2, 1
         for i, name in enumerate(self.convolutions):
             wide = channels * 2**i
             shapes |= {f"{name}.weight": (wide, before, _KERNEL, _KERNEL), f"{name}.bias": (wide,)}
@@ -69,7 +70,7 @@ class LeNet(Net):
             for name in self.convolutions:
                 weight, bias = params[f"{name}.weight"].flatten(0, 1), params[f"{name}.bias"].flatten()
                 x = F.relu(F.max_pool2d(F.conv2d(x, weight, bias, padding=_KERNEL // 2, groups=runs), 2))
-            x = x.permute(0, 2, 3, 1).unflatten(3, (runs, -1)).permute(3, 0, 1, 2, 4)
+            x = x.permute(0, 2, 3, 1).reshape(batch, *x.shape[2:], runs, -1).permute(3, 0, 1, 2, 4)
         x = x.reshape(runs, batch, -1)
         return linear(params, "head", F.relu(linear(params, "dense", x)))
 
