@@ -84,29 +84,6 @@ def test_a_compiled_step_stays_as_it_is_in_200_updates_of_universal(name) -> Non
     torch._dynamo.reset()
 
 
-def test_a_compiled_8_bit_adam_is_one_graph_for_each_shape() -> None:
-    """It compiles the step of one parameter itself, and refuses a rate that is no tensor any more."""
-    low = pytest.importorskip("torchao.optim", reason="torchao is in no extra: its step needs a C++ compiler")
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    model = Net()
-    model.body[0] = nn.Linear(8, 1024)
-    model.body[2] = nn.Linear(1024, 3)
-    optimizer = low.AdamW8bit(model.parameters(), lr=1e-3)
-    scheduler = _controlled(optimizer, model)
-    losses = []
-    for batch in _batches(UPDATES):
-        loss = model(**batch)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(list(model.parameters()))
-    assert len(set(scheduler.lr_history())) > UPDATES * 0.9
-    assert sum(losses[-20:]) < sum(losses[:20]) / 2
-    torch._dynamo.reset()
-
-
 def test_overflows_under_autocast_to_float16_are_no_updates() -> None:
     """Real ones: the scale is far too large for the first updates."""
     model = Net()
