@@ -443,6 +443,13 @@ def test_partial_rows_make_a_page_that_says_what_is_lacking() -> None:
     text = render(both, command="c")
     assert "## All methods on the development tasks\n\nThese tasks could be looked at" in text
     assert "## Primary endpoint" not in text and "**Not complete.** test: no tuned linear" in text
+    assert "## The test tasks so far" not in text
+    both["test"] = suite([waiting, short])
+    text = render(both, command="c")
+    so_far = text.partition("## The test tasks so far: 1 of 2")[2].partition(
+        "## All methods on the development tasks"
+    )[0]
+    assert "| `universal` | 1 | 0% |" in so_far and "## Primary endpoint" not in text
 
 
 def test_what_is_lacking_is_one_line_however_much_it_is() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from ..auto import PRETRAINED
 from .method import REPLAY, TRAINER_LR, WARMUP, Config, Method, loaded
-from .suites import FIRST_TEST
 from .tasks import TASKS
 
 # --- the methods ----------------------------------------------------------------------------------------------------
@@ -68,9 +67,7 @@ RELATIVE_WARMUP = 0.05
 """Its warm-up, the default of `universal`, too."""
 _OLD_TASKS = ("20newsgroups", "fashion-mnist", "mnist-5000")
 """Data of the tasks on which earlier versions were chosen."""
-_DEVELOPMENT = tuple(
-    dict.fromkeys(t.data for t in TASKS.values() if t.suite == "development" and t.name not in FIRST_TEST)
-)
+_DEVELOPMENT = tuple(dict.fromkeys(task.data for task in TASKS.values() if task.suite == "development"))
 
 _PRETRAINED: dict[str, Any] = {"kinds": ("pretrained",)}
 _FRESH: dict[str, Any] = {"kinds": ("adapter", "scratch")}

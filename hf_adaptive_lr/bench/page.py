@@ -64,6 +64,7 @@ def render(suites: Suites, *, command: str, subject: str = SUBJECT) -> str:
         asked_of=_asked_of(found),
         summary=_wrapped(summary(suites, subject)),
         lacking=_lines(_lacking(suites)),
+        test_so_far=_lines(_test_so_far(suites["test"]) if name != "test" and "test" in suites else ()),
         development=_lines([_DEVELOPMENT] * (name != "test")),
         main=tables.main(found),
         chance_harm=_chance_harm(found),
@@ -148,6 +149,15 @@ def _other_suite(suite: str, found: Comparison) -> Iterable[str]:
     if made := tables.left_out(found):
         yield _LEFT_OUT
         yield made
+
+
+def _test_so_far(found: Comparison) -> Iterable[str]:
+    """What is known while some of its tasks cannot be scored; nothing is tested with it."""
+    if found.rows:
+        yield f"## The test tasks so far: {len(found.rows)} of {len(found.rows) + len(found.waiting)}\n"
+        yield "Run in the order of what they cost; the columns are explained below.\n"
+        yield tables.main(found)
+        yield tables.losses(found, SUBJECT) if SUBJECT in found.cells else ""
 
 
 def _parts_worth(found: Comparison) -> list[str]:

@@ -15,7 +15,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from ..plan import PROFILES, Book
 from ..results import RIVALS, Runs, as_text, described, result, results_of
 from ..rows import read_rows, write_rows
 from ..runner import command_parser
-from ..suites import FIRST_TEST
 from ..tasks import TASKS as BENCH_TASKS
 from ..tasks import Task
 from . import known_answer, long_run, overhead, run_cost
@@ -148,14 +146,14 @@ def _between(markers: re.Pattern[str], page: str, text: str) -> str:
 METHOD_OF: Mapping[str, str] = {"ppo_schedule": "ppo_schedule", "mlr_snet": "mlr_snet_frozen"}
 """The paper study's method that is a bundled controller as it is, by the controller's name, which is the paper's."""
 BENCHMARKED = ("universal", "universal_1")
-"""Bundled controllers whose results are those of the benchmark's test tasks: the first ones, which judged them."""
-BENCHMARK = "hf-adaptive-lr bench --full --suite development"
+"""Bundled controllers whose results are those of the benchmark's test tasks."""
+BENCHMARK = "hf-adaptive-lr bench --full --suite test"
 
 
 def results(name: str, rows: Path) -> dict[str, Any]:
     """The `eval_results.json` of a bundled controller, from the benchmark's or the paper study's rows."""
     if name in BENCHMARKED:
-        tasks = [replace(BENCH_TASKS[task], suite="test") for task in FIRST_TEST]
+        tasks = [task for task in BENCH_TASKS.values() if task.suite == "test"]
         methods = [BENCH_METHODS[each] for each in (name, *RIVALS) if each in BENCH_METHODS]
         return results_of(name, compare(tasks, methods, PROFILES["full"], Book(rows)), BENCHMARK)
     paper, book = PAPERS[name], book_of(rows)
