@@ -56,8 +56,8 @@ def make_trainer(
             every_steps = 5
         shape = {**width, "recurrent": recurrent}
         rhythm = {} if every_steps is None else {"every_steps": every_steps}
-        constant = {"bias": 0.15, "gain": 0.01} if preset == "paired" else {}
-        params = PPOSchedule.random_params(**shape, **constant, seed=seed)
+        bias, gain = (0.15, 0.01) if preset == "paired" else (0.0, 1.0)
+        params = PPOSchedule.random_params(**shape, bias=bias, gain=gain, seed=seed)
         start = PPOSchedule.from_preset(
             "released" if preset == "released" else "paper", **shape, **rhythm, params=params
         )

@@ -55,7 +55,8 @@ def _td_errors(critic: nn.Module, features: Tensor, rewards: Tensor, gamma: floa
             (target - critic(features[:, :-1]).squeeze(-1)).square().mean().backward()
             adam.step()
     with torch.no_grad():
-        return rewards + gamma * critic(features[:, 1:]).squeeze(-1) - critic(features[:, :-1]).squeeze(-1)
+        values: Tensor = critic(features).squeeze(-1)
+    return rewards + gamma * values[:, 1:] - values[:, :-1]
 
 
 def _pushes(pushes: Tensor) -> dict[str, float]:

@@ -110,11 +110,13 @@ def costs() -> list[Row]:
         (home,) = SUITES[SUITE].problems("train", 0, runs)
         config = {key: value for key, value in home.task.config.items() if key in ("data", "n_train", "eval_size")}
         problem = replace(home, task=replace(home.task, family="lenet", config={**config, **changes}))
-        run, row = problem.start(), {"row": "cost", "net": name, "runs": runs}
-        for what, work in {
+        run = problem.start()
+        row: Row = {"row": "cost", "net": name, "runs": runs}
+        works: dict[str, Callable[[], Any]] = {
             "update": partial(run.advance, run.base_lr, 1, gain=False),
             "decision": partial(run.observe, run.base_lr, PPOSchedule.needs),
-        }.items():
+        }
+        for what, work in works.items():
             work()
             started = time.process_time()
             for _ in range(_TIMES):
