@@ -113,6 +113,8 @@ def sharder(optimizer: Optimizer) -> str | None:
     if getattr(optimizer, PARTITIONS, None) is not None:
         return "DeepSpeed"
     params: list[Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(hasattr(p, "ds_id") for p in params):  # ZeRO-3's own weights, not seen through its optimizer
+        return "DeepSpeed"
     if any(hasattr(p, "placements") for p in params):
         return "fully_shard or tensor parallelism (DTensor parameters)"
     if any(getattr(p, "_is_flat_param", False) for p in params):
@@ -137,8 +139,8 @@ class Shards:
     def of(cls, optimizer: Optimizer, model: nn.Module | None, group: dist.ProcessGroup | None) -> Shards | None:
         """Those of this optimizer, where `model` is the module that computes; None where every rank has all weights.
 
-        ValueError: weights that are sharded over other ranks than those of `group`, or as partial sums, or by the
-        first FSDP without being in `model`.
+        ValueError: weights that are sharded over other ranks than those of `group`, or as partial sums, by the first
+        FSDP without being in `model`, or by DeepSpeed under an optimizer that is not its own.
         """
         own = getattr(optimizer, PARTITIONS, None)
         if isinstance(own, Shards):
@@ -146,6 +148,11 @@ class Shards:
         by = sharder(optimizer)
         if by is None:
             return None
+        if by == "DeepSpeed":
+            raise ValueError(
+                "DeepSpeed leaves each rank only a part of these weights, and this optimizer does not know the parts; "
+                "pass the one that accelerator.prepare or deepspeed.initialize returned"
+            )
         shards = cls(model, group)
         for p in (p for each in optimizer.param_groups for p in each["params"]):
             shards._check(p, by)

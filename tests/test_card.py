@@ -170,7 +170,7 @@ def test_committed_results_and_cards_are_what_the_rows_say(name) -> None:
 def test_every_bundled_controller_that_a_verdict_tries_has_a_card() -> None:
     folders = {path.name for path in PRETRAINED.iterdir() if (path / "config.json").is_file()}
     assert folders == set(BUNDLED)
-    assert {path.stem for path in CARDS.glob("*.md")} == set(BUNDLED)
+    assert {path.stem for path in CARDS.glob("*.md")} == {*BUNDLED, "README"}
 
 
 # --- what a card says ------------------------------------------------------------------------------------------------
@@ -524,7 +524,7 @@ def test_failed_runs_make_it_worse_and_missing_ones_untested(rows) -> None:
 def test_what_the_benchmark_measured_is_on_the_card_losses_included() -> None:
     for name in cards.BENCHMARKED:
         found = cards.results(name, ROWS)
-        assert len(check_results(found)) >= 20 and found["command"] == cards.BENCHMARK
+        assert len(check_results(found)) >= 6 and found["command"] == cards.BENCHMARK
         text = cards.card(name, found, None)
         assert "against tuned linear" in section(text, "Where it loses") and "no learning rate given" in text
 

@@ -113,9 +113,8 @@ class Loop:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, **options)
         self.scheduler: ControlledLR | None = None
         if controller is not None:
-            every = None if controller.ignores_base_lr else CADENCE
-            self.scheduler = ControlledLR(
-                self.optimizer, controller, model=model, total_steps=scale.loop, every=every, max_grad_norm=0
+            self.scheduler = ControlledLR(  # seldom, so that there are updates between decisions
+                self.optimizer, controller, model=model, total_steps=scale.loop, every=CADENCE, max_grad_norm=0
             )
         make: Callable[[], Any] = self.optimizer.step
         if "compiled" in step:
