@@ -114,7 +114,7 @@ _ENTRIES: tuple[Method, ...] = (
     Method(name="default", text="`Trainer`'s defaults: 5e-5, linear; not with SGD", lr=TRAINER_LR, not_with=("sgd",)),
     *_bundled(
         "universal",
-        "this library's default, relative updates of a known size; needs no LR",
+        "this library's default, relative updates of a known size, raised where they prove short; needs no LR",
         chosen_on=_DEVELOPMENT,
     ),
     *_VARIANTS,

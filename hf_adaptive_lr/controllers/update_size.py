@@ -103,8 +103,9 @@ class UpdateSize(Controller):
 
     def decide(self, obs: Observation, state: State, params: Params = None) -> tuple[Tensor, State]:
         """Learning rate of `batch_shape`."""
+        state = {**self.init(obs.lr.shape, device=obs.lr.device), **state}  # of a run begun without the feedback
         state = {**state, **_relative_update.measure(obs, state)}
-        known = state["measured"] > 1  # the first update is as good as none
+        known = (state["measured"] > 1) & (obs.require("update_ratio") > 0)  # the first update is as good as none
         state = {**state, **_alignment_feedback.update(obs, state, self.gain, known)}
         # Pretrained weights that are frozen again are no reason to move the others farther.
         learned = self._is_learned(obs) | (state["learned"] > 0)

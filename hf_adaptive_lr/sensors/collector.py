@@ -308,6 +308,7 @@ class SignalCollector:
             return {}
         if self._prepared_for != update:  # a decision that nobody could foresee, after extend() for instance
             self._gain.ratio, self._difference.ratio, self._divergence.value = NEUTRAL, 0.0, math.nan
+            self._difference.share = 1.0
             self._still = []
             forget_direction(self.optimizer)
         values = self._measure(wanted, last_lrs)

@@ -27,7 +27,7 @@ def check_deepspeed(accelerator: Any) -> None:
 @contextlib.contextmanager
 def ahead_of_backward(accelerator: Any, hear: Callable[[Tensor], None]) -> Iterator[None]:
     """Inside, `hear` is called with each loss that `accelerator.backward` is about to differentiate."""
-    backward = accelerator.backward
+    backward, others = accelerator.backward, vars(accelerator).get("backward")
 
     def hearing(loss: Tensor, **kwargs: Any) -> None:
         hear(loss.detach())
@@ -37,4 +37,7 @@ def ahead_of_backward(accelerator: Any, hear: Callable[[Tensor], None]) -> Itera
     try:
         yield
     finally:
-        del vars(accelerator)["backward"]
+        if others is None:
+            del vars(accelerator)["backward"]
+        else:
+            vars(accelerator)["backward"] = others
