@@ -60,6 +60,11 @@ def test_under_a_warm_up_it_judges_its_own_rate() -> None:
     assert factor(TARGET, lr=0.08, last=0.02) == pytest.approx(0.8 / 4)
 
 
+def test_rounding_early_in_a_warm_up_is_no_reason_to_cut() -> None:
+    rounding = TARGET / 1000  # at a thousandth of the rate: not judged as a million times as much
+    assert factor(rounding, lr=0.1, last=0.0001) == factor(rounding, lr=0.1, last=0.01) == 1.0
+
+
 def test_runs_side_by_side_decide_like_each_alone() -> None:
     kls = torch.tensor([0.0, 1e-3, TARGET, 0.05, 3.0, float("nan")], dtype=torch.float64)
     steps = torch.tensor([3, 3, 3, 3, 0, 7])
@@ -144,6 +149,10 @@ def test_positions_of_padding_do_not_count_and_long_texts_are_sampled_evenly() -
         divergence({"logits": old[:, :2]}, {"logits": new[:, :2]})
     )
     assert len(predicted(torch.zeros(3, 1000, 2), {}).log_probs) == 256
+    long = torch.cat((torch.ones(len(old), 7, dtype=mask.dtype), mask), 1)  # logits of the last tokens alone
+    assert divergence({"logits": old}, {"logits": new}, attention_mask=long) == pytest.approx(
+        divergence({"logits": old}, {"logits": new}, attention_mask=mask)
+    )
 
 
 def test_a_single_logit_is_a_preference_and_broken_predictions_count_as_far() -> None:

@@ -29,6 +29,7 @@ from ..controller import Citation, Controller, Device, Params, Shape, State
 from ..observation import Observation
 
 _LARGEST_CUT = 10.0
+_LARGEST_SCALE = 100.0  # by which a divergence is multiplied that a smaller rate caused: a tenth of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,8 @@ class KLTarget(Controller):
         """Factor of the base LR, of `batch_shape`. It moves the rate in force, so bounds leave no memory."""
         kl = obs.require("kl").to(obs.lr.dtype)
         if obs.last_lr is not None:
-            at_own_rate = (obs.lr / obs.last_lr).square()
+            # Early in a warm-up the divergence is rounding, which must not be multiplied by thousands.
+            at_own_rate = (obs.lr / obs.last_lr).square().clamp_max(_LARGEST_SCALE)
             kl = kl * torch.where(obs.last_lr > 0, at_own_rate, 1.0)
         low = kl < self.target / self.zone
         reached = state["reached"] | (kl >= self.target / self.zone)

@@ -50,14 +50,22 @@ def predicted(output: Any, kwargs: Mapping[str, Any]) -> Predicted | None:
     if logits is None or not logits.ndim or not logits.numel():
         return None
     rows = logits.detach().flatten(0, -2) if logits.ndim > 1 else logits.detach()[None]
-    mask = kwargs.get("attention_mask")
-    weights = mask.flatten() if isinstance(mask, Tensor) and mask.shape == logits.shape[:-1] else None
+    weights = _mask(kwargs.get("attention_mask"), logits)
     if len(rows) > _POSITIONS:
         places = torch.linspace(0, len(rows) - 1, _POSITIONS, device=rows.device).long()
         rows, weights = rows[places], None if weights is None else weights[places]
     rows = rows.float()
     pairs = torch.cat((rows, torch.zeros_like(rows)), -1) if rows.shape[-1] == 1 else rows
     return Predicted(pairs.log_softmax(-1), weights)
+
+
+def _mask(mask: Any, logits: Tensor) -> Tensor | None:
+    """Which positions count; those of the last tokens where a model was asked for these alone (`logits_to_keep`)."""
+    if not isinstance(mask, Tensor) or logits.ndim != 3 or mask.ndim != 2:
+        return None
+    if mask.shape[0] != logits.shape[0] or mask.shape[1] < logits.shape[1]:
+        return None
+    return mask[:, -logits.shape[1] :].flatten()
 
 
 def _field(output: Any, name: str) -> Tensor | None:
